@@ -1,0 +1,89 @@
+# One place for what a person, a commit hook and continuous integration call. `make` alone lists the targets.
+# Every target builds .venv by itself when it is missing, half-made or older than pyproject.toml.
+
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+COVERAGE := $(BIN)/python -m coverage
+
+# True if .venv holds the tools and this very checkout. The package is located, not imported: an error in its
+# source is for the tests to report, and no reason to install everything again.
+define IS_USABLE
+import importlib.util as u, pathlib as p, pytest
+found = u.find_spec("opnp")
+raise SystemExit(not (found and found.origin and p.Path(found.origin).resolve().is_relative_to(p.Path("src").resolve())))
+endef
+export IS_USABLE
+
+# A PYTHONPATH or PYTHONHOME from outside could put another opnp, or another Python, in the place of this one.
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test coverage lint format clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+
+# The stamp is put in place last, with the time at which the installation began. No stamp, or an unusable .venv:
+# start over. Stamp older than pyproject.toml: install again in place; the stamp is away meanwhile, so that an
+# interrupted installation counts as half-made.
+venv:  ## Build .venv, or bring it up to date; does nothing when it is ready
+	@set -e; \
+	if [ -e $(STAMP) ] && $(BIN)/python -c "$$IS_USABLE" >/dev/null 2>&1; then \
+	    [ pyproject.toml -nt $(STAMP) ] || exit 0; \
+	    echo "pyproject.toml has changed: updating $(VENV)"; \
+	else \
+	    command -v $(PYTHON) >/dev/null || { echo "'$(PYTHON)' was not found. Name a Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }; \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	        echo "opnp needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }; \
+	    if [ -e $(VENV) ]; then echo "$(VENV) is incomplete: starting over"; rm -rf $(VENV); fi; \
+	    echo "building $(VENV) (some minutes; torch alone is several GB)"; \
+	    $(PYTHON) -m venv $(VENV); \
+	fi; \
+	if [ -e $(STAMP) ]; then mv $(STAMP) $(STAMP).old; fi; \
+	touch $(STAMP).new; \
+	if ! $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[all,dev]'; then \
+	    if [ -e $(STAMP).old ]; then mv $(STAMP).old $(STAMP); fi; \
+	    echo "installation into $(VENV) failed; the reason stands above" >&2; exit 1; \
+	fi; \
+	$(BIN)/python -c "$$IS_USABLE"; \
+	rm -f $(STAMP).old; \
+	mv $(STAMP).new $(STAMP)
+
+demo: venv  ## See it work: fit, prune and score, on this machine and without a download
+	@$(BIN)/opnp demo
+
+# Two workers on two cores do not fight over threads. pytest fails by itself when it finds no test; the last line
+# also fails when every test was skipped.
+test: venv  ## Run all tests and doctests (WORKERS=2, ARGS="-k energy")
+	@rm -f .test-report.xml
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --junit-xml=.test-report.xml $(ARGS)
+	@$(BIN)/python tools/check_tests_ran.py .test-report.xml
+
+coverage: venv  ## Run all tests with branch coverage; the core must be covered completely
+	@$(COVERAGE) erase
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= $(ARGS)
+	@$(COVERAGE) report
+	@$(COVERAGE) report --include='src/opnp/core/*' --fail-under=100
+
+lint: venv  ## Check style, format, types, floors and file lengths
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python tools/check_core_imports.py
+	@$(BIN)/python tools/check_file_length.py
+
+format: venv  ## Format the code and mend what ruff can mend
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+clean:  ## Remove caches, reports and outputs; .venv stays
+	@rm -rf build dist opnp-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .test-report.xml
+	@rm -rf .coverage .coverage.* htmlcov
+	@find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
