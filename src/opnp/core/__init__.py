@@ -1,0 +1,97 @@
+"""Pure tensor arithmetic: the method, equation by equation. No models, no files, no state.
+
+- `sensitivity`: mean absolute gradients of the energy, in closed form (step 1)
+- `masks`: which weights and neurons stay (step 2)
+- `scores`: how much an input looks out of distribution, from logits (step 3)
+- `shaping`: ReAct, ASH-S and SCALE on features, before the head
+- `conformal`: p-values and verdicts with a guarantee
+- `metrics`: what a detector and a classifier are worth
+- `histogram`: quantiles of a stream
+"""
+
+from opnp.core.conformal import (
+    at_least_count,
+    conformal_p_value,
+    flagged_rank,
+    is_flagged,
+    keep_threshold,
+    minimum_samples,
+)
+from opnp.core.histogram import ValueHistogram
+from opnp.core.masks import Masks, Scope, keep_mask, neuron_mask, pruned_count, pruned_weight, weight_mask
+from opnp.core.metrics import (
+    PositiveClass,
+    Reliability,
+    accuracy,
+    aupr,
+    auroc,
+    expected_calibration_error,
+    fpr_at_tpr,
+    reliability,
+)
+from opnp.core.scores import (
+    SCORE_NAMES,
+    ScoreName,
+    energy_score,
+    entropy_score,
+    gen_score,
+    max_logit_score,
+    msp_score,
+    score_logits,
+)
+from opnp.core.sensitivity import (
+    NeuronReading,
+    Precision,
+    Sensitivity,
+    SensitivitySum,
+    neuron_sensitivity,
+    weight_sensitivity,
+)
+from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, ash_s, react, scale, shaped
+
+__all__ = [
+    "ASHS",
+    "SCALE",
+    "SCORE_NAMES",
+    "Masks",
+    "NeuronReading",
+    "PositiveClass",
+    "Precision",
+    "ReAct",
+    "Reliability",
+    "Scope",
+    "ScoreName",
+    "Sensitivity",
+    "SensitivitySum",
+    "Shaping",
+    "ValueHistogram",
+    "accuracy",
+    "ash_s",
+    "at_least_count",
+    "aupr",
+    "auroc",
+    "conformal_p_value",
+    "energy_score",
+    "entropy_score",
+    "expected_calibration_error",
+    "flagged_rank",
+    "fpr_at_tpr",
+    "gen_score",
+    "is_flagged",
+    "keep_mask",
+    "keep_threshold",
+    "max_logit_score",
+    "minimum_samples",
+    "msp_score",
+    "neuron_mask",
+    "neuron_sensitivity",
+    "pruned_count",
+    "pruned_weight",
+    "react",
+    "reliability",
+    "scale",
+    "score_logits",
+    "shaped",
+    "weight_mask",
+    "weight_sensitivity",
+]

@@ -1,0 +1,109 @@
+"""Argument checks shared by the pure functions: one place, one wording."""
+
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
+
+__all__ = ["checked_fraction", "checked_matrix", "checked_scores", "checked_temperature", "require_finite"]
+
+
+def checked_matrix(tensor: Tensor, *, name: str, axes: str) -> Tensor:
+    """Return `tensor` if it is a floating-point matrix, else say what it should have been.
+
+    Args:
+        tensor: The value to check.
+        name: Name of the argument, for the message.
+        axes: The two axes in words, such as ``"(batch, features)"``.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        InputTypeError: If it is no tensor, or not of a floating-point dtype.
+        ShapeError: If it has not exactly two axes.
+
+    """
+    if not isinstance(tensor, Tensor):
+        raise InputTypeError(f"`{name}` must be a torch.Tensor of shape {axes}, got {type(tensor).__name__}.")
+    if tensor.ndim != 2:
+        shape = tuple(tensor.shape)
+        hint = f" Pool the trailing axes first: `{name}.flatten(2).mean(2)`." if tensor.ndim > 2 else ""
+        if tensor.ndim == 1:
+            hint = f" For one sample add the batch axis: `{name}[None]`."
+        raise ShapeError(f"`{name}` must have shape {axes}, got {shape}.{hint}")
+    if not tensor.is_floating_point():
+        raise InputTypeError(f"`{name}` must be floating point, got {tensor.dtype}. Convert it: `{name}.float()`.")
+    return tensor
+
+
+def checked_scores(scores: Tensor, *, name: str) -> Tensor:
+    """Return one-dimensional `scores` as float64, refusing empty and NaN ones.
+
+    Args:
+        scores: Floating-point or integer scores, shape ``(batch,)``.
+        name: Name of the argument, for the message.
+
+    Returns:
+        The scores as float64, on the device they came on.
+
+    Raises:
+        InputTypeError: If `scores` is no real-valued tensor.
+        ShapeError: If it has not exactly one axis.
+        EmptyDataError: If it is empty.
+        NonFiniteError: If it holds NaN. Infinite scores are ordered like any other.
+
+    """
+    if not isinstance(scores, Tensor) or scores.is_complex():
+        raise InputTypeError(f"`{name}` must be a real torch.Tensor of shape (batch,), got {type(scores).__name__}.")
+    if scores.ndim != 1:
+        raise ShapeError(f"`{name}` must have shape (batch,), got {tuple(scores.shape)}.")
+    if scores.numel() == 0:
+        raise EmptyDataError(f"`{name}` is empty: at least one score is needed.")
+    if bool(scores.isnan().any()):
+        raise NonFiniteError(f"`{name}` holds {int(scores.isnan().sum())} NaN of {scores.numel()} scores.")
+    return scores.double()
+
+
+def checked_temperature(temperature: float) -> float:
+    """Return `temperature` as a float if it is positive and finite, else raise `OptionError`."""
+    if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0 < temperature < float("inf"):
+        raise OptionError(f"`temperature` must be a positive finite number, got {temperature!r}.")
+    return float(temperature)
+
+
+def checked_fraction(value: float, *, name: str, is_zero_allowed: bool = False) -> float:
+    """Return `value` as a float if it lies in (0, 1), or in [0, 1) where zero is allowed, else raise `OptionError`."""
+    interval = "[0, 1)" if is_zero_allowed else "(0, 1)"
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < 1 or (value == 0 and not is_zero_allowed):
+        hint = f" Percentages are written as fractions: {value / 100:g}." if is_number and 1 <= value < 100 else ""
+        raise OptionError(f"`{name}` must be a fraction in {interval}, got {value!r}.{hint}")
+    return float(value)
+
+
+def require_finite(tensor: Tensor, *, name: str, where: str = "", first_row: int = 0) -> None:
+    """Raise `NonFiniteError` that counts and locates NaN and infinite entries of a ``(batch, ...)`` tensor.
+
+    Args:
+        tensor: The values to check, samples along the first axis.
+        name: Name of the argument, for the message.
+        where: Which part of the data this is, such as ``" in batch 3"``.
+        first_row: Number of the first row, for the message, where `tensor` is a part of something longer.
+
+    Raises:
+        NonFiniteError: If any entry is NaN or infinite.
+
+    """
+    is_finite = torch.isfinite(tensor)
+    if bool(is_finite.all()):
+        return
+    rows = (~is_finite).flatten(1).any(1).nonzero().flatten() if tensor.ndim > 1 else (~is_finite).nonzero().flatten()
+    shown = ", ".join(str(first_row + int(row)) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+    raise NonFiniteError(
+        f"`{name}`{where} must be finite, got {int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} infinite "
+        f"entries in {len(rows)} of {len(tensor)} rows (rows {shown}). Look for broken inputs there, or for an "
+        f"overflow in half precision.",
+    )

@@ -1,0 +1,287 @@
+"""Metrics of detection and of the classifier. All are fractions in [0, 1], exact with ties, computed in float64.
+
+Detection metrics take two sets of scores, those of in-distribution (ID) samples first; larger score = more OOD.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from opnp.core.checks import checked_fraction, checked_matrix, checked_scores
+from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
+
+__all__ = [
+    "PositiveClass",
+    "Reliability",
+    "accuracy",
+    "aupr",
+    "auroc",
+    "expected_calibration_error",
+    "fpr_at_tpr",
+    "reliability",
+]
+
+PositiveClass = Literal["id", "ood"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Reliability:
+    """Confidence and accuracy by bins of equal width over (0, 1]; empty bins hold zeros.
+
+    Attributes:
+        count: Samples in each bin, shape ``(bins,)``, int64.
+        confidence: Mean confidence of each bin, shape ``(bins,)``, float64.
+        accuracy: Share of right answers in each bin, shape ``(bins,)``, float64.
+
+    """
+
+    count: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+
+def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
+    """Return the area under the ROC curve: the chance that an OOD sample scores above an ID one, ties counting half.
+
+    It is the same whichever class is called positive.
+
+    Args:
+        id_scores: Scores of ID samples, shape ``(n,)``.
+        ood_scores: Scores of OOD samples, shape ``(m,)``.
+
+    Returns:
+        AUROC in [0, 1].
+
+    Raises:
+        ShapeError: If an argument has not exactly one axis.
+        EmptyDataError: If an argument is empty.
+        NonFiniteError: If an argument holds NaN.
+
+    Example:
+        >>> import torch
+        >>> auroc(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0]))
+        0.875
+
+    References:
+        Hanley and McNeil, "The meaning and use of the area under a receiver operating characteristic (ROC) curve",
+        Radiology 1982.
+
+    """
+    ordered = checked_scores(id_scores, name="id_scores").sort().values
+    outside = checked_scores(ood_scores, name="ood_scores").to(ordered.device)
+    below = torch.searchsorted(ordered, outside, side="left").sum()
+    not_above = torch.searchsorted(ordered, outside, side="right").sum()
+    return int(below + not_above) / (2 * len(ordered) * len(outside))
+
+
+def aupr(id_scores: Tensor, ood_scores: Tensor, *, positive: PositiveClass = "id") -> float:
+    """Return the area under the precision-recall curve as average precision, with the class named `positive`.
+
+    Average precision is sum_k (R_k - R_{k-1}) P_k over the distinct thresholds; samples with equal scores pass a
+    threshold together.
+
+    Args:
+        id_scores: Scores of ID samples, shape ``(n,)``.
+        ood_scores: Scores of OOD samples, shape ``(m,)``.
+        positive: ``"id"`` or ``"ood"``.
+
+    Returns:
+        AUPR in [0, 1]. A detector that knows nothing reaches the share of the positive class.
+
+    Raises:
+        ShapeError: If an argument has not exactly one axis.
+        EmptyDataError: If an argument is empty.
+        NonFiniteError: If an argument holds NaN.
+        OptionError: If `positive` is unknown.
+
+    Example:
+        >>> import torch
+        >>> inside, outside = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0])
+        >>> round(aupr(inside, outside, positive="id"), 6), round(aupr(inside, outside, positive="ood"), 6)
+        (0.833333, 0.833333)
+
+    References:
+        Davis and Goadrich, "The Relationship Between Precision-Recall and ROC Curves", ICML 2006.
+
+    """
+    hits, misses = _as_positive(id_scores, ood_scores, positive=positive)
+    distinct, bins = torch.unique(torch.cat([hits, misses]), return_inverse=True)
+    hit_count = torch.bincount(bins[: len(hits)], minlength=len(distinct)).flip(0)
+    miss_count = torch.bincount(bins[len(hits) :], minlength=len(distinct)).flip(0)
+    passed_hits, passed = hit_count.cumsum(0), (hit_count + miss_count).cumsum(0)
+    return float((hit_count.double() * passed_hits.double() / passed.double()).sum() / len(hits))
+
+
+def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, *, tpr: float = 0.95, positive: PositiveClass = "id") -> float:
+    """Return the false-positive rate where at least the share `tpr` of the positive class is kept.
+
+    ``positive="id"``: the share of OOD samples that pass as ID, at the smallest ID score that at least `tpr` of the ID
+    scores do not exceed. This is the FPR95 of the papers. ``positive="ood"``: the share of ID samples that are flagged,
+    at the largest OOD score that at least `tpr` of the OOD scores reach; OpenOOD and pytorch-ood report this one.
+
+    Args:
+        id_scores: Scores of ID samples, shape ``(n,)``.
+        ood_scores: Scores of OOD samples, shape ``(m,)``.
+        tpr: Share of the positive class to keep, in (0, 1), taken as the decimal it is written as.
+        positive: ``"id"`` or ``"ood"``.
+
+    Returns:
+        The false-positive rate in [0, 1].
+
+    Raises:
+        ShapeError: If an argument has not exactly one axis.
+        EmptyDataError: If an argument is empty.
+        NonFiniteError: If an argument holds NaN.
+        OptionError: If `tpr` lies outside (0, 1) or `positive` is unknown.
+
+    Example:
+        >>> import torch
+        >>> inside, outside = torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([3.0, 4.0, 5.0, 6.0])
+        >>> fpr_at_tpr(inside, outside, tpr=0.75), fpr_at_tpr(inside, outside, tpr=0.75, positive="ood")
+        (0.25, 0.25)
+        >>> fpr_at_tpr(inside, outside), fpr_at_tpr(inside, outside, positive="ood")
+        (1.0, 0.5)
+
+    References:
+        Liang, Li and Srikant, "Enhancing The Reliability of Out-of-distribution Image Detection in Neural Networks",
+        ICLR 2018, with ID as the positive class.
+
+    """
+    hits, misses = _as_positive(id_scores, ood_scores, positive=positive)
+    needed = math.ceil(Fraction(str(checked_fraction(tpr, name="tpr"))) * len(hits))
+    threshold = hits.sort(descending=True).values[needed - 1]
+    return int((misses >= threshold).sum()) / len(misses)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of samples whose largest logit is that of their label.
+
+    Args:
+        logits: Logits or probabilities, shape ``(batch, classes)``.
+        labels: Class indices, shape ``(batch,)``, any integer dtype.
+
+    Returns:
+        Accuracy in [0, 1].
+
+    Raises:
+        ShapeError: If the shapes do not fit together.
+        InputTypeError: If `labels` are no integers.
+        EmptyDataError: If there are no samples.
+        OptionError: If a label is no class index.
+
+    Example:
+        >>> import torch
+        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        0.5
+
+    """
+    targets = _checked_labels(logits, labels)
+    return int((logits.argmax(1) == targets).sum()) / len(targets)
+
+
+def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> Reliability:
+    """Return count, mean confidence and accuracy in bins of equal width of the largest probability.
+
+    Args:
+        probabilities: Class probabilities, shape ``(batch, classes)``, in [0, 1].
+        labels: Class indices, shape ``(batch,)``, any integer dtype.
+        bins: Number of bins; bin b holds confidences in (b / bins, (b + 1) / bins].
+
+    Returns:
+        The reliability table.
+
+    Raises:
+        ShapeError: If the shapes do not fit together.
+        InputTypeError: If `labels` are no integers.
+        EmptyDataError: If there are no samples.
+        OptionError: If a label is no class index, a probability lies outside [0, 1] or `bins` is below 1.
+
+    Example:
+        >>> import torch
+        >>> table = reliability(torch.tensor([[0.9, 0.1], [0.7, 0.3]]), torch.tensor([0, 1]), bins=2)
+        >>> table.count.tolist(), [round(value, 6) for value in table.confidence.tolist()], table.accuracy.tolist()
+        ([0, 2], [0.0, 0.8], [0.0, 0.5])
+
+    References:
+        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
+
+    """
+    targets = _checked_labels(probabilities, labels)
+    if bins < 1:
+        raise OptionError(f"`bins` must be at least 1, got {bins!r}.")
+    confidence, predicted = probabilities.double().max(1)
+    if not bool(((confidence >= 0) & (confidence <= 1 + 1e-6)).all()):
+        raise OptionError("`probabilities` must lie in [0, 1]: take `torch.softmax(logits, 1)` first.")
+    index = (torch.ceil(confidence * bins).long() - 1).clamp(0, bins - 1)
+    count = torch.bincount(index, minlength=bins)
+    safe = count.clamp_min(1)
+    return Reliability(
+        count=count,
+        confidence=torch.bincount(index, weights=confidence, minlength=bins) / safe,
+        accuracy=torch.bincount(index, weights=(predicted == targets).double(), minlength=bins) / safe,
+    )
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Return the ECE: the mean gap between confidence and accuracy over bins, weighted by their counts.
+
+    ECE = sum_b (n_b / n) |accuracy_b - confidence_b|.
+
+    Args:
+        probabilities: Class probabilities, shape ``(batch, classes)``, in [0, 1].
+        labels: Class indices, shape ``(batch,)``, any integer dtype.
+        bins: Number of bins of equal width.
+
+    Returns:
+        ECE in [0, 1].
+
+    Raises:
+        ShapeError: If the shapes do not fit together.
+        InputTypeError: If `labels` are no integers.
+        EmptyDataError: If there are no samples.
+        OptionError: If a label is no class index, a probability lies outside [0, 1] or `bins` is below 1.
+
+    Example:
+        >>> import torch
+        >>> round(expected_calibration_error(torch.tensor([[0.9, 0.1], [0.7, 0.3]]), torch.tensor([0, 1]), bins=2), 6)
+        0.3
+
+    References:
+        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
+
+    """
+    table = reliability(probabilities, labels, bins=bins)
+    gap = (table.accuracy - table.confidence).abs()
+    return float((gap * table.count).sum() / table.count.sum())
+
+
+def _as_positive(id_scores: Tensor, ood_scores: Tensor, *, positive: PositiveClass) -> tuple[Tensor, Tensor]:
+    """Return float64 scores of the positive and of the other class, turned so that larger = more positive."""
+    inside = checked_scores(id_scores, name="id_scores")
+    outside = checked_scores(ood_scores, name="ood_scores").to(inside.device)
+    if positive == "id":
+        return -inside, -outside
+    if positive == "ood":
+        return outside, inside
+    raise OptionError(f'`positive` must be "id" or "ood", got {positive!r}.')
+
+
+def _checked_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    checked_matrix(logits, name="logits", axes="(batch, classes)")
+    if labels.shape != logits.shape[:1]:
+        raise ShapeError(f"`labels` must have shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}.")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputTypeError(f"`labels` must be integer class indices, got {labels.dtype}.")
+    if len(labels) == 0:
+        raise EmptyDataError("There are no samples: at least one is needed.")
+    targets = labels.long()
+    if not bool(((targets >= 0) & (targets < logits.shape[1])).all()):
+        raise OptionError(
+            f"`labels` must lie in 0 to {logits.shape[1] - 1} for {logits.shape[1]} classes, got "
+            f"{int(targets.min())} to {int(targets.max())}.",
+        )
+    return targets

@@ -1,0 +1,334 @@
+r"""Sensitivity of the energy to the weights and neurons of the last layer, as an additive value.
+
+For features h, logits f = W h + b, p = softmax(f / T) and the energy E = -T logsumexp(f / T),
+
+    dE / dW_ij = -p_i h_j        dE / dh_j = -sum_i p_i W_ij
+
+so the means of the absolute gradients over m samples need no backward pass:
+
+    weight      M_ij = (1/m) sum_k p_i(x_k) |h_j(x_k)|          = P^T |H| / m
+    gradient    (1/m) sum_k |sum_i p_i(x_k) W_ij|               = column means of |P W|
+    aggregate   (1/C) sum_i M_ij                                = column means of M
+
+Source: Chen et al., NeurIPS 2023, section 3 (step 1 of the method); the closed form follows from differentiating E.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from opnp.core.checks import checked_matrix, checked_temperature
+from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
+
+__all__ = [
+    "NeuronReading",
+    "Precision",
+    "Sensitivity",
+    "SensitivitySum",
+    "neuron_sensitivity",
+    "weight_sensitivity",
+]
+
+NeuronReading = Literal["gradient", "aggregate"]
+Precision = Literal["float32", "float64"]
+
+_ROWS = 1024
+"""Rows multiplied at once: long enough for the product to dominate, short enough for float32 to stay exact to 1e-6."""
+
+_SIGNIFICANT_BITS = 40
+"""Bits kept of a mean sensitivity (5e-13 relative): entries that are equal on paper are then equal in memory."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sensitivity:
+    """Mean absolute gradients of the energy over the training data.
+
+    Attributes:
+        weight: Sensitivity of each weight, shape ``(classes, features)``, float64.
+        neuron_gradient: Sensitivity of each neuron, reading `gradient`, shape ``(features,)``, float64.
+        neuron_aggregate: Sensitivity of each neuron, reading `aggregate`, shape ``(features,)``, float64.
+        count: Number of samples averaged.
+
+    """
+
+    weight: Tensor
+    neuron_gradient: Tensor
+    neuron_aggregate: Tensor
+    count: int
+
+    def neuron(self, reading: NeuronReading) -> Tensor:
+        """Return the neuron sensitivity, shape ``(features,)``, in the given reading.
+
+        Raises:
+            OptionError: If `reading` is neither ``"gradient"`` nor ``"aggregate"``.
+
+        """
+        if reading == "gradient":
+            return self.neuron_gradient
+        if reading == "aggregate":
+            return self.neuron_aggregate
+        raise OptionError(f'`neuron` must be "gradient" or "aggregate", got {reading!r}.')
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SensitivitySum:
+    """Sums of absolute gradients over the samples seen so far: a value that adds up.
+
+    Parts of the data may be summed anywhere, in any order, and merged by ``+``; `mean` ends the sum. The state is
+    O(classes x features) however many samples went in.
+
+    Attributes:
+        weight: Sum of p_i |h_j|, shape ``(classes, features)``, float64.
+        neuron: Sum of |sum_i p_i W_ij|, shape ``(features,)``, float64.
+        count: Number of samples summed.
+
+    Example:
+        Two classes with equal probability, one sample h = (2, -4):
+
+        >>> import torch
+        >>> head = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+        >>> part = SensitivitySum.from_batch(torch.tensor([[2.0, -4.0]]), torch.zeros(1, 2), head)
+        >>> part.weight.tolist()
+        [[1.0, 2.0], [1.0, 2.0]]
+        >>> part.neuron.tolist()
+        [1.0, 1.0]
+        >>> (part + part).mean().weight.tolist() == part.mean().weight.tolist()
+        True
+
+    """
+
+    weight: Tensor
+    neuron: Tensor
+    count: int
+
+    @classmethod
+    def zeros(cls, classes: int, features: int, *, device: torch.device | str | None = None) -> Self:
+        """Return the empty sum, the neutral element of ``+``, for a head of the given size."""
+        return cls(
+            weight=torch.zeros(classes, features, dtype=torch.float64, device=device),
+            neuron=torch.zeros(features, dtype=torch.float64, device=device),
+            count=0,
+        )
+
+    @classmethod
+    def from_batch(
+        cls,
+        features: Tensor,
+        logits: Tensor,
+        weight: Tensor,
+        *,
+        temperature: float = 1.0,
+        precision: Precision = "float32",
+    ) -> Self:
+        """Return the sums over one batch: P^T |H| and the column sums of |P W|.
+
+        Args:
+            features: Inputs of the head, shape ``(batch, features)``, any floating dtype, signed or not.
+            logits: Outputs of the head, shape ``(batch, classes)``, any floating dtype.
+            weight: Weight of the head, shape ``(classes, features)``.
+            temperature: Temperature T of the energy, above 0.
+            precision: Precision of the products. Float64 inputs are never reduced to float32. The sums over
+                blocks of 1024 rows are float64 in either case.
+
+        Returns:
+            The sums, float64, on the device of `features`.
+
+        Raises:
+            ShapeError: If the shapes do not fit together.
+            InputTypeError: If an argument is no floating-point tensor.
+            OptionError: If `temperature` or `precision` is out of range.
+
+        """
+        return cls.from_batches([(features, logits)], weight, temperature=temperature, precision=precision)
+
+    @classmethod
+    def from_batches(
+        cls,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        weight: Tensor,
+        *,
+        temperature: float = 1.0,
+        precision: Precision = "float32",
+    ) -> Self:
+        """Return the sums over a stream of (features, logits), adding in place into one buffer.
+
+        Args:
+            batches: Pairs of shapes ``(batch, features)`` and ``(batch, classes)``, as `from_batch` takes them.
+            weight: Weight of the head, shape ``(classes, features)``.
+            temperature: Temperature T of the energy, above 0.
+            precision: Precision of the products, as in `from_batch`.
+
+        Returns:
+            The sums, float64, on the device of `weight`; count 0 if there was no batch.
+
+        Raises:
+            ShapeError: If the shapes do not fit together.
+            InputTypeError: If an argument is no floating-point tensor.
+            OptionError: If `temperature` or `precision` is out of range.
+
+        """
+        checked_matrix(weight, name="weight", axes="(classes, features)")
+        temperature = checked_temperature(temperature)
+        total = cls.zeros(*weight.shape, device=weight.device)
+        count = 0
+        for features, logits in batches:
+            _check_shapes(features, logits, weight)
+            dtype = product_dtype(features, precision=precision)
+            head = weight.detach().to(dtype)
+            for start in range(0, len(features), _ROWS):
+                block = slice(start, start + _ROWS)
+                probabilities = torch.softmax(logits[block].detach().to(dtype) / temperature, dim=1)
+                total.weight.add_(probabilities.T @ features[block].detach().to(dtype).abs())
+                total.neuron.add_((probabilities @ head).abs().sum(0, dtype=torch.float64))
+            count += len(features)
+        return cls(weight=total.weight, neuron=total.neuron, count=count)
+
+    def __add__(self, other: object) -> "SensitivitySum":
+        """Return the sum over both parts of the data.
+
+        Raises:
+            ShapeError: If the parts come from heads of different size.
+
+        """
+        if not isinstance(other, SensitivitySum):
+            return NotImplemented
+        if self.weight.shape != other.weight.shape:
+            raise ShapeError(
+                f"Sums of heads of different size cannot be merged: (classes, features) is "
+                f"{tuple(self.weight.shape)} on the left and {tuple(other.weight.shape)} on the right.",
+            )
+        return SensitivitySum(
+            weight=self.weight + other.weight,
+            neuron=self.neuron + other.neuron,
+            count=self.count + other.count,
+        )
+
+    def mean(self) -> Sensitivity:
+        """Return the sensitivities: the sums divided by the count, rounded to 40 significant bits.
+
+        The rounding (5e-13 relative) makes entries that are equal on paper, such as those of duplicated neurons,
+        equal in memory too, in whatever order their sums were taken; the rank of ties is then the index order.
+
+        Raises:
+            EmptyDataError: If no sample was summed.
+
+        """
+        if self.count == 0:
+            raise EmptyDataError("No sample was summed: the sensitivity of no data is undefined.")
+        weight = self.weight / self.count
+        return Sensitivity(
+            weight=_rounded(weight),
+            neuron_gradient=_rounded(self.neuron / self.count),
+            neuron_aggregate=_rounded(weight.mean(0)),
+            count=self.count,
+        )
+
+
+def weight_sensitivity(features: Tensor, logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Return the mean absolute gradient of the energy for each weight of the head: M = P^T |H| / m.
+
+    Args:
+        features: Inputs of the head, shape ``(batch, features)``.
+        logits: Outputs of the head, shape ``(batch, classes)``.
+        temperature: Temperature T of the energy, above 0.
+
+    Returns:
+        Sensitivity, shape ``(classes, features)``, float64, on the device of `features`. Products are taken in
+        float64.
+
+    Raises:
+        ShapeError: If the shapes do not fit together.
+        EmptyDataError: If the batch is empty.
+
+    Example:
+        >>> import torch
+        >>> weight_sensitivity(torch.tensor([[2.0, -4.0]]), torch.zeros(1, 2)).tolist()
+        [[1.0, 2.0], [1.0, 2.0]]
+
+    References:
+        Chen et al., NeurIPS 2023, the sensitivity of a parameter.
+
+    """
+    checked_matrix(features, name="features", axes="(batch, features)")
+    checked_matrix(logits, name="logits", axes="(batch, classes)")
+    weight = features.new_zeros(logits.shape[1], features.shape[1])
+    total = SensitivitySum.from_batch(features, logits, weight, temperature=temperature, precision="float64")
+    return total.mean().weight
+
+
+def neuron_sensitivity(
+    features: Tensor,
+    logits: Tensor,
+    weight: Tensor,
+    *,
+    reading: NeuronReading = "gradient",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Return the mean absolute gradient of the energy for each input of the head, in one of its two readings.
+
+    ``gradient`` is the mean of |sum_i p_i W_ij|; ``aggregate`` is the mean of |h_j| / classes, the column mean of the
+    weight sensitivity.
+
+    Args:
+        features: Inputs of the head, shape ``(batch, features)``.
+        logits: Outputs of the head, shape ``(batch, classes)``.
+        weight: Weight of the head, shape ``(classes, features)``.
+        reading: ``"gradient"`` or ``"aggregate"``.
+        temperature: Temperature T of the energy, above 0.
+
+    Returns:
+        Sensitivity, shape ``(features,)``, float64, on the device of `features`.
+
+    Raises:
+        ShapeError: If the shapes do not fit together.
+        OptionError: If `reading` or `temperature` is out of range.
+        EmptyDataError: If the batch is empty.
+
+    Example:
+        >>> import torch
+        >>> features, logits = torch.tensor([[2.0, -4.0]]), torch.zeros(1, 2)
+        >>> head = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+        >>> neuron_sensitivity(features, logits, head).tolist()
+        [1.0, 1.0]
+        >>> neuron_sensitivity(features, logits, head, reading="aggregate").tolist()
+        [1.0, 2.0]
+
+    References:
+        Chen et al., NeurIPS 2023, the sensitivity of a neuron; the text admits both readings.
+
+    """
+    total = SensitivitySum.from_batch(features, logits, weight, temperature=temperature, precision="float64")
+    return total.mean().neuron(reading)
+
+
+def product_dtype(tensor: Tensor, *, precision: Precision) -> torch.dtype:
+    """Return the dtype that products of `tensor` are taken in: float32 at least, float64 where asked or given."""
+    if precision not in ("float32", "float64"):
+        raise OptionError(f'`precision` must be "float32" or "float64", got {precision!r}.')
+    return torch.float64 if precision == "float64" or tensor.dtype == torch.float64 else torch.float32
+
+
+def _check_shapes(features: Tensor, logits: Tensor, weight: Tensor) -> None:
+    checked_matrix(features, name="features", axes="(batch, features)")
+    checked_matrix(logits, name="logits", axes="(batch, classes)")
+    if len(features) != len(logits):
+        raise ShapeError(f"`features` and `logits` must agree in batch size, got {len(features)} and {len(logits)}.")
+    if weight.shape != (logits.shape[1], features.shape[1]):
+        raise ShapeError(
+            f"`weight` must have shape (classes, features) = {(logits.shape[1], features.shape[1])} to fit `logits` "
+            f"and `features`, got {tuple(weight.shape)}.",
+        )
+    if features.device != logits.device or features.device != weight.device:
+        raise InputTypeError(
+            f"`features`, `logits` and `weight` must lie on one device, got {features.device}, {logits.device} and "
+            f"{weight.device}.",
+        )
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Return float64 `values` rounded to `_SIGNIFICANT_BITS` bits, by Veltkamp's splitting."""
+    scaled = values * (2.0 ** (53 - _SIGNIFICANT_BITS) + 1.0)
+    return scaled - (scaled - values)

@@ -1,0 +1,242 @@
+"""Shaping of features before the head: ReAct, ASH-S and SCALE.
+
+Each function maps features h, shape ``(batch, features)``, to shaped features of the same shape and dtype, row by row.
+A row of zeros stays a row of zeros. The papers assume features that are not negative (after a ReLU); given negative
+ones the functions still return finite values and warn.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opnp.core.checks import checked_fraction, checked_matrix
+from opnp.errors import OptionError, SignedFeaturesWarning
+
+__all__ = ["ASHS", "SCALE", "ReAct", "Shaping", "ash_s", "react", "scale", "shaped"]
+
+_LARGEST_EXPONENT = 40.0
+"""Bound on the exponent of ASH-S and SCALE, far beyond any published setting, that keeps float32 finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReAct:
+    """ReAct with the threshold at a quantile of all training features.
+
+    Attributes:
+        quantile: Fraction of the training features below the threshold, in (0, 1). The paper uses 0.9.
+
+    Example:
+        >>> ReAct(0.95)
+        ReAct(quantile=0.95)
+
+    """
+
+    quantile: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Check the quantile."""
+        checked_fraction(self.quantile, name="ReAct.quantile")
+
+
+@dataclass(frozen=True, slots=True)
+class ASHS:
+    """ASH-S: all but the largest features of a sample are dropped, the rest scaled up.
+
+    Attributes:
+        quantile: Fraction of each sample's features that is dropped, in (0, 1). The paper uses 0.9 on ImageNet and
+            0.95 on the CIFAR DenseNet.
+
+    Example:
+        >>> ASHS()
+        ASHS(quantile=0.9)
+
+    """
+
+    quantile: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Check the quantile."""
+        checked_fraction(self.quantile, name="ASHS.quantile")
+
+
+@dataclass(frozen=True, slots=True)
+class SCALE:
+    """SCALE: the factor of ASH-S, with no feature dropped.
+
+    Attributes:
+        quantile: Fraction of each sample's features left out of the denominator, in (0, 1). The paper uses 0.85.
+
+    Example:
+        >>> SCALE()
+        SCALE(quantile=0.85)
+
+    """
+
+    quantile: float = 0.85
+
+    def __post_init__(self) -> None:
+        """Check the quantile."""
+        checked_fraction(self.quantile, name="SCALE.quantile")
+
+
+Shaping = ReAct | ASHS | SCALE
+
+
+def shaped(features: Tensor, shaping: Shaping | None, *, threshold: float | None = None) -> Tensor:
+    """Return the features after `shaping`, or as they are when it is None.
+
+    Args:
+        features: Shape ``(batch, features)``.
+        shaping: What to apply, or None.
+        threshold: The threshold of ReAct, in units of the features; needed by ReAct alone.
+
+    Returns:
+        Shaped features, shape, dtype and device of `features`.
+
+    Raises:
+        OptionError: If `shaping` is none of those, or ReAct has no threshold.
+        ShapeError: If `features` is no matrix.
+
+    Warns:
+        SignedFeaturesWarning: If there are negative features and a shaping that assumes none.
+
+    Example:
+        >>> import torch
+        >>> shaped(torch.tensor([[0.5, 3.0]]), ReAct(), threshold=1.0).tolist()
+        [[0.5, 1.0]]
+
+    """
+    match shaping:
+        case None:
+            return features
+        case ReAct() if threshold is not None:
+            return react(features, threshold=threshold)
+        case ReAct():
+            raise OptionError("ReAct needs its `threshold`: the quantile of the training features, in their units.")
+        case ASHS(quantile):
+            return ash_s(features, quantile=quantile)
+        case SCALE(quantile):
+            return scale(features, quantile=quantile)
+    raise OptionError(f"`shaping` must be None, ReAct(...), ASHS(...) or SCALE(...), got {shaping!r}.")
+
+
+def react(features: Tensor, *, threshold: float) -> Tensor:
+    """Return the features clipped from above: min(h, c).
+
+    Args:
+        features: Shape ``(batch, features)``.
+        threshold: The clip c, in units of the features.
+
+    Returns:
+        Clipped features, shape, dtype and device of `features`.
+
+    Raises:
+        ShapeError: If `features` is no matrix.
+
+    Warns:
+        SignedFeaturesWarning: If there are negative features, which stay unclipped from below.
+
+    Example:
+        >>> import torch
+        >>> react(torch.tensor([[0.5, 3.0]]), threshold=1.0).tolist()
+        [[0.5, 1.0]]
+
+    References:
+        Sun, Guo and Li, "ReAct: Out-of-distribution Detection With Rectified Activations", NeurIPS 2021, equation 2.
+
+    """
+    _checked_features(features, method="ReAct")
+    return features.clamp_max(threshold)
+
+
+def ash_s(features: Tensor, *, quantile: float = 0.9) -> Tensor:
+    """Return the largest features of each row times exp(s1 / s2), the others zero.
+
+    s1 is the sum of the row, s2 the sum of what is kept: the k = n - round(quantile n) largest features, at least one,
+    and those equal to the last of them, so that the result does not depend on the order of equal features.
+
+    Args:
+        features: Shape ``(batch, features)``.
+        quantile: Fraction of each row to drop, in (0, 1).
+
+    Returns:
+        Shaped features, shape, dtype and device of `features`.
+
+    Raises:
+        ShapeError: If `features` is no matrix.
+        OptionError: If `quantile` lies outside (0, 1).
+
+    Warns:
+        SignedFeaturesWarning: If there are negative features.
+
+    Example:
+        >>> import torch
+        >>> ash_s(torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]), quantile=0.75).tolist()
+        [[0.0, 2.7182817459106445, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+
+    References:
+        Djurisic et al., "Extremely Simple Activation Shaping for Out-of-Distribution Detection", ICLR 2023, ASH-S.
+
+    """
+    _checked_features(features, method="ASH-S")
+    largest = _largest(features, quantile=quantile)
+    kept = torch.where(features >= largest[:, -1:], features, torch.zeros_like(features))
+    return kept * _growth(features, kept)
+
+
+def scale(features: Tensor, *, quantile: float = 0.85) -> Tensor:
+    """Return each row times exp(s1 / s2), s1 its sum and s2 the sum of its k = n - round(quantile n) largest features.
+
+    Args:
+        features: Shape ``(batch, features)``.
+        quantile: Fraction of each row left out of s2, in (0, 1).
+
+    Returns:
+        Scaled features, shape, dtype and device of `features`.
+
+    Raises:
+        ShapeError: If `features` is no matrix.
+        OptionError: If `quantile` lies outside (0, 1).
+
+    Warns:
+        SignedFeaturesWarning: If there are negative features.
+
+    Example:
+        >>> import torch
+        >>> scale(torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]), quantile=0.75).tolist()
+        [[0.0, 2.7182817459106445, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+
+    References:
+        Xu et al., "Scaling for Training Time and Post-hoc Out-of-distribution Detection Enhancement", ICLR 2024.
+
+    """
+    _checked_features(features, method="SCALE")
+    return features * _growth(features, _largest(features, quantile=quantile))
+
+
+def _largest(features: Tensor, *, quantile: float) -> Tensor:
+    entries = features.shape[1]
+    dropped = round(checked_fraction(quantile, name="quantile") * entries)
+    return features.topk(max(1, entries - dropped), dim=1).values
+
+
+def _growth(features: Tensor, kept: Tensor) -> Tensor:
+    """Return exp(s1 / s2) of each row, shape ``(batch, 1)``; 1 where s2 is not positive."""
+    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+    whole, part = features.sum(1, keepdim=True, dtype=wide), kept.sum(1, keepdim=True, dtype=wide)
+    is_positive = part > 0
+    exponent = torch.where(is_positive, whole / torch.where(is_positive, part, 1.0), 0.0)
+    return exponent.clamp_max(_LARGEST_EXPONENT).exp().to(features.dtype)
+
+
+def _checked_features(features: Tensor, *, method: str) -> None:
+    checked_matrix(features, name="features", axes="(batch, features)")
+    if bool((features < 0).any()):
+        warnings.warn(
+            f"{method} assumes features that are not negative (after a ReLU), but some are. Its scores may order "
+            f"inputs badly here; shaping=None has no such assumption.",
+            SignedFeaturesWarning,
+            stacklevel=3,
+        )

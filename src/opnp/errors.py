@@ -1,0 +1,113 @@
+"""Every error and warning that opnp raises on purpose.
+
+`OpnpError` is the base of the errors, `OpnpWarning` of the warnings. Each is also the built-in that a
+caller would expect, so that ``except ValueError`` keeps working.
+"""
+
+__all__ = [
+    "ArtifactError",
+    "CalibrationError",
+    "DataFileError",
+    "EmptyDataError",
+    "HeadMismatchError",
+    "HeadNotFoundError",
+    "InputTypeError",
+    "MissingExtraError",
+    "MissingFileError",
+    "NonFiniteError",
+    "NotCalibratedError",
+    "NotFittedError",
+    "OpnpError",
+    "OpnpWarning",
+    "OptionError",
+    "RatioError",
+    "RatioWarning",
+    "ShapeError",
+    "SignedFeaturesWarning",
+    "TuningWarning",
+    "UncalibratedWarning",
+]
+
+
+class OpnpError(Exception):
+    """Base of every error raised by opnp."""
+
+
+class ShapeError(OpnpError, ValueError):
+    """A tensor has the wrong number of axes or the wrong length along one."""
+
+
+class InputTypeError(OpnpError, TypeError):
+    """An argument has the wrong type, or a tensor the wrong dtype."""
+
+
+class OptionError(OpnpError, ValueError):
+    """An option has a value outside the ones it may take."""
+
+
+class RatioError(OptionError):
+    """A pruning ratio is out of range, or the ratios together leave nothing."""
+
+
+class NonFiniteError(OpnpError, ValueError):
+    """Data hold NaN or infinite values."""
+
+
+class EmptyDataError(OpnpError, ValueError):
+    """There are no samples, or too few classes, to work on."""
+
+
+class HeadNotFoundError(OpnpError, LookupError):
+    """No layer, or more than one, answers to the description of the classifier's head."""
+
+
+class NotFittedError(OpnpError, RuntimeError):
+    """The detector has seen no training data yet."""
+
+
+class NotCalibratedError(OpnpError, RuntimeError):
+    """The detector can score, but it has no calibration scores for a verdict."""
+
+
+class CalibrationError(OpnpError, ValueError):
+    """The calibration data cannot support the requested guarantee."""
+
+
+class ArtifactError(OpnpError, ValueError):
+    """A saved detector cannot be read as one."""
+
+
+class HeadMismatchError(OpnpError, ValueError):
+    """A detector was given another head than the one it was fitted on."""
+
+
+class DataFileError(OpnpError, ValueError):
+    """A data file is missing, unreadable or lacks what it must hold."""
+
+
+class MissingFileError(OpnpError, FileNotFoundError):
+    """A file that was named does not exist."""
+
+
+class MissingExtraError(OpnpError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class OpnpWarning(UserWarning):
+    """Base of every warning issued by opnp."""
+
+
+class RatioWarning(OpnpWarning):
+    """A ratio above zero is too small to remove a single entry."""
+
+
+class SignedFeaturesWarning(OpnpWarning):
+    """A method made for non-negative features was given negative ones."""
+
+
+class TuningWarning(OpnpWarning):
+    """An automatic choice was made under conditions that make it weaker than it could be."""
+
+
+class UncalibratedWarning(OpnpWarning):
+    """A detector was stored or used without the calibration its verdicts need."""
