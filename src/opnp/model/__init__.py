@@ -1,0 +1,27 @@
+"""Models as they are: find the head, stream (features, logits), leave no trace."""
+
+from opnp.model.batches import InputAxes, Inputs, as_batch, axes_of, inputs_of, labels_of, logits_of, run_model
+from opnp.model.head import Head, find_head, linear_layers
+from opnp.model.state import borrowed, device_of, unwrapped
+from opnp.model.stream import HeadStream, Tap, head_stream, head_tap
+
+__all__ = [
+    "Head",
+    "HeadStream",
+    "InputAxes",
+    "Inputs",
+    "Tap",
+    "as_batch",
+    "axes_of",
+    "borrowed",
+    "device_of",
+    "find_head",
+    "head_stream",
+    "head_tap",
+    "inputs_of",
+    "labels_of",
+    "linear_layers",
+    "logits_of",
+    "run_model",
+    "unwrapped",
+]

@@ -1,0 +1,174 @@
+"""Finding the head: the `nn.Linear` that turns features into the model's logits. The model is not changed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from opnp.errors import HeadNotFoundError, ShapeError
+from opnp.model.batches import Inputs, logits_of, run_model
+from opnp.model.state import borrowed, unwrapped
+
+__all__ = ["Head", "find_head", "linear_layers"]
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Head:
+    """The classifier's last layer within its model.
+
+    Attributes:
+        name: Dotted name in the unwrapped model; empty if the model is nothing but its head.
+        module: The layer itself.
+        is_output: Whether the model's logits are this layer's output as it stands.
+
+    """
+
+    name: str
+    module: nn.Linear
+    is_output: bool
+
+    @property
+    def label(self) -> str:
+        """The name, in words for messages."""
+        return f"`{self.name}`" if self.name else "the model itself"
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the model's `nn.Linear` layers by dotted name, in the order of their registration."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def find_head(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    head: str | nn.Module | None = None,
+    device: torch.device | str | None = None,
+) -> Head:
+    """Return the head: the one given, else the `nn.Linear` whose output is the model's output.
+
+    One batch is run. Where the layers' outputs are compared, the same memory counts before equal values.
+
+    Args:
+        model: Any classifier; `torch.compile` and `DataParallel` wrappers are looked through.
+        inputs: One batch of inputs.
+        head: The layer, or its dotted name in the unwrapped model; None to search.
+        device: Where to run; None for where the model is.
+
+    Returns:
+        The head.
+
+    Raises:
+        HeadNotFoundError: If no layer, or more than one, fits. The message lists the candidates.
+        ShapeError: If the head has fewer than two rows, or the logits are no matrix.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> find_head(model, torch.ones(2, 4)).name
+        '2'
+
+    """
+    model = unwrapped(model)
+    layers = linear_layers(model)
+    chosen = _given(model, layers, head) if head is not None else None
+    with borrowed(model, device=device) as target, _recorded(layers) as outputs:
+        output = logits_of(run_model(model, inputs, device=target))
+    matching = _matching(outputs, output)
+    if chosen is None:
+        chosen = _only(matching, layers, output)
+    found = Head(name=chosen, module=layers[chosen], is_output=chosen in matching)
+    if found.module.out_features < 2:
+        raise ShapeError(
+            f"The head {found.label} has one output: a classifier needs at least two classes. One logit z says the "
+            f"same as the two logits -z/2 and z/2: give `fit_features` the weight `torch.cat([-w, w]) / 2`, and the "
+            f"bias alike.",
+        )
+    return found
+
+
+def _given(model: nn.Module, layers: dict[str, nn.Linear], head: str | nn.Module) -> str:
+    """Return the name of a head given by module or name."""
+    if isinstance(head, nn.Module):
+        inner = unwrapped(head)
+        name = next((name for name, module in layers.items() if module is inner), None)
+        if name is not None:
+            return name
+        is_inside = any(module is inner for module in model.modules())
+        place = "of type " + type(inner).__name__ if is_inside else "no part of the model"
+        raise HeadNotFoundError(f"`head` must be an nn.Linear of the model, but it is {place}. {_listed(layers)}")
+    if head in layers:
+        return head
+    modules = dict(model.named_modules())
+    reason = (
+        f"is of type {type(modules[head]).__name__}, not nn.Linear" if head in modules else "is no layer of the model"
+    )
+    raise HeadNotFoundError(f"`head` = {head!r} {reason}. {_listed(layers)}")
+
+
+def _only(matching: list[str], layers: dict[str, nn.Linear], output: Tensor | None) -> str:
+    """Return the single matching name, or say why there is none."""
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise HeadNotFoundError(
+            f"{len(matching)} layers have the model's output as theirs: {', '.join(map(repr, matching))}. Choose one "
+            f'with `head="{matching[-1]}"`.',
+        )
+    if not layers:
+        raise HeadNotFoundError(
+            "The model has no nn.Linear layer, so it has no linear head to prune. Where the head is of another kind, "
+            "cache its features and use `fit_features` with the weight and bias of an equal linear layer.",
+        )
+    if output is None:
+        reason = "The model's output is neither a tensor nor holds `.logits`"
+    else:
+        reason = f"No nn.Linear has the model's output, of shape {tuple(output.shape)}, as its own"
+    raise HeadNotFoundError(
+        f"{reason}. If something follows the head (a softmax, a second output), name the head yourself: "
+        f'`head="{list(layers)[-1]}"`, say. {_listed(layers)}',
+    )
+
+
+def _matching(outputs: dict[str, list[Tensor]], logits: Tensor | None) -> list[str]:
+    """Return the names of the layers whose last output is `logits`: the same memory, else equal values."""
+    if logits is None:
+        return []
+    last = {name: calls[-1] for name, calls in outputs.items() if calls and calls[-1].numel() == logits.numel()}
+    same = [name for name, output in last.items() if output.data_ptr() == logits.data_ptr()]
+    return same or [
+        name
+        for name, output in last.items()
+        if output.device == logits.device and torch.equal(output.reshape(logits.shape).to(logits.dtype), logits)
+    ]
+
+
+@contextmanager
+def _recorded(layers: dict[str, nn.Linear]) -> Iterator[dict[str, list[Tensor]]]:
+    """Yield, by layer, the outputs of a forward pass run inside."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+    handles = []
+    try:
+        for name, layer in layers.items():
+            calls = outputs[name]
+            handles.append(
+                layer.register_forward_hook(lambda _module, _args, output, calls=calls: calls.append(output))
+            )
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _listed(layers: dict[str, nn.Linear]) -> str:
+    """Return the layers in words, the last ones where there are many."""
+    if not layers:
+        return "The model has no nn.Linear layer."
+    shown = list(layers.items())[-_SHOWN:]
+    lines = ", ".join(f"{name!r} ({layer.in_features} -> {layer.out_features})" for name, layer in shown)
+    return f"Its nn.Linear layers{' (the last ones)' if len(layers) > _SHOWN else ''}: {lines}."

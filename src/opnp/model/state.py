@@ -1,0 +1,80 @@
+"""The user's model, borrowed and given back as it was: wrappers looked through, modes and device restored."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+__all__ = ["borrowed", "device_of", "unwrapped"]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside `torch.compile`, `DataParallel` and `DistributedDataParallel` wrappers.
+
+    Hooks on a compiled module never fire, and the replicas of a `DataParallel` have none; the module inside is the
+    same model, with the same weights.
+
+    Example:
+        >>> from torch import nn
+        >>> inner = nn.Linear(2, 2)
+        >>> unwrapped(nn.DataParallel(inner)) is inner
+        True
+
+    """
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+            continue
+        inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Return the device of the model's first parameter or buffer, None if it has neither."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return None
+
+
+@contextmanager
+def borrowed(model: nn.Module, *, device: torch.device | str | None = None) -> Iterator[torch.device | None]:
+    """Hold the model in eval mode, without autograd, on `device`; then give each module back as it was.
+
+    The mode is set module by module and not through `eval()`, so that code a model runs there has no effect.
+
+    Args:
+        model: An unwrapped model.
+        device: Where to run; None for where the model is. A model that is moved is moved back.
+
+    Yields:
+        The device that inputs belong on.
+
+    """
+    training = [module for module in model.modules() if module.training]
+    home = device_of(model)
+    target = home if device is None else torch.device(device)
+    is_moved = home is not None and target is not None and torch.empty(0, device=target).device != home
+    with torch.no_grad(), _eager(model):
+        try:
+            if is_moved:
+                model.to(target)
+            for module in training:
+                module.training = False
+            yield target
+        finally:
+            for module in training:
+                module.training = True
+            if is_moved:
+                model.to(home)
+
+
+def _eager(model: nn.Module) -> AbstractContextManager[object]:
+    """Return a context in which parts of the model that are compiled run as written, so that hooks fire."""
+    is_compiled = any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()

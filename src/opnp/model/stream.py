@@ -1,0 +1,144 @@
+"""Streaming (features, logits) out of a model: one pre-hook on the head, removed whatever happens."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from opnp.core.checks import require_finite
+from opnp.errors import EmptyDataError, HeadNotFoundError, InputTypeError, ShapeError
+from opnp.model.batches import InputAxes, Inputs, axes_of, inputs_of, labels_of, logits_of, run_model
+from opnp.model.head import Head, find_head
+from opnp.model.state import borrowed, unwrapped
+
+__all__ = ["HeadStream", "Tap", "head_stream", "head_tap"]
+
+Tap = Callable[[Inputs], tuple[Tensor, Tensor]]
+"""Runs the model on one batch of inputs; returns its (features, logits)."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class HeadStream:
+    """A model opened for reading.
+
+    Attributes:
+        head: The head that was found.
+        axes: Number of axes of a batch of inputs.
+        batches: Iterator of (features, logits, labels or None), to be consumed while the stream is open.
+
+    """
+
+    head: Head
+    axes: InputAxes
+    batches: Iterator[tuple[Tensor, Tensor, Tensor | None]]
+
+
+@contextmanager
+def head_stream(
+    model: nn.Module,
+    loader: Iterable[object],
+    *,
+    head: str | nn.Module | None = None,
+    device: torch.device | str | None = None,
+) -> Iterator[HeadStream]:
+    """Open a model for one pass over `loader`; on leaving, hooks are gone and the model is as it was.
+
+    Args:
+        model: Any classifier.
+        loader: Iterable of batches; read once, so a generator will do.
+        head: The head or its dotted name; None to search.
+        device: Where to run; None for where the model is.
+
+    Yields:
+        The open stream.
+
+    Raises:
+        EmptyDataError: If `loader` yields nothing.
+        HeadNotFoundError: If the head is not found.
+        NonFiniteError: While reading, if features or logits are not finite; the message counts batches from 0.
+        InputTypeError: If `loader` is a tensor, or a batch is of a kind that cannot be read.
+
+    """
+    if isinstance(loader, Tensor | str) or not isinstance(loader, Iterable):
+        hint = " For a single batch pass a list of one: `[inputs]`." if isinstance(loader, Tensor) else ""
+        raise InputTypeError(f"`loader` must be an iterable of batches, got {type(loader).__name__}.{hint}")
+    iterator = iter(loader)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise EmptyDataError("`loader` yields no batch: there is nothing to read.") from None
+    inputs = inputs_of(first)
+    found = find_head(model, inputs, head=head, device=device)
+    with head_tap(model, found, device=device) as tap:
+        yield HeadStream(head=found, axes=axes_of(inputs), batches=_read(tap, chain([first], iterator)))
+
+
+@contextmanager
+def head_tap(model: nn.Module, head: Head, *, device: torch.device | str | None = None) -> Iterator[Tap]:
+    """Hold the model in eval mode with one pre-hook on its head; on leaving, it is as it was.
+
+    Args:
+        model: The model of the head.
+        head: Its head.
+        device: Where to run; None for where the model is.
+
+    Yields:
+        A function from a batch of inputs to (features, logits), of shapes ``(batch, features)`` and
+        ``(batch, classes)``, on the model's device, without autograd.
+
+    """
+    inner = unwrapped(model)
+    captured: list[Tensor] = []
+    owner = threading.get_ident()
+
+    def capture(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        if threading.get_ident() == owner:
+            captured.append(args[0] if args else kwargs["input"])
+
+    with borrowed(inner, device=device) as target:
+        handle = head.module.register_forward_pre_hook(capture, with_kwargs=True)
+
+        def tap(inputs: Inputs) -> tuple[Tensor, Tensor]:
+            captured.clear()
+            output = run_model(inner, inputs, device=target)
+            features = _one_vector_a_sample(captured, head)
+            captured.clear()
+            logits = logits_of(output) if head.is_output else None
+            if logits is None:
+                logits = torch.nn.functional.linear(features, head.module.weight, head.module.bias)
+            return features.detach(), logits.detach()
+
+        try:
+            yield tap
+        finally:
+            handle.remove()
+            captured.clear()
+
+
+def _read(tap: Tap, batches: Iterable[object]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    for index, batch in enumerate(batches):
+        features, logits = tap(inputs_of(batch))
+        where = f" in batch {index}"
+        require_finite(features, name="features", where=where)
+        require_finite(logits, name="logits", where=where)
+        yield features, logits, labels_of(batch)
+
+
+def _one_vector_a_sample(captured: list[Tensor], head: Head) -> Tensor:
+    if len(captured) != 1:
+        raise HeadNotFoundError(
+            f"The head {head.label} ran {len(captured)} times in one forward pass: it must run once. Choose another "
+            f"layer with `head=`, or compute the features yourself and use the `*_features` methods.",
+        )
+    features = captured[0]
+    if features.ndim != 2:
+        raise ShapeError(
+            f"The head {head.label} received features of shape {tuple(features.shape)}: it runs on every token or "
+            f"position, but must get one vector a sample, (batch, features). Pool them yourself and use the "
+            f"`*_features` methods.",
+        )
+    return features
