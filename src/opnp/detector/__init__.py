@@ -1,0 +1,8 @@
+"""The detector, its settings and its verdicts."""
+
+from opnp.detector.opnp import OPNP
+from opnp.detector.ratios import Ratios
+from opnp.detector.settings import Settings
+from opnp.detector.verdicts import Verdict
+
+__all__ = ["OPNP", "Ratios", "Settings", "Verdict"]

@@ -1,0 +1,191 @@
+"""What a fitted detector answers: scores, p-values and verdicts, of inputs or of features."""
+
+from torch import Tensor, nn
+
+from opnp.core.checks import require_finite
+from opnp.core.masks import Masks
+from opnp.core.sensitivity import Sensitivity
+from opnp.detector.fitting import FeatureBlocks
+from opnp.detector.link import ModelLink
+from opnp.detector.scoring import Scorer
+from opnp.detector.state import State
+from opnp.detector.verdicts import Calibration, Verdict
+from opnp.errors import NotCalibratedError, NotFittedError
+
+__all__ = ["Answers"]
+
+
+class Answers:
+    """The questions that a detector answers once it is fitted; how it gets there is the subclass's affair."""
+
+    _state: State | None = None
+
+    def score(self, inputs: object) -> Tensor:
+        """Return the score of a batch of inputs, shape ``(batch,)``, or of one input, shape ``()``. Larger = more OOD.
+
+        Args:
+            inputs: A batch as the training loader yields them (labels are ignored), or one input without a batch axis.
+
+        Returns:
+            Scores, on the model's device; float32, or float64 in that precision.
+
+        Raises:
+            NotFittedError: If nothing was fitted, or there is no model.
+            NonFiniteError: If features are not finite.
+            HeadMismatchError: If the model's head has changed since the fit.
+
+        """
+        features, is_single = self._linked().features_of(inputs)
+        return _released(self._fitted().scorer.scores(features), is_single=is_single)
+
+    def score_features(self, features: Tensor) -> Tensor:
+        """Return the score of features, shape ``(batch, features)`` or ``(features,)``, as `score` does of inputs."""
+        rows, is_single = self._checked(features)
+        return _released(self._fitted().scorer.scores(rows), is_single=is_single)
+
+    def p_value(self, inputs: object) -> Tensor:
+        """Return the conformal p-value of one batch of inputs, or of one input: small = OOD.
+
+        For ID inputs exchangeable with the calibration samples, P(p <= a) <= a for every a.
+
+        Args:
+            inputs: As for `score`.
+
+        Returns:
+            p-values in [1/(n + 1), 1] for n calibration samples, shape ``(batch,)`` or ``()``, float64.
+
+        Raises:
+            NotCalibratedError: If the detector is not calibrated.
+            NotFittedError: If nothing was fitted, or there is no model.
+
+        """
+        return self._calibration().p_value(self.score(inputs))
+
+    def p_value_features(self, features: Tensor) -> Tensor:
+        """Return the p-value of features, shape ``(batch, features)`` or ``(features,)``, as `p_value` of inputs."""
+        return self._calibration().p_value(self.score_features(features))
+
+    def predict(self, inputs: object) -> Tensor:
+        """Return whether each input is flagged as OOD, for one batch of inputs or one input.
+
+        Flagged is a p-value of at most 1 - keep, decided by integer rank among the calibration scores.
+
+        Args:
+            inputs: As for `score`.
+
+        Returns:
+            True = OOD, shape ``(batch,)`` or ``()``, bool.
+
+        Raises:
+            NotCalibratedError: If the detector is not calibrated.
+            NotFittedError: If nothing was fitted, or there is no model.
+
+        """
+        return self._calibration().is_ood(self.score(inputs))
+
+    def predict_features(self, features: Tensor) -> Tensor:
+        """Return the verdict on features, shape ``(batch, features)`` or ``(features,)``, as `predict` on inputs."""
+        return self._calibration().is_ood(self.score_features(features))
+
+    def verdict(self, inputs: object) -> Verdict:
+        """Return predicted class, score, p-value and verdict of one batch of inputs, or of one input, in one pass.
+
+        Raises:
+            NotCalibratedError: If the detector is not calibrated.
+            NotFittedError: If nothing was fitted, or there is no model.
+
+        """
+        calibration = self._calibration()
+        return _verdict(self._fitted().scorer, calibration, *self._linked().features_of(inputs))
+
+    def verdict_features(self, features: Tensor) -> Verdict:
+        """Return predicted class, score, p-value and verdict of features, as `verdict` does of inputs."""
+        return _verdict(self._fitted().scorer, self._calibration(), *self._checked(features))
+
+    def classify_features(self, features: Tensor) -> Tensor:
+        """Return the class that the original head predicts, shape ``(batch,)`` or ``()``, int64."""
+        rows, is_single = self._checked(features)
+        return _released(self._fitted().scorer.classes(rows), is_single=is_single)
+
+    @property
+    def sensitivity(self) -> Sensitivity:
+        """Sensitivities of the head's weights and inputs, float64."""
+        return self._fitted().fitted.sensitivity
+
+    @property
+    def masks(self) -> Masks:
+        """What stays of the head: True = keep."""
+        return self._fitted().scorer.masks
+
+    @property
+    def pruned_head(self) -> nn.Linear:
+        """The pruned head as a new, plain `nn.Linear` with the dtype of the original and no gradient."""
+        return self._fitted().scorer.pruned_head()
+
+    @property
+    def threshold(self) -> float:
+        """Score above which an input is flagged."""
+        return self._calibration().threshold
+
+    @property
+    def keep(self) -> float:
+        """Share of ID inputs that is not flagged, in expectation at least."""
+        return self._calibration().keep
+
+    @property
+    def calibration_scores(self) -> Tensor:
+        """Scores of the calibration samples, ascending, shape ``(n,)``, float64."""
+        return self._calibration().scores
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether sensitivities were taken."""
+        return self._state is not None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether verdicts can be given."""
+        return self._state is not None and self._state.calibration is not None
+
+    def _fitted(self) -> State:
+        if self._state is None:
+            raise NotFittedError(
+                "This detector has seen no data: call `fit(model, loader)` or `fit_features(...)` first."
+            )
+        return self._state
+
+    def _linked(self) -> ModelLink:
+        link = self._fitted().link
+        if link is None:
+            raise NotFittedError(
+                "This detector has no model: it was fitted from features, or loaded without one. Use the `*_features` "
+                "methods, or `OPNP.load(path, model=...)`.",
+            )
+        return link
+
+    def _calibration(self) -> Calibration:
+        calibration = self._fitted().calibration
+        if calibration is None:
+            raise NotCalibratedError(
+                "This detector is not calibrated, so it can score but give no p-value and no verdict: call "
+                "`calibrate(loader)` or `calibrate_features(features)` with held-out ID inputs.",
+            )
+        return calibration
+
+    def _checked(self, features: Tensor) -> tuple[Tensor, bool]:
+        is_single = isinstance(features, Tensor) and features.ndim == 1
+        rows = features[None] if is_single else features
+        FeatureBlocks(rows, self._fitted().fitted.weight)
+        require_finite(rows, name="features")
+        return rows.detach(), is_single
+
+
+def _verdict(scorer: Scorer, calibration: Calibration, features: Tensor, is_single: bool) -> Verdict:  # noqa: FBT001  # the pair that `features_of` returns
+    scores = scorer.scores(features)
+    values = (scorer.classes(features), scores, calibration.p_value(scores), calibration.is_ood(scores))
+    return Verdict(*(_released(value, is_single=is_single) for value in values))
+
+
+def _released(values: Tensor, *, is_single: bool) -> Tensor:
+    """Return the values of a batch, or the single value of one input."""
+    return values[0] if is_single else values

@@ -1,0 +1,115 @@
+"""The tie between a detector and the user's model: where features come from when inputs are given."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from opnp.artifact import tensors_digest
+from opnp.core.checks import require_finite
+from opnp.errors import HeadMismatchError, InputTypeError
+from opnp.model import Head, InputAxes, as_batch, head_stream, head_tap, inputs_of, linear_layers, unwrapped
+
+__all__ = ["ModelLink", "head_digest", "linked_by_digest"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ModelLink:
+    """A model with its head.
+
+    Attributes:
+        model: The user's model.
+        head: Its head.
+        axes: Number of axes of a batch of inputs; None if no batch was seen.
+        device: Where to run; None for where the model is.
+        digest: Digest of the head that the detector was fitted on.
+
+    """
+
+    model: nn.Module
+    head: Head
+    axes: InputAxes | None
+    device: torch.device | str | None
+    digest: str
+    _verified: list[tuple[int, ...]] = field(default_factory=list)
+
+    def features_of(self, inputs: object) -> tuple[Tensor, bool]:
+        """Return the features of one batch or one input, shape ``(batch, features)``, and whether it was one input.
+
+        Raises:
+            InputTypeError: If `inputs` is a loader, or of a kind that cannot be read.
+            HeadMismatchError: If the model's head has changed since the detector was fitted.
+            NonFiniteError: If features are not finite.
+
+        """
+        if isinstance(inputs, DataLoader):
+            raise InputTypeError(
+                "This takes one batch or one input, got a DataLoader. Go through it: "
+                "`torch.cat([detector.score(batch) for batch in loader])`.",
+            )
+        self.require_unchanged()
+        batch, is_single = as_batch(inputs_of(inputs), self.axes)
+        with head_tap(self.model, self.head, device=self.device) as tap:
+            features, _ = tap(batch)
+        require_finite(features, name="features")
+        return features, is_single
+
+    @contextmanager
+    def feature_batches(self, loader: Iterable[object]) -> Iterator[Iterator[Tensor]]:
+        """Open the model for one pass over `loader`; yields an iterator of features, ``(batch, features)``."""
+        self.require_unchanged()
+        with head_stream(self.model, loader, head=self.head.module, device=self.device) as stream:
+            yield (features for features, _, _ in stream.batches)
+
+    def require_unchanged(self) -> None:
+        """Raise `HeadMismatchError` if the head's tensors are not those the detector was fitted on.
+
+        The digest is taken again only when a tensor was written to or replaced since it was last taken.
+        """
+        tensors = [self.head.module.weight, self.head.module.bias]
+        state = tuple(number for item in tensors if item is not None for number in (item.data_ptr(), item._version))  # noqa: SLF001  # torch's only counter of in-place changes
+        if state in self._verified:
+            return
+        if head_digest(*tensors) != self.digest:
+            raise HeadMismatchError(
+                f"The model's head {self.head.label} is not the one this detector was fitted on: its weights have "
+                f"changed since. Fit again, or bring the old weights back.",
+            )
+        self._verified[:] = [state]
+
+
+def head_digest(weight: Tensor, bias: Tensor | None) -> str:
+    """Return the digest of a head: SHA-256 over dtype, shape and values of weight and bias."""
+    return tensors_digest({"weight": weight, "bias": bias})
+
+
+def linked_by_digest(model: nn.Module, *, digest: str, name: str | None, axes: InputAxes | None) -> ModelLink:
+    """Return the link to the layer of `model` whose digest this is.
+
+    Args:
+        model: The model that a saved detector is to serve.
+        digest: Digest of the head that the detector was fitted on.
+        name: The head's dotted name then, preferred where several layers are equal.
+        axes: Number of axes of a batch of inputs.
+
+    Returns:
+        The link.
+
+    Raises:
+        HeadMismatchError: If no layer of the model has this digest.
+
+    """
+    layers = linear_layers(unwrapped(model))
+    fitting = [found for found, layer in layers.items() if head_digest(layer.weight, layer.bias) == digest]
+    if not fitting:
+        place = f"`{name}`" if name in layers else "any nn.Linear"
+        raise HeadMismatchError(
+            f"The detector was fitted on a head with digest {digest[:12]}, and the model given has other weights (or "
+            f"another dtype) in {place}. Load the weights that the detector was fitted on, or fit again.",
+        )
+    chosen = name if name in fitting else fitting[0]
+    head = Head(name=str(chosen), module=layers[str(chosen)], is_output=False)
+    return ModelLink(model=model, head=head, axes=axes, device=None, digest=digest)

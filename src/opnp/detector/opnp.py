@@ -1,0 +1,334 @@
+"""The detector: a thin shell round pure functions that holds what one pass over the data left."""
+
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from opnp.core.masks import Scope
+from opnp.core.scores import ScoreName
+from opnp.core.sensitivity import NeuronReading, Precision
+from opnp.core.shaping import Shaping
+from opnp.detector.answers import Answers
+from opnp.detector.fitting import FeatureBlocks, checked_head, fitted_on, require_labels
+from opnp.detector.link import ModelLink, head_digest, linked_by_digest
+from opnp.detector.progress import Progress, shown
+from opnp.detector.ratios import Ratios
+from opnp.detector.scoring import Scorer
+from opnp.detector.settings import Auto, Settings
+from opnp.detector.state import State
+from opnp.detector.storage import Stored, read_detector, write_detector
+from opnp.errors import OptionError, TuningWarning
+from opnp.model import head_stream
+
+__all__ = ["OPNP"]
+
+_KEEP = 0.95
+
+
+class OPNP(Answers):
+    """Out-of-distribution detector by optimal parameter and neuron pruning of a classifier's last layer.
+
+    One pass over training data takes the sensitivity of the energy to each weight and neuron; the least and the most
+    sensitive are removed; inputs are scored by the energy of what is left. Scores: larger = more OOD. The model is
+    never changed, and its predicted class stays that of the original head.
+
+    Args:
+        ratios: Shares of weights and neurons to remove, or ``"auto"``.
+        neuron: Reading of the neuron sensitivity: ``"gradient"``, the mean of |dE/dh|, or ``"aggregate"``, the column
+            mean of the weight sensitivity.
+        scope: Rank all weights together (``"layer"``, the paper) or each class's row by itself (``"class"``).
+        temperature: Temperature T of the energy, above 0.
+        score: What is read off the pruned head's logits: ``"energy"``, ``"msp"``, ``"max_logit"``, ``"entropy"`` or
+            ``"gen"``.
+        shaping: What is done to the features before the pruned head: None, ``ReAct(...)``, ``ASHS(...)``,
+            ``SCALE(...)``, or ``"auto"``: chosen together with automatic ratios, none where the ratios are fixed.
+        precision: Precision of the products. Sums are float64 in either case; ``"float64"`` makes masks equal however
+            the data are cut into batches.
+
+    Raises:
+        OptionError: If an option is out of range.
+
+    Example:
+        >>> import torch
+        >>> from opnp import OPNP, Ratios
+        >>> _ = torch.manual_seed(0)
+        >>> weight, bias = torch.randn(3, 8), torch.zeros(3)
+        >>> training, held_out = torch.rand(200, 8), torch.rand(100, 8)
+        >>> detector = OPNP(ratios=Ratios(w_min=0.25)).fit_features(training, weight=weight, bias=bias)
+        >>> _ = detector.calibrate_features(held_out, keep=0.95)
+        >>> int((detector.pruned_head.weight == 0).sum())
+        6
+        >>> detector.predict_features(torch.stack([held_out[0], -10 * torch.ones(8)])).tolist()
+        [False, True]
+
+    References:
+        Chen et al., "Optimal Parameter and Neuron Pruning for Out-of-Distribution Detection", NeurIPS 2023.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        ratios: Ratios | Auto = "auto",
+        neuron: NeuronReading = "gradient",
+        scope: Scope = "layer",
+        temperature: float = 1.0,
+        score: ScoreName = "energy",
+        shaping: Shaping | Auto | None = "auto",
+        precision: Precision = "float32",
+    ) -> None:
+        """Store the options."""
+        self._given = Settings(
+            ratios=ratios,
+            neuron=neuron,
+            scope=scope,
+            temperature=temperature,
+            score=score,
+            shaping=shaping,
+            precision=precision,
+        )
+        self._state: State | None = None
+
+    def fit(
+        self,
+        model: nn.Module,
+        loader: Iterable[object],
+        *,
+        head: str | nn.Module | None = None,
+        validation: Iterable[object] | None = None,
+        device: torch.device | str | None = None,
+        progress: Progress = None,
+    ) -> Self:
+        """Take the sensitivities in one pass of the model over training data, and return self.
+
+        Args:
+            model: Any classifier that ends in an `nn.Linear`. It is the same after the call, bit for bit.
+            loader: Training batches: tensors, (inputs, labels), or mappings; no labels are needed.
+            head: The last layer or its dotted name; None to find it by running one batch.
+            validation: Batches of held-out ID inputs: the detector is calibrated on them at keep=0.95.
+            device: Where to run; None for where the model is.
+            progress: Wrapper of iterables that shows progress, such as `tqdm.tqdm`; True for a bar.
+
+        Returns:
+            This detector.
+
+        Raises:
+            HeadNotFoundError: If the head is not found.
+            EmptyDataError: If there is no batch.
+            NonFiniteError: If features or logits are not finite.
+            InputTypeError: If batches cannot be read, or the model refuses their dtype.
+            RatioError: If the ratios leave nothing of this head.
+            CalibrationError: If `validation` holds fewer than 19 samples.
+
+        """
+        settings = self._resolved()
+        with head_stream(model, shown(loader, progress), head=head, device=device) as stream:
+            module = stream.head.module
+            weight, bias = checked_head(module.weight, module.bias)
+            pairs = ((features, logits) for features, logits, _ in stream.batches)
+            fitted = fitted_on(pairs, weight=weight, bias=bias, settings=settings)
+            digest = head_digest(fitted.weight, fitted.bias)
+            link = ModelLink(model=model, head=stream.head, axes=stream.axes, device=device, digest=digest)
+        state = State(fitted=fitted, scorer=Scorer.from_fitted(fitted, settings), link=link)
+        if validation is not None:
+            with link.feature_batches(shown(validation, progress)) as batches:
+                state = state.calibrated(batches, keep=_KEEP)
+        self._state = state
+        return self
+
+    def fit_features(
+        self,
+        features: Tensor,
+        *,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor | None = None,
+        validation: Tensor | tuple[Tensor, Tensor | None] | None = None,
+        progress: Progress = None,
+    ) -> Self:
+        """Take the sensitivities from cached features of training data, and return self.
+
+        Args:
+            features: Inputs of the head, shape ``(batch, features)``, any floating dtype.
+            weight: The head's weight, shape ``(classes, features)``.
+            bias: The head's bias, shape ``(classes,)``, or None.
+            labels: Class indices, shape ``(batch,)``; used where ratios are automatic, otherwise not needed.
+            validation: Features of held-out ID inputs, shape ``(batch, features)``, or a pair of them and their
+                labels: the detector is calibrated on them at keep=0.95.
+            progress: Wrapper of iterables that shows progress; True for a bar.
+
+        Returns:
+            This detector.
+
+        Raises:
+            ShapeError: If the shapes do not fit together, or there are fewer than two classes.
+            EmptyDataError: If there are no rows.
+            NonFiniteError: If features or head are not finite.
+            RatioError: If the ratios leave nothing of this head.
+            CalibrationError: If `validation` holds fewer than 19 samples.
+
+        """
+        settings = self._resolved()
+        weight, bias = checked_head(weight, bias)
+        blocks = FeatureBlocks(features, weight)
+        require_labels(labels, samples=len(features))
+        pairs = ((block, None) for block in shown(blocks, progress))
+        fitted = fitted_on(pairs, weight=weight, bias=bias, settings=settings)
+        state = State(fitted=fitted, scorer=Scorer.from_fitted(fitted, settings))
+        if validation is not None:
+            held_out = validation[0] if isinstance(validation, tuple) else validation
+            state = state.calibrated(FeatureBlocks(held_out, weight, name="validation"), keep=_KEEP)
+        self._state = state
+        return self
+
+    def calibrate(self, loader: Iterable[object], *, keep: float = _KEEP, progress: Progress = None) -> Self:
+        """Score held-out ID inputs, so that verdicts keep the share `keep` of ID; return self.
+
+        The inputs must be exchangeable with the ID inputs to come, and none may have been trained on. Calibrating
+        again replaces the calibration; nothing is refitted.
+
+        Args:
+            loader: Batches of held-out ID inputs.
+            keep: Share of ID inputs not to flag, in (0, 1): at least this share in expectation.
+            progress: Wrapper of iterables that shows progress; True for a bar.
+
+        Returns:
+            This detector.
+
+        Raises:
+            NotFittedError: If nothing was fitted, or there is no model.
+            OptionError: If `keep` lies outside (0, 1).
+            CalibrationError: If there are too few samples for this `keep`: fewer than 19 at 0.95.
+            HeadMismatchError: If the model's head has changed since the fit.
+
+        """
+        state = self._fitted()
+        with self._linked().feature_batches(shown(loader, progress)) as batches:
+            self._state = state.calibrated(batches, keep=keep)
+        return self
+
+    def calibrate_features(self, features: Tensor, *, keep: float = _KEEP) -> Self:
+        """Calibrate as `calibrate` does, from features of held-out ID inputs, shape ``(batch, features)``; return self.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+            OptionError: If `keep` lies outside (0, 1).
+            CalibrationError: If there are too few samples for this `keep`.
+            ShapeError: If the width is not the head's.
+
+        """
+        state = self._fitted()
+        self._state = state.calibrated(FeatureBlocks(features, state.fitted.weight), keep=keep)
+        return self
+
+    def with_ratios(self, ratios: Ratios, *, neuron: NeuronReading | None = None, scope: Scope | None = None) -> Self:
+        """Return a new detector with other ratios from the same sensitivities; nothing is refitted.
+
+        Calibration belongs to the scores of one setting: the new detector has none. Call `calibrate` on it.
+
+        Args:
+            ratios: The new ratios.
+            neuron: Another reading of the neuron sensitivity; None for the present one.
+            scope: Another scope of the ranking; None for the present one.
+
+        Returns:
+            A fitted, uncalibrated detector that shares the sensitivities and the model with this one.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+            RatioError: If the ratios leave nothing of this head.
+
+        """
+        state = self._fitted()
+        if not isinstance(ratios, Ratios):
+            raise OptionError(f"`ratios` must be a Ratios(...), got {ratios!r}.")
+        present = state.scorer.settings
+        settings = replace(present, ratios=ratios, neuron=neuron or present.neuron, scope=scope or present.scope)
+        return self._holding(settings, state.with_settings(settings))
+
+    @property
+    def settings(self) -> Settings:
+        """Every option: as chosen once fitted, as given before."""
+        return self._given if self._state is None else self._state.scorer.settings
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the detector to one safetensors file: settings, sensitivities, head, calibration. No code, no model.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+            OSError: If the file cannot be written.
+
+        """
+        state = self._fitted()
+        link = state.link
+        stored = Stored(
+            given=self._given,
+            settings=state.scorer.settings,
+            fitted=state.fitted,
+            calibration=state.calibration,
+            head_name=None if link is None else link.head.name,
+            axes=None if link is None else link.axes,
+        )
+        write_detector(path, stored)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> Self:
+        """Return the detector that `save` wrote, tied to `model` if one is given.
+
+        Args:
+            path: File to read.
+            model: The model it was fitted on, to score inputs; without it, features can be scored.
+
+        Returns:
+            The detector, giving the same scores as the one saved.
+
+        Raises:
+            MissingFileError: If there is no such file.
+            ArtifactError: If it is no detector, or is damaged.
+            HeadMismatchError: If no layer of `model` is the head that the detector was fitted on.
+
+        """
+        stored = read_detector(path)
+        link = None
+        if model is not None:
+            link = linked_by_digest(model, digest=stored.digest, name=stored.head_name, axes=stored.axes)
+        state = State(
+            fitted=stored.fitted,
+            scorer=Scorer.from_fitted(stored.fitted, stored.settings),
+            link=link,
+            calibration=stored.calibration,
+        )
+        return cls._holding(stored.given, state)
+
+    def __repr__(self) -> str:
+        """Return the options, and how far the detector has come."""
+        options = ", ".join(f"{name}={getattr(self.settings, name)!r}" for name in Settings.__slots__)
+        if self._state is None:
+            return f"OPNP({options})  # not fitted"
+        samples = self._state.fitted.sensitivity.count
+        calibration = self._state.calibration
+        calibrated = "not calibrated"
+        if calibration is not None:
+            calibrated = f"calibrated on {len(calibration.scores)} at keep={calibration.keep:g}"
+        return f"OPNP({options})  # fitted on {samples} samples, {calibrated}"
+
+    def _resolved(self) -> Settings:
+        if self._given.is_automatic:
+            warnings.warn(
+                'ratios="auto" stands for no pruning and no shaping in this version: scores are those of the plain '
+                "energy. Give `ratios=Ratios(...)` to prune.",
+                TuningWarning,
+                stacklevel=3,
+            )
+        return self._given.resolved()
+
+    @classmethod
+    def _holding(cls, given: Settings, state: State) -> Self:
+        detector = cls(**{name: getattr(given, name) for name in Settings.__slots__})
+        detector._state = state
+        return detector

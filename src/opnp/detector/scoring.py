@@ -1,0 +1,91 @@
+"""Steps 2 and 3 of the method: the pruned head, and the score of what is left."""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from opnp.core.masks import Masks, neuron_mask, pruned_weight, weight_mask
+from opnp.core.scores import score_logits
+from opnp.core.sensitivity import product_dtype
+from opnp.core.shaping import shaped
+from opnp.detector.fitting import Fitted
+from opnp.detector.settings import Settings
+
+__all__ = ["Scorer"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scorer:
+    """A pruned head with its settings: features in, scores out.
+
+    Attributes:
+        masks: What stays of the head.
+        weight: Pruned weight, shape ``(classes, features)``.
+        fitted: What it was made from.
+        settings: Resolved settings.
+
+    """
+
+    masks: Masks
+    weight: Tensor
+    fitted: Fitted
+    settings: Settings
+    _copies: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+    @classmethod
+    def from_fitted(cls, fitted: Fitted, settings: Settings) -> Self:
+        """Return the scorer of these sensitivities under these (resolved) settings.
+
+        Raises:
+            RatioError: If the ratios leave no entry.
+
+        Warns:
+            RatioWarning: If a ratio above 0 removes no entry.
+
+        """
+        ratios, sensitivity = settings.fixed_ratios, fitted.sensitivity
+        masks = Masks(
+            weight=weight_mask(sensitivity.weight, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope),
+            neuron=neuron_mask(sensitivity.neuron(settings.neuron), lowest=ratios.o_min, highest=ratios.o_max),
+        )
+        return cls(masks=masks, weight=pruned_weight(fitted.weight, masks), fitted=fitted, settings=settings)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return the scores of checked features, shape ``(batch, features)``, as shape ``(batch,)``."""
+        inputs = self._prepared(features)
+        inputs = shaped(inputs, self.settings.fixed_shaping, threshold=self.fitted.react_threshold)
+        logits = linear(inputs, *self._head(self.weight, inputs))
+        return score_logits(logits, score=self.settings.score, temperature=self.settings.temperature)
+
+    def classes(self, features: Tensor) -> Tensor:
+        """Return the classes that the original head predicts, shape ``(batch,)``, int64."""
+        inputs = self._prepared(features)
+        return linear(inputs, *self._head(self.fitted.weight, inputs)).argmax(1)
+
+    def pruned_head(self) -> nn.Linear:
+        """Return the pruned head as a new, plain `nn.Linear` with the dtype and device of the original."""
+        classes, features = self.weight.shape
+        bias = self.fitted.bias
+        module: nn.Linear = nn.utils.skip_init(
+            nn.Linear, features, classes, bias=bias is not None, device=self.weight.device, dtype=self.weight.dtype
+        )
+        with torch.no_grad():
+            module.weight.copy_(self.weight)
+            if bias is not None:
+                module.bias.copy_(bias)
+        module.requires_grad_(requires_grad=False)
+        return module
+
+    def _prepared(self, features: Tensor) -> Tensor:
+        return features.detach().to(product_dtype(features, precision=self.settings.precision))
+
+    def _head(self, weight: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias in device and dtype of the inputs; copies are kept for the next batch."""
+        key = (weight.data_ptr(), inputs.device, inputs.dtype)
+        if key not in self._copies:
+            bias = self.fitted.bias
+            self._copies[key] = weight.to(inputs), None if bias is None else bias.to(inputs)
+        return self._copies[key]
