@@ -1,0 +1,129 @@
+"""The demo: the whole job on data that comes with scikit-learn, in seconds and without a download.
+
+A small CNN learns the digits 0 to 6. Its detectors are then asked about held-out digits of these classes, about the
+digits 7 to 9 (near OOD) and about patches of photographs (far OOD). The ratios are fixed beforehand, tuned to nothing.
+"""
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from opnp.bench.digits import DigitsData, digits_data, trained_cnn
+from opnp.bench.record import DetectionResult, MethodResult, Record
+from opnp.core import accuracy, auroc, fpr_at_tpr
+from opnp.data import write_features, write_head, write_score_table
+from opnp.detector import OPNP, Ratios, Verdict
+from opnp.files import write_atomically
+from opnp.model import linear_layers
+
+__all__ = ["DEMO_RATIOS", "run_demo"]
+
+DEMO_RATIOS = {
+    "Energy": Ratios(),
+    "OPP": Ratios(w_min=0.3),
+    "ONP": Ratios(o_min=0.3),
+    "OPNP": Ratios(w_min=0.3, o_min=0.3),
+}
+"""The rows of the table. The paper's OPP prunes weights only, ONP neurons only, OPNP both."""
+
+_KEEP = 0.95
+_BATCH = 128
+
+
+def run_demo(folder: str | os.PathLike[str], *, seed: int = 0) -> Record:
+    """Train, fit, calibrate and judge; leave everything in `folder`, and return the table.
+
+    The folder then holds ``detector.safetensors`` (the OPNP row), ``scores.csv`` (its verdict on every test input),
+    ``results.json`` (the table), ``model.safetensors`` (the CNN's weights), and features and head in the layout that
+    ``opnp fit`` and ``opnp score`` read.
+
+    Args:
+        folder: Where to write; made if it does not exist.
+        seed: Seed of split, training and patches.
+
+    Returns:
+        The table.
+
+    Raises:
+        MissingExtraError: If scikit-learn or Pillow is not installed.
+
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = digits_data(seed=seed)
+    model = trained_cnn(*data.train, seed=seed)
+    energy = OPNP(ratios=DEMO_RATIOS["Energy"], shaping=None).fit(model, _batches(data.train[0]))
+    detectors = {
+        name: energy.with_ratios(ratios).calibrate(_batches(data.validation[0]), keep=_KEEP)
+        for name, ratios in DEMO_RATIOS.items()
+    }
+    record = Record(
+        title="digits 0 to 6 against digits 7 to 9 (near) and patches of photographs (far)",
+        seed=seed,
+        keep=_KEEP,
+        counts=data.counts,
+        versions={name: version(name) for name in ("opnp", "torch", "scikit-learn")},
+        methods=tuple(_judged(name, detector, model, data) for name, detector in detectors.items()),
+    )
+    detectors["OPNP"].save(folder / "detector.safetensors")
+    write_atomically(folder / "results.json", (record.to_json() + "\n").encode())
+    write_atomically(folder / "model.safetensors", save(model.state_dict()))
+    _write_scores(folder / "scores.csv", detectors["OPNP"], data)
+    _write_features(folder, model, data)
+    return record
+
+
+def _judged(name: str, detector: OPNP, model: nn.Sequential, data: DigitsData) -> MethodResult:
+    inside, labels = data.test
+    verdict = detector.verdict(inside)
+    outside = {place: detector.score(images) for place, images in data.ood.items()}
+    return MethodResult(
+        method=name,
+        settings=detector.settings.to_json(),
+        detection={
+            place: DetectionResult(
+                fpr95=fpr_at_tpr(verdict.score, scores),
+                fpr95_ood_positive=fpr_at_tpr(verdict.score, scores, positive="ood"),
+                auroc=auroc(verdict.score, scores),
+            )
+            for place, scores in outside.items()
+        },
+        accuracy=int((verdict.predicted_class == labels).sum()) / len(labels),
+        pruned_accuracy=accuracy(detector.pruned_head(_features(model, inside)), labels),
+        flagged_id=int(verdict.is_ood.sum()) / len(labels),
+    )
+
+
+def _write_scores(path: Path, detector: OPNP, data: DigitsData) -> None:
+    sets = {"id_test": data.test[0], **{f"ood_{name}": images for name, images in data.ood.items()}}
+    verdicts = {name: detector.verdict(images) for name, images in sets.items()}
+    columns: dict[str, list[object]] = {"set": [], "index": [], **{name: [] for name in Verdict._fields}}
+    for name, verdict in verdicts.items():
+        columns["set"] += [name] * len(verdict.score)
+        columns["index"] += range(len(verdict.score))
+        for field, values in zip(Verdict._fields, verdict, strict=True):
+            columns[field] += values.tolist()
+    write_score_table(path, columns)
+
+
+def _write_features(folder: Path, model: nn.Sequential, data: DigitsData) -> None:
+    for name, (images, labels) in {"train": data.train, "validation": data.validation, "test": data.test}.items():
+        write_features(folder / f"{name}.safetensors", _features(model, images), labels=labels)
+    for name, images in data.ood.items():
+        write_features(folder / f"ood_{name}.safetensors", _features(model, images))
+    head = linear_layers(model)[str(len(model) - 1)]
+    write_head(folder / "head.safetensors", head.weight, bias=head.bias)
+
+
+def _features(model: nn.Sequential, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model[:-1](batch) for batch in _batches(images)])
+
+
+def _batches(images: Tensor) -> Sequence[Tensor]:
+    return torch.split(images, _BATCH)

@@ -1,0 +1,54 @@
+"""The commands together, and what becomes of their errors: the message alone, and exit code 2."""
+
+import sys
+import warnings
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from opnp.cli.demo import demo
+from opnp.cli.fit import fit
+from opnp.cli.inspect import inspect
+from opnp.cli.score import score
+from opnp.errors import OpnpError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="opnp",
+    help="Turn a trained classifier into an out-of-distribution detector by pruning its last layer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, fit, score, inspect):
+    app.command()(command)
+
+
+@app.callback()
+def options(
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+    ] = False,
+) -> None:
+    """Turn a trained classifier into an out-of-distribution detector by pruning its last layer."""
+    if show_version:
+        typer.echo(f"opnp {version('opnp')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors that opnp or the file system raises become one message and exit code 2."""
+    warnings.showwarning = _shown
+    try:
+        app()
+    except (OpnpError, OSError) as error:
+        typer.echo(f"opnp: {error}", err=True)
+        sys.exit(2)
+
+
+def _shown(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as one line."""
+    typer.echo(f"opnp: warning: {message}", err=True)

@@ -1,0 +1,83 @@
+"""Options that several commands share, and their reading."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opnp.core import ASHS, SCALE, ReAct, Shaping
+from opnp.errors import OptionError
+
+__all__ = [
+    "DetectorFile",
+    "FeaturesFile",
+    "JsonFlag",
+    "NeuronReadingName",
+    "PrecisionName",
+    "ScopeName",
+    "ScoreNameOption",
+    "shaping_from",
+]
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+FeaturesFile = Annotated[
+    Path, typer.Option(help="Safetensors file with `features` (batch, features), and perhaps `labels`.")
+]
+DetectorFile = Annotated[Path, typer.Option(help="Detector that `opnp fit` wrote.")]
+
+
+class NeuronReadingName(StrEnum):
+    """Readings of the neuron sensitivity."""
+
+    gradient = "gradient"
+    aggregate = "aggregate"
+
+
+class ScopeName(StrEnum):
+    """What the weights are ranked within."""
+
+    layer = "layer"
+    by_class = "class"
+
+
+class ScoreNameOption(StrEnum):
+    """Scores on the pruned head's logits."""
+
+    energy = "energy"
+    msp = "msp"
+    max_logit = "max_logit"
+    entropy = "entropy"
+    gen = "gen"
+
+
+class PrecisionName(StrEnum):
+    """Precision of products."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+def shaping_from(text: str) -> Shaping | None:
+    """Return the shaping that a text such as ``react:0.95``, ``ash-s:0.9``, ``scale:0.85`` or ``none`` names.
+
+    Raises:
+        OptionError: If it names none, or the number is no fraction.
+
+    Example:
+        >>> shaping_from("scale:0.85"), shaping_from("none"), shaping_from("react")
+        (SCALE(quantile=0.85), None, ReAct(quantile=0.9))
+
+    """
+    kinds: dict[str, type[ReAct | ASHS | SCALE]] = {"react": ReAct, "ash-s": ASHS, "scale": SCALE}
+    name, _, quantile = text.partition(":")
+    if text == "none":
+        return None
+    try:
+        return kinds[name](float(quantile)) if quantile else kinds[name]()
+    except (KeyError, ValueError) as error:
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(
+            f"`--shaping` must be none, react:Q, ash-s:Q or scale:Q with a fraction Q such as 0.9, got {text!r}.",
+        ) from None

@@ -1,0 +1,99 @@
+"""What commands print: a table for people, JSON for programs, progress on standard error."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from opnp.detector import Settings
+
+__all__ = ["print_facts", "print_json", "print_table", "progress_bar", "settings_text", "show_table"]
+
+
+class _RateColumn(TextColumn):
+    """Steps a second, once there is something to measure."""
+
+    def __init__(self) -> None:
+        super().__init__("{task.fields[rate]}")
+
+
+def progress_bar(description: str, *, is_quiet: bool) -> Any:  # noqa: ANN401  # the type of a wrapper of any iterable
+    """Return a wrapper of iterables that shows a bar with rate and time left, or None where nothing is to be shown.
+
+    Args:
+        description: What is being done.
+        is_quiet: Whether to show nothing.
+
+    Returns:
+        A function for the `progress` option of detectors, or None.
+
+    """
+    if is_quiet or not sys.stderr.isatty():
+        return None
+
+    def wrapped(items: Iterable[Any]) -> Iterable[Any]:
+        total = len(items) if isinstance(items, Sized) else None
+        columns = (
+            TextColumn(description),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            task = bars.add_task(description, total=total, rate="")
+            for item in items:
+                yield item
+                bars.advance(task)
+                bars.update(task, rate=_rate(bars, task))
+
+    return wrapped
+
+
+def print_json(values: Mapping[str, object]) -> None:
+    """Print values as JSON on standard output."""
+    typer.echo(json.dumps(values, indent=2, sort_keys=True, allow_nan=False))
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Print facts, one a line."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(f"[bold]{name}", str(value))
+    show_table(table)
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table whose first column is text and the others numbers."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    show_table(table)
+
+
+def show_table(table: Table) -> None:
+    """Print a table on standard output, as wide as it is where that is no terminal."""
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(table)
+
+
+def settings_text(settings: Settings) -> str:
+    """Return settings as options of the command line, the ones that differ from the plain energy."""
+    ratios = settings.fixed_ratios
+    shares = {"w-min": ratios.w_min, "w-max": ratios.w_max, "o-min": ratios.o_min, "o-max": ratios.o_max}
+    texts = [f"--rho-{name} {value:g}" for name, value in shares.items() if value > 0]
+    if settings.fixed_shaping is not None:
+        texts.append(f"--shaping {settings.fixed_shaping!r}")
+    return " ".join(texts) or "no pruning, no shaping"
+
+
+def _rate(bars: Progress, task: TaskID) -> str:
+    speed = bars.tasks[task].speed
+    return "" if speed is None else f"{speed:.1f}/s"
