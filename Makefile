@@ -24,7 +24,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test coverage lint format clean
+.PHONY: help venv demo picture test coverage lint format clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -57,6 +57,10 @@ venv:  ## Build .venv, or bring it up to date; does nothing when it is ready
 
 demo: venv  ## See it work: fit, prune and score, on this machine and without a download
 	@$(BIN)/opnp demo
+
+picture: venv  ## Draw the picture of the README from the demo's scores
+	@$(BIN)/opnp demo --out opnp-demo >/dev/null
+	@$(BIN)/python tools/draw_demo.py opnp-demo docs/assets/demo.svg
 
 # Two workers on two cores do not fight over threads. pytest fails by itself when it finds no test; the last line
 # also fails when every test was skipped.

@@ -96,6 +96,7 @@ def _judged(name: str, detector: OPNP, model: nn.Sequential, data: DigitsData) -
         accuracy=int((verdict.predicted_class == labels).sum()) / len(labels),
         pruned_accuracy=accuracy(detector.pruned_head(_features(model, inside)), labels),
         flagged_id=int(verdict.is_ood.sum()) / len(labels),
+        threshold=detector.threshold,
     )
 
 

@@ -36,6 +36,7 @@ class MethodResult:
         accuracy: ID accuracy of the product, which answers with the original head.
         pruned_accuracy: ID accuracy of the pruned head by itself.
         flagged_id: Share of held-out ID test inputs flagged as OOD.
+        threshold: Score above which an input is flagged, in units of the score.
 
     """
 
@@ -45,6 +46,7 @@ class MethodResult:
     accuracy: float
     pruned_accuracy: float
     flagged_id: float
+    threshold: float
 
 
 @dataclass(frozen=True, slots=True)

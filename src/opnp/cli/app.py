@@ -26,24 +26,27 @@ for command in (demo, fit, score, inspect):
     app.command()(command)
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"opnp {version('opnp')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     *,
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
     """Turn a trained classifier into an out-of-distribution detector by pruning its last layer."""
-    if show_version:
-        typer.echo(f"opnp {version('opnp')}")
-        raise typer.Exit
 
 
 def main() -> None:
     """Run the command line; errors that opnp or the file system raises become one message and exit code 2."""
     warnings.showwarning = _shown
     try:
-        app()
+        app(prog_name="opnp")
     except (OpnpError, OSError) as error:
         typer.echo(f"opnp: {error}", err=True)
         sys.exit(2)

@@ -1,0 +1,68 @@
+"""Draw the picture of the README: the demo's scores, and the threshold that its verdicts are given by.
+
+Usage: draw_demo.py DEMO_FOLDER PICTURE.svg
+"""
+
+import csv
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("svg")
+from matplotlib import pyplot as plt  # the backend must be chosen first
+
+LOOKS = {
+    "id_test": ("held-out digits 0 to 6 (ID)", "#0072B2", "solid"),
+    "ood_near": ("digits 7 to 9 (near OOD)", "#E69F00", "dashed"),
+    "ood_far": ("patches of photographs (far OOD)", "#000000", "dotted"),
+}
+"""Label, colour (of Okabe and Ito's colour-blind palette) and line of each set; the lines tell them in grey."""
+
+
+def draw(folder: Path, picture: Path) -> None:
+    """Draw the scores in ``folder/scores.csv`` as histograms, with the threshold of ``folder/results.json``."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    flagged: dict[str, list[bool]] = defaultdict(list)
+    with (folder / "scores.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            scores[row["set"]].append(float(row["score"]))
+            flagged[row["set"]].append(row["is_ood"] == "True")
+    methods = json.loads((folder / "results.json").read_text(encoding="utf-8"))["methods"]
+    threshold = next(method["threshold"] for method in methods if method["method"] == "OPNP")
+    everything = np.concatenate([np.asarray(values) for values in scores.values()])
+    edges = np.linspace(everything.min(), everything.max(), 45).tolist()
+    mpl.rcParams.update({"svg.hashsalt": "opnp", "svg.fonttype": "path", "font.size": 10})
+    figure, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    for name, (label, colour, line) in LOOKS.items():
+        values = np.asarray(scores[name])
+        shares = np.full(len(values), 100 / len(values))
+        axes.hist(values, edges, weights=shares, color=colour, alpha=0.22)
+        text = f"{label}: {100 * np.mean(flagged[name]):.0f} % flagged"
+        axes.hist(
+            values, edges, weights=shares, histtype="step", color=colour, linestyle=line, linewidth=1.6, label=text
+        )
+    axes.axvline(threshold, color="#D55E00", linewidth=1.4)
+    axes.set_ylim(top=1.3 * axes.get_ylim()[1])
+    axes.annotate(
+        "threshold: keeps 95 % of ID",
+        (threshold, 0.97 * axes.get_ylim()[1]),
+        xytext=(-6, 0),
+        textcoords="offset points",
+        color="#A84800",
+        ha="right",
+        va="top",
+    )
+    axes.set_xlabel("score: energy of the pruned head (larger = more OOD)")
+    axes.set_ylabel("share of the set (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]), Path(sys.argv[2]))
