@@ -3,7 +3,7 @@
 The leading 21 bits of a float32 (sign, exponent, 12 bits of mantissa), read as an integer, order numbers as their
 values do. Counting them needs one array of 2^21 integers however long the stream, is exact in any order and merges by
 ``+``. Values that float16 or bfloat16 can hold have a bin of their own, so their quantiles are exact order statistics;
-those of other values are low by at most 2^-12 of the value (0.02 %).
+those of other values are nearer zero by at most 2^-12 of the value (0.02 %).
 """
 
 import math
@@ -48,7 +48,7 @@ class ValueHistogram:
 
     @classmethod
     def from_values(cls, values: Tensor) -> Self:
-        """Return the counts of finite `values`, of any shape and floating dtype."""
+        """Return the counts of finite `values`, of any shape and floating dtype; whether they are is not checked."""
         bits = values.detach().float().contiguous().view(torch.int32).flatten() >> _DROPPED_BITS
         ascending = torch.where(bits >= 0, bits + _SIGN_BIN, -1 - (bits & (_SIGN_BIN - 1)) + _SIGN_BIN)
         return cls(torch.bincount(ascending, minlength=_BINS))

@@ -5,6 +5,9 @@ removed. The count is ``round(share * n)`` with Python's round. Ties keep index 
 have them: among equals the first indices count as smaller. The selection is by k-th value, not by a sort, so that a
 head of 21 843 x 2 048 weights is a matter of seconds.
 
+Entries that agree with the one at the cut to 2^-38 of it count as equal to it. Float64 sums taken in another order
+differ by less, so that duplicated neurons fall the same way in any order.
+
 Source: Chen et al., NeurIPS 2023, step 2 of the method; rho_min and rho_max are `lowest` and `highest` here.
 """
 
@@ -20,6 +23,9 @@ from opnp.errors import InputTypeError, OptionError, RatioError, RatioWarning, S
 __all__ = ["Masks", "Scope", "keep_mask", "neuron_mask", "pruned_count", "pruned_weight", "weight_mask"]
 
 Scope = Literal["layer", "class"]
+
+_EQUAL_WITHIN = 2.0**-38
+"""Sensitivities this close to the cut, relative to it, count as equal to it (3.6e-12; far above float64 rounding)."""
 
 
 class Masks(NamedTuple):
@@ -106,11 +112,11 @@ def keep_mask(sensitivity: Tensor, *, lowest: float = 0.0, highest: float = 0.0,
         raise ShapeError(f"`sensitivity` must have shape (rows, entries), got {tuple(sensitivity.shape)}.")
     require_finite(sensitivity, name="sensitivity")
     entries = sensitivity.shape[1]
-    bottom = pruned_count(lowest, entries, name=f"{name}min" if name else "lowest")
-    top = pruned_count(highest, entries, name=f"{name}max" if name else "highest")
+    low, high = (f"{name}min", f"{name}max") if name else ("lowest", "highest")
+    bottom, top = pruned_count(lowest, entries, name=low), pruned_count(highest, entries, name=high)
     if bottom + top >= entries:
         raise RatioError(
-            f"`{name}min` = {lowest:g} and `{name}max` = {highest:g} remove {bottom} + {top} of {entries} entries: at "
+            f"`{low}` = {lowest:g} and `{high}` = {highest:g} remove {bottom} + {top} of {entries} entries: at "
             f"least one must be left. Lower one of them.",
         )
     keep = torch.ones_like(sensitivity, dtype=torch.bool)
@@ -151,6 +157,10 @@ def weight_mask(sensitivity: Tensor, *, lowest: float = 0.0, highest: float = 0.
         [[False, True], [False, True]]
 
     """
+    if sensitivity.ndim != 2:
+        raise ShapeError(
+            f"`sensitivity` of weights must have shape (classes, features), got {tuple(sensitivity.shape)}."
+        )
     if scope == "class":
         return keep_mask(sensitivity, lowest=lowest, highest=highest, name="w_")
     if scope == "layer":
@@ -222,7 +232,9 @@ def pruned_weight(weight: Tensor, masks: Masks) -> Tensor:
 def _smallest(values: Tensor, count: int) -> Tensor:
     """Mark the first `count` entries of each row's stable ascending order, 0 < count < entries."""
     cut = values.kthvalue(count, dim=1, keepdim=True).values
-    below, equal = values < cut, values == cut
+    tolerance = _EQUAL_WITHIN * cut.abs()
+    below = values < cut - tolerance
+    equal = ~below & (values <= cut + tolerance)
     missing = count - below.sum(1, keepdim=True)
     if bool((equal.sum(1, keepdim=True) == missing).all()):
         return below | equal

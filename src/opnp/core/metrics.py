@@ -179,7 +179,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
         0.5
 
     """
-    targets = _checked_labels(logits, labels)
+    targets = _checked_labels(logits, labels, name="logits")
     return int((logits.argmax(1) == targets).sum()) / len(targets)
 
 
@@ -210,11 +210,11 @@ def reliability(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> Rel
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
 
     """
-    targets = _checked_labels(probabilities, labels)
+    targets = _checked_labels(probabilities, labels, name="probabilities")
     if bins < 1:
         raise OptionError(f"`bins` must be at least 1, got {bins!r}.")
     confidence, predicted = probabilities.double().max(1)
-    if not bool(((confidence >= 0) & (confidence <= 1 + 1e-6)).all()):
+    if not bool(((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all()):
         raise OptionError("`probabilities` must lie in [0, 1]: take `torch.softmax(logits, 1)` first.")
     index = (torch.ceil(confidence * bins).long() - 1).clamp(0, bins - 1)
     count = torch.bincount(index, minlength=bins)
@@ -270,8 +270,8 @@ def _as_positive(id_scores: Tensor, ood_scores: Tensor, *, positive: PositiveCla
     raise OptionError(f'`positive` must be "id" or "ood", got {positive!r}.')
 
 
-def _checked_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    checked_matrix(logits, name="logits", axes="(batch, classes)")
+def _checked_labels(logits: Tensor, labels: Tensor, *, name: str) -> Tensor:
+    checked_matrix(logits, name=name, axes="(batch, classes)")
     if labels.shape != logits.shape[:1]:
         raise ShapeError(f"`labels` must have shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

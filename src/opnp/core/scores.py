@@ -77,7 +77,7 @@ def msp_score(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
         Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples", ICLR 2017.
 
     """
-    return -torch.softmax(_prepared(logits) / checked_temperature(temperature), dim=1).amax(1)
+    return -_log_probabilities(logits, temperature=temperature).amax(1).exp()
 
 
 def max_logit_score(logits: Tensor) -> Tensor:
@@ -128,8 +128,9 @@ def entropy_score(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
         Segmentation", ICCV 2021, where the entropy serves as the score.
 
     """
-    log_probabilities = torch.log_softmax(_prepared(logits) / checked_temperature(temperature), dim=1)
-    return -(log_probabilities.exp() * log_probabilities).sum(1)
+    log_probabilities = _log_probabilities(logits, temperature=temperature)
+    terms = log_probabilities.exp() * log_probabilities
+    return -torch.where(log_probabilities.isneginf(), 0.0, terms).sum(1)
 
 
 def gen_score(logits: Tensor, *, temperature: float = 1.0, gamma: float = 0.1, top: int = 100) -> Tensor:
@@ -162,9 +163,10 @@ def gen_score(logits: Tensor, *, temperature: float = 1.0, gamma: float = 0.1, t
         raise OptionError(f"`gamma` must lie in (0, 1), got {gamma!r}.")
     if top < 1:
         raise OptionError(f"`top` must be at least 1, got {top!r}.")
-    log_probabilities = torch.log_softmax(_prepared(logits) / checked_temperature(temperature), dim=1)
-    largest = log_probabilities.topk(min(top, logits.shape[1]), dim=1).values
-    log_complement = torch.log((-torch.expm1(largest)).clamp_min(0.0))
+    log_probabilities = _log_probabilities(logits, temperature=temperature)
+    largest, classes = log_probabilities.topk(min(top, logits.shape[1]), dim=1)
+    others = log_probabilities.scatter(1, classes[:, :1], -torch.inf).logsumexp(1, keepdim=True)
+    log_complement = torch.cat([others, torch.log1p(-largest[:, 1:].exp())], dim=1)  # 1 - p of the largest is a sum
     return torch.exp(gamma * (largest + log_complement)).sum(1)
 
 
@@ -201,6 +203,12 @@ def score_logits(logits: Tensor, *, score: ScoreName = "energy", temperature: fl
         case "gen":
             return gen_score(logits, temperature=temperature)
     raise OptionError(f"`score` must be one of {', '.join(SCORE_NAMES)}, got {score!r}.")
+
+
+def _log_probabilities(logits: Tensor, *, temperature: float) -> Tensor:
+    """Return log softmax(f / T); the largest logit is taken off before the division, which is exact at any T."""
+    prepared = _prepared(logits)
+    return torch.log_softmax((prepared - prepared.amax(1, keepdim=True)) / checked_temperature(temperature), dim=1)
 
 
 def _prepared(logits: Tensor) -> Tensor:

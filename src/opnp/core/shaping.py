@@ -183,7 +183,7 @@ def ash_s(features: Tensor, *, quantile: float = 0.9) -> Tensor:
     _checked_features(features, method="ASH-S")
     largest = _largest(features, quantile=quantile)
     kept = torch.where(features >= largest[:, -1:], features, torch.zeros_like(features))
-    return kept * _growth(features, kept)
+    return _grown(kept, _growth(features, kept))
 
 
 def scale(features: Tensor, *, quantile: float = 0.85) -> Tensor:
@@ -213,7 +213,7 @@ def scale(features: Tensor, *, quantile: float = 0.85) -> Tensor:
 
     """
     _checked_features(features, method="SCALE")
-    return features * _growth(features, _largest(features, quantile=quantile))
+    return _grown(features, _growth(features, _largest(features, quantile=quantile)))
 
 
 def _largest(features: Tensor, *, quantile: float) -> Tensor:
@@ -228,7 +228,13 @@ def _growth(features: Tensor, kept: Tensor) -> Tensor:
     whole, part = features.sum(1, keepdim=True, dtype=wide), kept.sum(1, keepdim=True, dtype=wide)
     is_positive = part > 0
     exponent = torch.where(is_positive, whole / torch.where(is_positive, part, 1.0), 0.0)
-    return exponent.clamp_max(_LARGEST_EXPONENT).exp().to(features.dtype)
+    return exponent.clamp_max(_LARGEST_EXPONENT).exp()
+
+
+def _grown(features: Tensor, growth: Tensor) -> Tensor:
+    """Return features times growth, at most the largest number of their dtype."""
+    largest = torch.finfo(features.dtype).max
+    return (features * growth).clamp(-largest, largest).to(features.dtype)
 
 
 def _checked_features(features: Tensor, *, method: str) -> None:

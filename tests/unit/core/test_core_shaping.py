@@ -1,0 +1,133 @@
+"""Shaping: zeros, negative features, dtypes and errors."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opnp.core import ASHS, SCALE, ReAct, ash_s, react, scale, shaped
+from opnp.errors import InputTypeError, OptionError, ShapeError, SignedFeaturesWarning
+
+FEATURES = torch.rand(6, 20, generator=torch.Generator().manual_seed(0)) * 3
+PUBLISHED = [(ash_s, 0.9), (ash_s, 0.95), (scale, 0.85)]
+
+
+def test_shaped_applies_the_method_it_is_given() -> None:
+    assert shaped(FEATURES, None) is FEATURES
+    assert shaped(FEATURES, ReAct(0.9), threshold=1.5).equal(react(FEATURES, threshold=1.5))
+    assert shaped(FEATURES, ASHS(0.8)).equal(ash_s(FEATURES, quantile=0.8))
+    assert shaped(FEATURES, SCALE(0.7)).equal(scale(FEATURES, quantile=0.7))
+
+
+def test_the_published_settings_are_the_defaults() -> None:
+    assert shaped(FEATURES, ASHS()).equal(ash_s(FEATURES))
+    assert shaped(FEATURES, SCALE()).equal(scale(FEATURES))
+    assert (ReAct().quantile, ASHS().quantile, SCALE().quantile) == (0.9, 0.9, 0.85)
+
+
+@pytest.mark.parametrize("method", [ash_s, scale])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rows_of_zeros_stay_zeros(method: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    features = FEATURES.to(dtype)
+    features[[0, 3]] = 0
+    shaped_features = method(features)
+    assert bool((shaped_features[[0, 3]] == 0).all())
+    assert bool(shaped_features.isfinite().all())
+    assert bool(method(torch.zeros(1, 8, dtype=dtype)).eq(0).all())
+
+
+@pytest.mark.parametrize(("method", "quantile"), PUBLISHED)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_dtype_stays_itself_and_finite(
+    method: Callable[..., Tensor], quantile: float, dtype: torch.dtype
+) -> None:
+    """Nearly equal features have the largest factor, up to exp(1 / (1 - quantile))."""
+    features = torch.linspace(0.9, 1.1, 100).to(dtype).expand(2, 100)
+    found = method(features, quantile=quantile)
+    assert found.dtype == dtype
+    assert bool(found.isfinite().all())
+
+
+@pytest.mark.parametrize("method", [ash_s, scale])
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
+def test_each_row_is_shaped_by_itself_whatever_the_order_of_its_features(
+    method: Callable[..., Tensor], quantile: float
+) -> None:
+    features = (FEATURES * 3).round().double()
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    whole = method(features, quantile=quantile)
+    torch.testing.assert_close(method(features[:, order], quantile=quantile), whole[:, order], rtol=1e-14, atol=0)
+    for index, row in enumerate(whole):
+        torch.testing.assert_close(method(features[index : index + 1], quantile=quantile)[0], row, rtol=1e-14, atol=0)
+
+
+def test_one_feature_is_always_kept() -> None:
+    features = torch.tensor([[1.0, 2.0, 4.0]], dtype=torch.float64)
+    factor = torch.tensor(7 / 4, dtype=torch.float64).exp().item()
+    assert ash_s(features, quantile=0.99)[0].tolist() == pytest.approx([0.0, 0.0, 4 * factor])
+    assert scale(features, quantile=0.99)[0].tolist() == pytest.approx([factor, 2 * factor, 4 * factor])
+    assert ash_s(torch.tensor([[5.0]])).item() == pytest.approx(5 * 2.718281828, rel=1e-6)
+
+
+def test_features_are_not_changed_in_place() -> None:
+    before = FEATURES.clone()
+    for method in (ReAct(), ASHS(), SCALE()):
+        shaped(FEATURES, method, threshold=0.5)
+    assert FEATURES.equal(before)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(lambda h: react(h, threshold=1.0), "ReAct"), (ash_s, "ASH-S"), (scale, "SCALE")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_negative_features_warn_and_stay_finite(
+    method: Callable[[Tensor], Tensor], name: str, dtype: torch.dtype
+) -> None:
+    """The rows: any signs, all negative, a sum of the largest close to zero from above, a sum of exactly zero."""
+    features = torch.randn(4, 10, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    features[1] = -features[1].abs()
+    features[2], features[2, 0] = -1e-30, 1e-30
+    features[3] = torch.tensor([1.0, -1.0] * 5, dtype=dtype)
+    with pytest.warns(SignedFeaturesWarning, match=rf"^{name} assumes features that are not negative"):
+        found = method(features)
+    assert bool(found.isfinite().all())
+    assert found.shape == features.shape
+
+
+def test_the_exponent_is_bounded_where_few_of_many_features_are_counted() -> None:
+    """s1 / s2 is 100 here, and exp(100) would overflow float32."""
+    assert scale(torch.ones(1, 1000), quantile=0.99)[0, 0].item() == pytest.approx(math.exp(40), rel=1e-5)
+
+
+def test_react_leaves_negative_features_as_they_are() -> None:
+    with pytest.warns(SignedFeaturesWarning, match="ReAct assumes"):
+        assert react(torch.tensor([[-5.0, 0.5, 3.0]]), threshold=1.0).tolist() == [[-5.0, 0.5, 1.0]]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.5, 90, float("nan")])
+def test_quantiles_outside_their_range_are_refused(value: float) -> None:
+    for method in (ReAct, ASHS, SCALE):
+        with pytest.raises(OptionError, match=rf"`{method.__name__}\.quantile` must be a fraction in \(0, 1\)"):
+            method(value)
+    for function in (ash_s, scale):
+        with pytest.raises(OptionError, match=r"`quantile` must be a fraction in \(0, 1\)"):
+            function(FEATURES, quantile=value)
+
+
+def test_what_is_no_matrix_of_features_is_refused() -> None:
+    for function in (lambda h: react(h, threshold=1.0), ash_s, scale):
+        with pytest.raises(ShapeError, match=r"`features` must have shape \(batch, features\), got \(6, 20, 1, 1\)"):
+            function(FEATURES[:, :, None, None])
+        with pytest.raises(InputTypeError, match="`features` must be floating point"):
+            function(FEATURES.long())
+
+
+def test_react_without_a_threshold_and_unknown_shapings_are_refused() -> None:
+    with pytest.raises(OptionError, match="ReAct needs its `threshold`"):
+        shaped(FEATURES, ReAct())
+    unknown: Any = "ash_s"
+    with pytest.raises(OptionError, match=r"`shaping` must be None, ReAct\(\.\.\.\).*got 'ash_s'"):
+        shaped(FEATURES, unknown)
