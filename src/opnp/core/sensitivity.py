@@ -181,8 +181,9 @@ class SensitivitySum:
                 block = slice(start, start + _ROWS)
                 outputs = logits[block].detach().to(dtype)
                 probabilities = torch.softmax((outputs - outputs.amax(1, keepdim=True)) / temperature, dim=1)
-                total.weight.add_(probabilities.T @ features[block].detach().to(dtype).abs())
-                total.neuron.add_((probabilities @ head).abs().sum(0, dtype=torch.float64))
+                with torch.autocast(weight.device.type, enabled=False):  # the caller's would take half precision
+                    total.weight.add_(probabilities.T @ features[block].detach().to(dtype).abs())
+                    total.neuron.add_((probabilities @ head).abs().sum(0, dtype=torch.float64))
             count += len(features)
         return cls(weight=total.weight, neuron=total.neuron, count=count)
 

@@ -1,7 +1,7 @@
 """Step 1 of the method on a stream: sensitivities of the head, and what shaping needs, in one pass."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,10 @@ from torch.nn.functional import linear
 from opnp.core.checks import checked_matrix, require_finite
 from opnp.core.histogram import ValueHistogram
 from opnp.core.sensitivity import Precision, Sensitivity, SensitivitySum, product_dtype
-from opnp.core.shaping import ReAct
 from opnp.detector.settings import Settings
 from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, ShapeError
 
-__all__ = ["FeatureBlocks", "Fitted", "checked_head", "fitted_on", "require_labels"]
+__all__ = ["FeatureBlocks", "Fitted", "LabelledBlocks", "checked_head", "fitted_on", "head_logits"]
 
 _ROWS = 8192
 
@@ -28,14 +27,14 @@ class Fitted:
         sensitivity: Sensitivities of the head's weights and inputs.
         weight: The head's weight as it was, shape ``(classes, features)``.
         bias: The head's bias as it was, shape ``(classes,)``, or None.
-        react_threshold: Threshold of ReAct in units of the features; None unless the shaping is ReAct.
+        react_thresholds: Thresholds of ReAct in units of the features, by quantile.
 
     """
 
     sensitivity: Sensitivity
     weight: Tensor
     bias: Tensor | None
-    react_threshold: float | None
+    react_thresholds: Mapping[float, float]
 
 
 def fitted_on(
@@ -44,6 +43,7 @@ def fitted_on(
     weight: Tensor,
     bias: Tensor | None,
     settings: Settings,
+    react_quantiles: Collection[float] = (),
 ) -> Fitted:
     """Return what one pass over (features, logits) leaves.
 
@@ -52,7 +52,8 @@ def fitted_on(
             computed. In precision ``"float64"`` they are computed in any case.
         weight: The head's weight, shape ``(classes, features)``.
         bias: The head's bias, shape ``(classes,)``, or None.
-        settings: Temperature, precision and shaping.
+        settings: Temperature and precision.
+        react_quantiles: Quantiles of the features to take thresholds of ReAct at.
 
     Returns:
         Sensitivities, and a copy of the head.
@@ -62,18 +63,18 @@ def fitted_on(
         ShapeError: If features and head do not fit together.
 
     """
-    needs_histogram = isinstance(settings.fixed_shaping, ReAct)
-    histogram = ValueHistogram.zeros(device=weight.device)
+    histogram: ValueHistogram | None = None
 
     def observed() -> Iterator[tuple[Tensor, Tensor]]:
         nonlocal histogram
         for features, logits in batches:
             if features.shape[1:] != weight.shape[1:]:
                 raise ShapeError(_width_message(features, weight))
-            if needs_histogram:
-                histogram = histogram + ValueHistogram.from_values(features)
+            if react_quantiles:
+                counts = ValueHistogram.from_values(features)
+                histogram = counts if histogram is None else histogram + counts
             if logits is None or settings.precision == "float64":
-                yield features, _logits(features, weight, bias, precision=settings.precision)
+                yield features, head_logits(features, weight, bias, precision=settings.precision)
             else:
                 yield features, logits
 
@@ -84,12 +85,11 @@ def fitted_on(
     )
     if total.count == 0:
         raise EmptyDataError("There are no training samples: sensitivities need at least one.")
-    quantile = settings.fixed_shaping.quantile if isinstance(settings.fixed_shaping, ReAct) else None
     return Fitted(
         sensitivity=total.mean(),
         weight=weight,
         bias=bias,
-        react_threshold=None if quantile is None else histogram.quantile(quantile),
+        react_thresholds={} if histogram is None else {share: histogram.quantile(share) for share in react_quantiles},
     )
 
 
@@ -134,6 +134,37 @@ class FeatureBlocks:
             yield block.to(self.weight.device)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class LabelledBlocks:
+    """Blocks of features with their labels.
+
+    Attributes:
+        blocks: The features.
+        labels: Class indices, shape ``(batch,)``, or None.
+
+    Raises:
+        ShapeError: If there is not one label for each sample.
+        InputTypeError: If labels are no integers.
+
+    """
+
+    blocks: FeatureBlocks
+    labels: Tensor | None
+
+    def __post_init__(self) -> None:
+        """Check the labels."""
+        _require_labels(self.labels, samples=len(self.blocks.features))
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        return len(self.blocks)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield pairs of shapes ``(rows, features)`` and ``(rows,)``, the second None without labels."""
+        for index, rows in enumerate(self.blocks):
+            yield rows, None if self.labels is None else self.labels[index * _ROWS : (index + 1) * _ROWS]
+
+
 def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias if they are those of a classifier's head, else say what is wrong.
 
@@ -151,6 +182,9 @@ def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | 
         )
     require_finite(weight.detach(), name="weight")
     if bias is not None:
+        if not isinstance(bias, Tensor) or not bias.is_floating_point():
+            got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
+            raise InputTypeError(f"`bias` must be a floating-point torch.Tensor of shape (classes,), got {got}.")
         if bias.shape != weight.shape[:1]:
             raise ShapeError(f"`bias` must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}.")
         if not bool(torch.isfinite(bias).all()):
@@ -160,25 +194,23 @@ def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | 
     return weight, bias
 
 
-def require_labels(labels: Tensor | None, *, samples: int) -> None:
-    """Raise if labels, where given, are not one integer a sample.
+def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None, *, precision: Precision) -> Tensor:
+    """Return the head's logits of features, shape ``(batch, classes)``, whatever autocast the caller is in."""
+    dtype = product_dtype(features, precision=precision)
+    with torch.autocast(features.device.type, enabled=False):
+        return linear(features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
-    Raises:
-        ShapeError: If there is not one for each sample.
-        InputTypeError: If they are no integers.
 
-    """
+def _require_labels(labels: Tensor | None, *, samples: int) -> None:
+    """Raise if labels, where given, are not one integer a sample."""
     if labels is None:
         return
+    if not isinstance(labels, Tensor):
+        raise InputTypeError(f"`labels` must be a torch.Tensor of class indices, got {type(labels).__name__}.")
     if labels.shape != (samples,):
         raise ShapeError(f"`labels` must have shape ({samples},), one a sample, got {tuple(labels.shape)}.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputTypeError(f"`labels` must be integer class indices, got {labels.dtype}.")
-
-
-def _logits(features: Tensor, weight: Tensor, bias: Tensor | None, *, precision: Precision) -> Tensor:
-    dtype = product_dtype(features, precision=precision)
-    return linear(features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _width_message(features: Tensor, weight: Tensor, *, name: str = "features") -> str:

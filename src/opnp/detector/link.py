@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ class ModelLink:
         head: Its head.
         axes: Number of axes of a batch of inputs; None if no batch was seen.
         device: Where to run; None for where the model is.
-        digest: Digest of the head that the detector was fitted on.
+        weight: Weight of the head that the detector was fitted on.
+        bias: Its bias, or None.
 
     """
 
@@ -33,8 +34,8 @@ class ModelLink:
     head: Head
     axes: InputAxes | None
     device: torch.device | str | None
-    digest: str
-    _verified: list[tuple[int, ...]] = field(default_factory=list)
+    weight: Tensor
+    bias: Tensor | None
 
     def features_of(self, inputs: object) -> tuple[Tensor, bool]:
         """Return the features of one batch or one input, shape ``(batch, features)``, and whether it was one input.
@@ -58,27 +59,33 @@ class ModelLink:
         return features, is_single
 
     @contextmanager
-    def feature_batches(self, loader: Iterable[object]) -> Iterator[Iterator[Tensor]]:
-        """Open the model for one pass over `loader`; yields an iterator of features, ``(batch, features)``."""
+    def feature_batches(self, loader: Iterable[object]) -> Iterator[Iterator[tuple[Tensor, Tensor | None]]]:
+        """Open the model for one pass over `loader`; yields an iterator of (features, labels or None)."""
         self.require_unchanged()
         with head_stream(self.model, loader, head=self.head.module, device=self.device) as stream:
-            yield (features for features, _, _ in stream.batches)
+            yield ((features, labels) for features, _, labels in stream.batches)
 
     def require_unchanged(self) -> None:
         """Raise `HeadMismatchError` if the head's tensors are not those the detector was fitted on.
 
-        The digest is taken again only when a tensor was written to or replaced since it was last taken.
+        Their values are compared: addresses and version counters miss what is written through `.data`.
         """
-        tensors = [self.head.module.weight, self.head.module.bias]
-        state = tuple(number for item in tensors if item is not None for number in (item.data_ptr(), item._version))  # noqa: SLF001  # torch's only counter of in-place changes
-        if state in self._verified:
+        modules = dict(unwrapped(self.model).named_modules(remove_duplicate=False))
+        module = self.head.module
+        is_in_place = modules.get(self.head.name) is module
+        if is_in_place and _is_same(module.weight, self.weight) and _is_same(module.bias, self.bias):
             return
-        if head_digest(*tensors) != self.digest:
-            raise HeadMismatchError(
-                f"The model's head {self.head.label} is not the one this detector was fitted on: its weights have "
-                f"changed since. Fit again, or bring the old weights back.",
-            )
-        self._verified[:] = [state]
+        raise HeadMismatchError(
+            f"The model's head {self.head.label} is not the one this detector was fitted on: its weights have "
+            f"changed since. Fit again, or bring the old weights back.",
+        )
+
+
+def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Return whether dtype, shape and values are equal, on whatever devices."""
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and torch.equal(one.detach(), other.to(one.device))
 
 
 def head_digest(weight: Tensor, bias: Tensor | None) -> str:
@@ -86,12 +93,15 @@ def head_digest(weight: Tensor, bias: Tensor | None) -> str:
     return tensors_digest({"weight": weight, "bias": bias})
 
 
-def linked_by_digest(model: nn.Module, *, digest: str, name: str | None, axes: InputAxes | None) -> ModelLink:
-    """Return the link to the layer of `model` whose digest this is.
+def linked_by_digest(
+    model: nn.Module, *, weight: Tensor, bias: Tensor | None, name: str | None, axes: InputAxes | None
+) -> ModelLink:
+    """Return the link to the layer of `model` with this weight and bias.
 
     Args:
         model: The model that a saved detector is to serve.
-        digest: Digest of the head that the detector was fitted on.
+        weight: Weight of the head that the detector was fitted on.
+        bias: Its bias, or None.
         name: The head's dotted name then, preferred where several layers are equal.
         axes: Number of axes of a batch of inputs.
 
@@ -99,10 +109,11 @@ def linked_by_digest(model: nn.Module, *, digest: str, name: str | None, axes: I
         The link.
 
     Raises:
-        HeadMismatchError: If no layer of the model has this digest.
+        HeadMismatchError: If no layer of the model has these.
 
     """
     layers = linear_layers(unwrapped(model))
+    digest = head_digest(weight, bias)
     fitting = [found for found, layer in layers.items() if head_digest(layer.weight, layer.bias) == digest]
     if not fitting:
         place = f"`{name}`" if name in layers else "any nn.Linear"
@@ -112,4 +123,4 @@ def linked_by_digest(model: nn.Module, *, digest: str, name: str | None, axes: I
         )
     chosen = name if name in fitting else fitting[0]
     head = Head(name=str(chosen), module=layers[str(chosen)], is_output=False)
-    return ModelLink(model=model, head=head, axes=axes, device=None, digest=digest)
+    return ModelLink(model=model, head=head, axes=axes, device=None, weight=weight, bias=bias)

@@ -1,7 +1,6 @@
 """The detector: a thin shell round pure functions that holds what one pass over the data left."""
 
 import os
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Self
@@ -14,15 +13,17 @@ from opnp.core.scores import ScoreName
 from opnp.core.sensitivity import NeuronReading, Precision
 from opnp.core.shaping import Shaping
 from opnp.detector.answers import Answers
-from opnp.detector.fitting import FeatureBlocks, checked_head, fitted_on, require_labels
-from opnp.detector.link import ModelLink, head_digest, linked_by_digest
+from opnp.detector.fitting import FeatureBlocks, LabelledBlocks, checked_head
+from opnp.detector.learning import Learning
+from opnp.detector.link import ModelLink, linked_by_digest
 from opnp.detector.progress import Progress, shown
 from opnp.detector.ratios import Ratios
 from opnp.detector.scoring import Scorer
 from opnp.detector.settings import Auto, Settings
 from opnp.detector.state import State
 from opnp.detector.storage import Stored, read_detector, write_detector
-from opnp.errors import OptionError, TuningWarning
+from opnp.detector.tuning import Tuning
+from opnp.errors import OptionError
 from opnp.model import head_stream
 
 __all__ = ["OPNP"]
@@ -101,6 +102,7 @@ class OPNP(Answers):
         *,
         head: str | nn.Module | None = None,
         validation: Iterable[object] | None = None,
+        validation_ood: Iterable[object] | None = None,
         device: torch.device | str | None = None,
         progress: Progress = None,
     ) -> Self:
@@ -110,7 +112,10 @@ class OPNP(Answers):
             model: Any classifier that ends in an `nn.Linear`. It is the same after the call, bit for bit.
             loader: Training batches: tensors, (inputs, labels), or mappings; no labels are needed.
             head: The last layer or its dotted name; None to find it by running one batch.
-            validation: Batches of held-out ID inputs: the detector is calibrated on them at keep=0.95.
+            validation: Batches of held-out ID inputs, with labels if there are any: automatic ratios are chosen on
+                them, and the detector is calibrated on them at keep=0.95. Their features are held in memory meanwhile.
+            validation_ood: Batches of OOD inputs to choose automatic ratios by, in the place of class holdout; none
+                are needed.
             device: Where to run; None for where the model is.
             progress: Wrapper of iterables that shows progress, such as `tqdm.tqdm`; True for a bar.
 
@@ -126,19 +131,18 @@ class OPNP(Answers):
             CalibrationError: If `validation` holds fewer than 19 samples.
 
         """
-        settings = self._resolved()
+        learning = Learning(self._given, is_held_out=validation is not None)
         with head_stream(model, shown(loader, progress), head=head, device=device) as stream:
             module = stream.head.module
-            weight, bias = checked_head(module.weight, module.bias)
-            pairs = ((features, logits) for features, logits, _ in stream.batches)
-            fitted = fitted_on(pairs, weight=weight, bias=bias, settings=settings)
-            digest = head_digest(fitted.weight, fitted.bias)
-            link = ModelLink(model=model, head=stream.head, axes=stream.axes, device=device, digest=digest)
-        state = State(fitted=fitted, scorer=Scorer.from_fitted(fitted, settings), link=link)
+            fitted = learning.fit(stream.batches, *checked_head(module.weight, module.bias))
+            link = ModelLink(model, stream.head, stream.axes, device, weight=fitted.weight, bias=fitted.bias)
         if validation is not None:
             with link.feature_batches(shown(validation, progress)) as batches:
-                state = state.calibrated(batches, keep=_KEEP)
-        self._state = state
+                learning.hold_out(batches)
+        if validation_ood is not None:
+            with link.feature_batches(validation_ood) as batches:
+                learning.hold_out_ood(features for features, _ in batches)
+        self._state = learning.state(link, keep=_KEEP)
         return self
 
     def fit_features(
@@ -149,6 +153,7 @@ class OPNP(Answers):
         bias: Tensor | None,
         labels: Tensor | None = None,
         validation: Tensor | tuple[Tensor, Tensor | None] | None = None,
+        validation_ood: Tensor | None = None,
         progress: Progress = None,
     ) -> Self:
         """Take the sensitivities from cached features of training data, and return self.
@@ -159,7 +164,9 @@ class OPNP(Answers):
             bias: The head's bias, shape ``(classes,)``, or None.
             labels: Class indices, shape ``(batch,)``; used where ratios are automatic, otherwise not needed.
             validation: Features of held-out ID inputs, shape ``(batch, features)``, or a pair of them and their
-                labels: the detector is calibrated on them at keep=0.95.
+                labels: automatic ratios are chosen on them, and the detector is calibrated on them at keep=0.95.
+            validation_ood: Features of OOD inputs to choose automatic ratios by, in the place of class holdout; none
+                are needed.
             progress: Wrapper of iterables that shows progress; True for a bar.
 
         Returns:
@@ -173,17 +180,16 @@ class OPNP(Answers):
             CalibrationError: If `validation` holds fewer than 19 samples.
 
         """
-        settings = self._resolved()
+        learning = Learning(self._given, is_held_out=validation is not None)
         weight, bias = checked_head(weight, bias)
-        blocks = FeatureBlocks(features, weight)
-        require_labels(labels, samples=len(features))
-        pairs = ((block, None) for block in shown(blocks, progress))
-        fitted = fitted_on(pairs, weight=weight, bias=bias, settings=settings)
-        state = State(fitted=fitted, scorer=Scorer.from_fitted(fitted, settings))
+        blocks = LabelledBlocks(FeatureBlocks(features, weight), labels)
+        learning.fit(((rows, None, targets) for rows, targets in shown(blocks, progress)), weight, bias)
         if validation is not None:
-            held_out = validation[0] if isinstance(validation, tuple) else validation
-            state = state.calibrated(FeatureBlocks(held_out, weight, name="validation"), keep=_KEEP)
-        self._state = state
+            held_out, targets = validation if isinstance(validation, tuple) else (validation, None)
+            learning.hold_out(LabelledBlocks(FeatureBlocks(held_out, weight, name="validation"), targets))
+        if validation_ood is not None:
+            learning.hold_out_ood(FeatureBlocks(validation_ood, weight, name="validation_ood"))
+        self._state = learning.state(None, keep=_KEEP)
         return self
 
     def calibrate(self, loader: Iterable[object], *, keep: float = _KEEP, progress: Progress = None) -> Self:
@@ -209,7 +215,7 @@ class OPNP(Answers):
         """
         state = self._fitted()
         with self._linked().feature_batches(shown(loader, progress)) as batches:
-            self._state = state.calibrated(batches, keep=keep)
+            self._state = state.calibrated((state.scorer.scores(features) for features, _ in batches), keep=keep)
         return self
 
     def calibrate_features(self, features: Tensor, *, keep: float = _KEEP) -> Self:
@@ -223,7 +229,8 @@ class OPNP(Answers):
 
         """
         state = self._fitted()
-        self._state = state.calibrated(FeatureBlocks(features, state.fitted.weight), keep=keep)
+        blocks = FeatureBlocks(features, state.fitted.weight)
+        self._state = state.calibrated(map(state.scorer.scores, blocks), keep=keep)
         return self
 
     def with_ratios(self, ratios: Ratios, *, neuron: NeuronReading | None = None, scope: Scope | None = None) -> Self:
@@ -256,6 +263,11 @@ class OPNP(Answers):
         """Every option: as chosen once fitted, as given before."""
         return self._given if self._state is None else self._state.scorer.settings
 
+    @property
+    def tuning(self) -> Tuning | None:
+        """How automatic settings were chosen: what was tried, what it was worth; None where nothing was chosen."""
+        return self._fitted().tuning
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the detector to one safetensors file: settings, sensitivities, head, calibration. No code, no model.
 
@@ -265,14 +277,14 @@ class OPNP(Answers):
 
         """
         state = self._fitted()
-        link = state.link
         stored = Stored(
             given=self._given,
             settings=state.scorer.settings,
             fitted=state.fitted,
             calibration=state.calibration,
-            head_name=None if link is None else link.head.name,
-            axes=None if link is None else link.axes,
+            head_name=state.head_name,
+            axes=state.axes,
+            tuning=state.tuning,
         )
         write_detector(path, stored)
 
@@ -296,12 +308,16 @@ class OPNP(Answers):
         stored = read_detector(path)
         link = None
         if model is not None:
-            link = linked_by_digest(model, digest=stored.digest, name=stored.head_name, axes=stored.axes)
+            weight, bias = stored.fitted.weight, stored.fitted.bias
+            link = linked_by_digest(model, weight=weight, bias=bias, name=stored.head_name, axes=stored.axes)
         state = State(
             fitted=stored.fitted,
             scorer=Scorer.from_fitted(stored.fitted, stored.settings),
             link=link,
             calibration=stored.calibration,
+            tuning=stored.tuning,
+            head_name=stored.head_name,
+            axes=stored.axes,
         )
         return cls._holding(stored.given, state)
 
@@ -316,16 +332,6 @@ class OPNP(Answers):
         if calibration is not None:
             calibrated = f"calibrated on {len(calibration.scores)} at keep={calibration.keep:g}"
         return f"OPNP({options})  # fitted on {samples} samples, {calibrated}"
-
-    def _resolved(self) -> Settings:
-        if self._given.is_automatic:
-            warnings.warn(
-                'ratios="auto" stands for no pruning and no shaping in this version: scores are those of the plain '
-                "energy. Give `ratios=Ratios(...)` to prune.",
-                TuningWarning,
-                stacklevel=3,
-            )
-        return self._given.resolved()
 
     @classmethod
     def _holding(cls, given: Settings, state: State) -> Self:

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from opnp.core.masks import Masks, neuron_mask, pruned_weight, weight_mask
 from opnp.core.scores import score_logits
 from opnp.core.sensitivity import product_dtype
-from opnp.core.shaping import shaped
+from opnp.core.shaping import ReAct, shaped
 from opnp.detector.fitting import Fitted
 from opnp.detector.settings import Settings
 
@@ -55,15 +55,19 @@ class Scorer:
 
     def scores(self, features: Tensor) -> Tensor:
         """Return the scores of checked features, shape ``(batch, features)``, as shape ``(batch,)``."""
-        inputs = self._prepared(features)
-        inputs = shaped(inputs, self.settings.fixed_shaping, threshold=self.fitted.react_threshold)
-        logits = linear(inputs, *self._head(self.weight, inputs))
-        return score_logits(logits, score=self.settings.score, temperature=self.settings.temperature)
+        return score_logits(self.logits(features), score=self.settings.score, temperature=self.settings.temperature)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the pruned head's logits of the shaped features, shape ``(batch, classes)``."""
+        shaping = self.settings.fixed_shaping
+        threshold = self.fitted.react_thresholds[shaping.quantile] if isinstance(shaping, ReAct) else None
+        inputs = shaped(self._prepared(features), shaping, threshold=threshold)
+        return _product(inputs, *self._head(self.weight, inputs))
 
     def classes(self, features: Tensor) -> Tensor:
         """Return the classes that the original head predicts, shape ``(batch,)``, int64."""
         inputs = self._prepared(features)
-        return linear(inputs, *self._head(self.fitted.weight, inputs)).argmax(1)
+        return _product(inputs, *self._head(self.fitted.weight, inputs)).argmax(1)
 
     def pruned_head(self) -> nn.Linear:
         """Return the pruned head as a new, plain `nn.Linear` with the dtype and device of the original."""
@@ -89,3 +93,9 @@ class Scorer:
             bias = self.fitted.bias
             self._copies[key] = weight.to(inputs), None if bias is None else bias.to(inputs)
         return self._copies[key]
+
+
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the linear map in the dtype of its inputs, whatever autocast the caller is in."""
+    with torch.autocast(inputs.device.type, enabled=False):
+        return linear(inputs, weight, bias)

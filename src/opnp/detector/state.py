@@ -11,7 +11,9 @@ from opnp.detector.fitting import Fitted
 from opnp.detector.link import ModelLink
 from opnp.detector.scoring import Scorer
 from opnp.detector.settings import Settings
+from opnp.detector.tuning import Tuning
 from opnp.detector.verdicts import Calibration
+from opnp.model import InputAxes
 
 __all__ = ["State"]
 
@@ -25,6 +27,9 @@ class State:
         scorer: The pruned head with its settings.
         link: The model, or None if the detector was fitted from features.
         calibration: The calibration, or None.
+        tuning: How automatic settings were chosen, or None.
+        head_name: The head's dotted name in the model it was fitted on; None if fitted from features.
+        axes: Number of axes of a batch of inputs; None if fitted from features.
 
     """
 
@@ -32,12 +37,15 @@ class State:
     scorer: Scorer
     link: ModelLink | None = None
     calibration: Calibration | None = None
+    tuning: Tuning | None = None
+    head_name: str | None = None
+    axes: InputAxes | None = None
 
-    def calibrated(self, batches: Iterable[Tensor], *, keep: float) -> Self:
-        """Return this state, calibrated on batches of checked features of held-out ID inputs."""
-        scores = [self.scorer.scores(features).double().cpu() for features in batches]
-        return replace(self, calibration=Calibration.from_scores(torch.cat(scores), keep=keep))
+    def calibrated(self, scores: Iterable[Tensor], *, keep: float) -> Self:
+        """Return this state, calibrated on the scores of held-out ID inputs, shape ``(batch,)`` each."""
+        everything = torch.cat([batch.double().cpu() for batch in scores])
+        return replace(self, calibration=Calibration.from_scores(everything, keep=keep))
 
     def with_settings(self, settings: Settings) -> Self:
         """Return this state under other settings, uncalibrated; the sensitivities stay."""
-        return replace(self, scorer=Scorer.from_fitted(self.fitted, settings), calibration=None)
+        return replace(self, scorer=Scorer.from_fitted(self.fitted, settings), calibration=None, tuning=None)

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from opnp.artifact import read_artifact, write_artifact
+from opnp.core.checks import require_finite
 from opnp.core.sensitivity import Sensitivity
 from opnp.detector.fitting import Fitted
 from opnp.detector.link import head_digest
 from opnp.detector.settings import Settings
+from opnp.detector.tuning import Tuning
 from opnp.detector.verdicts import Calibration
-from opnp.errors import ArtifactError, OpnpError
+from opnp.errors import ArtifactError, ShapeError
 from opnp.model import InputAxes
 
 __all__ = ["FORMAT_VERSION", "Stored", "read_detector", "write_detector"]
@@ -30,6 +32,7 @@ class Stored:
         calibration: Calibration, or None.
         head_name: The head's dotted name in its model; None if fitted from features.
         axes: Number of axes of a batch of inputs; None if fitted from features.
+        tuning: How automatic settings were chosen, or None.
 
     """
 
@@ -39,6 +42,7 @@ class Stored:
     calibration: Calibration | None
     head_name: str | None
     axes: InputAxes | None
+    tuning: Tuning | None
 
     @property
     def digest(self) -> str:
@@ -61,7 +65,8 @@ def write_detector(path: str | os.PathLike[str], stored: Stored) -> None:
         "given": stored.given.to_json(),
         "settings": stored.settings.to_json(),
         "training_samples": fitted.sensitivity.count,
-        "react_threshold": fitted.react_threshold,
+        "react_thresholds": sorted(fitted.react_thresholds.items()),
+        "tuning": None if stored.tuning is None else stored.tuning.to_json(),
         "keep": None if calibration is None else calibration.keep,
         "head": {"name": stored.head_name, "sha256": stored.digest},
         "input_axes": stored.axes,
@@ -99,14 +104,26 @@ def read_detector(path: str | os.PathLike[str]) -> Stored:
                 ),
                 weight=tensors["head.weight"],
                 bias=tensors.get("head.bias"),
-                react_threshold=metadata["react_threshold"],  # type: ignore[arg-type]  # as above
+                react_thresholds=dict(metadata["react_thresholds"]),  # type: ignore[call-overload]  # as above
             ),
             calibration=None if scores is None else Calibration.from_scores(scores, keep=metadata["keep"]),  # type: ignore[arg-type]  # as above
             head_name=head["name"],
             axes=metadata["input_axes"],  # type: ignore[arg-type]  # as above
+            tuning=None if metadata["tuning"] is None else Tuning.from_json(metadata["tuning"]),  # type: ignore[arg-type]  # as above
         )
-    except (KeyError, TypeError, OpnpError) as error:
+        _require_consistent(stored, sha256=head["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} lacks or garbles something that a detector must hold ({error!r}).") from error
-    if stored.digest != head["sha256"]:
-        raise ArtifactError(f"{path} is inconsistent: the head it holds is not the one it was made from.")
     return stored
+
+
+def _require_consistent(stored: Stored, *, sha256: str | None) -> None:
+    """Raise if the parts do not belong together."""
+    if stored.digest != sha256:
+        raise ArtifactError("The head it holds is not the one it was made from.")
+    sensitivity, weight = stored.fitted.sensitivity, stored.fitted.weight
+    found = sensitivity.weight.shape, sensitivity.neuron_gradient.shape, sensitivity.neuron_aggregate.shape
+    if found != (weight.shape, weight.shape[1:], weight.shape[1:]):
+        raise ShapeError("The sensitivities it holds are those of another head.")
+    if stored.calibration is not None:
+        require_finite(stored.calibration.scores, name="calibration scores")

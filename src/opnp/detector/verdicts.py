@@ -58,9 +58,9 @@ class Calibration:
         return keep_threshold(self.scores, keep=self.keep)
 
     def p_value(self, scores: Tensor) -> Tensor:
-        """Return the conformal p-values of scores, shape ``(batch,)``, float64."""
-        return conformal_p_value(scores, self.scores)
+        """Return the conformal p-values of scores, shape ``(batch,)`` or ``()``, float64."""
+        return conformal_p_value(scores.reshape(-1), self.scores).reshape(scores.shape)
 
     def is_ood(self, scores: Tensor) -> Tensor:
-        """Return whether scores are flagged, shape ``(batch,)``, bool; decided by integer rank."""
-        return is_flagged(scores, self.scores, keep=self.keep)
+        """Return whether scores are flagged, shape ``(batch,)`` or ``()``, bool; decided by integer rank."""
+        return is_flagged(scores.reshape(-1), self.scores, keep=self.keep).reshape(scores.shape)

@@ -5,6 +5,7 @@ whose second, if any, holds the labels.
 """
 
 import inspect
+import re
 from collections.abc import Mapping
 
 import torch
@@ -130,7 +131,7 @@ def run_model(model: nn.Module, inputs: Inputs, *, device: torch.device | None) 
     except RuntimeError as error:
         integers = _integer_dtypes(inputs)
         floats = sorted({str(parameter.dtype) for parameter in model.parameters() if parameter.is_floating_point()})
-        if integers and floats:
+        if integers and floats and _is_about_dtypes(error):
             raise InputTypeError(
                 f"The model has {' and '.join(floats)} weights and refused inputs of {' and '.join(integers)}: "
                 f"{error}. If these are images, scale them first, as in training: `images.float() / 255`, then "
@@ -156,6 +157,10 @@ def logits_of(output: object) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
+def _is_about_dtypes(error: RuntimeError) -> bool:
+    return re.search(r"\b(d?type|not implemented for)\b", str(error)) is not None
+
+
 def _accepts(model: nn.Module, keyword: str) -> bool:
     parameters = inspect.signature(model.forward).parameters
     return keyword in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
@@ -168,5 +173,5 @@ def _integer_dtypes(inputs: Inputs) -> list[str]:
 
 def _described(batch: object) -> str:
     if isinstance(batch, tuple | list):
-        return f"an empty {type(batch).__name__}"
+        return f"an empty {type(batch).__name__}" if not batch else f"a {type(batch).__name__} in its first place"
     return type(batch).__name__

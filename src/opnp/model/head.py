@@ -1,6 +1,7 @@
 """Finding the head: the `nn.Linear` that turns features into the model's logits. The model is not changed."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -102,9 +103,12 @@ def _given(model: nn.Module, layers: dict[str, nn.Linear], head: str | nn.Module
         is_inside = any(module is inner for module in model.modules())
         place = "of type " + type(inner).__name__ if is_inside else "no part of the model"
         raise HeadNotFoundError(f"`head` must be an nn.Linear of the model, but it is {place}. {_listed(layers)}")
-    if head in layers:
-        return head
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if head in modules:
+        inner = unwrapped(modules[head])
+        name = next((name for name, module in layers.items() if module is inner), None)
+        if name is not None:
+            return name
     reason = (
         f"is of type {type(modules[head]).__name__}, not nn.Linear" if head in modules else "is no layer of the model"
     )
@@ -135,30 +139,48 @@ def _only(matching: list[str], layers: dict[str, nn.Linear], output: Tensor | No
     )
 
 
-def _matching(outputs: dict[str, list[Tensor]], logits: Tensor | None) -> list[str]:
+def _matching(outputs: dict[str, list[tuple[Tensor, int]]], logits: Tensor | None) -> list[str]:
     """Return the names of the layers whose last output is `logits`: the same memory, else equal values."""
     if logits is None:
         return []
-    last = {name: calls[-1] for name, calls in outputs.items() if calls and calls[-1].numel() == logits.numel()}
+    last = {name: calls[-1][0] for name, calls in outputs.items() if calls and _is_intact(*calls[-1])}
+    last = {name: output for name, output in last.items() if output.numel() == logits.numel()}
     same = [name for name, output in last.items() if output.data_ptr() == logits.data_ptr()]
     return same or [
         name
         for name, output in last.items()
-        if output.device == logits.device and torch.equal(output.reshape(logits.shape).to(logits.dtype), logits)
+        if output.device == logits.device
+        and torch.allclose(output.reshape(logits.shape).to(logits.dtype), logits, rtol=0, atol=0, equal_nan=True)
     ]
 
 
+def _version(output: Tensor) -> int:
+    """Return how often the tensor was written to; 0 where torch does not count."""
+    return 0 if output.is_inference() else output._version  # noqa: SLF001  # torch's only counter of in-place changes
+
+
+def _is_intact(output: Tensor, version: int) -> bool:
+    """Return whether an output is still what the layer put out: nothing has written to it in place."""
+    return _version(output) == version
+
+
 @contextmanager
-def _recorded(layers: dict[str, nn.Linear]) -> Iterator[dict[str, list[Tensor]]]:
-    """Yield, by layer, the outputs of a forward pass run inside."""
-    outputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+def _recorded(layers: dict[str, nn.Linear]) -> Iterator[dict[str, list[tuple[Tensor, int]]]]:
+    """Yield, by layer, the outputs of this thread's forward pass run inside, each with its version."""
+    outputs: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in layers}
+    owner = threading.get_ident()
     handles = []
+
+    def hook(calls: list[tuple[Tensor, int]]) -> Callable[[nn.Module, object, Tensor], None]:
+        def record(_module: nn.Module, _args: object, output: Tensor) -> None:
+            if threading.get_ident() == owner:
+                calls.append((output, _version(output)))
+
+        return record
+
     try:
         for name, layer in layers.items():
-            calls = outputs[name]
-            handles.append(
-                layer.register_forward_hook(lambda _module, _args, output, calls=calls: calls.append(output))
-            )
+            handles.append(layer.register_forward_hook(hook(outputs[name])))
         yield outputs
     finally:
         for handle in handles:

@@ -1,5 +1,6 @@
 """The user's model, borrowed and given back as it was: wrappers looked through, modes and device restored."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -7,6 +8,10 @@ import torch
 from torch import nn
 
 __all__ = ["borrowed", "device_of", "unwrapped"]
+
+_LOCK = threading.Lock()
+_LOANS: dict[nn.Module, tuple[int, bool]] = {}
+"""Modules on loan: how many loans, and the mode to give each back in."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -53,7 +58,6 @@ def borrowed(model: nn.Module, *, device: torch.device | str | None = None) -> I
         The device that inputs belong on.
 
     """
-    training = [module for module in model.modules() if module.training]
     home = device_of(model)
     target = home if device is None else torch.device(device)
     is_moved = home is not None and target is not None and torch.empty(0, device=target).device != home
@@ -61,14 +65,33 @@ def borrowed(model: nn.Module, *, device: torch.device | str | None = None) -> I
         try:
             if is_moved:
                 model.to(target)
-            for module in training:
-                module.training = False
-            yield target
+            with _in_eval_mode(model):
+                yield target
         finally:
-            for module in training:
-                module.training = True
             if is_moved:
                 model.to(home)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Hold each module in eval mode until the last of the loans that overlap has ended, in whatever thread."""
+    modules = list(model.modules())
+    with _LOCK:
+        for module in modules:
+            loans, was_training = _LOANS.get(module, (0, module.training))
+            _LOANS[module] = loans + 1, was_training
+        for module in modules:  # after all modes are known: a compiled wrapper shares its module's
+            module.training = False
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for module in modules:
+                loans, was_training = _LOANS.pop(module)
+                if loans > 1:
+                    _LOANS[module] = loans - 1, was_training
+                else:
+                    module.training = was_training
 
 
 def _eager(model: nn.Module) -> AbstractContextManager[object]:

@@ -67,11 +67,12 @@ def head_stream(
         hint = " For a single batch pass a list of one: `[inputs]`." if isinstance(loader, Tensor) else ""
         raise InputTypeError(f"`loader` must be an iterable of batches, got {type(loader).__name__}.{hint}")
     iterator = iter(loader)
-    try:
-        first = next(iterator)
-    except StopIteration:
-        raise EmptyDataError("`loader` yields no batch: there is nothing to read.") from None
-    inputs = inputs_of(first)
+    for first in iterator:
+        inputs = inputs_of(first)
+        if not _is_empty(inputs):
+            break
+    else:
+        raise EmptyDataError("`loader` yields no batch: there is nothing to read.")
     found = find_head(model, inputs, head=head, device=device)
     with head_tap(model, found, device=device) as tap:
         yield HeadStream(head=found, axes=axes_of(inputs), batches=_read(tap, chain([first], iterator)))
@@ -117,6 +118,11 @@ def head_tap(model: nn.Module, head: Head, *, device: torch.device | str | None 
         finally:
             handle.remove()
             captured.clear()
+
+
+def _is_empty(inputs: Inputs) -> bool:
+    tensors = [inputs] if isinstance(inputs, Tensor) else [item for item in inputs.values() if isinstance(item, Tensor)]
+    return any(item.ndim > 0 and len(item) == 0 for item in tensors)
 
 
 def _read(tap: Tap, batches: Iterable[object]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

@@ -1,0 +1,171 @@
+"""How good a setting is, judged on ID samples alone: class holdout, thinned features, and a limit on harm."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from opnp.core.holdout import class_draws, holdout_auroc
+from opnp.core.metrics import auroc
+from opnp.core.scores import score_logits
+from opnp.core.sensitivity import product_dtype
+from opnp.detector.fitting import Fitted, head_logits
+from opnp.detector.scoring import Scorer
+from opnp.detector.settings import Settings
+
+__all__ = ["Judge", "Trial"]
+
+_SHARES = (0.4, 0.5, 0.6, 0.7)
+_DRAWS = 16
+_THINNED_SHARE = 0.3
+_THINNED_WEIGHT = 0.15
+_LARGEST_LOSS = 0.005
+_LARGEST_LOSS_OF_ERROR = 0.1
+_SATURATED = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting and what it is worth.
+
+    Attributes:
+        settings: The setting, nothing left automatic.
+        holdout: AUROC of each draw of class holdout; with OOD validation data, the one AUROC against those.
+        thinned: AUROC of samples against themselves with a share of their features missing.
+        loss: ID accuracy that the shaped and pruned head loses by itself; without labels, share of changed answers.
+        value: What is maximised.
+        is_harmless: Whether the loss is within the limit.
+
+    """
+
+    settings: Settings
+    holdout: tuple[float, ...]
+    thinned: float
+    loss: float
+    value: float
+    is_harmless: bool
+
+    @property
+    def mean_holdout(self) -> float:
+        """Mean AUROC over the draws."""
+        return math.fsum(self.holdout) / len(self.holdout)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the trial as JSON values, for `from_json`."""
+        return {**asdict(self), "settings": self.settings.to_json(), "holdout": list(self.holdout)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the trial that `to_json` wrote."""
+        settings = Settings.from_json(values["settings"])
+        return cls(**{**values, "settings": settings, "holdout": tuple(values["holdout"])})
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Judge:
+    """ID samples and draws, the same for every setting.
+
+    Attributes:
+        features: Shape ``(samples, features)``.
+        thinned: The same with a random share of the entries zero.
+        labels: Class indices, shape ``(samples,)``: true ones, or those the original head predicts.
+        answers: Classes that the original head predicts, shape ``(samples,)``.
+        kept: Draws of the classes that stay, shape ``(draws, classes)``.
+        largest_loss: Limit on the loss.
+        ood: Features of OOD validation samples that take the place of class holdout, or None.
+
+    """
+
+    features: Tensor
+    thinned: Tensor
+    labels: Tensor
+    answers: Tensor
+    kept: Tensor
+    largest_loss: float
+    ood: Tensor | None = None
+
+    @classmethod
+    def from_samples(
+        cls,
+        features: Tensor,
+        labels: Tensor | None,
+        fitted: Fitted,
+        settings: Settings,
+        *,
+        ood: Tensor | None,
+        seed: int,
+    ) -> Self:
+        """Return the judge by these ID samples.
+
+        The limit on the loss is half a point of accuracy, or a tenth of the errors that the original head makes,
+        whichever is more: on few samples of a hard problem half a point is noise.
+
+        Args:
+            features: Shape ``(samples, features)``.
+            labels: Class indices, shape ``(samples,)``; None to take those that the original head predicts.
+            fitted: The head.
+            settings: Precision.
+            ood: Features of OOD validation samples, or None.
+            seed: Seed of draws and thinning.
+
+        Raises:
+            EmptyDataError: If there are too few classes for class holdout.
+
+        """
+        dtype = product_dtype(features, precision=settings.precision)
+        features = features.to(dtype)
+        logits = head_logits(features, fitted.weight, fitted.bias, precision=settings.precision)
+        answers = logits.argmax(1)
+        if labels is None:
+            error = 1 - float(torch.softmax(logits, 1).amax(1).mean())
+            labels = answers
+        else:
+            labels = labels.to(features.device).long()
+            error = int((answers != labels).sum()) / len(labels)
+        generator = torch.Generator().manual_seed(seed)
+        is_missing = torch.rand(features.shape, generator=generator) < _THINNED_SHARE
+        kept = torch.ones(1, len(fitted.weight), dtype=torch.bool)
+        if ood is None:
+            kept = class_draws(labels, len(fitted.weight), shares=_SHARES, draws=_DRAWS, seed=seed)
+        return cls(
+            features=features,
+            thinned=features.masked_fill(is_missing.to(features.device), 0.0),
+            labels=labels,
+            answers=answers,
+            kept=kept,
+            largest_loss=max(_LARGEST_LOSS, _LARGEST_LOSS_OF_ERROR * error),
+            ood=None if ood is None else ood.to(features),
+        )
+
+    def trial(self, fitted: Fitted, settings: Settings) -> Trial:
+        """Return what a setting is worth: log-odds of the mean AUROC of class holdout, plus a share of thinning's."""
+        scorer = Scorer.from_fitted(fitted, settings)
+        logits = scorer.logits(self.features)
+        scores = score_logits(logits, score=settings.score, temperature=settings.temperature)
+        if self.ood is None:
+            values = holdout_auroc(
+                logits, self.labels, self.kept, score=settings.score, temperature=settings.temperature
+            ).tolist()
+        else:
+            values = [auroc(scores, scorer.scores(self.ood))]
+        thinned = auroc(scores, scorer.scores(self.thinned))
+        answers = logits.argmax(1)
+        before, after = int((self.answers == self.labels).sum()), int((answers == self.labels).sum())
+        loss = (before - after) / len(self.labels)
+        mean = math.fsum(values) / len(values)
+        return Trial(
+            settings=settings,
+            holdout=tuple(values),
+            thinned=thinned,
+            loss=loss,
+            value=_log_odds(mean) + (_THINNED_WEIGHT * _log_odds(thinned) if self.ood is None else 0.0),
+            is_harmless=loss <= self.largest_loss,
+        )
+
+
+def _log_odds(share: float) -> float:
+    bounded = min(max(share, _SATURATED), 1 - _SATURATED)
+    return math.log(bounded / (1 - bounded))

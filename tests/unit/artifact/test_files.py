@@ -1,0 +1,92 @@
+"""Files are found or named as missing, and written whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from opnp.artifact import write_artifact
+from opnp.errors import MissingFileError
+from opnp.files import existing_file, write_atomically
+
+
+def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"one")
+    assert path.read_bytes() == b"one"
+    write_atomically(str(path), b"two")
+    assert path.read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_file_has_the_permissions_of_any_other(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", b"one")
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, function: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    if function == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(type(error)):
+        write_atomically(path, b"new")
+    with pytest.raises(type(error)):
+        write_atomically(tmp_path / "fresh", b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_artifact_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    path = tmp_path / "file"
+    write_artifact(path, kind="x", format_version=1, tensors={"a": torch.ones(2)}, metadata={})
+    content = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_artifact(path, kind="x", format_version=1, tensors={"a": torch.zeros(2)}, metadata={})
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "missing" / "file", b"one")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError, match="file"):
+        write_atomically(tmp_path / "file", b"one")
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+    assert not list((tmp_path / "file").iterdir())
+
+
+def test_existing_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    assert existing_file(str(path), content="features") == path
+    with pytest.raises(MissingFileError, match=r"other does not exist: expected a file with features"):
+        existing_file(tmp_path / "other", content="features")
+    with pytest.raises(MissingFileError, match="is a folder: expected a file with features"):
+        existing_file(tmp_path, content="features")
