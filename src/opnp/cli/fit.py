@@ -28,7 +28,10 @@ def fit(
     head: Annotated[Path, typer.Option(help="Safetensors file with `weight` (classes, features), and perhaps `bias`.")],
     out: Annotated[Path, typer.Option(help="Detector to write, a safetensors file.")],
     validation: Annotated[
-        Path | None, typer.Option(help="Features of held-out ID samples, to calibrate the verdicts on.")
+        Path | None, typer.Option(help="Features of held-out ID samples, to choose and to calibrate on.")
+    ] = None,
+    val_ood: Annotated[
+        Path | None, typer.Option(help="Features of OOD samples to choose automatic ratios by. None are needed.")
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of ID to keep, with --validation.")] = 0.95,
     rho_w_min: Annotated[
@@ -59,7 +62,7 @@ def fit(
 ) -> None:
     """Fit a detector on cached features of training data, and write it.
 
-    Without any --rho option the ratios are chosen automatically.
+    Without any --rho option ratios and shaping are chosen automatically, on the held-out samples of --validation.
     """
     shares = {"w_min": rho_w_min, "w_max": rho_w_max, "o_min": rho_o_min, "o_max": rho_o_max}
     given = {name: value for name, value in shares.items() if value is not None}
@@ -74,15 +77,17 @@ def fit(
     )
     training, classifier = read_features(features), read_head(head)
     held_out = None if validation is None else read_features(validation)
+    outside = None if val_ood is None else read_features(val_ood)
     detector.fit_features(
         training.features,
         weight=classifier.weight,
         bias=classifier.bias,
         labels=training.labels,
+        validation=None if held_out is None else (held_out.features, held_out.labels),
+        validation_ood=None if outside is None else outside.features,
+        keep=keep,
         progress=progress_bar("fitting", is_quiet=json),
     )
-    if held_out is not None:
-        detector.calibrate_features(held_out.features, keep=keep)
     detector.save(out)
     facts = summary(detector) | {"out": str(out)}
     if json:

@@ -18,7 +18,10 @@ __all__ = [
     "ScopeName",
     "ScoreNameOption",
     "shaping_from",
+    "shaping_text",
 ]
+
+_SHAPINGS: dict[str, type[ReAct | ASHS | SCALE]] = {"react": ReAct, "ash-s": ASHS, "scale": SCALE}
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 FeaturesFile = Annotated[
@@ -69,15 +72,26 @@ def shaping_from(text: str) -> Shaping | None:
         (SCALE(quantile=0.85), None, ReAct(quantile=0.9))
 
     """
-    kinds: dict[str, type[ReAct | ASHS | SCALE]] = {"react": ReAct, "ash-s": ASHS, "scale": SCALE}
     name, _, quantile = text.partition(":")
     if text == "none":
         return None
     try:
-        return kinds[name](float(quantile)) if quantile else kinds[name]()
+        return _SHAPINGS[name](float(quantile)) if quantile else _SHAPINGS[name]()
     except (KeyError, ValueError) as error:
         if isinstance(error, OptionError):
             raise
         raise OptionError(
             f"`--shaping` must be none, react:Q, ash-s:Q or scale:Q with a fraction Q such as 0.9, got {text!r}.",
         ) from None
+
+
+def shaping_text(shaping: Shaping) -> str:
+    """Return the text that `shaping_from` reads as this shaping.
+
+    Example:
+        >>> shaping_text(SCALE(0.85))
+        'scale:0.85'
+
+    """
+    name = next(name for name, kind in _SHAPINGS.items() if isinstance(shaping, kind))
+    return f"{name}:{shaping.quantile:g}"

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from opnp.cli.options import shaping_text
 from opnp.detector import Settings
 
 __all__ = ["print_facts", "print_json", "print_table", "progress_bar", "settings_text", "show_table"]
@@ -85,12 +86,16 @@ def show_table(table: Table) -> None:
 
 
 def settings_text(settings: Settings) -> str:
-    """Return settings as options of the command line, the ones that differ from the plain energy."""
+    """Return settings as options of ``opnp fit``, the ones that differ from the plain energy."""
     ratios = settings.fixed_ratios
     shares = {"w-min": ratios.w_min, "w-max": ratios.w_max, "o-min": ratios.o_min, "o-max": ratios.o_max}
     texts = [f"--rho-{name} {value:g}" for name, value in shares.items() if value > 0]
+    if ratios.w_min or ratios.w_max:
+        texts.append(f"--scope {settings.scope}")
+    if ratios.o_min or ratios.o_max:
+        texts.append(f"--neuron {settings.neuron}")
     if settings.fixed_shaping is not None:
-        texts.append(f"--shaping {settings.fixed_shaping!r}")
+        texts.append(f"--shaping {shaping_text(settings.fixed_shaping)}")
     return " ".join(texts) or "no pruning, no shaping"
 
 

@@ -18,6 +18,13 @@ def summary(detector: OPNP) -> dict[str, object]:
         "kept_share": float(detector.masks.kept.double().mean()),
         "calibration_samples": 0,
     }
+    if detector.tuning is not None:
+        tuning = detector.tuning
+        facts |= {
+            "chosen_on": f"{tuning.samples} {tuning.source} samples, {tuning.tried} settings tried",
+            "holdout_auroc": tuning.chosen.mean_holdout,
+            "holdout_auroc_energy": tuning.energy.mean_holdout,
+        }
     if detector.is_calibrated:
         facts |= {
             "calibration_samples": len(detector.calibration_scores),

@@ -5,8 +5,10 @@
 - `scores`: how much an input looks out of distribution, from logits (step 3)
 - `shaping`: ReAct, ASH-S and SCALE on features, before the head
 - `conformal`: p-values and verdicts with a guarantee
+- `failure`: whether a score is higher where the classifier is wrong
 - `metrics`: what a detector and a classifier are worth
 - `histogram`: quantiles of a stream
+- `holdout`: how well a setting detects classes that the head does not know
 """
 
 from opnp.core.conformal import (
@@ -17,7 +19,9 @@ from opnp.core.conformal import (
     keep_threshold,
     minimum_samples,
 )
+from opnp.core.failure import failure_auroc
 from opnp.core.histogram import ValueHistogram
+from opnp.core.holdout import class_draws, holdout_auroc
 from opnp.core.masks import Masks, Scope, keep_mask, neuron_mask, pruned_count, pruned_weight, weight_mask
 from opnp.core.metrics import (
     PositiveClass,
@@ -70,13 +74,16 @@ __all__ = [
     "at_least_count",
     "aupr",
     "auroc",
+    "class_draws",
     "conformal_p_value",
     "energy_score",
     "entropy_score",
     "expected_calibration_error",
+    "failure_auroc",
     "flagged_rank",
     "fpr_at_tpr",
     "gen_score",
+    "holdout_auroc",
     "is_flagged",
     "keep_mask",
     "keep_threshold",

@@ -1,8 +1,10 @@
 """The detector, its settings and its verdicts."""
 
+from opnp.detector.criterion import Trial
 from opnp.detector.opnp import OPNP
 from opnp.detector.ratios import Ratios
 from opnp.detector.settings import Settings
+from opnp.detector.tuning import Tuning
 from opnp.detector.verdicts import Verdict
 
-__all__ = ["OPNP", "Ratios", "Settings", "Verdict"]
+__all__ = ["OPNP", "Ratios", "Settings", "Trial", "Tuning", "Verdict"]

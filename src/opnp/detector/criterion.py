@@ -1,4 +1,9 @@
-"""How good a setting is, judged on ID samples alone: class holdout, thinned features, and a limit on harm."""
+"""How good a setting is, judged on ID samples alone: class holdout, thinned features, and two limits on harm.
+
+Class holdout asks for classes the head does not know, thinning for inputs that lack evidence; their log-odds, the
+second at a small weight, are what is maximised. A setting is harmful, and never chosen, if the shaped and pruned head
+answers worse by itself, or if its score no longer tells where the original head is likely to be wrong.
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from opnp.core.failure import failure_auroc
 from opnp.core.holdout import class_draws, holdout_auroc
 from opnp.core.metrics import auroc
 from opnp.core.scores import score_logits
@@ -24,6 +30,7 @@ _THINNED_SHARE = 0.3
 _THINNED_WEIGHT = 0.15
 _LARGEST_LOSS = 0.005
 _LARGEST_LOSS_OF_ERROR = 0.1
+_LARGEST_FAILURE_LOSS = 0.04
 _SATURATED = 1e-4
 
 
@@ -35,15 +42,17 @@ class Trial:
         settings: The setting, nothing left automatic.
         holdout: AUROC of each draw of class holdout; with OOD validation data, the one AUROC against those.
         thinned: AUROC of samples against themselves with a share of their features missing.
+        failure: AUROC of telling wrong answers of the original head from right ones, by its own doubt.
         loss: ID accuracy that the shaped and pruned head loses by itself; without labels, share of changed answers.
         value: What is maximised.
-        is_harmless: Whether the loss is within the limit.
+        is_harmless: Whether loss and failure are within their limits.
 
     """
 
     settings: Settings
     holdout: tuple[float, ...]
     thinned: float
+    failure: float
     loss: float
     value: float
     is_harmless: bool
@@ -74,7 +83,9 @@ class Judge:
         labels: Class indices, shape ``(samples,)``: true ones, or those the original head predicts.
         answers: Classes that the original head predicts, shape ``(samples,)``.
         kept: Draws of the classes that stay, shape ``(draws, classes)``.
+        doubt: Probability that the original head's answer is wrong, by itself: 1 - max p, shape ``(samples,)``.
         largest_loss: Limit on the loss.
+        smallest_failure: Limit on the failure AUROC: what the unpruned, unshaped head has, less four points.
         ood: Features of OOD validation samples that take the place of class holdout, or None.
 
     """
@@ -84,7 +95,9 @@ class Judge:
     labels: Tensor
     answers: Tensor
     kept: Tensor
+    doubt: Tensor
     largest_loss: float
+    smallest_failure: float
     ood: Tensor | None = None
 
     @classmethod
@@ -119,8 +132,10 @@ class Judge:
         features = features.to(dtype)
         logits = head_logits(features, fitted.weight, fitted.bias, precision=settings.precision)
         answers = logits.argmax(1)
+        doubt = 1 - torch.softmax(logits.double(), 1).amax(1)
+        plain = score_logits(logits, score=settings.score, temperature=settings.temperature)
         if labels is None:
-            error = 1 - float(torch.softmax(logits, 1).amax(1).mean())
+            error = float(doubt.mean())
             labels = answers
         else:
             labels = labels.to(features.device).long()
@@ -136,6 +151,8 @@ class Judge:
             labels=labels,
             answers=answers,
             kept=kept,
+            doubt=doubt,
+            smallest_failure=failure_auroc(plain, doubt) - _LARGEST_FAILURE_LOSS,
             largest_loss=max(_LARGEST_LOSS, _LARGEST_LOSS_OF_ERROR * error),
             ood=None if ood is None else ood.to(features),
         )
@@ -155,14 +172,16 @@ class Judge:
         answers = logits.argmax(1)
         before, after = int((self.answers == self.labels).sum()), int((answers == self.labels).sum())
         loss = (before - after) / len(self.labels)
+        failure = failure_auroc(scores, self.doubt)
         mean = math.fsum(values) / len(values)
         return Trial(
             settings=settings,
             holdout=tuple(values),
             thinned=thinned,
+            failure=failure,
             loss=loss,
             value=_log_odds(mean) + (_THINNED_WEIGHT * _log_odds(thinned) if self.ood is None else 0.0),
-            is_harmless=loss <= self.largest_loss,
+            is_harmless=loss <= self.largest_loss and (self.ood is not None or failure >= self.smallest_failure),
         )
 
 

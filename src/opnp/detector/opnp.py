@@ -103,6 +103,7 @@ class OPNP(Answers):
         head: str | nn.Module | None = None,
         validation: Iterable[object] | None = None,
         validation_ood: Iterable[object] | None = None,
+        keep: float = _KEEP,
         device: torch.device | str | None = None,
         progress: Progress = None,
     ) -> Self:
@@ -113,9 +114,10 @@ class OPNP(Answers):
             loader: Training batches: tensors, (inputs, labels), or mappings; no labels are needed.
             head: The last layer or its dotted name; None to find it by running one batch.
             validation: Batches of held-out ID inputs, with labels if there are any: automatic ratios are chosen on
-                them, and the detector is calibrated on them at keep=0.95. Their features are held in memory meanwhile.
+                them, with their features held in memory, and the detector is calibrated on them.
             validation_ood: Batches of OOD inputs to choose automatic ratios by, in the place of class holdout; none
                 are needed.
+            keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
             device: Where to run; None for where the model is.
             progress: Wrapper of iterables that shows progress, such as `tqdm.tqdm`; True for a bar.
 
@@ -128,7 +130,7 @@ class OPNP(Answers):
             NonFiniteError: If features or logits are not finite.
             InputTypeError: If batches cannot be read, or the model refuses their dtype.
             RatioError: If the ratios leave nothing of this head.
-            CalibrationError: If `validation` holds fewer than 19 samples.
+            CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
         """
         learning = Learning(self._given, is_held_out=validation is not None)
@@ -142,7 +144,7 @@ class OPNP(Answers):
         if validation_ood is not None:
             with link.feature_batches(validation_ood) as batches:
                 learning.hold_out_ood(features for features, _ in batches)
-        self._state = learning.state(link, keep=_KEEP)
+        self._state = learning.state(link, keep=keep)
         return self
 
     def fit_features(
@@ -154,6 +156,7 @@ class OPNP(Answers):
         labels: Tensor | None = None,
         validation: Tensor | tuple[Tensor, Tensor | None] | None = None,
         validation_ood: Tensor | None = None,
+        keep: float = _KEEP,
         progress: Progress = None,
     ) -> Self:
         """Take the sensitivities from cached features of training data, and return self.
@@ -164,9 +167,10 @@ class OPNP(Answers):
             bias: The head's bias, shape ``(classes,)``, or None.
             labels: Class indices, shape ``(batch,)``; used where ratios are automatic, otherwise not needed.
             validation: Features of held-out ID inputs, shape ``(batch, features)``, or a pair of them and their
-                labels: automatic ratios are chosen on them, and the detector is calibrated on them at keep=0.95.
+                labels: automatic ratios are chosen on them, and the detector is calibrated on them.
             validation_ood: Features of OOD inputs to choose automatic ratios by, in the place of class holdout; none
                 are needed.
+            keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
             progress: Wrapper of iterables that shows progress; True for a bar.
 
         Returns:
@@ -177,7 +181,7 @@ class OPNP(Answers):
             EmptyDataError: If there are no rows.
             NonFiniteError: If features or head are not finite.
             RatioError: If the ratios leave nothing of this head.
-            CalibrationError: If `validation` holds fewer than 19 samples.
+            CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
         """
         learning = Learning(self._given, is_held_out=validation is not None)
@@ -189,7 +193,7 @@ class OPNP(Answers):
             learning.hold_out(LabelledBlocks(FeatureBlocks(held_out, weight, name="validation"), targets))
         if validation_ood is not None:
             learning.hold_out_ood(FeatureBlocks(validation_ood, weight, name="validation_ood"))
-        self._state = learning.state(None, keep=_KEEP)
+        self._state = learning.state(None, keep=keep)
         return self
 
     def calibrate(self, loader: Iterable[object], *, keep: float = _KEEP, progress: Progress = None) -> Self:

@@ -32,6 +32,8 @@ _NEURONS = (
 )
 _TIE = 0.005
 _HOLDOUT_SLACK = 0.01
+_SATURATED = 0.999
+"""Class holdout at which the plain energy leaves nothing to gain: what is measured beyond is noise."""
 _FINALISTS = 2
 
 
@@ -115,16 +117,15 @@ def tuned(fitted: Fitted, settings: Settings, judge: Judge, *, source: str, is_l
     plain = settings.resolved()
     attempt([plain])
     energy = trials[plain]
-    is_free = settings.shaping == "auto" and not bool((judge.features < 0).any())
-    if is_free:
-        attempt(replace(plain, shaping=shaping) for shaping in _SHAPINGS)
-    finalists = sorted(_eligible(trials.values(), energy), key=lambda trial: -trial.value)[:_FINALISTS]
-    for base in dict.fromkeys([plain, *(trial.settings for trial in finalists)]):
-        attempt(_single(base, _WEIGHTS, scopes=True))
-        attempt(_single(base, _NEURONS, scopes=False))
-        attempt(_joined(base, trials, energy))
-    best = _best(trials.values(), energy)
-    attempt(_neighbours(best.settings))
+    if energy.mean_holdout <= _SATURATED:
+        if settings.shaping == "auto" and not bool((judge.features < 0).any()):
+            attempt(replace(plain, shaping=shaping) for shaping in _SHAPINGS)
+        finalists = sorted(_eligible(trials.values(), energy), key=lambda trial: -trial.value)[:_FINALISTS]
+        for base in dict.fromkeys([plain, *(trial.settings for trial in finalists)]):
+            attempt(_single(base, _WEIGHTS, scopes=True))
+            attempt(_single(base, _NEURONS, scopes=False))
+            attempt(_joined(base, trials, energy))
+        attempt(_neighbours(_best(trials.values(), energy).settings))
     return Tuning(
         energy=energy,
         chosen=_best(trials.values(), energy),

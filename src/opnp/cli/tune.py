@@ -1,0 +1,74 @@
+"""``opnp tune``: what automatic ratios try, and what they choose, without writing a detector."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opnp.cli.options import FeaturesFile, JsonFlag, shaping_from
+from opnp.cli.output import print_json, print_table, settings_text
+from opnp.data import read_features, read_head
+from opnp.detector import OPNP, Trial
+
+__all__ = ["tune"]
+
+
+def tune(
+    *,
+    features: FeaturesFile,
+    head: Annotated[Path, typer.Option(help="Safetensors file with `weight` (classes, features), and perhaps `bias`.")],
+    validation: Annotated[Path | None, typer.Option(help="Features of held-out ID samples, labels if known.")] = None,
+    val_ood: Annotated[Path | None, typer.Option(help="Features of OOD samples to choose by. None are needed.")] = None,
+    shaping: Annotated[str, typer.Option(help="auto, or the one to tune ratios under: none, scale:0.85, ...")] = "auto",
+    top: Annotated[int, typer.Option(help="Number of settings to show, the best first.")] = 10,
+    json: JsonFlag = False,
+) -> None:
+    """Choose ratios, scope, neuron reading and shaping without OOD data, and show what was tried.
+
+    Class holdout: some classes are left out of the head, and their ID samples must be told from the others.
+    """
+    training, classifier = read_features(features), read_head(head)
+    held_out = None if validation is None else read_features(validation)
+    outside = None if val_ood is None else read_features(val_ood)
+    detector = OPNP(shaping="auto" if shaping == "auto" else shaping_from(shaping)).fit_features(
+        training.features,
+        weight=classifier.weight,
+        bias=classifier.bias,
+        labels=training.labels,
+        validation=None if held_out is None else (held_out.features, held_out.labels),
+        validation_ood=None if outside is None else outside.features,
+    )
+    tuning = detector.tuning
+    if tuning is None:
+        if json:
+            print_json({"chosen": detector.settings.to_json(), "trials": []})
+        else:
+            typer.echo("Nothing was chosen: no pruning, no shaping.")
+        return
+    trials = sorted(tuning.trials, key=lambda trial: -trial.value)
+    if json:
+        values = tuning.to_json() | {"gain": tuning.gain, "spread": tuning.spread}
+        print_json(values | {"trials": [trial.to_json() for trial in trials]})
+        return
+    shown = [tuning.chosen, tuning.energy, *(trial for trial in trials if trial not in (tuning.chosen, tuning.energy))]
+    names = ["chosen", "energy", *("" for _ in shown[2:])]
+    print_table(
+        f"{tuning.tried} settings, judged on {tuning.samples} {tuning.source} samples",
+        ["setting", "", "holdout AUROC", "thinned AUROC", "accuracy lost", "value"],
+        [_row(trial, name) for trial, name in zip(shown[: top + 2], names, strict=False)],
+    )
+    typer.echo(
+        f"Gain over the energy: {100 * tuning.gain:.2f} points of holdout AUROC, spread {100 * tuning.spread:.2f}."
+    )
+
+
+def _row(trial: Trial, name: str) -> list[str]:
+    lost = f"{100 * trial.loss:.2f}" + ("" if trial.is_harmless else " (too much)")
+    shares = (trial.mean_holdout, trial.thinned)
+    return [
+        settings_text(trial.settings),
+        name,
+        *(f"{100 * share:.2f}" for share in shares),
+        lost,
+        f"{trial.value:.3f}",
+    ]
