@@ -50,10 +50,9 @@ def draw(folder: Path, picture: Path) -> None:
     axes.annotate(
         "threshold: keeps 95 % of ID",
         (threshold, 0.97 * axes.get_ylim()[1]),
-        xytext=(-6, 0),
+        xytext=(6, 0),
         textcoords="offset points",
         color="#A84800",
-        ha="right",
         va="top",
     )
     axes.set_xlabel("score (larger = more OOD)")

@@ -46,7 +46,8 @@ def test_the_model_has_learnt_and_the_rows_differ(folder: Path) -> None:
     methods = json.loads((folder / "results.json").read_text(encoding="utf-8"))["methods"]
     assert [method["method"] for method in methods] == ["Energy", "OPP", "ONP", "OPNP", "OPNP auto"]
     assert min(method["accuracy"] for method in methods) > 0.97
-    assert len({method["detection"]["near"]["auroc"] for method in methods}) == len(methods)
+    fixed = methods[:4]
+    assert len({method["detection"]["near"]["auroc"] for method in fixed}) == len(fixed)
     assert max(method["flagged_id"] for method in methods) < 0.12
 
 

@@ -3,6 +3,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Self
+
+from opnp.errors import DataFileError
 
 __all__ = ["RECORD_VERSION", "DetectionResult", "MethodResult", "Record"]
 
@@ -78,3 +81,31 @@ class Record:
 
         """
         return json.dumps({"record_version": RECORD_VERSION, **asdict(self)}, indent=2, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the record that `to_json` wrote.
+
+        Raises:
+            DataFileError: If it is none, or of another version.
+
+        """
+        try:
+            fields = dict(json.loads(text))
+            version = fields.pop("record_version")
+            if version == RECORD_VERSION:
+                fields["methods"] = tuple(_method_from(item) for item in fields["methods"])
+                return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataFileError(f"This is no record of a demo ({type(error).__name__}: {error}).") from error
+        raise DataFileError(f"This record has version {version!r}, and this opnp reads version {RECORD_VERSION}.")
+
+
+def _method_from(values: Mapping[str, object]) -> MethodResult:
+    fields = dict(values)
+    detection = fields["detection"]
+    if not isinstance(detection, Mapping):
+        message = f"`detection` is a {type(detection).__name__}"
+        raise TypeError(message)
+    fields["detection"] = {place: DetectionResult(**item) for place, item in detection.items()}
+    return MethodResult(**fields)  # type: ignore[arg-type]  # JSON that `to_json` wrote

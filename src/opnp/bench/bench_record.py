@@ -1,0 +1,249 @@
+"""The record of a benchmark: plain values that become JSON and come back. Standard library only, no times in it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal, Self
+
+from opnp.errors import DataFileError
+
+__all__ = [
+    "BENCH_RECORD_VERSION",
+    "BenchRecord",
+    "ClassifierFigures",
+    "DataSource",
+    "DetectionFigures",
+    "MethodRow",
+    "ModelResult",
+]
+
+BENCH_RECORD_VERSION = 1
+
+Nearness = Literal["near", "far"]
+Group = Literal["reference", "baseline", "combination", "product"]
+Split = Literal["test", "rest"]
+Status = Literal["ok", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionFigures:
+    """How well OOD is told from ID. Fractions in [0, 1].
+
+    Attributes:
+        fpr95: Share of OOD kept where 95 % of ID is kept (ID positive, as in the papers).
+        fpr95_ood_positive: Share of ID flagged where 95 % of OOD is caught (OOD positive, as in OpenOOD).
+        auroc: Area under the ROC curve.
+        aupr_id_positive: Average precision with ID as the positive class.
+        aupr_ood_positive: Average precision with OOD as the positive class.
+
+    """
+
+    fpr95: float
+    fpr95_ood_positive: float
+    auroc: float
+    aupr_id_positive: float
+    aupr_ood_positive: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierFigures:
+    """How well logits classify ID samples, and how well their confidence is calibrated.
+
+    Attributes:
+        accuracy: Share of right answers, in [0, 1].
+        ece: Expected calibration error over bins of equal width, in [0, 1].
+        bin_count: Samples by bin of confidence.
+        bin_confidence: Mean confidence by bin, 0 where it is empty.
+        bin_accuracy: Share of right answers by bin, 0 where it is empty.
+
+    """
+
+    accuracy: float
+    ece: float
+    bin_count: tuple[int, ...]
+    bin_confidence: tuple[float, ...]
+    bin_accuracy: tuple[float, ...]
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object]) -> Self:
+        """Return the figures from JSON values."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})  # type: ignore[arg-type]  # JSON that `to_json` wrote
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """One file of features.
+
+    Attributes:
+        samples: Rows.
+        sha256: Digest of the file.
+
+    """
+
+    samples: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRow:
+    """A method on one model.
+
+    Attributes:
+        method: Name of the row, unique within a model.
+        group: ``reference`` (opnp at fixed ratios), ``baseline`` (at a published setting), ``combination`` (a baseline
+            on opnp's pruned head) or ``product`` (opnp as it is used, beside the energy on the same samples).
+        source: Package that computed it.
+        citation: Where the settings come from.
+        settings: Hyper-parameters, as chosen where they are automatic.
+        split: ID samples that it was judged by: all of ``test``, or the ``rest`` that was not given to validation.
+        status: ``ok``, or ``failed`` where there are no figures.
+        reason: Why it failed; empty where it did not.
+        notes: Warnings that fit or score issued.
+        detection: Figures by OOD set.
+        mean: Mean of the figures over all OOD sets.
+        near: Mean over the near sets, or None if there are none.
+        far: Mean over the far sets, or None if there are none.
+        before: The original head's figures on these ID samples; None without labels.
+        after: Those of the logits that the score was read off (shaped features, pruned head); None where the score is
+            read off none, or without labels.
+
+    """
+
+    method: str
+    group: Group
+    source: str
+    citation: str
+    settings: Mapping[str, object]
+    split: Split
+    status: Status
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    detection: Mapping[str, DetectionFigures] | None = None
+    mean: DetectionFigures | None = None
+    near: DetectionFigures | None = None
+    far: DetectionFigures | None = None
+    before: ClassifierFigures | None = None
+    after: ClassifierFigures | None = None
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object]) -> Self:
+        """Return the row from JSON values."""
+        fields = dict(values)
+        fields["notes"] = tuple(_listed(fields["notes"]))
+        if isinstance(fields["detection"], Mapping):
+            fields["detection"] = {name: DetectionFigures(**item) for name, item in fields["detection"].items()}
+        for name in ("mean", "near", "far"):
+            item = fields[name]
+            fields[name] = DetectionFigures(**item) if isinstance(item, dict) else None
+        for name in ("before", "after"):
+            item = fields[name]
+            fields[name] = ClassifierFigures.from_values(item) if isinstance(item, Mapping) else None
+        return cls(**fields)  # type: ignore[arg-type]  # JSON that `to_json` wrote
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResult:
+    """Every method on one model.
+
+    Attributes:
+        model: Name of the model.
+        classes: Rows of its head.
+        features: Columns of its head.
+        data: Files by name: ``head``, ``train``, ``test`` and ``ood_*``.
+        nearness: ``near`` or ``far`` by name of the OOD set.
+        id_samples: ID samples by split.
+        validation_samples: ID samples given to the product rows for validation; they are no part of ``rest``.
+        methods: The rows.
+
+    """
+
+    model: str
+    classes: int
+    features: int
+    data: Mapping[str, DataSource]
+    nearness: Mapping[str, Nearness]
+    id_samples: Mapping[str, int]
+    validation_samples: int
+    methods: tuple[MethodRow, ...]
+
+    def row(self, method: str) -> MethodRow:
+        """Return the row of this name.
+
+        Raises:
+            KeyError: If there is none.
+
+        """
+        for row in self.methods:
+            if row.method == method:
+                return row
+        raise KeyError(method)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object]) -> Self:
+        """Return the result from JSON values."""
+        fields = dict(values)
+        if isinstance(fields["data"], Mapping):
+            fields["data"] = {name: DataSource(**item) for name, item in fields["data"].items()}
+        fields["methods"] = tuple(MethodRow.from_values(item) for item in _listed(fields["methods"]))
+        return cls(**fields)  # type: ignore[arg-type]  # JSON that `to_json` wrote
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRecord:
+    """A benchmark with what is needed to make it again.
+
+    Attributes:
+        seed: Seed of everything random: the split of ``test`` for the product rows, and foreign methods.
+        calibration_bins: Bins of confidence that the calibration errors are taken over.
+        versions: Versions of the packages that the figures depend on.
+        models: Results by model.
+
+    Example:
+        >>> record = BenchRecord(seed=0, calibration_bins=15, versions={}, models=())
+        >>> BenchRecord.from_json(record.to_json()) == record
+        True
+
+    """
+
+    seed: int
+    calibration_bins: int
+    versions: Mapping[str, str]
+    models: tuple[ModelResult, ...]
+
+    def to_json(self) -> str:
+        """Return the record as JSON, keys sorted, numbers in full: equal records give equal text.
+
+        Raises:
+            ValueError: If a figure is NaN or infinite.
+
+        """
+        values = {"record_version": BENCH_RECORD_VERSION, **asdict(self)}
+        return json.dumps(values, indent=1, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the record that `to_json` wrote.
+
+        Raises:
+            DataFileError: If it is none, or of another version.
+
+        """
+        try:
+            fields = dict(json.loads(text))
+            version = fields.pop("record_version")
+            if version == BENCH_RECORD_VERSION:
+                fields["models"] = tuple(ModelResult.from_values(item) for item in fields["models"])
+                return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataFileError(f"This is no record of a benchmark ({type(error).__name__}: {error}).") from error
+        raise DataFileError(
+            f"This record has version {version!r}, and this opnp reads version {BENCH_RECORD_VERSION}: run the "
+            f"benchmark again.",
+        )
+
+
+def _listed(value: object) -> list[Mapping[str, object]]:
+    if not isinstance(value, list):
+        message = f"expected a list, got {type(value).__name__}"
+        raise TypeError(message)
+    return value

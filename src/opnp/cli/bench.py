@@ -1,0 +1,94 @@
+"""``opnp bench``: every method on the cached features of some models, and the tables of what came of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opnp.bench import BenchRecord, DetectionFigures, MethodRow, ModelResult, run_bench
+from opnp.cli.options import JsonFlag
+from opnp.cli.output import print_table, progress_bar
+from opnp.detector import Ratios
+
+__all__ = ["bench"]
+
+
+def bench(
+    *,
+    features: Annotated[
+        Path,
+        typer.Option(
+            help="Folder with head, train, test and ood_*, each .safetensors; or a folder of such folders, one a model."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, results.md, scores.parquet and timings.json.")],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to run, separated by commas: reference, baselines, combinations, product, or names of methods. "
+            "Default: all.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split of the ID test samples.")] = 0,
+    validation_samples: Annotated[
+        int | None,
+        typer.Option(
+            help="ID test samples that OPNP() is given to choose by; it is judged by the rest. "
+            "Default: 30 %, at most 2000."
+        ),
+    ] = None,
+    rho_w_min: Annotated[float, typer.Option(help="Of the pruned head that baselines are combined with.")] = 0.3,
+    rho_w_max: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
+    rho_o_min: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
+    rho_o_max: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
+    near: Annotated[str, typer.Option(help="OOD sets that are near, separated by commas.")] = "cifar10,cifar100",
+    json: JsonFlag = False,
+) -> None:
+    """Compare OPNP with other detectors on cached features: all are fitted on train and judged by test and ood_*."""
+    record = run_bench(
+        features,
+        out,
+        methods=None if methods is None else [name for text in methods for name in _listed(text)],
+        seed=seed,
+        validation_samples=validation_samples,
+        pruned=Ratios(w_min=rho_w_min, w_max=rho_w_max, o_min=rho_o_min, o_max=rho_o_max),
+        near=_listed(near),
+        progress=progress_bar("benchmarking", is_quiet=json),
+    )
+    if json:
+        typer.echo(record.to_json())
+        return
+    _print_record(record)
+    typer.echo(f"FPR95 / AUROC in %, ID positive. Everything else is in {out}: start with results.md.")
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _print_record(record: BenchRecord) -> None:
+    for model in record.models:
+        rows = [_cells(row) for row in model.methods if row.status == "ok"]
+        print_table(_title(model), ["method", "far OOD", "near OOD", "all", "accuracy after", "ECE", "ECE after"], rows)
+        for row in model.methods:
+            if row.status == "failed":
+                typer.echo(f"{row.method} did not run: {row.reason}", err=True)
+
+
+def _title(model: ModelResult) -> str:
+    samples, places = model.id_samples["test"], len(model.nearness)
+    return f"{model.model}: {model.classes} classes, {samples} ID samples, {places} OOD sets"
+
+
+def _cells(row: MethodRow) -> list[str]:
+    return [
+        row.method,
+        *(_pair(figures) for figures in (row.far, row.near, row.mean)),
+        "" if row.after is None else f"{100 * row.after.accuracy:.2f}",
+        "" if row.before is None else f"{100 * row.before.ece:.2f}",
+        "" if row.after is None else f"{100 * row.after.ece:.2f}",
+    ]
+
+
+def _pair(figures: DetectionFigures | None) -> str:
+    return "" if figures is None else f"{100 * figures.fpr95:.2f} / {100 * figures.auroc:.2f}"

@@ -1,0 +1,86 @@
+"""Folders of features: what they hold is read and checked, what is wrong is said."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from opnp.bench.feature_folder import feature_folders, read_feature_folder
+from opnp.data import write_features
+from opnp.errors import DataFileError, MissingFileError
+from tests.unit.bench.bench_world import CLASSES, FEATURES, read_world, write_world
+
+
+def test_a_folder_is_read_whole(tmp_path: Path) -> None:
+    model = read_world(tmp_path / "net")
+    assert (model.name, model.classes, model.features) == ("net", CLASSES, FEATURES)
+    assert list(model.ood) == ["cifar100", "noise"]
+    assert {name: source.samples for name, source in model.sources.items()} == {
+        "head": CLASSES,
+        "train": 240,
+        "test": 240,
+        "ood_cifar100": 120,
+        "ood_noise": 90,
+    }
+    content = (tmp_path / "net" / "test.safetensors").read_bytes()
+    assert model.sources["test"].sha256 == hashlib.sha256(content).hexdigest()
+    assert model.test.labels is not None
+    assert model.test.labels.dtype == torch.int64
+
+
+def test_one_folder_or_a_folder_of_folders(tmp_path: Path) -> None:
+    one, other = write_world(tmp_path / "one"), write_world(tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    assert feature_folders(tmp_path) == [one, other]
+    assert feature_folders(one) == [one]
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"absent does not exist: expected a folder with head\.safetensors"):
+        feature_folders(tmp_path / "absent")
+    with pytest.raises(MissingFileError, match="holds no model"):
+        feature_folders(tmp_path)
+    folder = write_world(tmp_path / "net")
+    with pytest.raises(MissingFileError, match="is a file"):
+        feature_folders(folder / "head.safetensors")
+    (folder / "train.safetensors").unlink()
+    with pytest.raises(MissingFileError, match=r"train\.safetensors does not exist"):
+        read_feature_folder(folder)
+    for file in folder.glob("ood_*"):
+        file.unlink()
+    with pytest.raises(MissingFileError, match="holds no ood_"):
+        read_feature_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "labels", "message"),
+    [
+        ("train", torch.rand(5, FEATURES + 1), None, f"must have {FEATURES} columns to fit the head"),
+        ("ood_noise", torch.rand(0, FEATURES), None, "has no rows"),
+        ("test", torch.full((5, FEATURES), float("nan")), None, "80 NaN"),
+        ("test", torch.rand(2, FEATURES), torch.tensor([0, CLASSES]), "must lie in 0 to 3, got 0 to 4"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, name: str, features: torch.Tensor, labels: torch.Tensor | None, message: str
+) -> None:
+    folder = write_world(tmp_path / "net")
+    write_features(folder / f"{name}.safetensors", features, labels=labels)
+    with pytest.raises(DataFileError, match=message) as caught:
+        read_feature_folder(folder)
+    assert f"{name}.safetensors" in str(caught.value)
+
+
+def test_labels_of_ood_sets_are_of_no_concern(tmp_path: Path) -> None:
+    folder = write_world(tmp_path / "net")
+    write_features(folder / "ood_noise.safetensors", torch.rand(3, FEATURES), labels=torch.tensor([-1, 7, 99]))
+    assert len(read_feature_folder(folder).ood["noise"]) == 3
+
+
+def test_an_ood_set_may_be_called_as_it_likes(tmp_path: Path) -> None:
+    folder = write_world(tmp_path / "net")
+    write_features(folder / "ood_test.safetensors", torch.rand(3, FEATURES))
+    model = read_feature_folder(folder)
+    assert model.sources["ood_test"].samples == len(model.ood["test"]) == 3
+    assert model.sources["test"].samples == 240
