@@ -82,7 +82,7 @@ class HeadMismatchError(OpnpError, ValueError):
 
 
 class DataFileError(OpnpError, ValueError):
-    """A data file is missing, unreadable or lacks what it must hold."""
+    """A data file is unreadable, or lacks what it must hold."""
 
 
 class MissingFileError(OpnpError, FileNotFoundError):

@@ -19,6 +19,7 @@ from opnp.bench.record import DetectionResult, MethodResult, Record
 from opnp.core import accuracy, auroc, fpr_at_tpr
 from opnp.data import write_features, write_head, write_score_table
 from opnp.detector import OPNP, Ratios, Verdict
+from opnp.errors import DataFileError
 from opnp.files import write_atomically
 from opnp.model import linear_layers
 
@@ -55,10 +56,22 @@ def run_demo(folder: str | os.PathLike[str], *, seed: int = 0) -> Record:
 
     Raises:
         MissingExtraError: If scikit-learn or Pillow is not installed.
+        DataFileError: If `folder` is a file.
 
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise DataFileError(f"{folder} is a file: name a folder for the demo's results.")
     folder.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the model is so small that threads only wait for one another
+    try:
+        return _run(folder, seed=seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(folder: Path, *, seed: int) -> Record:
     data = digits_data(seed=seed)
     model = trained_cnn(*data.train, seed=seed)
     energy = OPNP(ratios=DEMO_RATIOS["Energy"], shaping=None).fit(model, _batches(data.train[0]))

@@ -1,5 +1,6 @@
 """``opnp score``: a detector's verdict on cached features, one row a sample."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from opnp.cli.options import DetectorFile, FeaturesFile, JsonFlag
 from opnp.cli.output import print_facts, print_json, progress_bar
 from opnp.data import read_features, write_score_table
 from opnp.detector import OPNP
+from opnp.errors import UncalibratedWarning
 
 __all__ = ["score"]
 
@@ -39,7 +41,9 @@ def score(
         flagged = sum(map(bool, table["is_ood"]))
         facts |= {"flagged": flagged, "flagged_share": flagged / len(table["index"]), "keep": loaded.keep}
     else:
-        typer.echo("opnp: warning: this detector is not calibrated: p_value and is_ood are left empty.", err=True)
+        warnings.warn(
+            "this detector is not calibrated: p_value and is_ood are left empty.", UncalibratedWarning, stacklevel=1
+        )
     if json:
         print_json(facts)
     else:

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
 
-__all__ = ["checked_fraction", "checked_matrix", "checked_scores", "checked_temperature", "require_finite"]
+__all__ = [
+    "checked_fraction",
+    "checked_matrix",
+    "checked_scores",
+    "checked_temperature",
+    "require_class_indices",
+    "require_finite",
+]
 
 
 def checked_matrix(tensor: Tensor, *, name: str, axes: str) -> Tensor:
@@ -79,7 +86,7 @@ def checked_fraction(value: float, *, name: str, is_zero_allowed: bool = False) 
     interval = "[0, 1)" if is_zero_allowed else "(0, 1)"
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value < 1 or (value == 0 and not is_zero_allowed):
-        hint = f" Percentages are written as fractions: {value / 100:g}." if is_number and 1 <= value < 100 else ""
+        hint = f" Percentages are written as fractions: {value / 100:g}." if is_number and 1 < value < 100 else ""
         raise OptionError(f"`{name}` must be a fraction in {interval}, got {value!r}.{hint}")
     return float(value)
 
@@ -107,3 +114,12 @@ def require_finite(tensor: Tensor, *, name: str, where: str = "", first_row: int
         f"entries in {len(rows)} of {len(tensor)} rows (rows {shown}). Look for broken inputs there, or for an "
         f"overflow in half precision.",
     )
+
+
+def require_class_indices(labels: Tensor, *, classes: int) -> None:
+    """Raise `OptionError` if integer labels, of any shape, do not all lie in 0 to classes - 1."""
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        raise OptionError(
+            f"`labels` must lie in 0 to {classes - 1} for {classes} classes, got {int(labels.min())} to "
+            f"{int(labels.max())}. Are they the labels of this classifier, counted from 0?",
+        )

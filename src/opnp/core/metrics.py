@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from opnp.core.checks import checked_fraction, checked_matrix, checked_scores
+from opnp.core.checks import checked_fraction, checked_matrix, checked_scores, require_class_indices
 from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
 
 __all__ = [
@@ -279,9 +279,5 @@ def _checked_labels(logits: Tensor, labels: Tensor, *, name: str) -> Tensor:
     if len(labels) == 0:
         raise EmptyDataError("There are no samples: at least one is needed.")
     targets = labels.long()
-    if not bool(((targets >= 0) & (targets < logits.shape[1])).all()):
-        raise OptionError(
-            f"`labels` must lie in 0 to {logits.shape[1] - 1} for {logits.shape[1]} classes, got "
-            f"{int(targets.min())} to {int(targets.max())}.",
-        )
+    require_class_indices(targets, classes=logits.shape[1])
     return targets

@@ -51,7 +51,11 @@ def energy_score(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
 
     """
     temperature = checked_temperature(temperature)
-    return -temperature * torch.logsumexp(_prepared(logits) / temperature, dim=1)
+    prepared = _prepared(logits)
+    largest = prepared.amax(1, keepdim=True)
+    if temperature == 1.0 or not bool(torch.isfinite(largest).all()):
+        return -temperature * torch.logsumexp(prepared / temperature, dim=1)
+    return -largest[:, 0] - temperature * torch.logsumexp((prepared - largest) / temperature, dim=1)
 
 
 def msp_score(logits: Tensor, *, temperature: float = 1.0) -> Tensor:

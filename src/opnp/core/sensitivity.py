@@ -75,7 +75,8 @@ class SensitivitySum:
     """Sums of absolute gradients over the samples seen so far: a value that adds up.
 
     Parts of the data may be summed anywhere, in any order, and merged by ``+``; `mean` ends the sum. The state is
-    O(classes x features) however many samples went in.
+    O(classes x features) however many samples went in. Parts belong to one head at one temperature: that they do is
+    the caller's affair.
 
     Attributes:
         weight: Sum of p_i |h_j|, shape ``(classes, features)``, float64.

@@ -72,7 +72,5 @@ def chosen(
 
 
 def _fallback(settings: Settings, reason: str) -> tuple[Settings, None]:
-    warnings.warn(
-        f"{reason.rstrip('.')}. Nothing is pruned: scores are those of the plain energy.", TuningWarning, stacklevel=5
-    )
+    warnings.warn(f"{reason.rstrip('.')}. Nothing is pruned, and no shaping is chosen.", TuningWarning, stacklevel=5)
     return settings.resolved(), None

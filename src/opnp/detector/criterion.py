@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from opnp.core.checks import require_class_indices
 from opnp.core.failure import failure_auroc
 from opnp.core.holdout import class_draws, holdout_auroc
 from opnp.core.metrics import auroc
@@ -126,6 +127,7 @@ class Judge:
 
         Raises:
             EmptyDataError: If there are too few classes for class holdout.
+            OptionError: If a label is no class index of the head.
 
         """
         dtype = product_dtype(features, precision=settings.precision)
@@ -138,6 +140,7 @@ class Judge:
             error = float(doubt.mean())
             labels = answers
         else:
+            require_class_indices(labels, classes=len(fitted.weight))
             labels = labels.to(features.device).long()
             error = int((answers != labels).sum()) / len(labels)
         generator = torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from opnp.core.checks import checked_matrix, require_finite
+from opnp.core.checks import checked_matrix, require_class_indices, require_finite
 from opnp.core.histogram import ValueHistogram
 from opnp.core.sensitivity import Precision, Sensitivity, SensitivitySum, product_dtype
 from opnp.detector.settings import Settings
@@ -74,7 +74,9 @@ def fitted_on(
                 counts = ValueHistogram.from_values(features)
                 histogram = counts if histogram is None else histogram + counts
             if logits is None or settings.precision == "float64":
-                yield features, head_logits(features, weight, bias, precision=settings.precision)
+                computed = head_logits(features, weight, bias, precision=settings.precision)
+                require_finite(computed, name="logits")
+                yield features, computed
             else:
                 yield features, logits
 
@@ -145,6 +147,7 @@ class LabelledBlocks:
     Raises:
         ShapeError: If there is not one label for each sample.
         InputTypeError: If labels are no integers.
+        OptionError: If a label is no class index of the head.
 
     """
 
@@ -153,7 +156,7 @@ class LabelledBlocks:
 
     def __post_init__(self) -> None:
         """Check the labels."""
-        _require_labels(self.labels, samples=len(self.blocks.features))
+        _require_labels(self.labels, samples=len(self.blocks.features), classes=len(self.blocks.weight))
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -201,8 +204,8 @@ def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None, *, precis
         return linear(features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
-def _require_labels(labels: Tensor | None, *, samples: int) -> None:
-    """Raise if labels, where given, are not one integer a sample."""
+def _require_labels(labels: Tensor | None, *, samples: int, classes: int) -> None:
+    """Raise if labels, where given, are not one class index a sample."""
     if labels is None:
         return
     if not isinstance(labels, Tensor):
@@ -211,6 +214,7 @@ def _require_labels(labels: Tensor | None, *, samples: int) -> None:
         raise ShapeError(f"`labels` must have shape ({samples},), one a sample, got {tuple(labels.shape)}.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputTypeError(f"`labels` must be integer class indices, got {labels.dtype}.")
+    require_class_indices(labels, classes=classes)
 
 
 def _width_message(features: Tensor, weight: Tensor, *, name: str = "features") -> str:

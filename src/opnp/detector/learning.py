@@ -56,14 +56,14 @@ class Learning:
         if self._settings.is_automatic:
             for features, labels in batches:
                 self._reservoir.show(features, labels)
-                self._held_out.append(features)
+                self._held_out.append(features.clone())  # a loader may use its buffer again
         else:
             scorer = Scorer.from_fitted(self._required(), self._settings.resolved())
             self._scores += (scorer.scores(features) for features, _ in batches)
 
     def hold_out_ood(self, batches: Iterable[Tensor]) -> None:
         """Keep the features of OOD samples to choose by."""
-        self._ood += batches
+        self._ood += (features.clone() for features in batches)  # as above
 
     def state(self, link: ModelLink | None, *, keep: float) -> State:
         """Return the fitted state, chosen and calibrated as far as there was something to do it by."""

@@ -51,6 +51,11 @@ class ModelLink:
                 "This takes one batch or one input, got a DataLoader. Go through it: "
                 "`torch.cat([detector.score(batch) for batch in loader])`.",
             )
+        if isinstance(inputs, tuple | list) and (len(inputs) > 2 or _is_like_inputs(inputs)):
+            raise InputTypeError(
+                f"This takes one batch or one input, got a {type(inputs).__name__} of {len(inputs)} that look like "
+                f"several. Stack single inputs with `torch.stack`; go through batches one by one.",
+            )
         self.require_unchanged()
         batch, is_single = as_batch(inputs_of(inputs), self.axes)
         with head_tap(self.model, self.head, device=self.device) as tap:
@@ -79,6 +84,14 @@ class ModelLink:
             f"The model's head {self.head.label} is not the one this detector was fitted on: its weights have "
             f"changed since. Fit again, or bring the old weights back.",
         )
+
+
+def _is_like_inputs(pair: tuple[object, ...] | list[object]) -> bool:
+    """Return whether the second of two is no batch of labels but further inputs."""
+    second = pair[1] if len(pair) == 2 else None
+    if isinstance(second, Tensor):
+        return second.is_floating_point() and second.ndim > 1
+    return isinstance(second, tuple | list)
 
 
 def _is_same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -39,7 +39,8 @@ class OPNP(Answers):
     never changed, and its predicted class stays that of the original head.
 
     Args:
-        ratios: Shares of weights and neurons to remove, or ``"auto"``.
+        ratios: Shares of weights and neurons to remove, or ``"auto"``: chosen on held-out ID samples by class holdout,
+            together with `neuron` and `scope`, whatever those say.
         neuron: Reading of the neuron sensitivity: ``"gradient"``, the mean of |dE/dh|, or ``"aggregate"``, the column
             mean of the weight sensitivity.
         scope: Rank all weights together (``"layer"``, the paper) or each class's row by itself (``"class"``).
@@ -116,7 +117,7 @@ class OPNP(Answers):
             validation: Batches of held-out ID inputs, with labels if there are any: automatic ratios are chosen on
                 them, with their features held in memory, and the detector is calibrated on them.
             validation_ood: Batches of OOD inputs to choose automatic ratios by, in the place of class holdout; none
-                are needed.
+                are needed, and fixed ratios do not use them.
             keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
             device: Where to run; None for where the model is.
             progress: Wrapper of iterables that shows progress, such as `tqdm.tqdm`; True for a bar.
@@ -169,7 +170,7 @@ class OPNP(Answers):
             validation: Features of held-out ID inputs, shape ``(batch, features)``, or a pair of them and their
                 labels: automatic ratios are chosen on them, and the detector is calibrated on them.
             validation_ood: Features of OOD inputs to choose automatic ratios by, in the place of class holdout; none
-                are needed.
+                are needed, and fixed ratios do not use them.
             keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
             progress: Wrapper of iterables that shows progress; True for a bar.
 
@@ -240,7 +241,8 @@ class OPNP(Answers):
     def with_ratios(self, ratios: Ratios, *, neuron: NeuronReading | None = None, scope: Scope | None = None) -> Self:
         """Return a new detector with other ratios from the same sensitivities; nothing is refitted.
 
-        Calibration belongs to the scores of one setting: the new detector has none. Call `calibrate` on it.
+        Every other setting stays, a shaping that was chosen automatically too. Calibration belongs to the scores of
+        one setting: the new detector has none. Call `calibrate` on it.
 
         Args:
             ratios: The new ratios.
@@ -295,6 +297,8 @@ class OPNP(Answers):
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> Self:
         """Return the detector that `save` wrote, tied to `model` if one is given.
+
+        The model is known by its head alone: that its other layers are those of the fit is the caller's affair.
 
         Args:
             path: File to read.

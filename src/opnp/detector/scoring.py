@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from opnp.core.checks import require_finite
 from opnp.core.masks import Masks, neuron_mask, pruned_weight, weight_mask
 from opnp.core.scores import score_logits
 from opnp.core.sensitivity import product_dtype
@@ -58,11 +59,13 @@ class Scorer:
         return score_logits(self.logits(features), score=self.settings.score, temperature=self.settings.temperature)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return the pruned head's logits of the shaped features, shape ``(batch, classes)``."""
+        """Return the pruned head's logits of the shaped features, shape ``(batch, classes)``; refuse overflow."""
         shaping = self.settings.fixed_shaping
         threshold = self.fitted.react_thresholds[shaping.quantile] if isinstance(shaping, ReAct) else None
         inputs = shaped(self._prepared(features), shaping, threshold=threshold)
-        return _product(inputs, *self._head(self.weight, inputs))
+        logits = _product(inputs, *self._head(self.weight, inputs))
+        require_finite(logits, name="logits", where=" of the pruned head")
+        return logits
 
     def classes(self, features: Tensor) -> Tensor:
         """Return the classes that the original head predicts, shape ``(batch,)``, int64."""

@@ -7,7 +7,7 @@ layer and tries the neighbours. No pruning and no shaping is always a candidate;
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping
@@ -15,7 +15,7 @@ from opnp.detector.criterion import Judge, Trial
 from opnp.detector.fitting import Fitted
 from opnp.detector.ratios import Ratios
 from opnp.detector.settings import Settings
-from opnp.errors import RatioWarning
+from opnp.errors import RatioWarning, SignedFeaturesWarning
 
 __all__ = ["REACT_QUANTILES", "Tuning", "tuned"]
 
@@ -54,7 +54,7 @@ class Tuning:
 
     energy: Trial
     chosen: Trial
-    trials: tuple[Trial, ...]
+    trials: tuple[Trial, ...] = field(repr=False)
     samples: int
     source: str
     is_labelled: bool
@@ -110,6 +110,7 @@ def tuned(fitted: Fitted, settings: Settings, judge: Judge, *, source: str, is_l
     def attempt(candidates: Iterable[Settings]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RatioWarning)
+            warnings.simplefilter("ignore", SignedFeaturesWarning)
             for candidate in candidates:
                 if candidate not in trials:
                     trials[candidate] = judge.trial(fitted, candidate)

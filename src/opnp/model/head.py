@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from opnp.errors import HeadNotFoundError, ShapeError
 from opnp.model.batches import Inputs, logits_of, run_model
@@ -76,6 +77,11 @@ def find_head(
 
     """
     model = unwrapped(model)
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise HeadNotFoundError(
+            "The model has lazy layers that were never run: they would get their weights now, at random. Run it once "
+            "first, or load its weights.",
+        )
     layers = linear_layers(model)
     chosen = _given(model, layers, head) if head is not None else None
     with borrowed(model, device=device) as target, _recorded(layers) as outputs:

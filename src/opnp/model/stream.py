@@ -60,12 +60,15 @@ def head_stream(
         EmptyDataError: If `loader` yields nothing.
         HeadNotFoundError: If the head is not found.
         NonFiniteError: While reading, if features or logits are not finite; the message counts batches from 0.
-        InputTypeError: If `loader` is a tensor, or a batch is of a kind that cannot be read.
+        ShapeError: While reading, if a batch holds another number of labels than of inputs.
+        InputTypeError: If `model` is no module, `loader` is a tensor, or a batch is of a kind that cannot be read.
 
     """
     if isinstance(loader, Tensor | str) or not isinstance(loader, Iterable):
         hint = " For a single batch pass a list of one: `[inputs]`." if isinstance(loader, Tensor) else ""
         raise InputTypeError(f"`loader` must be an iterable of batches, got {type(loader).__name__}.{hint}")
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
     iterator = iter(loader)
     for first in iterator:
         inputs = inputs_of(first)
@@ -131,7 +134,12 @@ def _read(tap: Tap, batches: Iterable[object]) -> Iterator[tuple[Tensor, Tensor,
         where = f" in batch {index}"
         require_finite(features, name="features", where=where)
         require_finite(logits, name="logits", where=where)
-        yield features, logits, labels_of(batch)
+        labels = labels_of(batch)
+        if labels is not None and len(labels) != len(features):
+            raise ShapeError(
+                f"Batch {index} holds {len(labels)} labels for {len(features)} inputs: one each is needed."
+            )
+        yield features, logits, labels
 
 
 def _one_vector_a_sample(captured: list[Tensor], head: Head) -> Tensor:

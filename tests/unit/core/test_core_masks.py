@@ -83,7 +83,7 @@ def test_the_hint_of_the_warning_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "hint"), [(1.0, "got 1.0. Percent"), (-0.1, "got -0.1."), (30, "fractions: 0.3."), (math.nan, "got nan.")]
+    ("share", "hint"), [(1.0, "got 1.0."), (-0.1, "got -0.1."), (30, "fractions: 0.3."), (math.nan, "got nan.")]
 )
 def test_shares_outside_their_range_are_refused(share: float, hint: str) -> None:
     with pytest.raises(OptionError, match=r"`w_max` must be a fraction in \[0, 1\), .*" + re.escape(hint)):

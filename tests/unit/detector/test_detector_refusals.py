@@ -1,0 +1,99 @@
+"""What a detector refuses rather than answer silently for something else."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opnp import OPNP, HeadNotFoundError, InputTypeError, NonFiniteError, OptionError, Ratios, ShapeError
+
+CLASSES, FEATURES = 5, 32
+
+
+def small_model() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(FEATURES, CLASSES))
+
+
+def rows(count: int, *, seed: int = 1) -> Tensor:
+    return torch.rand(count, FEATURES, generator=torch.Generator().manual_seed(seed))
+
+
+def fitted() -> OPNP:
+    return OPNP(ratios=Ratios(w_min=0.1)).fit(
+        small_model(), rows(100).split(20), validation=rows(100, seed=2).split(20)
+    )
+
+
+@pytest.mark.parametrize("shift", [-1, 3])
+@pytest.mark.parametrize("is_validation", [False, True])
+def test_labels_that_are_no_class_indices_are_refused(shift: int, is_validation: bool) -> None:
+    head = small_model()[0]
+    features, labels = rows(200), torch.arange(200) % CLASSES + shift
+    validation = (features, labels) if is_validation else (features, labels - shift)
+    with pytest.raises(OptionError, match=r"`labels` must lie in 0 to 4 for 5 classes, got"):
+        OPNP().fit_features(
+            features,
+            weight=head.weight,
+            bias=head.bias,
+            labels=None if is_validation else labels,
+            validation=validation,
+        )
+
+
+def test_labels_of_a_loader_that_are_no_class_indices_are_refused() -> None:
+    batches = [(part, torch.arange(len(part)) + 1000) for part in rows(200).split(50)]
+    with pytest.raises(OptionError, match="counted from 0"):
+        OPNP().fit(small_model(), batches, validation=batches)
+
+
+def test_another_number_of_labels_than_inputs_names_the_batch() -> None:
+    batches = [(part, torch.zeros(50, dtype=torch.int64)) for part in (rows(50), rows(49), rows(50))]
+    with pytest.raises(ShapeError, match="Batch 1 holds 50 labels for 49 inputs"):
+        OPNP(ratios=Ratios()).fit(small_model(), batches)
+
+
+def test_a_list_of_batches_or_of_single_inputs_is_no_batch() -> None:
+    detector = fitted()
+    for several in ([rows(4)] * 3, (rows(4), rows(4)), [rows(4), [rows(4), torch.zeros(4)]]):
+        with pytest.raises(InputTypeError, match="look like several"):
+            detector.score(several)
+    assert detector.score((rows(4), torch.zeros(4, dtype=torch.int64))).shape == (4,)
+
+
+def test_features_that_overflow_the_head_are_refused_when_fitted_and_when_scored() -> None:
+    detector, head = fitted(), small_model()[0]
+    huge = torch.full((3, FEATURES), 3e38)
+    with pytest.raises(NonFiniteError, match="`logits` of the pruned head must be finite"):
+        detector.predict_features(huge)
+    with pytest.raises(NonFiniteError, match="`logits` must be finite"):
+        OPNP(ratios=Ratios()).fit_features(huge, weight=head.weight, bias=head.bias)
+
+
+def test_a_loader_may_use_its_buffer_again() -> None:
+    everything = rows(500, seed=3)
+
+    def reused() -> Iterator[Tensor]:
+        buffer = torch.empty(50, FEATURES)
+        for part in everything.split(50):
+            buffer.copy_(part)
+            yield buffer
+
+    direct = OPNP().fit(small_model(), rows(200).split(50), validation=everything.split(50))
+    again = OPNP().fit(small_model(), rows(200).split(50), validation=reused())
+    assert torch.equal(direct.calibration_scores, again.calibration_scores)
+    assert len(again.calibration_scores.unique()) > 450
+
+
+def test_a_lazy_layer_is_left_lazy() -> None:
+    model = nn.Sequential(nn.LazyLinear(CLASSES))
+    with pytest.raises(HeadNotFoundError, match="lazy layers that were never run"):
+        OPNP(ratios=Ratios()).fit(model, rows(20).split(10))
+    assert isinstance(model[0], nn.LazyLinear)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(InputTypeError, match=r"`model` must be a torch.nn.Module, got str"):
+        OPNP(ratios=Ratios()).fit("resnet50", rows(20).split(10))  # type: ignore[arg-type]  # on purpose
