@@ -1,8 +1,10 @@
 """How good a setting is, judged on ID samples alone: class holdout, thinned features, and two limits on harm.
 
-Class holdout asks for classes the head does not know, thinning for inputs that lack evidence; their log-odds, the
-second at a small weight, are what is maximised. A setting is harmful, and never chosen, if the shaped and pruned head
-answers worse by itself, or if its score no longer tells where the original head is likely to be wrong.
+Class holdout asks for classes the head does not know; two surrogates made of the same samples ask for inputs that lack
+evidence (thinned: a share of the features is missing) and for inputs whose features do not belong together (scrambled:
+half of them are those of other samples); and failure detection asks whether the score still tells where the original
+head is likely to be wrong. The weighted log-odds of the four AUROCs are what is maximised. A setting is harmful, and
+never chosen, if the shaped and pruned head answers worse by itself, or if it detects failures worse.
 """
 
 import math
@@ -22,16 +24,19 @@ from opnp.core.sensitivity import product_dtype
 from opnp.detector.fitting import Fitted, head_logits
 from opnp.detector.scoring import Scorer
 from opnp.detector.settings import Settings
+from opnp.errors import EmptyDataError
 
 __all__ = ["Judge", "Trial"]
 
+_FEWEST_CLASSES = 10
 _SHARES = (0.4, 0.5, 0.6, 0.7)
 _DRAWS = 16
 _THINNED_SHARE = 0.3
-_THINNED_WEIGHT = 0.15
+_SCRAMBLED_SHARE = 0.5
+_SURROGATE_WEIGHT = 0.1
+_FAILURE_WEIGHT = 0.65
 _LARGEST_LOSS = 0.005
-_LARGEST_LOSS_OF_ERROR = 0.1
-_LARGEST_FAILURE_LOSS = 0.04
+_LARGEST_FAILURE_LOSS = 0.03
 _SATURATED = 1e-4
 
 
@@ -43,6 +48,7 @@ class Trial:
         settings: The setting, nothing left automatic.
         holdout: AUROC of each draw of class holdout; with OOD validation data, the one AUROC against those.
         thinned: AUROC of samples against themselves with a share of their features missing.
+        scrambled: AUROC of samples against themselves with a share of their features taken from others.
         failure: AUROC of telling wrong answers of the original head from right ones, by its own doubt.
         loss: ID accuracy that the shaped and pruned head loses by itself; without labels, share of changed answers.
         value: What is maximised.
@@ -53,6 +59,7 @@ class Trial:
     settings: Settings
     holdout: tuple[float, ...]
     thinned: float
+    scrambled: float
     failure: float
     loss: float
     value: float
@@ -81,18 +88,20 @@ class Judge:
     Attributes:
         features: Shape ``(samples, features)``.
         thinned: The same with a random share of the entries zero.
+        scrambled: The same with a random share of the entries taken from random other rows of their column.
         labels: Class indices, shape ``(samples,)``: true ones, or those the original head predicts.
         answers: Classes that the original head predicts, shape ``(samples,)``.
         kept: Draws of the classes that stay, shape ``(draws, classes)``.
         doubt: Probability that the original head's answer is wrong, by itself: 1 - max p, shape ``(samples,)``.
         largest_loss: Limit on the loss.
-        smallest_failure: Limit on the failure AUROC: what the unpruned, unshaped head has, less four points.
+        smallest_failure: Limit on the failure AUROC: what the unpruned, unshaped head has, less three points.
         ood: Features of OOD validation samples that take the place of class holdout, or None.
 
     """
 
     features: Tensor
     thinned: Tensor
+    scrambled: Tensor
     labels: Tensor
     answers: Tensor
     kept: Tensor
@@ -114,8 +123,8 @@ class Judge:
     ) -> Self:
         """Return the judge by these ID samples.
 
-        The limit on the loss is half a point of accuracy, or a tenth of the errors that the original head makes,
-        whichever is more: on few samples of a hard problem half a point is noise.
+        The limit on the loss is half a point of accuracy, or the standard deviation sqrt(error / samples) of the share
+        of errors, whichever is more: on few samples of a hard problem half a point is noise.
 
         Args:
             features: Shape ``(samples, features)``.
@@ -126,7 +135,7 @@ class Judge:
             seed: Seed of draws and thinning.
 
         Raises:
-            EmptyDataError: If there are too few classes for class holdout.
+            EmptyDataError: If there are fewer than ten classes, too few for class holdout to choose by.
             OptionError: If a label is no class index of the head.
 
         """
@@ -145,23 +154,32 @@ class Judge:
             error = int((answers != labels).sum()) / len(labels)
         generator = torch.Generator().manual_seed(seed)
         is_missing = torch.rand(features.shape, generator=generator) < _THINNED_SHARE
+        is_foreign = torch.rand(features.shape, generator=generator) < _SCRAMBLED_SHARE
+        others = torch.rand(features.shape, generator=generator).argsort(0)
+        foreign = features.gather(0, others.to(features.device))
         kept = torch.ones(1, len(fitted.weight), dtype=torch.bool)
+        if ood is None and len(fitted.weight) < _FEWEST_CLASSES:
+            raise EmptyDataError(
+                f"Class holdout chooses badly with fewer than {_FEWEST_CLASSES} classes, got {len(fitted.weight)}: "
+                f"give `validation_ood`, or fixed ratios"
+            )
         if ood is None:
             kept = class_draws(labels, len(fitted.weight), shares=_SHARES, draws=_DRAWS, seed=seed)
         return cls(
             features=features,
             thinned=features.masked_fill(is_missing.to(features.device), 0.0),
+            scrambled=torch.where(is_foreign.to(features.device), foreign, features),
             labels=labels,
             answers=answers,
             kept=kept,
             doubt=doubt,
             smallest_failure=failure_auroc(plain, doubt) - _LARGEST_FAILURE_LOSS,
-            largest_loss=max(_LARGEST_LOSS, _LARGEST_LOSS_OF_ERROR * error),
+            largest_loss=max(_LARGEST_LOSS, math.sqrt(error / len(features))),
             ood=None if ood is None else ood.to(features),
         )
 
     def trial(self, fitted: Fitted, settings: Settings) -> Trial:
-        """Return what a setting is worth: log-odds of the mean AUROC of class holdout, plus a share of thinning's."""
+        """Return what a setting is worth: weighted log-odds of class holdout, surrogates and failure detection."""
         scorer = Scorer.from_fitted(fitted, settings)
         logits = scorer.logits(self.features)
         scores = score_logits(logits, score=settings.score, temperature=settings.temperature)
@@ -172,18 +190,22 @@ class Judge:
         else:
             values = [auroc(scores, scorer.scores(self.ood))]
         thinned = auroc(scores, scorer.scores(self.thinned))
+        scrambled = auroc(scores, scorer.scores(self.scrambled))
         answers = logits.argmax(1)
         before, after = int((self.answers == self.labels).sum()), int((answers == self.labels).sum())
         loss = (before - after) / len(self.labels)
         failure = failure_auroc(scores, self.doubt)
+        surrogates = _SURROGATE_WEIGHT * (_log_odds(thinned) + _log_odds(scrambled))
+        besides = surrogates + _FAILURE_WEIGHT * _log_odds(failure)
         mean = math.fsum(values) / len(values)
         return Trial(
             settings=settings,
             holdout=tuple(values),
             thinned=thinned,
+            scrambled=scrambled,
             failure=failure,
             loss=loss,
-            value=_log_odds(mean) + (_THINNED_WEIGHT * _log_odds(thinned) if self.ood is None else 0.0),
+            value=_log_odds(mean) + (besides if self.ood is None else 0.0),
             is_harmless=loss <= self.largest_loss and (self.ood is not None or failure >= self.smallest_failure),
         )
 

@@ -32,7 +32,7 @@ _NEURONS = (
 )
 _TIE = 0.005
 _HOLDOUT_SLACK = 0.01
-_SATURATED = 0.999
+_SATURATED = 0.995
 """Class holdout at which the plain energy leaves nothing to gain: what is measured beyond is noise."""
 _FINALISTS = 2
 

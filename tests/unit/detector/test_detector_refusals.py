@@ -11,10 +11,14 @@ from opnp import OPNP, HeadNotFoundError, InputTypeError, NonFiniteError, Option
 CLASSES, FEATURES = 5, 32
 
 
-def small_model() -> nn.Sequential:
+def small_head() -> nn.Linear:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(FEATURES, CLASSES))
+        return nn.Linear(FEATURES, CLASSES)
+
+
+def small_model() -> nn.Sequential:
+    return nn.Sequential(small_head())
 
 
 def rows(count: int, *, seed: int = 1) -> Tensor:
@@ -22,15 +26,14 @@ def rows(count: int, *, seed: int = 1) -> Tensor:
 
 
 def fitted() -> OPNP:
-    return OPNP(ratios=Ratios(w_min=0.1)).fit(
-        small_model(), rows(100).split(20), validation=rows(100, seed=2).split(20)
-    )
+    detector = OPNP(ratios=Ratios(w_min=0.1)).fit(small_model(), rows(100).split(20))
+    return detector.calibrate(rows(100, seed=2).split(20))
 
 
 @pytest.mark.parametrize("shift", [-1, 3])
 @pytest.mark.parametrize("is_validation", [False, True])
 def test_labels_that_are_no_class_indices_are_refused(shift: int, is_validation: bool) -> None:
-    head = small_model()[0]
+    head = small_head()
     features, labels = rows(200), torch.arange(200) % CLASSES + shift
     validation = (features, labels) if is_validation else (features, labels - shift)
     with pytest.raises(OptionError, match=r"`labels` must lie in 0 to 4 for 5 classes, got"):
@@ -64,12 +67,13 @@ def test_a_list_of_batches_or_of_single_inputs_is_no_batch() -> None:
 
 
 def test_features_that_overflow_the_head_are_refused_when_fitted_and_when_scored() -> None:
-    detector, head = fitted(), small_model()[0]
+    weight = torch.full((CLASSES, FEATURES), 10.0)
+    detector = OPNP(ratios=Ratios()).fit_features(rows(100), weight=weight, bias=None, validation=rows(100, seed=2))
     huge = torch.full((3, FEATURES), 3e38)
     with pytest.raises(NonFiniteError, match="`logits` of the pruned head must be finite"):
         detector.predict_features(huge)
     with pytest.raises(NonFiniteError, match="`logits` must be finite"):
-        OPNP(ratios=Ratios()).fit_features(huge, weight=head.weight, bias=head.bias)
+        OPNP(ratios=Ratios()).fit_features(huge, weight=weight, bias=None)
 
 
 def test_a_loader_may_use_its_buffer_again() -> None:
