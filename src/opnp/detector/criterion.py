@@ -22,6 +22,7 @@ from opnp.core.metrics import auroc
 from opnp.core.scores import score_logits
 from opnp.core.sensitivity import product_dtype
 from opnp.detector.fitting import Fitted, head_logits
+from opnp.detector.ratios import Ratios
 from opnp.detector.scoring import Scorer
 from opnp.detector.settings import Settings
 from opnp.errors import EmptyDataError
@@ -124,7 +125,8 @@ class Judge:
         """Return the judge by these ID samples.
 
         The limit on the loss is half a point of accuracy, or the standard deviation sqrt(error / samples) of the share
-        of errors, whichever is more: on few samples of a hard problem half a point is noise.
+        of errors, whichever is more: on few samples of a hard problem half a point is noise. For settings that prune it
+        is half of that: what the classifier does not need can go without changing its answers.
 
         Args:
             features: Shape ``(samples, features)``.
@@ -192,6 +194,7 @@ class Judge:
         thinned = auroc(scores, scorer.scores(self.thinned))
         scrambled = auroc(scores, scorer.scores(self.scrambled))
         answers = logits.argmax(1)
+        largest_loss = self.largest_loss if settings.fixed_ratios == Ratios() else self.largest_loss / 2
         before, after = int((self.answers == self.labels).sum()), int((answers == self.labels).sum())
         loss = (before - after) / len(self.labels)
         failure = failure_auroc(scores, self.doubt)
@@ -206,7 +209,7 @@ class Judge:
             failure=failure,
             loss=loss,
             value=_log_odds(mean) + (besides if self.ood is None else 0.0),
-            is_harmless=loss <= self.largest_loss and (self.ood is not None or failure >= self.smallest_failure),
+            is_harmless=loss <= largest_loss and (self.ood is not None or failure >= self.smallest_failure),
         )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from opnp import OPNP, HeadNotFoundError, InputTypeError, NonFiniteError, OptionError, Ratios, ShapeError
 
-CLASSES, FEATURES = 5, 32
+CLASSES, FEATURES = 12, 32
 
 
 def small_head() -> nn.Linear:
@@ -36,7 +36,7 @@ def test_labels_that_are_no_class_indices_are_refused(shift: int, is_validation:
     head = small_head()
     features, labels = rows(200), torch.arange(200) % CLASSES + shift
     validation = (features, labels) if is_validation else (features, labels - shift)
-    with pytest.raises(OptionError, match=r"`labels` must lie in 0 to 4 for 5 classes, got"):
+    with pytest.raises(OptionError, match=r"`labels` must lie in 0 to 11 for 12 classes, got"):
         OPNP().fit_features(
             features,
             weight=head.weight,
