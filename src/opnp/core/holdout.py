@@ -10,10 +10,10 @@ This is the project's own criterion; the paper tunes on OOD images.
 import torch
 from torch import Tensor
 
-from opnp.core.checks import checked_fraction
+from opnp.core.checks import checked_fraction, require_class_indices
 from opnp.core.metrics import auroc
 from opnp.core.scores import ScoreName, score_logits
-from opnp.errors import EmptyDataError, ShapeError
+from opnp.errors import EmptyDataError, InputTypeError, ShapeError
 
 __all__ = ["class_draws", "holdout_auroc"]
 
@@ -36,7 +36,7 @@ def class_draws(labels: Tensor, classes: int, *, shares: tuple[float, ...], draw
 
     Raises:
         EmptyDataError: If no draw leaves samples on both sides.
-        OptionError: If a share lies outside (0, 1).
+        OptionError: If a share lies outside (0, 1), or a label is no class index.
 
     Example:
         >>> import torch
@@ -47,6 +47,7 @@ def class_draws(labels: Tensor, classes: int, *, shares: tuple[float, ...], draw
     """
     for share in shares:
         checked_fraction(share, name="shares")
+    require_class_indices(labels, classes=classes)
     generator = torch.Generator().manual_seed(seed)
     present = torch.bincount(labels.cpu(), minlength=classes) > 0
     found: list[Tensor] = []
@@ -86,6 +87,8 @@ def holdout_auroc(
 
     Raises:
         ShapeError: If the shapes do not fit together.
+        InputTypeError: If `kept` is not boolean.
+        EmptyDataError: If a draw has samples on one side alone.
 
     Example:
         The sample of the third class has no large logit among the first two:
@@ -101,6 +104,8 @@ def holdout_auroc(
             f"`kept` must be (draws, classes) and `labels` (batch,) for `logits` {tuple(logits.shape)}, got "
             f"{tuple(kept.shape)} and {tuple(labels.shape)}.",
         )
+    if kept.dtype != torch.bool:
+        raise InputTypeError(f"`kept` must be boolean, True where the class stays, got {kept.dtype}.")
     values = []
     for stays in kept.to(logits.device):
         scores = score_logits(logits[:, stays], score=score, temperature=temperature)

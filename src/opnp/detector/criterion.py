@@ -39,6 +39,8 @@ _FAILURE_WEIGHT = 0.65
 _LARGEST_LOSS = 0.005
 _LARGEST_FAILURE_LOSS = 0.03
 _SATURATED = 1e-4
+_LEAST_DOUBT = 1e-15
+"""For a head so sure of every answer that its doubt rounds to zero: then all answers are equally doubtful."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class Judge:
         features = features.to(dtype)
         logits = head_logits(features, fitted.weight, fitted.bias, precision=settings.precision)
         answers = logits.argmax(1)
-        doubt = 1 - torch.softmax(logits.double(), 1).amax(1)
+        doubt = (1 - torch.softmax(logits.double(), 1).amax(1)).clamp_min(_LEAST_DOUBT)
         plain = score_logits(logits, score=settings.score, temperature=settings.temperature)
         if labels is None:
             error = float(doubt.mean())
@@ -179,6 +181,11 @@ class Judge:
             largest_loss=max(_LARGEST_LOSS, math.sqrt(error / len(features))),
             ood=None if ood is None else ood.to(features),
         )
+
+    @property
+    def has_negative_features(self) -> bool:
+        """Whether there are features that the shapings are not made for."""
+        return bool((self.features < 0).any()) or (self.ood is not None and bool((self.ood < 0).any()))
 
     def trial(self, fitted: Fitted, settings: Settings) -> Trial:
         """Return what a setting is worth: weighted log-odds of class holdout, surrogates and failure detection."""

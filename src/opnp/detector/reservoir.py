@@ -43,7 +43,9 @@ class Reservoir:
         rows = (keys < limit).nonzero().flatten()
         self._keys = torch.cat([self._keys, keys[rows]])
         self._features = _joined(self._features, features[rows.to(features.device)])
-        if labels is not None:
+        if labels is None or not self._is_labelled:
+            self._labels = None
+        else:
             self._labels = _joined(self._labels, labels[rows.to(labels.device)].long())
         if len(self._keys) > self._size:
             kept = self._keys.argsort()[: self._size].sort().values
@@ -55,7 +57,7 @@ class Reservoir:
         """Return the features, shape ``(rows, features)``, and labels that stayed; None where any were missing."""
         if self._features is None:
             return torch.empty(0, 0), None
-        return self._features, self._labels if self._is_labelled else None
+        return self._features, self._labels
 
 
 def _joined(first: Tensor | None, second: Tensor) -> Tensor:

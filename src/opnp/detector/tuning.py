@@ -4,6 +4,7 @@ The search begins with shapings alone, goes on with single ratios under the best
 layer and tries the neighbours. No pruning and no shaping is always a candidate; a tie goes to less.
 """
 
+import contextlib
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from opnp.detector.criterion import Judge, Trial
 from opnp.detector.fitting import Fitted
 from opnp.detector.ratios import Ratios
 from opnp.detector.settings import Settings
-from opnp.errors import RatioWarning, SignedFeaturesWarning
+from opnp.errors import RatioError, RatioWarning, SignedFeaturesWarning
 
 __all__ = ["REACT_QUANTILES", "Tuning", "tuned"]
 
@@ -113,13 +114,14 @@ def tuned(fitted: Fitted, settings: Settings, judge: Judge, *, source: str, is_l
             warnings.simplefilter("ignore", SignedFeaturesWarning)
             for candidate in candidates:
                 if candidate not in trials:
-                    trials[candidate] = judge.trial(fitted, candidate)
+                    with contextlib.suppress(RatioError):  # the share leaves nothing of so small a head
+                        trials[candidate] = judge.trial(fitted, candidate)
 
     plain = settings.resolved()
     attempt([plain])
     energy = trials[plain]
     if energy.mean_holdout <= _SATURATED:
-        if settings.shaping == "auto" and not bool((judge.features < 0).any()):
+        if settings.shaping == "auto" and not judge.has_negative_features:
             attempt(replace(plain, shaping=shaping) for shaping in _SHAPINGS)
         finalists = sorted(_eligible(trials.values(), energy), key=lambda trial: -trial.value)[:_FINALISTS]
         for base in dict.fromkeys([plain, *(trial.settings for trial in finalists)]):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from opnp.core.holdout import class_draws, holdout_auroc
-from opnp.errors import EmptyDataError, OptionError, ShapeError
+from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
 
 
 def test_three_classes_have_three_draws_and_no_more() -> None:
@@ -80,6 +80,17 @@ def test_left_out_samples_that_look_like_nothing_are_found_and_those_that_look_s
 def test_shapes_that_do_not_fit(logits: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor) -> None:
     with pytest.raises(ShapeError, match=r"`kept` must be \(draws, classes\) and `labels` \(batch,\) for `logits`"):
         holdout_auroc(logits, labels, kept)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 5], [-1, 0, 1]])
+def test_labels_are_classes_of_the_head(labels: list[int]) -> None:
+    with pytest.raises(OptionError, match="`labels` must lie in 0 to 4 for 5 classes"):
+        class_draws(torch.tensor(labels), 5, shares=(0.5,), draws=3)
+
+
+def test_draws_are_boolean() -> None:
+    with pytest.raises(InputTypeError, match=r"`kept` must be boolean.*got torch[.]int64"):
+        holdout_auroc(torch.eye(3), torch.arange(3), torch.tensor([[1, 1, 0]]))
 
 
 @pytest.mark.parametrize("label", [0, 2])
