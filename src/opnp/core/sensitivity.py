@@ -130,7 +130,7 @@ class SensitivitySum:
             temperature: Temperature T of the energy, above 0.
             precision: Precision of the products. Float64 inputs are never reduced to float32. The sums over
                 blocks of 1024 rows are float64 in either case. In float32 another cut into batches moves a
-                sensitivity by about 1e-6 of itself; the reading `gradient` by up to 1e-5 where many classes share
+                sensitivity by about 1e-6 of itself; the reading `gradient` by up to 4e-5 where many classes share
                 the probability and their weights cancel.
 
         Returns:

@@ -162,12 +162,12 @@ class Judge:
         others = torch.rand(features.shape, generator=generator).argsort(0)
         foreign = features.gather(0, others.to(features.device))
         kept = torch.ones(1, len(fitted.weight), dtype=torch.bool)
-        if ood is None and len(fitted.weight) < _FEWEST_CLASSES:
-            raise EmptyDataError(
-                f"Class holdout chooses badly with fewer than {_FEWEST_CLASSES} classes, got {len(fitted.weight)}: "
-                f"give `validation_ood`, or fixed ratios"
-            )
         if ood is None:
+            if len(fitted.weight) < _FEWEST_CLASSES:
+                raise EmptyDataError(
+                    f"Class holdout chooses badly with fewer than {_FEWEST_CLASSES} classes, got {len(fitted.weight)}: "
+                    f"give `validation_ood`, or fixed ratios"
+                )
             kept = class_draws(labels, len(fitted.weight), shares=_SHARES, draws=_DRAWS, seed=seed)
         return cls(
             features=features,
