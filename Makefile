@@ -4,6 +4,11 @@
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
+# Real features and texts, and where records that are being made lie until they are complete.
+DATA ?= ../shared/data
+WORK := build/records
+RECORDS := docs/records
+RUN := OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +29,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo picture test coverage lint format clean
+.PHONY: help venv demo picture records results test coverage lint format clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -61,6 +66,24 @@ demo: venv  ## See it work: fit, prune and score, on this machine and without a 
 picture: venv  ## Draw the picture of the README from the demo's scores
 	@$(BIN)/opnp demo --out opnp-demo >/dev/null
 	@$(BIN)/python tools/draw_demo.py opnp-demo docs/assets/demo.svg
+
+# Everything that the documentation quotes, from the data: about half an hour on two cores.
+records: venv  ## Make the records of docs/records anew (DATA=../shared/data)
+	@mkdir -p $(WORK) $(RECORDS)
+	@$(RUN) studies.other_features $(WORK)/features --text $(DATA)/text/clinc150.json
+	@$(RUN) opnp bench --features $(DATA)/features --out $(WORK)/bench >/dev/null
+	@$(RUN) opnp bench --features $(WORK)/features --out $(WORK)/bench_other --near out_of_scope,unseen_classes >/dev/null
+	@$(RUN) opnp sweep --features $(DATA)/features --out $(WORK)/sweep >/dev/null
+	@$(RUN) studies.splits $(DATA)/features --bench $(WORK)/bench --out $(WORK)/splits.json
+	@$(RUN) studies.splits $(WORK)/features --models clinc150 --bench $(WORK)/bench_other --splits 4 --out $(WORK)/splits_text.json
+	@$(RUN) studies.criterion $(DATA)/features $(WORK)/features --out $(WORK)/criterion.json
+	@cp $(WORK)/bench/results.json $(RECORDS)/bench.json
+	@cp $(WORK)/bench_other/results.json $(RECORDS)/bench_other.json
+	@cp $(WORK)/sweep/sweep.json $(WORK)/splits.json $(WORK)/splits_text.json $(WORK)/criterion.json $(RECORDS)
+	@$(MAKE) --no-print-directory results
+
+results: venv  ## Write docs/explanation/results.md from the records
+	@$(BIN)/python -m studies.results_page $(RECORDS) docs/explanation/results.md
 
 # Two workers on two cores do not fight over threads. pytest fails by itself when it finds no test; the last line
 # also fails when every test was skipped.

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from examples.comparison import Comparison, Split, accuracy_of, compared, trained
 
-__all__ = ["intents", "main", "run"]
+__all__ = ["classifier", "intents", "main", "run"]
 
 _WORDS = 2000
 
@@ -48,12 +48,17 @@ def intents(path: Path) -> tuple[Split, int]:
     return split, len(names)
 
 
+def classifier(split: Split, *, classes: int, seed: int) -> nn.Sequential:
+    """Return the perceptron, trained."""
+    return trained(split, classes=classes, width=256, epochs=6, batch=256, rate=5e-3, dropout=0.3, seed=seed)
+
+
 def run(path: Path, *, seeds: int = 3) -> Comparison:
     """Train a classifier for each seed, and compare the detectors on it."""
     split, classes = intents(path)
     accuracy, results = [], []
     for seed in range(seeds):
-        model = trained(split, classes=classes, width=256, epochs=6, batch=256, rate=5e-3, dropout=0.3, seed=seed)
+        model = classifier(split, classes=classes, seed=seed)
         accuracy.append(accuracy_of(model, *split.test))
         results += compared(model, split, seed=seed)
     return Comparison(

@@ -24,11 +24,11 @@ from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
 from examples.comparison import Comparison, Split, accuracy_of, compared, trained
 
-__all__ = ["main", "rows", "run"]
+__all__ = ["classifier", "main", "rows", "run"]
 
 _UNSEEN = 3
 
@@ -57,6 +57,11 @@ def rows(*, seed: int) -> tuple[Split, int]:
     return split, 10 - _UNSEEN
 
 
+def classifier(split: Split, *, classes: int, seed: int) -> nn.Sequential:
+    """Return the perceptron, trained."""
+    return trained(split, classes=classes, width=128, epochs=60, batch=64, rate=5e-3, dropout=0.2, seed=seed)
+
+
 def run(*, seeds: int = 3) -> Comparison:
     """Draw the unseen classes and train a classifier for each seed, and compare the detectors on it."""
     counts: dict[str, int] = {}
@@ -64,7 +69,7 @@ def run(*, seeds: int = 3) -> Comparison:
     for seed in range(seeds):
         split, classes = rows(seed=seed)
         counts = counts or split.counts
-        model = trained(split, classes=classes, width=128, epochs=60, batch=64, rate=5e-3, dropout=0.2, seed=seed)
+        model = classifier(split, classes=classes, seed=seed)
         accuracy.append(accuracy_of(model, *split.test))
         results += compared(model, split, seed=seed)
     return Comparison(

@@ -71,7 +71,7 @@ def check_failures_change_nothing(make: Make) -> None:
             _fails(call, model, error, doing)
             assert detector.is_calibrated, f"a failure in {doing} cost the calibration"
             assert torch.equal(detector.score(outside()), before), f"a failure in {doing} changed the scores"
-    for forward in range(1, 5):
+    for forward in range(1, 4):  # as many as there are batches
         fragile = _Fragile(_lived_in(classifier()))
         fragile.left = forward
         _fails(lambda: make().fit(fragile, batches(training()[:96])), fragile, fragile.error, f"forward {forward}")  # noqa: B023  # as above

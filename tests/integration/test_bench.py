@@ -177,7 +177,7 @@ def test_the_table_on_the_terminal(opnp: Opnp, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (
-            ("--methods", "odin"),
+            ("--methods", "gram"),
             "`methods` must be groups (reference, baselines, combinations, product) or methods (MSP,",
         ),
         (("--methods", ","), "got none"),

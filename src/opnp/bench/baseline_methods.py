@@ -1,15 +1,15 @@
 """The rows that pytorch-ood computes: baselines at their published settings, alone and on opnp's pruned head."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
 from opnp.adapters import PytorchOodBaseline
 from opnp.bench.feature_folder import ModelData
-from opnp.bench.methods import Method
+from opnp.bench.methods import Method, Part
 from opnp.bench.opnp_methods import PRUNED_RATIOS, fixed_opnp, ratios_label
-from opnp.bench.published import PublishedSetting, published_settings
+from opnp.bench.published import PublishedSetting
 from opnp.bench.splitting import IdSplit
 from opnp.detector import Ratios
 
@@ -27,22 +27,18 @@ class _FittedBaseline:
     baseline: PytorchOodBaseline
     chosen: Mapping[str, object]
 
-    def output(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.baseline.output(features)
+    def output(self, part: Part) -> tuple[Tensor, Tensor | None]:
+        return self.baseline.output(part.features)
 
 
-def baseline_methods(model: ModelData) -> list[Method]:
-    """Return every baseline at its published settings for a model of this size."""
-    return [_baseline(setting) for setting in _settings(model)]
+def baseline_methods(settings: Iterable[PublishedSetting]) -> list[Method]:
+    """Return baselines at published settings, in their order."""
+    return [_baseline(setting) for setting in settings]
 
 
-def combination_methods(model: ModelData, pruned: Ratios = PRUNED_RATIOS) -> list[Method]:
-    """Return the baselines of `COMBINED_METHODS` on the head that these ratios prune."""
-    return [_combination(setting, pruned) for setting in _settings(model) if setting.method in COMBINED_METHODS]
-
-
-def _settings(model: ModelData) -> tuple[PublishedSetting, ...]:
-    return published_settings(classes=model.classes, features=model.features, samples=len(model.train.features))
+def combination_methods(settings: Iterable[PublishedSetting], pruned: Ratios = PRUNED_RATIOS) -> list[Method]:
+    """Return those baselines that are in `COMBINED_METHODS`, on the head that these ratios prune."""
+    return [_combination(setting, pruned) for setting in settings if setting.method in COMBINED_METHODS]
 
 
 def _baseline(setting: PublishedSetting) -> Method:

@@ -1,7 +1,7 @@
 """Folders of cached features: ``head``, ``train``, ``test`` and ``ood_*`` as safetensors files, one folder a model."""
 
-import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from opnp.bench.bench_record import DataSource
+from opnp.bench.odin_file import OdinScores, read_odin
 from opnp.core.checks import require_finite
-from opnp.data import FeatureSet, LinearHead, read_features, read_head
+from opnp.data import FeatureSet, LinearHead, file_digest, read_features, read_head
 from opnp.errors import DataFileError, MissingFileError, NonFiniteError
 
 __all__ = ["ModelData", "feature_folders", "read_feature_folder"]
@@ -29,6 +30,7 @@ class ModelData:
         test: Features of held-out ID data, with labels if there are any.
         ood: Features of OOD sets by name, which is the file's without ``ood_``.
         sources: Files by name: ``head``, ``train``, ``test`` and ``ood_*``.
+        odin: ODIN's scores, if they were stored beside the features.
 
     """
 
@@ -38,6 +40,7 @@ class ModelData:
     test: FeatureSet
     ood: dict[str, Tensor]
     sources: dict[str, DataSource]
+    odin: OdinScores | None = None
 
     @property
     def classes(self) -> int:
@@ -69,8 +72,12 @@ def feature_folders(path: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def read_feature_folder(path: str | os.PathLike[str]) -> ModelData:
+def read_feature_folder(path: str | os.PathLike[str], *, ood: Iterable[str] | None = None) -> ModelData:
     """Return what a folder holds, checked: widths agree with the head, values are finite, labels are class indices.
+
+    Args:
+        path: The folder.
+        ood: Names of the OOD sets to read; None for all there are.
 
     Raises:
         MissingFileError: If a file is missing, or there is no OOD set.
@@ -79,7 +86,9 @@ def read_feature_folder(path: str | os.PathLike[str]) -> ModelData:
     """
     path = Path(path)
     head = read_head(path / "head.safetensors")
-    out_of_distribution = sorted(path.glob("ood_*.safetensors"))
+    out_of_distribution = sorted(
+        path.glob("ood_*.safetensors") if ood is None else {path / f"ood_{name}.safetensors" for name in ood},
+    )
     if not out_of_distribution:
         raise MissingFileError(f"{path} holds no ood_*.safetensors: at least one OOD set is needed.")
     files = {file.stem: file for file in (path / "train.safetensors", path / "test.safetensors", *out_of_distribution)}
@@ -92,9 +101,10 @@ def read_feature_folder(path: str | os.PathLike[str]) -> ModelData:
         test=_labelled(files["test"], sets.pop("test"), head),
         ood={stem.removeprefix("ood_"): found.features for stem, found in sets.items()},
         sources={
-            stem: DataSource(samples=samples[stem], sha256=_digest(file))
+            stem: DataSource(samples=samples[stem], sha256=file_digest(file))
             for stem, file in {"head": path / "head.safetensors", **files}.items()
         },
+        odin=read_odin(path),
     )
 
 
@@ -124,8 +134,3 @@ def _labelled(path: Path, found: FeatureSet, head: LinearHead) -> FeatureSet:
             f"{path}: `labels` must lie in 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}.",
         )
     return FeatureSet(features=found.features, labels=labels)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from opnp.bench.bench_record import ClassifierFigures, DetectionFigures
-from opnp.core import accuracy, aupr, auroc, expected_calibration_error, fpr_at_tpr, reliability
+from opnp.core import accuracy, detection_metrics, expected_calibration_error, reliability
 
 __all__ = ["CALIBRATION_BINS", "classifier_figures", "detection_figures", "mean_figures"]
 
@@ -23,13 +23,8 @@ def detection_figures(inside: Tensor, outside: Tensor) -> DetectionFigures:
         0.875
 
     """
-    return DetectionFigures(
-        fpr95=fpr_at_tpr(inside, outside),
-        fpr95_ood_positive=fpr_at_tpr(inside, outside, positive="ood"),
-        auroc=auroc(inside, outside),
-        aupr_id_positive=aupr(inside, outside),
-        aupr_ood_positive=aupr(inside, outside, positive="ood"),
-    )
+    [figures] = detection_metrics(inside, [outside])
+    return DetectionFigures(**figures._asdict())
 
 
 def mean_figures(figures: Sequence[DetectionFigures]) -> DetectionFigures | None:

@@ -10,7 +10,23 @@ from opnp.bench.bench_record import Group, Split
 from opnp.bench.feature_folder import ModelData
 from opnp.bench.splitting import IdSplit
 
-__all__ = ["FittedMethod", "Method"]
+__all__ = ["FittedMethod", "Method", "Part"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """Some rows of a set that are to be scored.
+
+    Attributes:
+        name: Name of the set: ``test`` or ``ood_*``.
+        rows: Which rows of it, shape ``(samples,)``, int64.
+        features: Their features, shape ``(samples, features)``.
+
+    """
+
+    name: str
+    rows: Tensor
+    features: Tensor
 
 
 class FittedMethod(Protocol):
@@ -20,7 +36,7 @@ class FittedMethod(Protocol):
     def chosen(self) -> Mapping[str, object]:
         """Hyper-parameters as JSON values, as chosen where they are automatic."""
 
-    def output(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+    def output(self, part: Part) -> tuple[Tensor, Tensor | None]:
         """Return scores, larger = more OOD, and the logits they were read off, or None."""
 
 
@@ -37,6 +53,8 @@ class Method:
         settings: Hyper-parameters as asked for.
         split: ID samples to judge it by.
         fit: Makes it ready, from training data and, for the product rows, the samples set aside for validation.
+        is_stored: Whether the scores were computed beforehand, so that there is no time to measure.
+        is_offered: Whether the row is there without being asked for by name.
 
     """
 
@@ -48,3 +66,5 @@ class Method:
     settings: Mapping[str, object]
     split: Split
     fit: Callable[[ModelData, IdSplit], FittedMethod]
+    is_stored: bool = False
+    is_offered: bool = True

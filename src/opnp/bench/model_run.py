@@ -13,7 +13,7 @@ from opnp.bench.bench_record import ClassifierFigures, MethodRow, ModelResult, N
 from opnp.bench.feature_folder import ModelData
 from opnp.bench.figures import classifier_figures, detection_figures, mean_figures
 from opnp.bench.measure import Measurement, measured
-from opnp.bench.methods import FittedMethod, Method
+from opnp.bench.methods import FittedMethod, Method, Part
 from opnp.bench.score_file import ScoreBlock
 from opnp.bench.splitting import IdSplit
 from opnp.errors import NonFiniteError, OpnpError
@@ -49,7 +49,7 @@ class ModelRun:
         seed: Seed of the global random state while a method runs; it is left as it was.
         near: Names of the OOD sets that are near.
         scores: Scores of every method so far.
-        timings: Seconds and bytes of fit and of scoring by method.
+        timings: Seconds and bytes of fit and of scoring by method; methods whose scores were stored have none.
 
     """
 
@@ -100,15 +100,17 @@ class ModelRun:
     def _run(self, method: Method) -> tuple[Mapping[str, object], _Outputs]:
         fitted, fit = measured(lambda: method.fit(self.model, self.split))
         outputs, scoring = measured(lambda: self._outputs(fitted, method.split))
-        self.timings[method.name] = _timing(fit, scoring)
+        if not method.is_stored:
+            self.timings[method.name] = _timing(fit, scoring)
         return fitted.chosen, outputs
 
     def _outputs(self, fitted: FittedMethod, split: Split) -> _Outputs:
-        inside, logits = fitted.output(self.model.test.features[self._rows(split)])
+        rows = self._rows(split)
+        inside, logits = fitted.output(Part("test", rows, self.model.test.features[rows]))
         _require_scores(inside, "test")
         outside = {}
         for name, features in self.model.ood.items():
-            outside[name], _ = fitted.output(features)
+            outside[name], _ = fitted.output(Part(f"ood_{name}", torch.arange(len(features)), features))
             _require_scores(outside[name], f"ood_{name}")
         return _Outputs(inside, outside, logits)
 

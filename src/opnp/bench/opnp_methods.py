@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 
 from opnp.bench.bench_record import Group, Split
 from opnp.bench.feature_folder import ModelData
-from opnp.bench.methods import Method
+from opnp.bench.methods import Method, Part
 from opnp.bench.splitting import IdSplit
 from opnp.core import NeuronReading, ReAct, ScoreName, ValueHistogram, shaped
 from opnp.detector import OPNP, Ratios
@@ -73,9 +73,9 @@ class FittedOpnp:
             },
         }
 
-    def output(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def output(self, part: Part) -> tuple[Tensor, Tensor]:
         """Return scores and the pruned head's logits, float64."""
-        head = self.detector.pruned_head
+        head, features = self.detector.pruned_head, part.features
         inputs = shaped(features.double(), self.detector.settings.fixed_shaping, threshold=self.threshold)
         logits = linear(inputs, head.weight.double(), None if head.bias is None else head.bias.double())
         return self.detector.score_features(features).double(), logits

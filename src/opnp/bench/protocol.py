@@ -19,7 +19,10 @@ from opnp.bench.feature_folder import ModelData, feature_folders, read_feature_f
 from opnp.bench.figures import CALIBRATION_BINS
 from opnp.bench.methods import Method
 from opnp.bench.model_run import ModelRun, Progress
+from opnp.bench.odin_file import OdinScores
+from opnp.bench.odin_method import odin_method
 from opnp.bench.opnp_methods import PRUNED_RATIOS, product_methods, reference_methods
+from opnp.bench.published import published_settings
 from opnp.bench.score_file import require_parquet, write_scores
 from opnp.bench.selection import chosen_methods
 from opnp.bench.splitting import split_test
@@ -27,7 +30,7 @@ from opnp.bench.tables import results_markdown
 from opnp.detector import Ratios
 from opnp.files import write_atomically
 
-__all__ = ["NEAR_SETS", "available_methods", "run_bench"]
+__all__ = ["NEAR_SETS", "available_methods", "require_bench", "run_bench"]
 
 NEAR_SETS = ("cifar10", "cifar100")
 """OOD sets close to the ID data: other classes of the same kind of picture."""
@@ -42,6 +45,7 @@ def run_bench(
     validation_samples: int | None = None,
     pruned: Ratios = PRUNED_RATIOS,
     near: Iterable[str] = NEAR_SETS,
+    ood: Iterable[str] | None = None,
     progress: Progress = None,
 ) -> BenchRecord:
     """Run methods on cached features, write the results to `out`, and return the record.
@@ -51,15 +55,16 @@ def run_bench(
 
     Args:
         features: A folder with ``head``, ``train``, ``test`` and ``ood_*``, each ``.safetensors``, or a folder of such
-            folders, one a model.
+            folders, one a model. `cache_features` writes them.
         out: Where to write; made if it does not exist.
         methods: Groups (``reference``, ``baselines``, ``combinations``, ``product``) or families of methods; None for
-            all.
+            all. ODIN is among them where its scores stand beside the features.
         seed: Seed of the split of ``test`` for the product rows.
         validation_samples: How many rows of ``test`` the product rows are given for validation; None for 30 % to one
             significant digit, at most 2000.
         pruned: Ratios of the head that baselines are combined with.
         near: Names of the OOD sets that are near; the others are far.
+        ood: Names of the OOD sets to judge by; None for all that are there.
         progress: Wrapper of iterables that shows progress, one step a method.
 
     Returns:
@@ -88,9 +93,10 @@ def run_bench(
     """
     require_parquet()
     names = None if methods is None else tuple(methods)
-    models = [read_feature_folder(folder) for folder in feature_folders(features)]
+    places = None if ood is None else tuple(ood)
+    models = [read_feature_folder(folder, ood=places) for folder in feature_folders(features)]
     chosen = {model.name: chosen_methods(available_methods(model, pruned), names) for model in models}
-    is_foreign = any(method.source == "pytorch-ood" for each in chosen.values() for method in each)
+    is_foreign = any(_is_foreign(each) for each in chosen.values())
     if is_foreign:
         require_pytorch_ood()
     near = frozenset(near)
@@ -114,14 +120,47 @@ def run_bench(
     return record
 
 
+def require_bench(methods: Iterable[str] | None, *, test_samples: int, validation_samples: int | None = None) -> None:
+    """Raise what `run_bench` would raise of these arguments, before features are computed for it.
+
+    Args:
+        methods: As for `run_bench`.
+        test_samples: How many ID test samples there will be.
+        validation_samples: As for `run_bench`.
+
+    Raises:
+        OptionError: If a method is unknown, or the validation part leaves nothing.
+        MissingExtraError: If pyarrow, or a package that a chosen method needs, is not installed.
+
+    """
+    require_parquet()
+    # The names of the methods do not depend on the sizes of the model.
+    available = _available(classes=10, features=100, samples=1000, odin=None, pruned=PRUNED_RATIOS)
+    if _is_foreign(chosen_methods(available, methods)):
+        require_pytorch_ood()
+    split_test(test_samples, validation_samples=validation_samples)
+
+
 def available_methods(model: ModelData, pruned: Ratios = PRUNED_RATIOS) -> list[Method]:
     """Return every method there is for a model, in the order of the tables."""
+    sizes = {"classes": model.classes, "features": model.features, "samples": len(model.train.features)}
+    return _available(**sizes, odin=model.odin, pruned=pruned)
+
+
+def _available(*, classes: int, features: int, samples: int, odin: OdinScores | None, pruned: Ratios) -> list[Method]:
+    settings = published_settings(classes=classes, features=features, samples=samples)
     return [
         *reference_methods(pruned),
-        *baseline_methods(model),
-        *combination_methods(model, pruned),
+        *baseline_methods(settings),
+        odin_method(odin),
+        *combination_methods(settings, pruned),
         *product_methods(),
     ]
+
+
+def _is_foreign(methods: Iterable[Method]) -> bool:
+    """Return whether pytorch-ood must compute one of the rows."""
+    return any(method.source == "pytorch-ood" and not method.is_stored for method in methods)
 
 
 def _versions(*, is_foreign: bool) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from opnp.bench.methods import Method
 from opnp.errors import OptionError
 
-__all__ = ["GROUP_NAMES", "chosen_methods"]
+__all__ = ["GROUP_NAMES", "chosen_methods", "includes_odin"]
 
 GROUP_NAMES = {
     "reference": "reference",
@@ -24,7 +24,7 @@ def chosen_methods(available: Sequence[Method], names: Iterable[str] | None) -> 
     Args:
         available: The methods there are.
         names: Groups or families, in any case and with or without punctuation; None for all. A product row brings
-            along the energy on the same samples.
+            along the energy on the same samples; a row that is not offered comes by its family's name alone.
 
     Returns:
         The chosen methods.
@@ -34,7 +34,7 @@ def chosen_methods(available: Sequence[Method], names: Iterable[str] | None) -> 
 
     """
     if names is None:
-        return list(available)
+        return [method for method in available if method.is_offered]
     known = {_plain(method.family): method.family for method in available}
     groups = {_plain(name): group for name, group in GROUP_NAMES.items()}
     wanted = list(names)
@@ -47,10 +47,25 @@ def chosen_methods(available: Sequence[Method], names: Iterable[str] | None) -> 
         )
     chosen_groups = {groups[_plain(name)] for name in wanted if _plain(name) in groups}
     chosen_families = {known[_plain(name)] for name in wanted if _plain(name) in known}
-    chosen = [each for each in available if each.group in chosen_groups or each.family in chosen_families]
+    chosen = [
+        each
+        for each in available
+        if each.family in chosen_families or (each.group in chosen_groups and each.is_offered)
+    ]
     if any(method.group == "product" for method in chosen):
         return [each for each in available if each in chosen or each.family == _COMPANION]
     return chosen
+
+
+def includes_odin(names: Iterable[str] | None) -> bool:
+    """Return whether these names choose the row of ODIN where its scores are there.
+
+    Example:
+        >>> includes_odin(None), includes_odin(["baselines"]), includes_odin(["energy", "knn"])
+        (True, True, False)
+
+    """
+    return names is None or any(_plain(name) in ("odin", "baselines") for name in names)
 
 
 def _plain(name: str) -> str:

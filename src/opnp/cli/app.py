@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from opnp.cli.bench import bench
+from opnp.cli.cache import cache
 from opnp.cli.demo import demo
 from opnp.cli.fit import fit
 from opnp.cli.inspect import inspect
 from opnp.cli.score import score
+from opnp.cli.sweep import sweep
 from opnp.cli.tune import tune
 from opnp.errors import OpnpError
 
@@ -24,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, fit, score, inspect, tune, bench):
+for command in (demo, fit, score, inspect, tune, cache, bench, sweep):
     app.command()(command)
 
 

@@ -1,27 +1,68 @@
-"""``opnp bench``: every method on the cached features of some models, and the tables of what came of it."""
+"""``opnp bench``: every method on some models, from features or from images, and the tables of what came of it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from opnp.bench import BenchRecord, DetectionFigures, MethodRow, ModelResult, run_bench
+from opnp.cli.bench_images import cached_for_bench
+from opnp.cli.model_options import (
+    BatchSize,
+    DeviceName,
+    DtypeName,
+    FeaturesDtype,
+    HeadName,
+    ImageSize,
+    Means,
+    ModelOptions,
+    Resize,
+    StandardDeviations,
+    WeightsFile,
+    named_paths,
+)
 from opnp.cli.options import JsonFlag
 from opnp.cli.output import print_table, progress_bar
 from opnp.detector import Ratios
+from opnp.errors import OptionError
 
 __all__ = ["bench"]
 
 
 def bench(
     *,
+    out: Annotated[Path, typer.Option(help="Folder for results.json, results.md, scores.parquet and timings.json.")],
     features: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             help="Folder with head, train, test and ood_*, each .safetensors; or a folder of such folders, one a model."
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for results.json, results.md, scores.parquet and timings.json.")],
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Instead of --features: timm:NAME, torchvision:NAME, or module:callable; with --id, --ood."),
+    ] = None,
+    inside: Annotated[
+        Path | None,
+        typer.Option(
+            "--id", help="ID test images, a folder or .safetensors file; or a folder with train and test in it."
+        ),
+    ] = None,
+    train: Annotated[Path | None, typer.Option(help="Training images. Default: train in --id.")] = None,
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="OOD images; may be given several times."),
+    ] = None,
+    weights: WeightsFile = None,
+    head: HeadName = None,
+    batch_size: BatchSize = 64,
+    device: DeviceName = None,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    mean: Means = None,
+    std: StandardDeviations = None,
+    dtype: DtypeName = FeaturesDtype.float16,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,15 +85,48 @@ def bench(
     near: Annotated[str, typer.Option(help="OOD sets that are near, separated by commas.")] = "cifar10,cifar100",
     json: JsonFlag = False,
 ) -> None:
-    """Compare OPNP with other detectors on cached features: all are fitted on train and judged by test and ood_*."""
+    """Compare OPNP with other detectors: all are fitted on train and judged by test and the OOD sets.
+
+    From --features as they are, or from --model and images: its features are cached in --out, once.
+    """
+    chosen = None if methods is None else [name for text in methods for name in _listed(text)]
+    pruned = Ratios(w_min=rho_w_min, w_max=rho_w_max, o_min=rho_o_min, o_max=rho_o_max)
+    places = None
+    if features is None and model is not None:
+        places = named_paths(ood or (), option="--ood")
+        features = cached_for_bench(
+            ModelOptions(model, weights, image_size, resize, mean, std),
+            inside=inside,
+            train=train,
+            outside=places,
+            out=out / "features",
+            methods=chosen,
+            validation_samples=validation_samples,
+            head=head,
+            device=device,
+            batch_size=batch_size,
+            dtype=dtype,
+            is_quiet=json,
+        )
+    elif features is None or model is not None:
+        raise OptionError(
+            "Give exactly one of `--features DIR`, for features that are there, and `--model NAME`, with `--id PATH` "
+            "and `--ood NAME=PATH` for its images.",
+        )
+    else:
+        data: dict[str, object] = {"--id": inside, "--train": train, "--ood": ood}
+        network: dict[str, object] = {"--weights": weights, "--head": head, "--device": device}
+        inputs: dict[str, object] = {"--image-size": image_size, "--resize": resize, "--mean": mean, "--std": std}
+        _require_none(data | network | inputs)
     record = run_bench(
         features,
         out,
-        methods=None if methods is None else [name for text in methods for name in _listed(text)],
+        methods=chosen,
         seed=seed,
         validation_samples=validation_samples,
-        pruned=Ratios(w_min=rho_w_min, w_max=rho_w_max, o_min=rho_o_min, o_max=rho_o_max),
+        pruned=pruned,
         near=_listed(near),
+        ood=places,
         progress=progress_bar("benchmarking", is_quiet=json),
     )
     if json:
@@ -64,6 +138,13 @@ def bench(
 
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _require_none(options: Mapping[str, object]) -> None:
+    """Raise if an option was given that says something of a model, while its features are there."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise OptionError(f"{', '.join(given)} belong to `--model`, and `--features` need no model: leave them out.")
 
 
 def _print_record(record: BenchRecord) -> None:

@@ -7,6 +7,8 @@
 - `conformal`: p-values and verdicts with a guarantee
 - `failure`: whether a score is higher where the classifier is wrong
 - `metrics`: what a detector and a classifier are worth
+- `detection`: all figures of detection at once
+- `row_blocks`: a stream cut anew into blocks of rows
 - `histogram`: quantiles of a stream
 - `holdout`: how well a setting detects classes that the head does not know
 """
@@ -19,6 +21,7 @@ from opnp.core.conformal import (
     keep_threshold,
     minimum_samples,
 )
+from opnp.core.detection import DetectionMetrics, detection_metrics
 from opnp.core.failure import failure_auroc
 from opnp.core.histogram import ValueHistogram
 from opnp.core.holdout import class_draws, holdout_auroc
@@ -57,6 +60,7 @@ __all__ = [
     "ASHS",
     "SCALE",
     "SCORE_NAMES",
+    "DetectionMetrics",
     "Masks",
     "NeuronReading",
     "PositiveClass",
@@ -76,6 +80,7 @@ __all__ = [
     "auroc",
     "class_draws",
     "conformal_p_value",
+    "detection_metrics",
     "energy_score",
     "entropy_score",
     "expected_calibration_error",

@@ -49,9 +49,15 @@ class ValueHistogram:
     @classmethod
     def from_values(cls, values: Tensor) -> Self:
         """Return the counts of finite `values`, of any shape and floating dtype; whether they are is not checked."""
-        bits = values.detach().float().contiguous().view(torch.int32).flatten() >> _DROPPED_BITS
-        ascending = torch.where(bits >= 0, bits + _SIGN_BIN, -1 - (bits & (_SIGN_BIN - 1)) + _SIGN_BIN)
-        return cls(torch.bincount(ascending, minlength=_BINS))
+        return cls(torch.bincount(_bins(values), minlength=_BINS))
+
+    def add_(self, values: Tensor) -> None:
+        """Count further finite `values` in place: O(values), where ``+`` is O(bins). For a buffer of one's own."""
+        index = _bins(values)
+        if len(index) > _BINS // 8:
+            self.counts.add_(torch.bincount(index, minlength=_BINS))
+        else:
+            self.counts.scatter_add_(0, index.long(), torch.ones_like(index, dtype=torch.int64))
 
     def __add__(self, other: object) -> "ValueHistogram":
         """Return the counts over both parts of the data."""
@@ -82,3 +88,10 @@ class ValueHistogram:
         index = int(torch.searchsorted(ascending, rank)) - _SIGN_BIN
         bits = index << _DROPPED_BITS if index >= 0 else ((-1 - index) << _DROPPED_BITS) - (1 << 31)
         return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+
+def _bins(values: Tensor) -> Tensor:
+    """Return the bin of each value, shape ``(values,)``, int32: the leading bits, those of negative values flipped."""
+    bits = values.detach().float().contiguous().view(torch.int32).flatten() >> _DROPPED_BITS
+    flipped = (bits >> 31).bitwise_and_(_SIGN_BIN - 1)
+    return bits.bitwise_xor_(flipped).add_(_SIGN_BIN)

@@ -53,9 +53,12 @@ def energy_score(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     temperature = checked_temperature(temperature)
     prepared = _prepared(logits)
     largest = prepared.amax(1, keepdim=True)
-    if temperature == 1.0 or not bool(torch.isfinite(largest).all()):
+    if not bool(torch.isfinite(largest).all()):
         return -temperature * torch.logsumexp(prepared / temperature, dim=1)
-    return -largest[:, 0] - temperature * torch.logsumexp((prepared - largest) / temperature, dim=1)
+    exponents = prepared - largest
+    if temperature != 1.0:
+        exponents /= temperature
+    return -largest[:, 0] - temperature * exponents.exp_().sum(1).log()
 
 
 def msp_score(logits: Tensor, *, temperature: float = 1.0) -> Tensor:

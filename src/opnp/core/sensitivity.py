@@ -13,7 +13,7 @@ so the means of the absolute gradients over m samples need no backward pass:
 Source: Chen et al., NeurIPS 2023, section 3 (step 1 of the method); the closed form follows from differentiating E.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from opnp.core.checks import checked_matrix, checked_temperature
+from opnp.core.row_blocks import row_blocks
 from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
 
 __all__ = [
@@ -129,9 +130,9 @@ class SensitivitySum:
             weight: Weight of the head, shape ``(classes, features)``.
             temperature: Temperature T of the energy, above 0.
             precision: Precision of the products. Float64 inputs are never reduced to float32. The sums over
-                blocks of 1024 rows are float64 in either case. In float32 another cut into batches moves a
-                sensitivity by about 1e-6 of itself; the reading `gradient` by up to 4e-5 where many classes share
-                the probability and their weights cancel.
+                blocks of 1024 rows are float64 in either case; how the rows are cut into batches does not matter.
+                In float32 another order of the rows moves a sensitivity by about 1e-6 of itself; the reading
+                `gradient` by up to 4e-5 where many classes share the probability and their weights cancel.
 
         Returns:
             The sums, float64, on the device of `features`.
@@ -174,18 +175,23 @@ class SensitivitySum:
         temperature = checked_temperature(temperature)
         total = cls.zeros(*weight.shape, device=weight.device)
         count = 0
-        for features, logits in batches:
-            _check_shapes(features, logits, weight)
+
+        def checked() -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal count
+            for features, logits in batches:
+                _check_shapes(features, logits, weight)
+                count += len(features)
+                yield features.detach(), logits.detach()
+
+        for features, logits in row_blocks(checked(), rows=_ROWS):
             dtype = product_dtype(features, logits, weight, precision=precision)
-            head = weight.detach().to(dtype)
-            for start in range(0, len(features), _ROWS):
-                block = slice(start, start + _ROWS)
-                outputs = logits[block].detach().to(dtype)
-                probabilities = torch.softmax((outputs - outputs.amax(1, keepdim=True)) / temperature, dim=1)
-                with torch.autocast(weight.device.type, enabled=False):  # the caller's would take half precision
-                    total.weight.add_(probabilities.T @ features[block].detach().to(dtype).abs())
-                    total.neuron.add_((probabilities @ head).abs().sum(0, dtype=torch.float64))
-            count += len(features)
+            outputs = logits.to(dtype)
+            if temperature != 1.0:
+                outputs = (outputs - outputs.amax(1, keepdim=True)) / temperature  # no overflow at small T
+            probabilities = torch.softmax(outputs, dim=1)
+            with torch.autocast(weight.device.type, enabled=False):  # the caller's would take half precision
+                total.weight.add_(probabilities.T @ features.to(dtype).abs())
+                total.neuron.add_((probabilities @ weight.detach().to(dtype)).abs_().sum(0))
         return cls(weight=total.weight, neuron=total.neuron, count=count)
 
     def __add__(self, other: object) -> "SensitivitySum":

@@ -114,8 +114,9 @@ def tuned(fitted: Fitted, settings: Settings, judge: Judge, *, source: str, is_l
             warnings.simplefilter("ignore", SignedFeaturesWarning)
             for candidate in candidates:
                 if candidate not in trials:
+                    unpruned = trials.get(replace(plain, shaping=candidate.shaping))
                     with contextlib.suppress(RatioError):  # the share leaves nothing of so small a head
-                        trials[candidate] = judge.trial(fitted, candidate)
+                        trials[candidate] = judge.trial(fitted, candidate, unpruned=unpruned)
 
     plain = settings.resolved()
     attempt([plain])

@@ -13,7 +13,7 @@ from opnp.errors import HeadNotFoundError, ShapeError
 from opnp.model.batches import Inputs, logits_of, run_model
 from opnp.model.state import borrowed, unwrapped
 
-__all__ = ["Head", "find_head", "linear_layers"]
+__all__ = ["Head", "HeadRun", "find_head", "head_run", "linear_layers"]
 
 _SHOWN = 20
 
@@ -37,6 +37,38 @@ class Head:
     def label(self) -> str:
         """The name, in words for messages."""
         return f"`{self.name}`" if self.name else "the model itself"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class HeadRun:
+    """The head, with what the batch that it was found by left.
+
+    Attributes:
+        head: The head.
+        received: What it received, call by call.
+        output: What the model answered.
+
+    """
+
+    head: Head
+    received: list[Tensor]
+    output: object
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Call:
+    """One call of a layer.
+
+    Attributes:
+        received: Its input.
+        output: Its output.
+        version: How often the output had been written to then.
+
+    """
+
+    received: Tensor
+    output: Tensor
+    version: int
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -76,6 +108,17 @@ def find_head(
         '2'
 
     """
+    return head_run(model, inputs, head=head, device=device).head
+
+
+def head_run(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    head: str | nn.Module | None = None,
+    device: torch.device | str | None = None,
+) -> HeadRun:
+    """Return the head as `find_head` does, with the features and the answer of the batch, which need no second run."""
     model = unwrapped(model)
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise HeadNotFoundError(
@@ -84,9 +127,10 @@ def find_head(
         )
     layers = linear_layers(model)
     chosen = _given(model, layers, head) if head is not None else None
-    with borrowed(model, device=device) as target, _recorded(layers) as outputs:
-        output = logits_of(run_model(model, inputs, device=target))
-    matching = _matching(outputs, output)
+    with borrowed(model, device=device) as target, _recorded(layers) as calls:
+        answer = run_model(model, inputs, device=target)
+    output = logits_of(answer)
+    matching = _matching(calls, output)
     if chosen is None:
         chosen = _only(matching, layers, output)
     found = Head(name=chosen, module=layers[chosen], is_output=chosen in matching)
@@ -96,7 +140,7 @@ def find_head(
             f"same as the two logits -z/2 and z/2: give `fit_features` the weight `torch.cat([-w, w]) / 2`, and the "
             f"bias alike.",
         )
-    return found
+    return HeadRun(found, [call.received for call in calls[chosen]], answer)
 
 
 def _given(model: nn.Module, layers: dict[str, nn.Linear], head: str | nn.Module) -> str:
@@ -145,11 +189,11 @@ def _only(matching: list[str], layers: dict[str, nn.Linear], output: Tensor | No
     )
 
 
-def _matching(outputs: dict[str, list[tuple[Tensor, int]]], logits: Tensor | None) -> list[str]:
+def _matching(calls: dict[str, list[_Call]], logits: Tensor | None) -> list[str]:
     """Return the names of the layers whose last output is `logits`: the same memory, else equal values."""
     if logits is None:
         return []
-    last = {name: calls[-1][0] for name, calls in outputs.items() if calls and _is_intact(*calls[-1])}
+    last = {name: made[-1].output for name, made in calls.items() if made and _is_intact(made[-1])}
     last = {name: output for name, output in last.items() if output.numel() == logits.numel()}
     same = [name for name, output in last.items() if output.data_ptr() == logits.data_ptr()]
     return same or [
@@ -165,29 +209,29 @@ def _version(output: Tensor) -> int:
     return 0 if output.is_inference() else output._version  # noqa: SLF001  # torch's only counter of in-place changes
 
 
-def _is_intact(output: Tensor, version: int) -> bool:
+def _is_intact(call: _Call) -> bool:
     """Return whether an output is still what the layer put out: nothing has written to it in place."""
-    return _version(output) == version
+    return _version(call.output) == call.version
 
 
 @contextmanager
-def _recorded(layers: dict[str, nn.Linear]) -> Iterator[dict[str, list[tuple[Tensor, int]]]]:
-    """Yield, by layer, the outputs of this thread's forward pass run inside, each with its version."""
-    outputs: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in layers}
+def _recorded(layers: dict[str, nn.Linear]) -> Iterator[dict[str, list[_Call]]]:
+    """Yield, by layer, the calls in this thread's forward pass run inside."""
+    calls: dict[str, list[_Call]] = {name: [] for name in layers}
     owner = threading.get_ident()
     handles = []
 
-    def hook(calls: list[tuple[Tensor, int]]) -> Callable[[nn.Module, object, Tensor], None]:
-        def record(_module: nn.Module, _args: object, output: Tensor) -> None:
+    def hook(made: list[_Call]) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+        def record(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             if threading.get_ident() == owner:
-                calls.append((output, _version(output)))
+                made.append(_Call(args[0] if args else kwargs["input"], output, _version(output)))
 
         return record
 
     try:
         for name, layer in layers.items():
-            handles.append(layer.register_forward_hook(hook(outputs[name])))
-        yield outputs
+            handles.append(layer.register_forward_hook(hook(calls[name]), with_kwargs=True))
+        yield calls
     finally:
         for handle in handles:
             handle.remove()

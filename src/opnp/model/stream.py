@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from opnp.core.checks import require_finite
 from opnp.errors import EmptyDataError, HeadNotFoundError, InputTypeError, ShapeError
 from opnp.model.batches import InputAxes, Inputs, axes_of, inputs_of, labels_of, logits_of, run_model
-from opnp.model.head import Head, find_head
+from opnp.model.head import Head, head_run
 from opnp.model.state import borrowed, unwrapped
 
 __all__ = ["HeadStream", "Tap", "head_stream", "head_tap"]
@@ -76,9 +76,14 @@ def head_stream(
             break
     else:
         raise EmptyDataError("`loader` yields no batch: there is nothing to read.")
-    found = find_head(model, inputs, head=head, device=device)
-    with head_tap(model, found, device=device) as tap:
-        yield HeadStream(head=found, axes=axes_of(inputs), batches=_read(tap, chain([first], iterator)))
+    run = head_run(model, inputs, head=head, device=device)
+    outcomes = [_outcome(run.head, run.received, run.output)]
+    with head_tap(model, run.head, device=device) as tap:
+
+        def tapped(inputs: Inputs) -> tuple[Tensor, Tensor]:
+            return outcomes.pop() if outcomes else tap(inputs)  # the first batch has run already
+
+        yield HeadStream(head=run.head, axes=axes_of(inputs), batches=_read(tapped, chain([first], iterator)))
 
 
 @contextmanager
@@ -109,18 +114,24 @@ def head_tap(model: nn.Module, head: Head, *, device: torch.device | str | None 
         def tap(inputs: Inputs) -> tuple[Tensor, Tensor]:
             captured.clear()
             output = run_model(inner, inputs, device=target)
-            features = _one_vector_a_sample(captured, head)
+            outcome = _outcome(head, captured, output)
             captured.clear()
-            logits = logits_of(output) if head.is_output else None
-            if logits is None:
-                logits = torch.nn.functional.linear(features, head.module.weight, head.module.bias)
-            return features.detach(), logits.detach()
+            return outcome
 
         try:
             yield tap
         finally:
             handle.remove()
             captured.clear()
+
+
+def _outcome(head: Head, received: list[Tensor], output: object) -> tuple[Tensor, Tensor]:
+    """Return the (features, logits) of one forward pass, from what the head received and what the model answered."""
+    features = _one_vector_a_sample(received, head)
+    logits = logits_of(output) if head.is_output else None
+    if logits is None:
+        logits = torch.nn.functional.linear(features, head.module.weight, head.module.bias)
+    return features.detach(), logits.detach()
 
 
 def _is_empty(inputs: Inputs) -> bool:

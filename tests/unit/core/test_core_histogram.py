@@ -71,3 +71,13 @@ def test_fractions_outside_their_range_are_refused(fraction: float) -> None:
 def test_only_histograms_merge() -> None:
     with pytest.raises(TypeError, match="unsupported operand"):
         _ = ValueHistogram.zeros() + 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000, 2**18 + 1])
+def test_counting_in_place_is_adding(count: int) -> None:
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count)) * 100
+    first = ValueHistogram.from_values(torch.tensor([-0.0, 0.0, 7.0]))
+    expected = first + ValueHistogram.from_values(values)
+    first.add_(values)
+    assert first.counts.equal(expected.counts)
+    assert int(first.counts.sum()) == count + 3

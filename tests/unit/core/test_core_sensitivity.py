@@ -117,7 +117,7 @@ def test_means_are_those_of_the_sums_to_40_bits() -> None:
 
 
 def test_no_tensor_of_batch_by_classes_by_features_is_made() -> None:
-    samples, classes, features = 300, 20, 30
+    samples, classes, features = 3000, 20, 30
     inputs, logits, weight = random_data(samples, classes, features)
     with LargestOutput() as largest:  # type: ignore[no-untyped-call]  # torch leaves its constructor untyped
         SensitivitySum.from_batch(inputs, logits, weight).mean()

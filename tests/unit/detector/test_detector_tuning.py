@@ -59,12 +59,26 @@ def test_nothing_is_done_where_everything_can_only_harm(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_pruned_where_nothing_is_won(seed: int) -> None:
-    """Nine weights in ten are zero: to prune those gives a tie, and a tie goes to less."""
+    """Nine weights in ten are zero: to prune those gives a tie, and pruning must gain."""
     detector = spare_world(seed=seed).fitted(OPNP(shaping=None))
     tuning = tuning_of(detector)
     assert detector.settings == NOTHING
-    tied = [trial for trial in tuning.trials if trial.value == tuning.energy.value and trial.is_harmless]
+    tied = [trial for trial in tuning.trials if trial.value == tuning.energy.value and trial is not tuning.energy]
     assert {0.1, 0.5, 0.8} <= {trial.settings.fixed_ratios.w_min for trial in tied}
+    assert not any(trial.is_harmless for trial in tied)
+
+
+def test_pruning_must_gain_on_the_same_shaping_and_cost_no_failure_detection() -> None:
+    tuning = tuning_of(spurious_world().fitted(OPNP()))
+    unpruned = {trial.settings.shaping: trial for trial in tuning.trials if trial.settings.fixed_ratios == Ratios()}
+    pruned = [trial for trial in tuning.trials if trial.settings.fixed_ratios != Ratios()]
+    outcomes = set()
+    for trial in pruned:
+        base = unpruned[trial.settings.shaping]
+        gains, tells = trial.mean_holdout >= base.mean_holdout + 0.002, trial.failure >= base.failure
+        outcomes.add((gains, tells, trial.is_harmless))
+    assert {(gains, tells) for gains, tells, is_harmless in outcomes if is_harmless} == {(True, True)}
+    assert {(gains, tells) for gains, tells, is_harmless in outcomes if not is_harmless} >= {(False, False)}
 
 
 @pytest.mark.parametrize("shaping", [None, "auto"])
@@ -103,11 +117,11 @@ def test_disturbed_neurons_are_found_and_pruned(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_shaping_does_as_well_against_disturbed_neurons(seed: int) -> None:
+def test_with_shapings_to_choose_from_it_does_as_well_against_disturbed_neurons(seed: int) -> None:
     world = disturbed_world(seed=seed)
     detector = world.fitted(OPNP())
     assert world.auroc(detector) > 0.98
-    assert detector.settings.shaping is not None
+    assert detector.settings != NOTHING
 
 
 def largest_loss(error: float, samples: int) -> float:
@@ -155,19 +169,24 @@ def test_of_a_hard_problem_as_much_may_be_lost_as_chance_moves() -> None:
     noisy = torch.where(wrong, (labels + 1) % 10, labels)
     tuning = tuning_of(dataclasses.replace(world, validation=(features, noisy)).fitted(OPNP(shaping=None)))
     error = 1 - accuracy(linear(features, world.weight), noisy)
-    limit = largest_loss(error, len(labels))
-    assert limit > 0.015
-    trusted = [trial for trial in tuning.trials if trial.failure >= tuning.energy.failure]
+    limit = largest_loss(error, len(labels)) / 2  # half of it for settings that prune
+    assert limit > 0.0075
+    energy = tuning.energy
+    trusted = [
+        trial
+        for trial in tuning.trials
+        if trial.failure >= energy.failure and trial.mean_holdout >= energy.mean_holdout + 0.002
+    ]
     assert [trial.is_harmless for trial in trusted] == [trial.loss <= limit for trial in trusted]
-    assert any(0.005 < trial.loss <= limit for trial in trusted)
-    assert any(trial.loss > limit for trial in trusted)
+    assert any(0.0025 < trial.loss <= limit for trial in trusted)
 
 
 def test_a_setting_that_no_longer_tells_where_the_head_errs_is_refused() -> None:
     """The limit is some points of the AUROC of failure detection, whatever the accuracy."""
     tuning = tuning_of(silent_world().fitted(OPNP()))
-    harmless = [trial for trial in tuning.trials if trial.is_harmless]
-    refused = [trial for trial in tuning.trials if not trial.is_harmless and trial.loss <= 0.005]
+    unpruned = [trial for trial in tuning.trials if trial.settings.fixed_ratios == Ratios()]
+    harmless = [trial for trial in unpruned if trial.is_harmless]
+    refused = [trial for trial in unpruned if not trial.is_harmless and trial.loss <= 0.005]
     assert refused
     assert max(trial.failure for trial in refused) < min(trial.failure for trial in harmless)
     assert min(trial.failure for trial in harmless) > tuning.energy.failure - 0.05

@@ -335,3 +335,14 @@ def test_two_threads_get_their_own_features() -> None:
         expected_features, expected_logits = read(mlp(), batch(seed=seed))
         assert torch.equal(found[seed][0], expected_features)
         assert torch.equal(found[seed][1], expected_logits)
+
+
+@pytest.mark.parametrize("head", [None, "2"])
+def test_the_model_runs_once_a_batch_the_one_it_is_searched_by_among_them(head: str | None) -> None:
+    model = mlp()
+    runs: list[int] = []
+    model.register_forward_hook(lambda _module, args, _output: runs.append(len(args[0])))
+    loader = [batch()[:rows] for rows in (4, 2, 3)]
+    with head_stream(model, loader, head=head) as stream:
+        sizes = [len(features) for features, _, _ in stream.batches]
+    assert runs == sizes == [4, 2, 3]

@@ -1,0 +1,196 @@
+"""Where cached features come from: a record beside them, by which stale ones are told from those that can be kept."""
+
+import inspect
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import nn
+
+from opnp.artifact import tensors_digest
+from opnp.data import ImageSet, Preprocessing, file_digest
+from opnp.errors import DataFileError
+from opnp.files import existing_file, write_atomically
+
+__all__ = ["SOURCE_FILE", "FeatureSource", "ModelSource", "SetSource", "model_source"]
+
+SOURCE_FILE = "source.json"
+
+_FORMAT = 1
+_PACKAGES = ("opnp", "torch", "pillow")
+_HUBS = ("timm", "torchvision")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What turned images into features. Two that are equal give the same features of the same images.
+
+    Attributes:
+        model: Name of the model, as it was given.
+        weights: Name of the file of weights; None where there was none.
+        weights_sha256: Digest of that file.
+        model_sha256: Digest of the model's layers, parameters, buffers and code.
+        head: Name of the head that was asked for; None where it was found.
+        dtype: Type of the stored features.
+        preprocessing: What was done to the images.
+        versions: Versions of the packages that the features depend on.
+
+    """
+
+    model: str
+    weights: str | None
+    weights_sha256: str | None
+    model_sha256: str
+    head: str | None
+    dtype: str
+    preprocessing: Mapping[str, object]
+    versions: Mapping[str, str]
+
+    def differences(self, other: Self) -> list[str]:
+        """Return the names of the attributes that differ.
+
+        Example:
+            >>> one = ModelSource("a:b", None, None, "00", None, "float16", {}, {})
+            >>> one.differences(ModelSource("a:b", None, None, "11", None, "float32", {}, {}))
+            ['model_sha256', 'dtype']
+
+        """
+        return [item.name for item in fields(self) if getattr(self, item.name) != getattr(other, item.name)]
+
+
+@dataclass(frozen=True, slots=True)
+class SetSource:
+    """What a file of features was made from.
+
+    Attributes:
+        images: Name of the folder or file of images.
+        samples: How many there are.
+        images_sha256: Digest of the images' names and contents.
+        features_sha256: Digest of the file of features.
+        accuracy: Share of right answers of the model, where labels are known and ID; else None.
+
+    """
+
+    images: str
+    samples: int
+    images_sha256: str
+    features_sha256: str
+    accuracy: float | None
+
+    @classmethod
+    def from_images(cls, images: ImageSet) -> Self:
+        """Return what is known before the features are there."""
+        source = images.source
+        return cls(source.path.resolve().name, len(images), source.digest(), features_sha256="", accuracy=None)
+
+    def stored_in(self, file: Path) -> Self:
+        """Return the same with the digest of the file of features."""
+        return replace(self, features_sha256=file_digest(file))
+
+    def is_of_same_images(self, other: Self) -> bool:
+        """Return whether name, number and content of the images are equal."""
+        mine, others = (replace(each, features_sha256="", accuracy=None) for each in (self, other))
+        return mine == others
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSource:
+    """The record of a folder of features.
+
+    Attributes:
+        model: What turned images into features.
+        head: Name of the head within the model.
+        head_sha256: Digest of the file of the head.
+        sets: What the files of features were made from, by name: ``train``, ``test`` and ``ood_*``.
+
+    """
+
+    model: ModelSource
+    head: str
+    head_sha256: str
+    sets: Mapping[str, SetSource]
+
+    def write(self, folder: Path) -> None:
+        """Write the record to a folder."""
+        values = {"format": _FORMAT, **asdict(self)}
+        write_atomically(folder / SOURCE_FILE, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Self:
+        """Return the record of a folder.
+
+        Raises:
+            MissingFileError: If there is none.
+            DataFileError: If it cannot be read.
+
+        """
+        path = existing_file(Path(folder) / SOURCE_FILE, content="where the features come from")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            found = values.pop("format")
+            if found == _FORMAT:
+                values["model"] = ModelSource(**values["model"])
+                values["sets"] = {name: SetSource(**item) for name, item in values["sets"].items()}
+                return cls(**values)
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataFileError(f"{path} cannot be read ({error}): remove the folder, and cache again.") from error
+        raise DataFileError(f"{path} has format {found!r}, and this opnp reads {_FORMAT}: remove the folder.")
+
+    def with_set(self, name: str, source: SetSource) -> Self:
+        """Return the record with one more set."""
+        return replace(self, sets={**self.sets, name: source})
+
+    def without_set(self, name: str) -> Self:
+        """Return the record without a set."""
+        return replace(self, sets={each: source for each, source in self.sets.items() if each != name})
+
+
+def model_source(
+    model: nn.Module,
+    *,
+    name: str,
+    weights: str | os.PathLike[str] | None,
+    head: str | None,
+    dtype: torch.dtype,
+    preprocessing: Preprocessing,
+) -> ModelSource:
+    """Return what is to be known of a model, to tell its features from those of another.
+
+    Args:
+        model: The model. Its digest covers layers, parameters, buffers, and the files that its classes are written in.
+        name: What the model is called.
+        weights: File that its weights came from, or None.
+        head: Name of the head that is asked for, or None.
+        dtype: Type that the features are stored in.
+        preprocessing: What is done to the images.
+
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    code = sorted({_code_digest(type(module)) for module in model.modules()})
+    hub = name.partition(":")[0]
+    return ModelSource(
+        model=name,
+        weights=None if weights is None else Path(weights).name,
+        weights_sha256=None if weights is None else file_digest(Path(weights)),
+        model_sha256=tensors_digest(tensors, text=f"{model}{code}"),
+        head=head,
+        dtype=str(dtype).removeprefix("torch."),
+        preprocessing=json.loads(json.dumps(asdict(preprocessing))),
+        versions={
+            "python": platform.python_version(),
+            **{package: version(package) for package in (*_PACKAGES, *([hub] if hub in _HUBS else []))},
+        },
+    )
+
+
+def _code_digest(kind: type) -> str:
+    try:
+        return file_digest(Path(inspect.getfile(kind)))
+    except (OSError, TypeError):  # written in no file
+        return ""

@@ -1,0 +1,181 @@
+"""Models by name: ``timm:NAME``, ``torchvision:NAME`` or ``module:callable``, with the weights of a file if given."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib import import_module, invalidate_caches
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from opnp.adapters import timm_model, torchvision_model
+from opnp.data import Preprocessing, load_weights, read_weights
+from opnp.errors import OptionError
+from opnp.model import linear_layers
+
+__all__ = ["chosen_preprocessing", "folder_name", "model_from_name"]
+
+_Builder = Callable[..., tuple[nn.Module, Preprocessing]]
+_HUBS: dict[str, _Builder] = {"timm": timm_model, "torchvision": torchvision_model}
+_KINDS = "`timm:NAME`, `torchvision:NAME`, or `module:callable` such as `mymodels:resnet`"
+_EXAMPLE = "`--image-size 32 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010`"
+
+
+def model_from_name(
+    text: str, *, weights: str | os.PathLike[str] | None = None
+) -> tuple[nn.Module, Preprocessing | None]:
+    """Return the model that a text names, and its preprocessing where the text tells that.
+
+    A model of timm or torchvision without `weights` has their pretrained ones. With `weights` it gets as many classes
+    as the head in the file has, and nothing is downloaded. A callable is imported, from the current folder too, and
+    called without arguments.
+
+    Args:
+        text: ``timm:NAME``, ``torchvision:NAME`` or ``module:callable``.
+        weights: State dict to load, every name of it: a ``.safetensors`` file, or one that `torch.save` wrote.
+
+    Returns:
+        The model, and its preprocessing, None for a callable.
+
+    Raises:
+        OptionError: If the text names no model, or the model cannot be made.
+        MissingExtraError: If timm or torchvision is needed and not installed.
+        MissingFileError: If there is no file of weights.
+        DataFileError: If the weights cannot be read, or do not fit the model.
+
+    Example:
+        >>> model, preprocessing = model_from_name("torch.nn:Identity")
+        >>> model, preprocessing is None
+        (Identity(), True)
+
+    """
+    kind, separator, name = text.partition(":")
+    if not separator or not kind or not name:
+        raise OptionError(f"`model` must be {_KINDS}, got {text!r}.")
+    state = None if weights is None else read_weights(weights)
+    preprocessing = None
+    if kind in _HUBS:
+        build = partial(_HUBS[kind], name)
+        model, preprocessing = build(is_pretrained=state is None)
+        classes = None if state is None else _other_classes(model, state)
+        if classes is not None:
+            model, preprocessing = build(is_pretrained=False, classes=classes)
+    else:
+        model = _called(kind, name)
+    if state is not None and weights is not None:
+        load_weights(model, state, path=weights)
+    return model, preprocessing
+
+
+def chosen_preprocessing(
+    known: Preprocessing | None,
+    *,
+    model: str,
+    image_size: int | None = None,
+    resize: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Preprocessing:
+    """Return a known preprocessing with some values replaced, or one of given values alone.
+
+    Args:
+        known: Preprocessing that comes with the model, or None.
+        model: Name of the model, for the message.
+        image_size: Side of the model's input. A known `resize` grows in proportion.
+        resize: Shorter side before the crop; None for the known one, or for `image_size`.
+        mean: Means of the channels.
+        std: Standard deviations of the channels.
+
+    Raises:
+        OptionError: If nothing is known and a value is missing, or one is out of range.
+
+    Example:
+        >>> chosen_preprocessing(None, model="mine:net", image_size=32, mean=[0.5] * 3, std=[0.25] * 3).resize
+        32
+
+    """
+    if known is None:
+        given = {"--image-size": image_size, "--mean": mean, "--std": std}
+        missing = [option for option, value in given.items() if value is None]
+        if image_size is None or mean is None or std is None:
+            raise OptionError(
+                f"No preprocessing is known for the model {model!r}: give {', '.join(missing)} as in its training, "
+                f"with pixels in [0, 1]. For a model of CIFAR-10, say: {_EXAMPLE}.",
+            )
+        known = Preprocessing(size=image_size, resize=resize or image_size, mean=tuple(mean), std=tuple(std))
+    size = known.size if image_size is None else image_size
+    return replace(
+        known,
+        size=size,
+        resize=known.resize * size // known.size if resize is None else resize,
+        mean=known.mean if mean is None else tuple(mean),
+        std=known.std if std is None else tuple(std),
+    )
+
+
+def folder_name(text: str) -> str:
+    """Return the name of a model as the name of a folder.
+
+    Example:
+        >>> folder_name("timm:resnet18.a1_in1k"), folder_name("my.models:net")
+        ('timm-resnet18.a1_in1k', 'my.models-net')
+
+    """
+    return re.sub(r"[^\w.]+", "-", text).strip("-.") or "model"
+
+
+def _other_classes(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """Return the rows of the one linear layer that has another number of rows in `state`; None if there is not one."""
+    rows = [
+        len(found)
+        for name, layer in linear_layers(model).items()
+        for found in [state.get(f"{name}.weight")]
+        if found is not None and found.ndim == 2 and found.shape[1] == layer.in_features
+        if len(found) != layer.out_features
+    ]
+    return rows[0] if len(rows) == 1 else None
+
+
+def _called(module: str, name: str) -> nn.Module:
+    """Return what the callable of this name in this module makes."""
+    with _current_folder_importable():
+        try:
+            found: object = import_module(module)
+        except Exception as error:
+            raise OptionError(
+                f"`model` must be {_KINDS}: importing {module!r} raised {type(error).__name__}: {error}.",
+            ) from error
+        for attribute in name.split("."):
+            if not hasattr(found, attribute):
+                raise OptionError(f"`model`: the module {module!r} has no {name!r}.")
+            found = getattr(found, attribute)
+        if not callable(found):
+            raise OptionError(f"`model`: {module}:{name} must be callable, got {type(found).__name__}.")
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = found()
+        except Exception as error:
+            raise OptionError(
+                f"`model`: {module}:{name}() raised {type(error).__name__}: {error}. It must return the model when it "
+                f"is called without arguments.",
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"`model`: {module}:{name}() must return a torch.nn.Module, got {type(model).__name__}.")
+    return model
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Let modules of the current folder be imported, as ``python -m`` does."""
+    folder = str(Path.cwd())
+    invalidate_caches()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

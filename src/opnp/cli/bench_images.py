@@ -1,0 +1,85 @@
+"""The images of ``opnp bench --model``: their features are computed once, and kept in the folder of the results."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import typer
+
+from opnp.bench import cache_features, folder_name, includes_odin, require_bench
+from opnp.cli.model_options import FeaturesDtype, ModelOptions, checked_device
+from opnp.cli.output import progress_bar
+from opnp.data import read_images, train_and_test
+from opnp.errors import OptionError
+
+__all__ = ["cached_for_bench"]
+
+
+def cached_for_bench(
+    options: ModelOptions,
+    *,
+    inside: Path | None,
+    train: Path | None,
+    outside: Mapping[str, Path],
+    out: Path,
+    methods: Sequence[str] | None,
+    validation_samples: int | None,
+    head: str | None,
+    device: str | None,
+    batch_size: int,
+    dtype: FeaturesDtype,
+    is_quiet: bool,
+) -> Path:
+    """Return the folder of a model's features, after computing what of them is not there yet.
+
+    Args:
+        options: The model.
+        inside: ID test images, or a folder with training and test images.
+        train: Training images, or None where they are in `inside`.
+        outside: OOD images by name.
+        out: Folder of folders of features; those of another model of this name are replaced.
+        methods: What the benchmark will run: ODIN is computed if it is among them.
+        validation_samples: As for `run_bench`.
+        head: Dotted name of the head, or None.
+        device: Where to run, or None.
+        batch_size: Images a batch.
+        dtype: Type to store features in.
+        is_quiet: Whether to show nothing.
+
+    Raises:
+        OpnpError: If the images are not there, or anything that the benchmark needs is missing or wrong.
+
+    """
+    if inside is None or not outside:
+        missing = "`--id PATH`" if inside is None else "`--ood NAME=PATH`"
+        raise OptionError(f"`--model` needs images to judge by: give {missing}.")
+    if train is None:
+        if not inside.is_dir():
+            raise OptionError(
+                f"`--id` {inside} holds test images alone: give the training images with `--train PATH`, or an `--id` "
+                f"folder with train and test (or val) in it.",
+            )
+        train, inside = train_and_test(inside)
+    model, preprocessing = options.opened()
+    paths = {"train": train, "test": inside, **{f"ood_{name}": path for name, path in outside.items()}}
+    sets = {name: read_images(path, preprocessing) for name, path in paths.items()}
+    require_bench(methods, test_samples=len(sets["test"]), validation_samples=validation_samples)
+    folder = out / folder_name(options.name)
+    report = cache_features(
+        model,
+        sets,
+        folder,
+        name=options.name,
+        weights=options.weights,
+        head=head,
+        device=checked_device(device),
+        batch_size=batch_size,
+        dtype=dtype.torch_dtype,
+        is_odin_wanted=includes_odin(methods),
+        is_replacing=True,
+        progress=progress_bar("caching", is_quiet=is_quiet),
+    )
+    if not is_quiet:
+        states = {"computed": report.computed, "kept": report.kept}
+        text = "; ".join(f"{', '.join(names)} {state}" for state, names in states.items() if names)
+        typer.echo(f"Features in {folder}: {text}.", err=True)
+    return folder

@@ -1,0 +1,120 @@
+"""``opnp cache``: the features that a model has of images, in files that the other commands read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opnp.bench import CacheReport, cache_features
+from opnp.cli.model_options import (
+    BatchSize,
+    DeviceName,
+    DtypeName,
+    FeaturesDtype,
+    HeadName,
+    ImageSize,
+    Means,
+    ModelOptions,
+    Resize,
+    StandardDeviations,
+    WeightsFile,
+    checked_device,
+    named_paths,
+)
+from opnp.cli.options import JsonFlag
+from opnp.cli.output import print_json, print_table, progress_bar
+from opnp.data import read_images
+from opnp.errors import OptionError
+
+__all__ = ["cache"]
+
+_IMAGES = "folder (subfolders are classes), or .safetensors file with `images` and perhaps `labels`"
+
+
+def cache(
+    *,
+    model: Annotated[str, typer.Option(help="timm:NAME, torchvision:NAME, or module:callable that returns the model.")],
+    out: Annotated[Path, typer.Option(help="Folder for the features.")],
+    train: Annotated[Path | None, typer.Option(help=f"Training images: {_IMAGES}.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Held-out ID images, as --train.")] = None,
+    ood: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="OOD images, as --train; may be given several times.")
+    ] = None,
+    weights: WeightsFile = None,
+    head: HeadName = None,
+    batch_size: BatchSize = 64,
+    device: DeviceName = None,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    mean: Means = None,
+    std: StandardDeviations = None,
+    dtype: DtypeName = FeaturesDtype.float16,
+    odin: Annotated[
+        bool,
+        typer.Option(help="Compute the scores of ODIN for test and OOD images, which need the model, for opnp bench."),
+    ] = True,
+    json: JsonFlag = False,
+) -> None:
+    """Run a model on images and store what its last layer takes in; what is there of the same images is kept.
+
+    --out then holds head, train, test and ood_NAME as .safetensors files, for opnp fit, tune, bench and sweep.
+    """
+    paths = {"train": train, "test": test}
+    paths |= {f"ood_{name}": path for name, path in named_paths(ood or (), option="--ood").items()}
+    given = {name: path for name, path in paths.items() if path is not None}
+    if not given:
+        raise OptionError("Give images: at least one of `--train PATH`, `--test PATH` and `--ood NAME=PATH`.")
+    network, preprocessing = ModelOptions(model, weights, image_size, resize, mean, std).opened()
+    report = cache_features(
+        network,
+        {name: read_images(path, preprocessing) for name, path in given.items()},
+        out,
+        name=model,
+        weights=weights,
+        head=head,
+        device=checked_device(device),
+        batch_size=batch_size,
+        dtype=dtype.torch_dtype,
+        is_odin_wanted=odin,
+        progress=progress_bar("caching", is_quiet=json),
+    )
+    if json:
+        print_json(_facts(report) | {"out": str(out)})
+        return
+    _print_report(report, out)
+
+
+def _facts(report: CacheReport) -> dict[str, object]:
+    return {
+        "model": report.source.model.model,
+        "head": report.source.head,
+        "dtype": report.source.model.dtype,
+        "sets": {
+            name: {
+                "samples": report.source.sets[name].samples,
+                "accuracy": report.source.sets[name].accuracy,
+                "is_new": name in report.computed,
+            }
+            for name in (*report.kept, *report.computed)
+        },
+        "odin": [] if report.odin is None else sorted(report.odin.scores),
+        "odin_reason": "" if report.odin is None else report.odin.reason,
+    }
+
+
+def _print_report(report: CacheReport, out: Path) -> None:
+    rows = []
+    for name, source in report.source.sets.items():
+        if name in report.computed or name in report.kept:
+            accuracy = "" if source.accuracy is None else f"{100 * source.accuracy:.2f}"
+            has_odin = report.odin is not None and name in report.odin.scores
+            state = "new" if name in report.computed else "kept"
+            rows.append([name, source.images, str(source.samples), accuracy, state, "yes" if has_odin else ""])
+    print_table(
+        f"{report.source.model.model}, head {report.source.head or '(the model itself)'}",
+        ["set", "images", "samples", "accuracy %", "features", "ODIN"],
+        rows,
+    )
+    if report.odin is not None and report.odin.reason:
+        typer.echo(f"ODIN has no scores: {report.odin.reason}", err=True)
+    typer.echo(f"Features are in {out}.")

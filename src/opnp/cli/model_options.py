@@ -1,0 +1,158 @@
+"""Options of the commands that run a model on images, and their reading."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from opnp.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from opnp.data import Preprocessing
+
+__all__ = [
+    "BatchSize",
+    "DeviceName",
+    "DtypeName",
+    "FeaturesDtype",
+    "HeadName",
+    "ImageSize",
+    "Means",
+    "ModelOptions",
+    "Resize",
+    "StandardDeviations",
+    "WeightsFile",
+    "checked_device",
+    "named_paths",
+]
+
+WeightsFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="State dict of the model: a .safetensors file, or one of torch.save. Without it, timm and "
+        "torchvision give their pretrained weights."
+    ),
+]
+HeadName = Annotated[str | None, typer.Option(help="Dotted name of the head. Default: found by itself.")]
+BatchSize = Annotated[int, typer.Option(help="Images a batch.")]
+DeviceName = Annotated[str | None, typer.Option(help="Where to run, such as cuda. Default: the CPU.")]
+ImageSize = Annotated[int | None, typer.Option(help="Side of the model's input in pixels. Default: the model's own.")]
+Resize = Annotated[
+    int | None, typer.Option(help="Shorter side of images before the crop. Default: the model's own, or --image-size.")
+]
+Means = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="Mean of pixels in [0, 1]; one number for grey inputs. Default: the model's."),
+]
+StandardDeviations = Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation, as --mean.")]
+
+
+class FeaturesDtype(StrEnum):
+    """Types that features are stored in."""
+
+    float16 = "float16"
+    float32 = "float32"
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """The type of torch."""
+        import torch
+
+        return {"float16": torch.float16, "float32": torch.float32}[self.value]
+
+
+DtypeName = Annotated[FeaturesDtype, typer.Option(help="Type to store features in.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What was said of a model and its images.
+
+    Attributes:
+        name: ``timm:NAME``, ``torchvision:NAME`` or ``module:callable``.
+        weights: File of weights, or None.
+        image_size: Side of the input, or None for the model's own.
+        resize: Shorter side before the crop, or None for the model's own.
+        mean: Means of the channels, separated by commas, or None for the model's own.
+        std: Standard deviations, in the same way.
+
+    """
+
+    name: str
+    weights: Path | None
+    image_size: int | None
+    resize: int | None
+    mean: str | None
+    std: str | None
+
+    def opened(self) -> "tuple[nn.Module, Preprocessing]":
+        """Return the model and its preprocessing.
+
+        Raises:
+            OpnpError: If the options name no model, or do not say how to make its inputs.
+
+        """
+        from opnp.bench import chosen_preprocessing, model_from_name
+
+        mean, std = _numbers("--mean", self.mean), _numbers("--std", self.std)
+        model, known = model_from_name(self.name, weights=self.weights)
+        return model, chosen_preprocessing(
+            known, model=self.name, image_size=self.image_size, resize=self.resize, mean=mean, std=std
+        )
+
+
+def checked_device(name: str | None) -> str | None:
+    """Return the name of a device that tensors can be on, or None for None.
+
+    Raises:
+        OptionError: If there is no such device.
+
+    """
+    import torch
+
+    if name is not None:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise OptionError(f"`--device` must be a device of this machine, got {name!r} ({reason}).") from error
+    return name
+
+
+def named_paths(texts: Iterable[str], *, option: str) -> dict[str, Path]:
+    """Return paths by name from texts ``NAME=PATH``.
+
+    Raises:
+        OptionError: If a text is not of this form, or a name occurs twice.
+
+    Example:
+        >>> sorted(named_paths(["dtd=images/dtd", "noise=noise.safetensors"], option="--ood"))
+        ['dtd', 'noise']
+
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, separator, path = text.partition("=")
+        if not separator or not name or not path:
+            raise OptionError(f"`{option}` must be NAME=PATH, such as `{option} textures=images/dtd`, got {text!r}.")
+        if name in found:
+            raise OptionError(f"`{option}` names must differ, got {name!r} twice.")
+        found[name] = Path(path)
+    return found
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise OptionError(
+            f"`{option}` must be numbers separated by commas, such as 0.485,0.456,0.406, got {text!r}."
+        ) from None

@@ -1,0 +1,13 @@
+"""Digests of files."""
+
+import hashlib
+import os
+from pathlib import Path
+
+__all__ = ["file_digest"]
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

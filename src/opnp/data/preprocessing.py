@@ -1,0 +1,123 @@
+"""From an image to what a model takes: resized, cropped, scaled to [0, 1] and normalised, as the model expects it."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import isfinite
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opnp.errors import MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Interpolation", "Preprocessing", "require_pillow"]
+
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes a model's input.
+
+    The image is resized so that its shorter side is `resize`, and the middle square of `size` pixels is cut out, with
+    black around it where the image is smaller. An image that is a square of `size` already is taken as it is. Then
+    pixels are divided by 255, and ``(pixel - mean) / std`` is taken channel by channel.
+
+    Attributes:
+        size: Side of the model's input in pixels.
+        resize: Shorter side before the crop.
+        mean: Means of the channels, in [0, 1]: three of red, green and blue, or one for a model of grey images.
+        std: Standard deviations, as many.
+        interpolation: Filter of the resizing, by Pillow's name for it.
+        is_squashed: Whether both sides are resized to `resize`, whatever the shape of the image.
+
+    Raises:
+        OptionError: If a value is out of range.
+
+    Example:
+        >>> from PIL import Image
+        >>> grey = Preprocessing(size=4, resize=4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> inputs = grey(Image.new("RGB", (6, 5), (255, 0, 51)))
+        >>> inputs.shape, [round(value, 4) for value in inputs[:, 0, 0].tolist()]
+        (torch.Size([3, 4, 4]), [1.0, -1.0, -0.6])
+
+    """
+
+    size: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation = "bilinear"
+    is_squashed: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.size < 1:
+            raise OptionError(f"`size` must be at least 1 pixel, got {self.size}.")
+        if self.resize < 1:
+            raise OptionError(f"`resize` must be at least 1 pixel, got {self.resize}.")
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
+            raise OptionError(
+                f"`mean` and `std` must have three values each (red, green, blue), or one each for grey inputs, got "
+                f"{len(self.mean)} and {len(self.std)}.",
+            )
+        if not all(isfinite(value) for value in self.mean):
+            raise OptionError(f"`mean` must be finite, got {self.mean}.")
+        if not all(isfinite(value) and value > 0 for value in self.std):
+            raise OptionError(f"`std` must be finite and above 0, got {self.std}.")
+        if max(self.mean) > 1 or max(self.std) > 1:
+            raise OptionError(
+                f"`mean` and `std` must be of pixels in [0, 1], got {self.mean} and {self.std}. Divide values of "
+                f"pixels in 0 to 255 by 255.",
+            )
+        if self.interpolation not in get_args(Interpolation):
+            raise OptionError(
+                f"`interpolation` must be one of {', '.join(get_args(Interpolation))}, got {self.interpolation!r}.",
+            )
+
+    def __call__(self, image: "Image") -> Tensor:
+        """Return the model's input of an image, shape ``(channels, size, size)``, float32.
+
+        Args:
+            image: An image of Pillow, RGB or grey.
+
+        """
+        image = image.convert("L" if len(self.mean) == 1 else "RGB")
+        if image.size != (self.size, self.size):
+            image = self._cropped(self._resized(image))
+        pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).reshape(self.size, self.size, len(self.mean))
+        scaled = pixels.permute(2, 0, 1).contiguous().float() / 255
+        return (scaled - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+
+    def _resized(self, image: "Image") -> "Image":
+        from PIL.Image import Resampling
+
+        if self.is_squashed:
+            both = (self.resize, self.resize)
+        else:  # the longer side is rounded down, as torchvision does
+            both = (self.resize * image.width // min(image.size), self.resize * image.height // min(image.size))
+        return image if both == image.size else image.resize(both, Resampling[self.interpolation.upper()])
+
+    def _cropped(self, image: "Image") -> "Image":
+        left, top = (_margin(length - self.size) for length in image.size)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+
+def _margin(surplus: int) -> int:
+    """Return what is cut off before the crop; less than 0 for what is added. Halves are rounded as torchvision does."""
+    return round(surplus / 2) if surplus >= 0 else -(-surplus // 2)
+
+
+def require_pillow() -> None:
+    """Raise if Pillow, which reads and resizes images, is not installed.
+
+    Raises:
+        MissingExtraError: If it is not; the message names the command that installs it.
+
+    """
+    if find_spec("PIL") is None:
+        raise MissingExtraError("Images need Pillow, which is not installed: `pip install 'opnp[vision]'`.")

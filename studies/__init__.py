@@ -1,0 +1,1 @@
+"""What the documentation quotes: each module makes one record in ``docs/records``; ``make records`` runs them all."""

@@ -1,0 +1,243 @@
+"""Tables of the results page, each from records alone."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from opnp.bench import BenchRecord, DetectionFigures, MethodRow, ModelResult
+from opnp.bench.published import published_settings
+from opnp.bench.sweep_record import SweepPoint, SweepRecord, SweptModel
+
+__all__ = [
+    "combination_table",
+    "correlation_table",
+    "method_table",
+    "other_table",
+    "parts_table",
+    "ratio_tables",
+    "samples_table",
+    "settings_table",
+    "splits_table",
+    "table",
+]
+
+Values = Mapping[str, Any]
+"""Part of a JSON record."""
+
+_SWEPT = ("w_min", "w_min-class", "w_max", "w_max-class", "o_min", "o_min-aggregate", "o_max", "o_max-aggregate")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, the first column to the left and the others to the right."""
+    rule = ["---", *("---:" for _ in columns[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
+
+
+def splits_table(record: Values) -> str:
+    """Return, by model, what the detector reaches over the splits, beside the energy and the best baseline."""
+    rows = []
+    for name, model in record["models"].items():
+        best = best_baseline(model["figures"])
+        for method in ("Energy (pytorch-ood)", best, "OPNP()", "OPNP(shaping=None)"):
+            found = model["figures"][method]
+            worst = min(each["auroc_all"] for each in found)
+            plain = method.removesuffix(" (pytorch-ood)")
+            label = f"best baseline with hindsight: {method}" if method == best else plain
+            rows.append(
+                [
+                    name,
+                    label,
+                    *(_mean_pair(found, group) for group in ("all", "far", "near")),
+                    f"{100 * worst:.2f}",
+                ]
+            )
+    return table(["model", "method", "all", "far", "near", "worst AUROC"], rows)
+
+
+def best_baseline(figures: Values) -> str:
+    """Return the baseline with the highest mean AUROC over all splits and OOD sets."""
+    baselines = [name for name in figures if not name.startswith("OPNP")]
+    return max(baselines, key=lambda name: statistics.fmean(each["auroc_all"] for each in figures[name]))
+
+
+def _mean_pair(rows: Sequence[Values], group: str) -> str:
+    values = [(each[f"fpr95_{group}"], each[f"auroc_{group}"]) for each in rows]
+    if any(auroc is None for _, auroc in values):
+        return ""
+    return " / ".join(f"{100 * statistics.fmean(column):.2f}" for column in zip(*values, strict=True))
+
+
+def method_table(model: ModelResult) -> str:
+    """Return every method that reads the original head, and the detector as it is used, on one model."""
+    rows = [row for row in model.methods if row.status == "ok" and row.group in ("baseline", "reference", "product")]
+    seen = ("MSP (pytorch-ood)", "Energy (pytorch-ood)")
+    return table(
+        ["method", "far", "near", "accuracy", "ECE"],
+        ([row.method, pair(row.far), pair(row.near), *_classifier(row)] for row in rows if row.method not in seen),
+    )
+
+
+def _classifier(row: MethodRow) -> list[str]:
+    if row.after is None:
+        return ["", ""]
+    return [f"{100 * row.after.accuracy:.2f}", f"{100 * row.after.ece:.2f}"]
+
+
+def pair(figures: DetectionFigures | None) -> str:
+    """Return FPR95 / AUROC in percent, or nothing."""
+    return "" if figures is None else f"{100 * figures.fpr95:.2f} / {100 * figures.auroc:.2f}"
+
+
+def combination_table(record: BenchRecord) -> str:
+    """Return what pruning adds to each baseline that it combines with: the difference in mean AUROC, by model."""
+    rows: dict[str, list[str]] = {}
+    for place, model in enumerate(record.models):
+        by_name = {row.method: row for row in model.methods if row.status == "ok"}
+        for row in by_name.values():
+            if row.group != "combination":
+                continue
+            name = row.method.split(" + ")[0]
+            alone = (by_name.get(f"{name} (pytorch-ood)") or by_name[name]).mean
+            if row.mean is not None and alone is not None:
+                cells = rows.setdefault(name, [""] * len(record.models))
+                cells[place] = f"{100 * alone.auroc:.2f} {100 * (row.mean.auroc - alone.auroc):+.2f}"
+    names = [model.model for model in record.models]
+    return table(["method", *names], ([name, *cells] for name, cells in rows.items()))
+
+
+def other_table(record: BenchRecord, kind: str) -> str:
+    """Return the means over the seeds of one kind of classifier, FPR95 / AUROC by OOD set; the OOD sets as columns."""
+    models = [model for model in record.models if model.model.startswith(kind)]
+    sets = sorted(models[0].nearness)
+    rows = []
+    for row in models[0].methods:
+        if row.group in ("combination", "reference") or row.method.endswith(" (pytorch-ood)"):
+            continue
+        found = [_row(model, row.method) for model in models]
+        rows.append([row.method, *(_mean_over(found, name) for name in sets)])
+    titles = [f"{name} ({models[0].nearness[name]})" for name in sets]
+    return table(["method", *titles], rows)
+
+
+def _row(model: ModelResult, method: str) -> MethodRow:
+    """Return the row of a method; the number of neighbours in the name of KNN may differ from seed to seed."""
+    return next(row for row in model.methods if row.method == method or (_is_knn(row.method) and _is_knn(method)))
+
+
+def _is_knn(method: str) -> bool:
+    return method.startswith("KNN ")
+
+
+def _mean_over(rows: Sequence[MethodRow], name: str) -> str:
+    found = [row.detection[name] for row in rows if row.detection is not None]
+    if len(found) < len(rows):
+        return "did not run"
+    values = ([each.fpr95 for each in found], [each.auroc for each in found])
+    return " / ".join(f"{100 * statistics.fmean(column):.2f}" for column in values)
+
+
+def correlation_table(record: Values) -> str:
+    """Return the rank correlation of each criterion with the mean AUROC on OOD sets, over all settings drawn."""
+    criteria = ("holdout", "thinned", "scrambled", "failure", "value")
+    rows = []
+    for name, model in record["models"].items():
+        trials = model["trials"]
+        harmless = [each for each in trials if each["is_harmless"]]
+        pick = max(harmless, key=lambda each: each["value"])
+        naive = max(trials, key=lambda each: each["holdout"])
+        cells = [_signed(model["correlation"]["all"][each]) for each in criteria]
+        picks = [trials[0]["mean_auroc"], naive["mean_auroc"], pick["mean_auroc"], max(e["mean_auroc"] for e in trials)]
+        rows.append([name, *cells, *(f"{100 * value:.2f}" for value in picks)])
+    return table(
+        ["model", *criteria, "energy", "top of holdout alone", "top of the value within limits", "best drawn"], rows
+    )
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
+
+
+def parts_table(record: SweepRecord, curve: str) -> str:
+    """Return energy, OPP, ONP and OPNP at one choice of ratios, by model."""
+    columns = {
+        model.model: {point.labels(["part"])[0]: point for point in model.curve(curve)} for model in record.models
+    }
+    parts = list(dict.fromkeys(part for points in columns.values() for part in points))
+    titles = [f"{name}, {what}" for name in columns for what in ("FPR95 / AUROC", "accuracy")]
+    rows = [[part, *(cell for points in columns.values() for cell in _cells(points[part]))] for part in parts]
+    return table(["part", *titles], rows)
+
+
+def _cells(point: SweepPoint) -> tuple[str, str]:
+    if point.status != "ok":
+        return ("nothing left", "")
+    return pair(point.mean), "" if point.head is None else f"{100 * point.head.accuracy:.2f}"
+
+
+def ratio_tables(model: SweptModel) -> str:
+    """Return, for each ratio by itself, the value that does best on far and on near OOD, and what it costs."""
+    plain = model.energy
+    rows = [["energy, nothing removed", "", *_point(plain, "far"), "", *_point(plain, "near")]]
+    for name in _SWEPT:
+        points = [point for point in model.curve(name) if point.status == "ok"]
+        cells = [name]
+        for group in ("far", "near"):
+            found = [point for point in points if _figures(point, group) is not None]
+            if not found:
+                cells += ["", "", ""]
+                continue
+            best = max(found, key=_auroc(group))
+            cells += [best.labels([name.split("-")[0]])[0], *_point(best, group)]
+        rows.append(cells)
+    titles = ["best for far", "far", "accuracy", "best for near", "near", "accuracy"]
+    return table(["ratio", *titles], rows)
+
+
+def _point(point: SweepPoint, group: str) -> tuple[str, str]:
+    figures = _figures(point, group)
+    if figures is None:
+        return "", ""
+    return pair(figures), "" if point.head is None else f"{100 * point.head.accuracy:.2f}"
+
+
+def _figures(point: SweepPoint, group: str) -> DetectionFigures | None:
+    return point.far if group == "far" else point.near
+
+
+def _auroc(group: str) -> Callable[[SweepPoint], float]:
+    def value(point: SweepPoint) -> float:
+        figures = _figures(point, group)
+        return 0.0 if figures is None else figures.auroc
+
+    return value
+
+
+def samples_table(record: SweepRecord) -> str:
+    """Return the mean AUROC by number of training samples, with the smallest and largest over the draws."""
+    columns: dict[str, dict[int, list[float]]] = {}
+    for model in record.models:
+        found = columns.setdefault(model.model, {})
+        for point in model.curve("samples"):
+            if point.mean is not None:
+                found.setdefault(point.settings.training_samples, []).append(100 * point.mean.auroc)
+    sizes = sorted({size for found in columns.values() for size in found})
+    rows = [[str(size), *(_spread(found.get(size, [])) for found in columns.values())] for size in sizes]
+    return table(["training samples", *columns], rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def settings_table() -> str:
+    """Return the frozen settings of the baselines, with where they come from."""
+    small = published_settings(classes=100, features=342, samples=25_000)
+    large = published_settings(classes=1000, features=1280, samples=1000)
+    rows = {each.label: [each.label, "all", each.citation] for each in small if each in large}
+    rows |= {each.label: [each.label, "fewer than 1000 classes", each.citation] for each in small if each not in large}
+    rows |= {each.label: [each.label, "from 1000 classes on", each.citation] for each in large if each not in small}
+    return table(["method", "models", "from"], rows.values())

@@ -1,0 +1,174 @@
+"""``opnp bench --model``: the benchmark from a model and images, with features that are computed once."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from opnp.bench import BenchRecord
+from opnp.data import ImageSet, read_features
+from tests.integration.conftest import Opnp
+from tests.unit.bench.image_world import OPTIONS, class_images, write_images, write_module
+from tests.unit.data.image_files import save_image, write_tensors
+
+MODEL = ("bench", "--model", "tinynets:net", *OPTIONS)
+DATA = ("--id", "test.safetensors", "--train", "train.safetensors", "--ood", "noise=noise.safetensors")
+METHODS = ("--methods", "reference,baselines,product")
+ODIN = "ODIN temperature=1000 eps=0.0014"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder with a module of models and some images."""
+    monkeypatch.chdir(write_module(write_images(tmp_path)))
+    monkeypatch.delitem(sys.modules, "tinynets", raising=False)
+    return tmp_path
+
+
+def record_in(folder: Path) -> BenchRecord:
+    return BenchRecord.from_json((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_twice_gives_the_same_bytes_and_no_absolute_path(
+    opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert opnp(*MODEL, *DATA, *METHODS, "--out", "one").code == 0
+    absolute = [here / text if (here / str(text)).exists() else text for text in DATA]
+    absolute[-1] = f"noise={here / 'noise.safetensors'}"
+    outcome = opnp(*MODEL, *absolute, *METHODS, "--out", here / "deep" / "other")
+    assert outcome.code == 0, outcome.err
+    monkeypatch.delattr(ImageSet, "__getitem__")  # no image is decoded again
+    again = opnp(*MODEL, *DATA, *METHODS, "--out", "one")
+    assert "train, test, ood_noise kept" in again.err
+    for name in ("results.json", "results.md", "scores.parquet"):
+        assert (here / "one" / name).read_bytes() == (here / "deep" / "other" / name).read_bytes(), name
+    text = (here / "one" / "results.json").read_text(encoding="utf-8")
+    assert str(here) not in text
+    assert "NaN" not in text
+    assert str(here) not in (here / "one" / "features" / "tinynets-net" / "source.json").read_text(encoding="utf-8")
+
+
+def test_the_record_is_that_of_the_cached_features(opnp: Opnp, here: Path) -> None:
+    assert opnp(*MODEL, *DATA, *METHODS, "--out", "one").code == 0
+    features = here / "one" / "features" / "tinynets-net"
+    assert opnp("bench", "--features", features, *METHODS, "--out", "other").code == 0
+    assert (here / "one" / "results.json").read_bytes() == (here / "other" / "results.json").read_bytes()
+    (model,) = record_in(here / "one").models
+    assert (model.model, model.classes, model.features) == ("tinynets-net", 4, 48)
+    assert {name: item.samples for name, item in model.data.items()} == {
+        "head": 4,
+        "train": 120,
+        "test": 120,
+        "ood_noise": 60,
+    }
+    assert model.row(ODIN).status == "ok"
+    timings = json.loads((here / "one" / "timings.json").read_text(encoding="utf-8"))
+    assert ODIN not in timings["tinynets-net"]
+    assert "Energy" in timings["tinynets-net"]
+
+
+def test_an_id_folder_may_hold_train_and_test(opnp: Opnp, here: Path) -> None:
+    for seed, name in enumerate(("train", "val")):
+        for index, (image, label) in enumerate(zip(*class_images(24, seed=seed), strict=True)):
+            save_image(here / "id" / name / str(int(label)) / f"{index:02d}.png", image)
+    arguments = (*MODEL, "--ood", "noise=noise.safetensors", "--methods", "energy", "--out", "out")
+    outcome = opnp(*arguments, "--id", "id")
+    assert outcome.code == 0, outcome.err
+    (model,) = record_in(here / "out").models
+    assert model.data["test"].samples == 24
+    alone = opnp(*arguments, "--id", "id/val")
+    assert alone.code == 2
+    assert "val holds no train: it must hold both train and test (or val)" in alone.err
+    file = opnp(*arguments, "--id", "test.safetensors")
+    assert "holds test images alone: give the training images with `--train PATH`" in file.err
+
+
+def test_other_ood_sets_do_not_see_those_of_before(opnp: Opnp, here: Path) -> None:
+    energy = ("--methods", "energy", "--out", "out")
+    assert opnp(*MODEL, *DATA, *energy).code == 0
+    grey = ("--id", "test.safetensors", "--train", "train.safetensors", "--ood", "grey=grey.safetensors")
+    outcome = opnp(*MODEL, *grey, *energy)
+    assert "ood_grey computed; train, test kept" in outcome.err
+    assert set(record_in(here / "out").models[0].nearness) == {"grey"}
+    assert opnp(*MODEL, *DATA, *energy).err.count("kept") == 1
+    assert set(record_in(here / "out").models[0].nearness) == {"noise"}
+
+
+def test_changed_images_and_another_model_are_never_mixed_up(opnp: Opnp, here: Path) -> None:
+    energy = ("--methods", "energy")
+    assert opnp(*MODEL, *DATA, *energy, "--out", "out").code == 0
+    images, labels = class_images(120, seed=1)
+    write_tensors(here / "test.safetensors", images.flip(0), labels.flip(0))
+    assert "test computed; train, ood_noise kept" in opnp(*MODEL, *DATA, *energy, "--out", "out").err
+    module = here / "tinynets.py"
+    module.write_text(module.read_text(encoding="utf-8").replace("model()", "model(seed=3)"), encoding="utf-8")
+    sys.modules.pop("tinynets")
+    replaced = opnp(*MODEL, *DATA, *energy, "--out", "out")
+    assert "train, test, ood_noise computed." in replaced.err
+    assert opnp(*MODEL, *DATA, *energy, "--out", "fresh").code == 0
+    assert (here / "out" / "results.json").read_bytes() == (here / "fresh" / "results.json").read_bytes()
+
+
+def test_odin_is_computed_if_it_is_asked_for(opnp: Opnp, here: Path) -> None:
+    assert opnp(*MODEL, *DATA, "--methods", "energy,knn", "--out", "out").code == 0
+    features = here / "out" / "features" / "tinynets-net"
+    assert not (features / "odin.safetensors").exists()
+    outcome = opnp(*MODEL, *DATA, "--methods", "odin", "--out", "out", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == ""
+    assert BenchRecord.from_json(outcome.out) == record_in(here / "out")
+    assert [row.method for row in record_in(here / "out").models[0].methods] == [ODIN]
+    assert record_in(here / "out").models[0].row(ODIN).settings["norm_std"] == [0.25, 0.2, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bench",), "Give exactly one of `--features DIR`, for features that are there, and `--model NAME`"),
+        ((*MODEL, *DATA, "--features", "."), "Give exactly one of `--features DIR`"),
+        (("bench", "--features", ".", "--id", "x", "--mean", "0.5"), "--id, --mean belong to `--model`"),
+        ((*MODEL, "--ood", "noise=noise.safetensors"), "`--model` needs images to judge by: give `--id PATH`"),
+        ((*MODEL, "--id", "test.safetensors", "--train", "train.safetensors"), "give `--ood NAME=PATH`"),
+        ((*MODEL, *DATA, "--methods", "gram"), "`methods` must be groups"),
+        ((*MODEL, *DATA, "--validation-samples", 120), "`validation_samples` must lie in 1 to 119"),
+        ((*MODEL, *DATA, "--rho-w-min", 30), "`w_min` must be a fraction in [0, 1)"),
+        ((*MODEL, *DATA, "--device", "abacus"), "`--device` must be a device of this machine"),
+        (("bench", "--model", "tinynets:net", *DATA), "No preprocessing is known for the model 'tinynets:net'"),
+    ],
+)
+def test_mistakes_are_one_message_before_anything_is_computed(
+    opnp: Opnp, here: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    outcome = opnp(*arguments, "--out", "out")
+    assert outcome.code == 2, outcome.out
+    assert outcome.err.startswith("opnp: ")
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "module", ["opnp.bench.score_file", "opnp.adapters.pytorch_ood_baselines", "opnp.adapters.pytorch_ood_odin"]
+)
+def test_what_is_not_installed_is_told_before_anything_is_computed(
+    opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
+    outcome = opnp(*MODEL, *DATA, "--out", "out")
+    assert outcome.code == 2
+    assert "pip install 'opnp[bench]'" in outcome.err
+    assert not (here / "out").exists()
+
+
+def test_a_missing_option_is_a_usage_error(opnp: Opnp) -> None:
+    outcome = opnp("bench", "--features", ".")
+    assert outcome.code == 2
+    assert "--out" in outcome.err
+
+
+def test_features_may_be_stored_in_full_precision(opnp: Opnp, here: Path) -> None:
+    outcome = opnp(*MODEL, *DATA, "--methods", "energy", "--dtype", "float32", "--out", "out")
+    assert outcome.code == 0, outcome.err
+    assert read_features(here / "out/features/tinynets-net/test.safetensors").features.dtype == torch.float32

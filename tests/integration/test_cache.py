@@ -1,0 +1,189 @@
+"""``opnp cache``: from a model and images to files that the other commands read."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from opnp.data import read_features, read_head
+from tests.integration.conftest import Opnp
+from tests.unit.bench.image_world import OPTIONS, class_images, tiny_model, write_images, write_module
+from tests.unit.data.image_files import write_tensors
+
+MODEL = ("cache", "--model", "tinynets:net")
+SETS = ("--train", "train.safetensors", "--test", "test.safetensors", "--ood", "noise=noise.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder with a module of models and some images."""
+    monkeypatch.chdir(write_module(write_images(tmp_path)))
+    monkeypatch.delitem(sys.modules, "tinynets", raising=False)
+    return tmp_path
+
+
+def test_features_head_and_record_are_written(opnp: Opnp, here: Path) -> None:
+    outcome = opnp(*MODEL, *OPTIONS, *SETS, "--ood", "grey=grey.safetensors", "--out", "out", "--json")
+    assert outcome.code == 0, outcome.err
+    facts = json.loads(outcome.out)
+    assert (facts["model"], facts["head"], facts["dtype"], facts["out"]) == ("tinynets:net", "6", "float16", "out")
+    assert {name: item["samples"] for name, item in facts["sets"].items()} == {
+        "train": 120,
+        "test": 120,
+        "ood_noise": 60,
+        "ood_grey": 50,
+    }
+    assert facts["odin"] == ["ood_grey", "ood_noise", "test"]
+    assert all(item["is_new"] for item in facts["sets"].values())
+    assert 0 < facts["sets"]["test"]["accuracy"] < 1
+    assert facts["sets"]["ood_grey"]["accuracy"] is None
+    assert read_features(here / "out" / "train.safetensors").features.dtype == torch.float16
+    assert torch.equal(read_head(here / "out" / "head.safetensors").weight, list(tiny_model().parameters())[-2])
+
+
+def test_the_other_commands_read_them(opnp: Opnp) -> None:
+    assert opnp(*MODEL, *OPTIONS, *SETS, "--out", "out").code == 0
+    files = ("--features", "out/train.safetensors", "--head", "out/head.safetensors", "--rho-w-min", 0.1)
+    fitted = opnp("fit", *files, "--validation", "out/test.safetensors", "--out", "detector.safetensors")
+    assert fitted.code == 0, fitted.err
+    scored = opnp(
+        *("score", "--detector", "detector.safetensors", "--features", "out/ood_noise.safetensors"),
+        *("--out", "scores.csv"),
+    )
+    assert scored.code == 0, scored.err
+    outcome = opnp("bench", "--features", "out", "--out", "results", "--methods", "energy,odin", "--json")
+    assert outcome.code == 0, outcome.err
+    rows = {row["method"]: row for row in json.loads(outcome.out)["models"][0]["methods"]}
+    assert rows["ODIN temperature=1000 eps=0.0014"]["status"] == "ok"
+
+
+def test_a_second_run_keeps_what_is_there(opnp: Opnp) -> None:
+    first = opnp(*MODEL, *OPTIONS, "--test", "test.safetensors", "--out", "out")
+    assert first.code == 0
+    assert "new" in first.out
+    second = opnp(*MODEL, *OPTIONS, *SETS, "--out", "out", "--json")
+    sets = json.loads(second.out)["sets"]
+    assert {name: item["is_new"] for name, item in sets.items()} == {"train": True, "test": False, "ood_noise": True}
+    third = opnp(*MODEL, *OPTIONS, "--test", "test.safetensors", "--out", "out")
+    assert "kept" in third.out
+    assert "train" not in third.out
+
+
+def test_without_odin_it_can_be_left_out(opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opnp.adapters.pytorch_ood_odin.find_spec", lambda name: None)
+    refused = opnp(*MODEL, *OPTIONS, *SETS, "--out", "out")
+    assert refused.code == 2
+    assert "pip install 'opnp[bench]'" in refused.err
+    assert "--no-odin" in refused.err
+    outcome = opnp(*MODEL, *OPTIONS, *SETS, "--out", "out", "--no-odin")
+    assert outcome.code == 0, outcome.err
+    assert not (here / "out" / "odin.safetensors").exists()
+
+
+def test_a_folder_tree_of_timm_or_torchvision(opnp: Opnp, here: Path) -> None:
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        source = timm.create_model("test_vit", num_classes=4)
+    save_file(source.state_dict(), here / "vit.safetensors")
+    for label in (0, 3):
+        (here / "tree" / f"{label:03d}").mkdir(parents=True)
+        for index, image in enumerate(class_images(2, seed=label)[0]):
+            Image.fromarray(image.numpy()).resize((50, 40)).save(here / "tree" / f"{label:03d}" / f"{index}.jpg")
+    outcome = opnp(
+        *("cache", "--model", "timm:test_vit", "--weights", "vit.safetensors", "--test", "tree", "--out", "out"),
+        *("--dtype", "float32", "--batch-size", 3, "--json"),
+    )
+    assert outcome.code == 0, outcome.err
+    found = read_features(here / "out" / "test.safetensors")
+    assert found.features.dtype == torch.float32
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 0, 3, 3]
+    source_json = json.loads((here / "out" / "source.json").read_text(encoding="utf-8"))
+    assert source_json["model"]["preprocessing"]["size"] == 160
+    assert "timm" in source_json["model"]["versions"]
+    assert str(here) not in json.dumps(source_json)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*MODEL, *SETS), "No preprocessing is known for the model 'tinynets:net': give --image-size, --mean, --std"),
+        ((*MODEL, *OPTIONS), "Give images: at least one of `--train PATH`, `--test PATH` and `--ood NAME=PATH`."),
+        ((*MODEL, *OPTIONS, "--ood", "noise.safetensors"), "`--ood` must be NAME=PATH, such as"),
+        ((*MODEL, *OPTIONS, *SETS, "--ood", "noise=x"), "`--ood` names must differ, got 'noise' twice"),
+        ((*MODEL, *OPTIONS, "--ood", "a/b=noise.safetensors"), "must be called train, test or ood_NAME"),
+        ((*MODEL, *OPTIONS, "--test", "absent"), "absent does not exist: expected a folder of images"),
+        ((*MODEL, *OPTIONS, *SETS, "--mean", "0.5,x"), "`--mean` must be numbers separated by commas"),
+        ((*MODEL, *OPTIONS, *SETS, "--mean", "127,127,127"), "Divide values of pixels in 0 to 255 by 255"),
+        ((*MODEL, *OPTIONS, *SETS, "--device", "abacus"), "`--device` must be a device of this machine, got 'abacus'"),
+        ((*MODEL, *OPTIONS, *SETS, "--batch-size", 0), "`batch_size` must be at least 1"),
+        ((*MODEL, *OPTIONS, *SETS, "--head", "fc"), "`head` = 'fc' is no layer of the model"),
+        ((*MODEL, *OPTIONS, *SETS, "--weights", "train.safetensors"), "does not fit the model"),
+        (("cache", "--model", "tinynets:broken", *OPTIONS, *SETS), "raised RuntimeError: out of order"),
+        (("cache", "--model", "timm:no_such_net", *SETS), "timm has no model 'no_such_net'"),
+        (("cache", "--model", "torchvision:no_such_net", *SETS), "torchvision has no classifier 'no_such_net'"),
+    ],
+)
+def test_mistakes_are_one_message(opnp: Opnp, here: Path, arguments: tuple[object, ...], message: str) -> None:
+    outcome = opnp(*arguments, "--out", "out")
+    assert outcome.code == 2, outcome.out
+    assert outcome.err.startswith("opnp: ")
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not list((here / "out").glob("*.safetensors"))
+
+
+def test_features_too_large_name_the_remedy(opnp: Opnp, here: Path) -> None:
+    state = tiny_model().state_dict()
+    state["1.weight"] = torch.full((12,), 3e5)
+    torch.save(state, here / "large.pt")
+    arguments = (*MODEL, *OPTIONS, "--weights", "large.pt", "--test", "test.safetensors")
+    outcome = opnp(*arguments, "--out", "out")
+    assert outcome.code == 2
+    assert "too large for float16, which ends at 65504: store float32 instead, `--dtype float32`" in outcome.err
+    assert opnp(*arguments, "--out", "out", "--dtype", "float32").code == 0
+
+
+def test_an_unreadable_image_is_one_message(opnp: Opnp, here: Path) -> None:
+    (here / "flat").mkdir()
+    (here / "flat" / "one.jpg").write_bytes(b"no image")
+    outcome = opnp(*MODEL, *OPTIONS, "--test", "flat", "--out", "out")
+    assert outcome.code == 2
+    assert "one.jpg is no readable image" in outcome.err
+
+
+def test_another_model_in_the_same_folder_is_refused(opnp: Opnp, here: Path) -> None:
+    assert opnp(*MODEL, *OPTIONS, *SETS, "--out", "out").code == 0
+    before = (here / "out" / "source.json").read_bytes()
+    outcome = opnp("cache", "--model", "tinynets:other", *OPTIONS, *SETS, "--out", "out")
+    assert outcome.code == 2
+    assert "holds features of another origin (name of the model, the model itself)" in outcome.err
+    assert (here / "out" / "source.json").read_bytes() == before
+
+
+def test_a_model_that_odin_fails_on_is_cached_all_the_same(
+    opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        message = "no gradient here\nC++ stack of /some/place"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("opnp.bench.odin_caching.odin_scores", failing)
+    outcome = opnp(*MODEL, *OPTIONS, *SETS, "--out", "out")
+    assert outcome.code == 0
+    assert "ODIN has no scores: ODIN raised RuntimeError: no gradient here\n" in outcome.err
+    shown = opnp("bench", "--features", "out", "--out", "results", "--methods", "energy,odin")
+    assert "ODIN temperature=1000 eps=0.0014 did not run: ODIN raised RuntimeError: no gradient here" in shown.err
+    assert "/some/place" not in (here / "results" / "results.json").read_text(encoding="utf-8")
+
+
+def test_grey_images_of_another_size_are_taken(opnp: Opnp, here: Path) -> None:
+    digits = torch.randint(256, (9, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    write_tensors(here / "digits.safetensors", digits)
+    assert opnp(*MODEL, *OPTIONS, "--ood", "digits=digits.safetensors", "--out", "out").code == 0
+    assert read_features(here / "out" / "ood_digits.safetensors").features.shape == (9, 48)

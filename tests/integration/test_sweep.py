@@ -1,0 +1,167 @@
+"""``opnp sweep``: from a folder of features to record and tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opnp.bench import SweepBase, SweepRecord, run_sweep, sweep_markdown
+from opnp.bench.sweep_curves import CURVES
+from opnp.data import write_head
+from tests.integration.conftest import Opnp
+from tests.unit.bench.bench_world import FEATURES, world_weight, write_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("features")
+    write_world(folder / "one")
+    write_world(folder / "two", rows=300)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("results") / "new"
+    run_sweep(world, out)
+    return out
+
+
+def record_in(folder: Path) -> SweepRecord:
+    return SweepRecord.from_json((folder / "sweep.json").read_text(encoding="utf-8"))
+
+
+def test_twice_gives_the_same_bytes(opnp: Opnp, world: Path, results: Path, tmp_path: Path) -> None:
+    outcome = opnp("sweep", "--features", world, "--out", tmp_path / "again")
+    assert outcome.code == 0, outcome.err
+    assert sorted(path.name for path in results.iterdir()) == ["sweep.json", "sweep.md"]
+    for name in ("sweep.json", "sweep.md"):
+        assert (tmp_path / "again" / name).read_bytes() == (results / name).read_bytes(), name
+        text = (results / name).read_text(encoding="utf-8")
+        assert not any(word in text for word in ("NaN", "Infinity", "seconds", str(world), str(results))), name
+
+
+def test_record_and_tables_hold_every_curve_of_every_model(results: Path) -> None:
+    record = record_in(results)
+    text = (results / "sweep.md").read_text(encoding="utf-8")
+    assert text == sweep_markdown(record)
+    assert [model.model for model in record.models] == ["one", "two"]
+    assert [curve.name for curve in record.curves] == [curve.about.name for curve in CURVES]
+    for model in record.models:
+        assert model.data["test"].samples == (240 if model.model == "one" else 300)
+        for curve in record.curves:
+            assert model.curve(curve.name)
+            assert text.count(f"\n### {curve.name}\n") == 2
+        assert model.energy.far is not None
+        assert f"| {100 * model.energy.far.auroc:.2f} |" in text
+    assert {"opnp", "torch", "numpy", "python", "safetensors"} == set(record.versions)
+    assert record.base == SweepBase(0.3, 0.0, 0.1, 0.0, "layer", "gradient")
+
+
+def test_options_reach_the_protocol(opnp: Opnp, world: Path, tmp_path: Path) -> None:
+    curves = ("--curves", "samples,scores-unpruned", "--curves", "parts", "--seed", 7, "--near", "noise")
+    base = ("--rho-w-min", 0.5, "--rho-w-max", 0.1, "--rho-o-min", 0.2, "--rho-o-max", 0.25)
+    readings = ("--scope", "class", "--neuron", "aggregate", "--json")
+    outcome = opnp("sweep", "--features", world / "one", "--out", tmp_path, *curves, *base, *readings)
+    assert outcome.code == 0, outcome.err
+    record = SweepRecord.from_json(outcome.out)
+    assert record == record_in(tmp_path)
+    assert [curve.name for curve in record.curves] == ["parts", "samples", "scores-unpruned"]
+    (model,) = record.models
+    assert model.nearness == {"cifar100": "far", "noise": "near"}
+    asked = {"w_min": 0.5, "w_max": 0.1, "o_min": 0.2, "o_max": 0.25, "scope": "class", "neuron": "aggregate"}
+    assert record.base == SweepBase(**asked)  # type: ignore[arg-type]  # names and values as above
+    drawn = model.curve("samples")
+    for point in drawn:
+        assert {name: getattr(point.settings, name) for name in asked} == asked
+    assert [point.settings.seed for point in drawn] == [*range(7, 12), *range(7, 12), None]
+    assert [point.settings.training_samples for point in drawn] == [*[100] * 5, *[200] * 5, 240]
+
+
+def test_another_seed_is_other_draws_and_nothing_else(results: Path, world: Path, tmp_path: Path) -> None:
+    other = run_sweep(world / "one", tmp_path, curves=["samples", "temperature"], seed=99).models[0]
+    one = record_in(results).models[0]
+    assert one.curve("temperature") == other.curve("temperature")
+    assert one.curve("samples")[-1] == other.curve("samples")[-1]
+    assert [point.mask_digest for point in one.curve("samples")[:-1]] != [
+        point.mask_digest for point in other.curve("samples")[:-1]
+    ]
+
+
+def test_the_table_on_the_terminal(opnp: Opnp, tmp_path: Path) -> None:
+    folder = write_world(tmp_path / "net", has_labels=False)
+    arguments = ("--curves", "w_min-class,samples", "--rho-w-min", 0.99, "--rho-o-min", 0)
+    outcome = opnp("sweep", "--features", folder, "--out", tmp_path / "out", *arguments)
+    assert outcome.code == 0
+    assert "net: 4 classes, 16 features" in outcome.out
+    assert "Energy (original head)" in outcome.out
+    assert "net: 1 points of w_min-class did not run; sweep.md says why." in outcome.err
+    assert "start with sweep.md" in outcome.out
+    best = max(
+        (point.far for point in record_in(tmp_path / "out").models[0].curve("w_min-class") if point.far is not None),
+        key=lambda figures: figures.auroc,
+    )
+    assert f"{100 * best.fpr95:.2f} / {100 * best.auroc:.2f}" in outcome.out
+    text = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
+    assert f"- w_min 0.99 did not run: `w_min` = 0.99 and `w_max` = 0 remove {FEATURES} + 0 of {FEATURES}" in text
+
+
+def test_the_help_names_every_option_and_family(opnp: Opnp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    outcome = opnp("sweep", "--help")
+    assert outcome.code == 0
+    text = " ".join(outcome.out.replace("│", " ").split())
+    for option in ("features", "out", "curves", "seed", "rho-w-min", "rho-w-max", "rho-o-min", "rho-o-max", "near"):
+        assert f"--{option}" in text
+    for option in ("scope", "neuron", "json"):
+        assert f"--{option}" in text
+    families = dict.fromkeys(curve.about.family for curve in CURVES)
+    assert ", ".join(families) in text
+    assert "sweep.json and sweep.md" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--curves", "rho"),
+            "`curves` must be families (parts, paper, ratios, pairs, temperature, samples, scores) or",
+        ),
+        (("--curves", ","), "got none"),
+        (("--rho-w-min", 30), "`w_min` must be a fraction in [0, 1), got 30.0"),
+        (("--rho-o-min", 0.5, "--rho-o-max", 0.5), "`o_min` = 0.5 and `o_max` = 0.5 sum to 1"),
+    ],
+)
+def test_mistakes_are_one_message(
+    opnp: Opnp, world: Path, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    outcome = opnp("sweep", "--features", world / "one", "--out", tmp_path / "out", *arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith("opnp: ")
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_swept_are_one_message(opnp: Opnp, tmp_path: Path) -> None:
+    outcome = opnp("sweep", "--features", tmp_path / "absent", "--out", tmp_path / "out")
+    assert (outcome.code, outcome.err.startswith("opnp: ")) == (2, True)
+    assert "absent does not exist" in outcome.err
+    folder = write_world(tmp_path / "net", has_labels=False)
+    write_head(folder / "head.safetensors", world_weight()[:1])
+    outcome = opnp("sweep", "--features", folder, "--out", tmp_path / "out", "--json")
+    assert outcome.code == 2
+    assert "at least two classes" in outcome.err
+
+
+def test_the_record_is_plain_json(results: Path) -> None:
+    values = json.loads((results / "sweep.json").read_text(encoding="utf-8"))
+    point = values["models"][0]["points"][-1]
+    assert point["varied"] == {"score": "gen"}
+    assert set(point["detection"]["noise"]) == {
+        "fpr95",
+        "fpr95_ood_positive",
+        "auroc",
+        "aupr_id_positive",
+        "aupr_ood_positive",
+    }

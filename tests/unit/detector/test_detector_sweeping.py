@@ -1,0 +1,112 @@
+"""Many settings in one go: the same scores as one at a time, in whatever order and however far apart."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from opnp import ASHS, OPNP, Ratios, ReAct, Settings
+from opnp.core import NeuronReading, Scope, ScoreName, Shaping, score_logits
+from opnp.detector import sweeping
+from opnp.detector.fitting import Fitted, fitted_on
+from opnp.detector.scoring import Scorer
+from opnp.detector.sweeping import swept
+from opnp.errors import RatioError
+
+PLAIN = Settings(ratios=Ratios(), shaping=None, precision="float64")
+
+
+def fitted_head(*, bias: bool = True) -> tuple[Fitted, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(500, 24, generator=generator).relu()
+    weight = torch.randn(7, 24, generator=generator)
+    shift = torch.randn(7, generator=generator) if bias else None
+    fitted = fitted_on([(features, None)], weight=weight, bias=shift, settings=PLAIN, react_quantiles=(0.9,))
+    return fitted, torch.randn(300, 24, generator=generator).relu()
+
+
+SCOPES: tuple[Scope, ...] = ("layer", "class")
+READINGS: tuple[NeuronReading, ...] = ("gradient", "aggregate")
+SHAPINGS: tuple[tuple[Shaping | None, ScoreName], ...] = ((None, "energy"), (ASHS(0.5), "msp"), (ReAct(), "gen"))
+
+
+def many_settings() -> list[Settings]:
+    ratios = [
+        Ratios(*values) for values in itertools.product((0.0, 0.05, 0.5), (0.0, 0.05), (0.0, 0.1, 0.4, 0.6), (0.0, 0.2))
+    ]
+    return [
+        dataclasses.replace(PLAIN, ratios=each, scope=scope, neuron=neuron, shaping=shaping, score=score)
+        for each, scope, neuron, (shaping, score) in itertools.product(ratios, SCOPES, READINGS, SHAPINGS)
+    ]
+
+
+def read(logits: Tensor, settings: Settings) -> tuple[Tensor, ...]:
+    return score_logits(logits, score=settings.score, temperature=settings.temperature), logits.argmax(1)
+
+
+def assert_as_one_at_a_time(fitted: Fitted, settings: Sequence[Settings], features: Tensor) -> None:
+    seen = []
+    for place, (scores, answers) in swept(fitted, settings, features, read):
+        scorer = Scorer.from_fitted(fitted, settings[place])
+        torch.testing.assert_close(scores, scorer.scores(features), rtol=1e-9, atol=1e-9)
+        best = scorer.logits(features).topk(2)
+        is_clear = best.values[:, 0] - best.values[:, 1] > 1e-9  # rows of zeros tie without a bias
+        assert answers[is_clear].equal(best.indices[is_clear, 0])
+        seen.append(place)
+    assert sorted(seen) == list(range(len(settings)))
+
+
+@pytest.mark.filterwarnings("ignore::opnp.errors.RatioWarning")
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_setting_scores_as_it_does_by_itself(bias: bool) -> None:
+    fitted, features = fitted_head(bias=bias)
+    settings = many_settings()
+    order = torch.randperm(len(settings), generator=torch.Generator().manual_seed(1)).tolist()
+    assert_as_one_at_a_time(fitted, [settings[place] for place in order], features)
+
+
+@pytest.mark.filterwarnings("ignore::opnp.errors.RatioWarning")
+@pytest.mark.parametrize("limits", [("_LOGITS", 7 * 32), ("_VALUES", 300 * 5), ("_UPDATES", 2), ("_SPARSE", 0.5)])
+def test_blocks_groups_and_shortcuts_change_nothing(limits: tuple[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, *limits)
+    fitted, features = fitted_head()
+    assert_as_one_at_a_time(fitted, many_settings()[::7], features)
+
+
+@pytest.mark.filterwarnings("ignore::opnp.errors.RatioWarning")
+def test_a_curve_over_a_neuron_ratio_takes_one_whole_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that began anew each time would take one a setting."""
+    calls: list[int] = []
+    whole = torch.mm
+
+    def counted(one: Tensor, other: Tensor, *, out: Tensor) -> Tensor:
+        calls.append(len(other))
+        return whole(one, other, out=out)
+
+    monkeypatch.setattr(torch, "mm", counted)
+    fitted, features = fitted_head()
+    settings = [dataclasses.replace(PLAIN, ratios=Ratios(o_min=share / 24)) for share in range(20)]
+    assert len(list(swept(fitted, settings, features, read))) == 20
+    assert len(calls) == 1
+
+
+def test_ratios_that_leave_nothing_are_refused() -> None:
+    fitted, features = fitted_head()
+    settings = [PLAIN, dataclasses.replace(PLAIN, ratios=Ratios(o_min=0.6, o_max=0.398))]
+    with pytest.raises(RatioError, match="at least one must be left"):
+        list(swept(fitted, settings, features, read))
+
+
+@pytest.mark.filterwarnings("ignore::opnp.errors.RatioWarning")
+def test_a_detector_sweeps_ratios_over_features() -> None:
+    fitted, features = fitted_head()
+    detector = OPNP(ratios=Ratios(), shaping=None, precision="float64")
+    detector.fit_features(features, weight=fitted.weight, bias=fitted.bias)
+    wanted = [Ratios(w_min=0.3), Ratios(), Ratios(o_max=0.2, w_max=0.1)]
+    scores = detector.sweep_features(features, wanted)
+    assert scores.shape == (3, len(features))
+    for row, ratios in zip(scores, wanted, strict=True):
+        torch.testing.assert_close(row, detector.with_ratios(ratios).score_features(features), rtol=1e-12, atol=1e-12)
