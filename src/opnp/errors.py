@@ -12,6 +12,9 @@ __all__ = [
     "HeadMismatchError",
     "HeadNotFoundError",
     "InputTypeError",
+    "LayerError",
+    "LayerNotFoundError",
+    "LayerWarning",
     "MissingExtraError",
     "MissingFileError",
     "NonFiniteError",
@@ -61,6 +64,14 @@ class HeadNotFoundError(OpnpError, LookupError):
     """No layer, or more than one, answers to the description of the classifier's head."""
 
 
+class LayerNotFoundError(OpnpError, LookupError):
+    """A layer that was asked for is no layer of the model, or never ran."""
+
+
+class LayerError(OpnpError, ValueError):
+    """A layer is of a kind, or is used in a way, for which there is no sensitivity or no mask."""
+
+
 class NotFittedError(OpnpError, RuntimeError):
     """The detector has seen no training data yet."""
 
@@ -107,6 +118,10 @@ class SignedFeaturesWarning(OpnpWarning):
 
 class TuningWarning(OpnpWarning):
     """An automatic choice was made under conditions that make it weaker than it could be."""
+
+
+class LayerWarning(OpnpWarning):
+    """Layers were left out that no sensitivity can be taken of."""
 
 
 class UncalibratedWarning(OpnpWarning):

@@ -2,6 +2,8 @@
 
 - `sensitivity`: mean absolute gradients of the energy, in closed form (step 1)
 - `masks`: which weights and neurons stay (step 2)
+- `layer_sensitivity`, `layer_masks`: the same for any layer, from the gradients that a backward pass brings
+- `position_products`: what those are made of, in chunks
 - `scores`: how much an input looks out of distribution, from logits (step 3)
 - `shaping`: ReAct, ASH-S and SCALE on features, before the head
 - `conformal`: p-values and verdicts with a guarantee
@@ -25,6 +27,8 @@ from opnp.core.detection import DetectionMetrics, detection_metrics
 from opnp.core.failure import failure_auroc
 from opnp.core.histogram import ValueHistogram
 from opnp.core.holdout import class_draws, holdout_auroc
+from opnp.core.layer_masks import layer_masks
+from opnp.core.layer_sensitivity import Geometry, LayerSensitivitySum, energy_gradient
 from opnp.core.masks import Masks, Scope, keep_mask, neuron_mask, pruned_count, pruned_weight, weight_mask
 from opnp.core.metrics import (
     PositiveClass,
@@ -61,6 +65,8 @@ __all__ = [
     "SCALE",
     "SCORE_NAMES",
     "DetectionMetrics",
+    "Geometry",
+    "LayerSensitivitySum",
     "Masks",
     "NeuronReading",
     "PositiveClass",
@@ -81,6 +87,7 @@ __all__ = [
     "class_draws",
     "conformal_p_value",
     "detection_metrics",
+    "energy_gradient",
     "energy_score",
     "entropy_score",
     "expected_calibration_error",
@@ -92,6 +99,7 @@ __all__ = [
     "is_flagged",
     "keep_mask",
     "keep_threshold",
+    "layer_masks",
     "max_logit_score",
     "minimum_samples",
     "msp_score",

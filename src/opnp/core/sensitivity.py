@@ -45,7 +45,7 @@ class Sensitivity:
     """Mean absolute gradients of the energy over the training data.
 
     Attributes:
-        weight: Sensitivity of each weight, shape ``(classes, features)``, float64.
+        weight: Sensitivity of each weight, shape ``(classes, features)``, or that of the layer's weight; float64.
         neuron_gradient: Sensitivity of each neuron, reading `gradient`, shape ``(features,)``, float64.
         neuron_aggregate: Sensitivity of each neuron, reading `aggregate`, shape ``(features,)``, float64.
         count: Number of samples averaged.

@@ -1,5 +1,6 @@
 """The detector, its settings and its verdicts."""
 
+from opnp.detector.compact import CompactHead
 from opnp.detector.criterion import Trial
 from opnp.detector.opnp import OPNP
 from opnp.detector.ratios import Ratios
@@ -7,4 +8,4 @@ from opnp.detector.settings import Settings
 from opnp.detector.tuning import Tuning
 from opnp.detector.verdicts import Verdict
 
-__all__ = ["OPNP", "Ratios", "Settings", "Trial", "Tuning", "Verdict"]
+__all__ = ["OPNP", "CompactHead", "Ratios", "Settings", "Trial", "Tuning", "Verdict"]

@@ -10,6 +10,7 @@ from opnp.core.checks import require_finite
 from opnp.core.masks import Masks
 from opnp.core.scores import score_logits
 from opnp.core.sensitivity import Sensitivity
+from opnp.detector.compact import CompactHead
 from opnp.detector.fitting import FeatureBlocks
 from opnp.detector.link import ModelLink
 from opnp.detector.ratios import Ratios
@@ -150,6 +151,18 @@ class Answers:
     def pruned_head(self) -> nn.Linear:
         """The pruned head as a new, plain `nn.Linear` with the dtype of the original and no gradient."""
         return self._fitted().scorer.pruned_head()
+
+    def compact_head(self) -> CompactHead:
+        """Return the pruned head without the columns of which nothing is left: full features in, the same logits out.
+
+        It holds the kept columns as `head`, a plain `nn.Linear`, and their positions as `index`. It saves memory and
+        time where neurons were pruned; where only single weights were, `pruned_head` does as well.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+
+        """
+        return CompactHead.from_head(self.pruned_head, self.masks)
 
     @property
     def threshold(self) -> float:

@@ -2,6 +2,8 @@
 
 from opnp.model.batches import InputAxes, Inputs, as_batch, axes_of, inputs_of, labels_of, logits_of, run_model
 from opnp.model.head import Head, find_head, linear_layers
+from opnp.model.layer_sensitivity import sensitivity, sensitivity_sums
+from opnp.model.pruning import pruned, pruned_copy
 from opnp.model.state import borrowed, device_of, unwrapped
 from opnp.model.stream import HeadStream, Tap, head_stream, head_tap
 
@@ -22,6 +24,10 @@ __all__ = [
     "labels_of",
     "linear_layers",
     "logits_of",
+    "pruned",
+    "pruned_copy",
     "run_model",
+    "sensitivity",
+    "sensitivity_sums",
     "unwrapped",
 ]

@@ -1,0 +1,200 @@
+"""Masks on a model's layers: put on, taken off without a trace, or for good on a copy."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
+
+from opnp import layer_masks, pruned, pruned_copy, sensitivity
+from opnp.errors import InputTypeError, LayerError, LayerNotFoundError, ShapeError
+from tests.contract.snapshot import unchanged
+from tests.unit.model.layer_models import TinyViT, Twice, images, seeded
+from tests.unit.model.tiny_models import batch, batches, compiled, mlp
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    return layer_masks(sensitivity(model, [images()]), w_min=0.4, w_max=0.02, o_min=0.25)
+
+
+def by_hand(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
+    """Return a copy with zeros written into its weights."""
+    result = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            weight = result.get_submodule(name).weight
+            assert isinstance(weight, Tensor)
+            weight[~mask] = 0
+    return result
+
+
+def test_a_pruned_model_answers_as_one_with_zeros_and_is_as_it_was_afterwards() -> None:
+    model, pixels = seeded(TinyViT).train(), images()
+    masks = masks_of(model)
+    before, expected = model(pixels), by_hand(model, masks)(pixels)
+    with unchanged(model, "pruned"), pruned(model, masks) as held:
+        assert held is model
+        assert torch.equal(model(pixels), expected)
+        assert not torch.allclose(expected, before)
+        assert prune.is_pruned(model)
+    assert torch.equal(model(pixels), before)
+    assert not prune.is_pruned(model)
+
+
+def test_parameters_keep_their_order_and_optimizers_their_parameters() -> None:
+    model = mlp()
+    order = [(name, id(parameter)) for name, parameter in model.named_parameters()]
+    keys = list(model.state_dict())
+    with pruned(model, {"0": torch.ones(5, 6, dtype=torch.bool), "2": torch.ones(3, 5, dtype=torch.bool)}):
+        assert {id(parameter) for parameter in model.parameters()} == {number for _, number in order}
+    assert [(name, id(parameter)) for name, parameter in model.named_parameters()] == order
+    assert list(model.state_dict()) == keys
+
+
+def test_training_with_masks_on_changes_what_is_kept_and_nothing_else() -> None:
+    model = mlp()
+    mask = torch.rand(5, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    weight = model.get_parameter("0.weight")
+    before = weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pruned(model, {"0": mask}):
+        model(batch()).logsumexp(1).sum().backward()
+        optimizer.step()
+    assert torch.equal(weight[~mask], before[~mask])
+    assert not torch.isclose(weight[mask], before[mask]).all()
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
+def test_the_model_is_as_it_was_after_an_exception(error: BaseException) -> None:
+    model = seeded(TinyViT)
+    masks = masks_of(model)
+
+    def fail(_module: nn.Module, _args: object) -> None:
+        raise error
+
+    with pruned(model, masks):
+        handle = model.get_submodule("norm").register_forward_pre_hook(fail)
+    with unchanged(model, "pruned"), pytest.raises(type(error)), pruned(model, masks):
+        model(images())
+    handle.remove()
+
+
+def test_hooks_and_other_masks_of_the_user_stay() -> None:
+    model = mlp()
+    calls: list[int] = []
+    model[0].register_forward_pre_hook(lambda _module, _args: calls.append(1))
+    prune.random_unstructured(model[0], "bias", 0.5)
+    with unchanged(model, "pruned"), pruned(model, {"0": torch.zeros(5, 6, dtype=torch.bool)}):
+        model(batch())
+        handle = model[0].register_forward_pre_hook(lambda _module, _args: None)
+        handle.remove()
+    assert calls == [1]
+
+
+def test_masks_may_be_made_permanent_meanwhile() -> None:
+    model = mlp()
+    mask = torch.zeros(5, 6, dtype=torch.bool)
+    with pruned(model, {"0": mask}):
+        prune.remove(model[0], "weight")
+    assert not model.get_parameter("0.weight").any()
+    assert sorted(dict(model.named_parameters())) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    assert not model[0]._forward_pre_hooks
+
+
+def test_a_model_with_masks_on_can_be_copied_and_its_sensitivities_are_those_of_the_pruned_weights() -> None:
+    model = seeded(TinyViT)
+    masks = masks_of(model)
+    expected = sensitivity(by_hand(model, masks), [images()])
+    with pruned(model, masks):
+        copied = copy.deepcopy(model)
+        found = sensitivity(model, [images()])
+        assert torch.equal(copied(images()), model(images()))
+    for name, layer in expected.items():
+        assert torch.equal(found[name].weight, layer.weight)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, compiled])
+def test_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = mlp()
+    mask = {"0": torch.zeros(5, 6, dtype=torch.bool)}
+    expected = by_hand(model, mask)(batch())
+    wrapped = wrap(model)
+    with unchanged(wrapped, "pruned"), pruned(wrapped, mask):
+        assert torch.equal(model(batch()), expected)
+    assert torch.equal(pruned_copy(wrapped, mask)(batch()), expected)
+
+
+def test_a_copy_is_pruned_for_good_and_the_model_is_not_touched() -> None:
+    model = seeded(TinyViT).train().requires_grad_(requires_grad=False)
+    masks = masks_of(model)
+    with unchanged(model, "pruned_copy"):
+        copied = pruned_copy(model, masks)
+    assert torch.equal(copied(images()), by_hand(model, masks)(images()))
+    assert list(copied.state_dict()) == list(model.state_dict())
+    assert copied.training
+    assert not any(parameter.requires_grad for parameter in copied.parameters())
+    assert not prune.is_pruned(copied)
+    model.load_state_dict(copied.state_dict())
+    for name, mask in masks.items():
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        assert not weight[~mask].any()
+        assert torch.signbit(weight[~mask]).logical_not().all(), "zeros have no sign"
+
+
+def test_of_a_weight_that_layers_share_the_named_one_alone_is_pruned() -> None:
+    model = seeded(Twice)
+    mask = {"first": torch.rand(6, 6, generator=torch.Generator().manual_seed(0)) < 0.5}
+    inputs = batch().double()
+    copied = pruned_copy(model, mask)
+    with unchanged(model, "pruned"), pruned(model, mask):
+        assert torch.equal(model(inputs), copied(inputs))
+    assert torch.equal(copied.get_parameter("second.weight"), model.get_parameter("first.weight"))
+    assert model.get_submodule("first").weight is model.get_submodule("second").weight
+
+
+@pytest.mark.parametrize("call", [pruned_copy, lambda model, masks: pruned(model, masks).__enter__()])
+def test_what_does_not_fit_is_refused_before_anything_is_done(call: Callable[[nn.Module, Any], object]) -> None:
+    model = mlp()
+    good = torch.ones(5, 6, dtype=torch.bool)
+    twins = nn.ModuleDict({"left": model[0], "right": model[0]})
+    cases: list[tuple[nn.Module, Any, type[Exception], str]] = [
+        (model, [good], InputTypeError, "`masks` must be a mapping from names of layers to masks, got list"),
+        (model, {"0": good, "7": good}, LayerNotFoundError, "`masks` holds '7', which is no layer of the model"),
+        (model, {"0": good, "1": good}, LayerError, r"`masks` holds '1' of type ReLU: it must be an nn\.Linear"),
+        (model, {"0": good, "2": good}, ShapeError, r"mask of '2' must have the shape of its weight, \(3, 5\), got"),
+        (
+            model,
+            {"0": good.float()},
+            InputTypeError,
+            r"mask of '0' must be a boolean tensor, True = keep, got torch\.fl",
+        ),
+        (model, {"0": True}, InputTypeError, "mask of '0' must be a boolean tensor, True = keep, got bool"),
+        (twins, {"left": good, "right": good}, LayerError, "holds the layer 'right' twice, under two names"),
+    ]
+    for given, masks, error, message in cases:
+        with unchanged(given, "a refusal"), pytest.raises(error, match=message):
+            call(given, masks)
+    weight_norm(model[0])
+    with unchanged(model, "a refusal"), pytest.raises(LayerError, match="'0' is no plain parameter: it is pruned or"):
+        call(model, {"0": good})
+
+
+def test_masks_on_masks_are_refused() -> None:
+    model = mlp()
+    mask = {"0": torch.ones(5, 6, dtype=torch.bool)}
+    message = "pruned or parametrized already"
+    with unchanged(model, "pruned"), pruned(model, mask), pytest.raises(LayerError, match=message), pruned(model, mask):
+        pass
+
+
+def test_masks_come_from_any_sensitivity() -> None:
+    model = mlp()
+    masks = layer_masks(sensitivity(model, batches()), w_min=0.5)
+    assert {name: int(mask.logical_not().sum()) for name, mask in masks.items()} == {"0": 15, "2": 8}
+    with pruned(model, masks):
+        assert int((model.get_buffer("0.weight_mask") == 0).sum()) == 15
