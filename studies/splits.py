@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from pyarrow import compute, parquet
 from torch import Tensor
@@ -42,8 +41,8 @@ def baseline_scores(path: Path, result: ModelResult) -> dict[str, dict[str, Tens
         kept[name] = {}
         for part in ("test", *(f"ood_{each}" for each in result.nearness)):
             rows = table.filter(compute.equal(table["set"], part))
-            scores = torch.from_numpy(np.array(rows["score"]))
-            kept[name][part.removeprefix("ood_")] = scores[torch.from_numpy(np.asarray(rows["index"]).argsort())]
+            scores, index = (torch.tensor(rows[column].to_numpy()) for column in ("score", "index"))
+            kept[name][part.removeprefix("ood_")] = scores[index.argsort()]
     return kept
 
 

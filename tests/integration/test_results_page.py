@@ -1,0 +1,39 @@
+"""The results page holds what the records hold."""
+
+from pathlib import Path
+
+import pytest
+
+from studies.results_page import Records, results_page
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "explanation" / "results.md"
+
+
+@pytest.fixture(scope="module")
+def records() -> Records:
+    return Records.read(ROOT / "docs" / "records")
+
+
+def test_the_page_is_the_one_the_records_make(records: Records) -> None:
+    assert PAGE.read_text(encoding="utf-8") == results_page(records), "run `make results`"
+
+
+def test_every_baseline_that_ran_is_on_the_page_with_its_figures(records: Records) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for model in records.bench.models:
+        section = page.split(f"### {model.model}\n")[1].split("\n#")[0]
+        rows = [row for row in model.methods if row.group == "baseline" and row.status == "ok"]
+        assert len(rows) > 20
+        for row in rows:
+            if row.source == "pytorch-ood" and not row.method.endswith("(pytorch-ood)") and row.far is not None:
+                figures = f"{100 * row.far.fpr95:.2f} / {100 * row.far.auroc:.2f}"
+                assert any(line.startswith(f"| {row.method} | {figures} |") for line in section.splitlines())
+
+
+def test_the_records_cover_the_same_models_and_no_figure_is_missing(records: Records) -> None:
+    models = {model.model for model in records.bench.models}
+    assert {model.model for model in records.sweep.models} == models == set(records.splits["models"])
+    for name, model in (records.splits["models"] | records.text["models"]).items():
+        splits = records.splits["splits"] if name in models else records.text["splits"]
+        assert {len(rows) for rows in model["figures"].values()} == {splits}
