@@ -29,10 +29,10 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo picture records results test coverage lint format clean
+.PHONY: help venv demo picture records results bench test test-long coverage lint format clean
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 
 # The stamp is put in place last, with the time at which the installation began. No stamp, or an unusable .venv:
 # start over. Stamp older than pyproject.toml: install again in place; the stamp is away meanwhile, so that an
@@ -82,6 +82,10 @@ records: venv  ## Make the records of docs/records anew (DATA=../shared/data)
 	@cp $(WORK)/sweep/sweep.json $(WORK)/splits.json $(WORK)/splits_text.json $(WORK)/criterion.json $(RECORDS)
 	@$(MAKE) --no-print-directory results
 
+bench: venv  ## Measure time and memory against floors and rivals, with bounds; write docs/explanation/performance.md
+	@$(BIN)/python -m benchmarks --features $(DATA)/features --out $(RECORDS)/benchmarks.json
+	@$(BIN)/python -m benchmarks.page $(RECORDS)/benchmarks.json docs/explanation/performance.md
+
 results: venv  ## Write docs/explanation/results.md from the records
 	@$(BIN)/python -m studies.results_page $(RECORDS) docs/explanation/results.md
 
@@ -91,6 +95,9 @@ test: venv  ## Run all tests and doctests (WORKERS=2, ARGS="-k energy")
 	@rm -f .test-report.xml
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --junit-xml=.test-report.xml $(ARGS)
 	@$(BIN)/python tools/check_tests_ran.py .test-report.xml
+
+test-long: venv  ## Run the tests that take minutes: 50 kills of a fit, each resumed, and 20 of two ranks
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long $(ARGS)
 
 coverage: venv  ## Run all tests with branch coverage; the core must be covered completely
 	@$(COVERAGE) erase

@@ -82,7 +82,7 @@ def _quiet_fit(detector: OPNP, model: nn.Module, loader: list[Tensor]) -> Callab
         learning = Learning(detector.settings, is_held_out=True)
         with head_stream(model, loader) as stream:
             head = stream.head.module
-            learning.fit(stream.batches, head.weight, head.bias)
+            learning.take(stream.batches, head.weight, head.bias)
 
     return step
 

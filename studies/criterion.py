@@ -26,7 +26,7 @@ from opnp.bench.splitting import split_test
 from opnp.core import ASHS, SCALE, NeuronReading, ReAct, Scope, Shaping
 from opnp.detector import Ratios, Settings
 from opnp.detector.criterion import Judge, Trial
-from opnp.detector.fitting import fitted_on
+from opnp.detector.fitting import fit_sum
 from opnp.detector.scoring import Scorer
 from opnp.errors import EmptyDataError, RatioWarning
 
@@ -63,13 +63,9 @@ def model_study(model: ModelData, *, count: int, seed: int) -> dict[str, object]
     split = split_test(len(model.test.features), seed=seed)
     held_out = split.validation_set(model)
     settings = settings_grid(count, seed=seed)
-    fitted = fitted_on(
-        [(model.train.features, None)],
-        weight=model.head.weight,
-        bias=model.head.bias,
-        settings=settings[0],
-        react_quantiles=(0.9, 0.95, 0.99),
-    )
+    weight, bias = model.head.weight, model.head.bias
+    total = fit_sum([(model.train.features, None)], weight=weight, bias=bias, settings=settings[0], is_counting=True)
+    fitted = total.fitted(weight, bias, react_quantiles=(0.9, 0.95, 0.99))
     try:
         judge = Judge.from_samples(held_out.features, held_out.labels, fitted, settings[0], ood=None, seed=0)
     except EmptyDataError:

@@ -53,11 +53,13 @@ from opnp.core import (
     weight_mask,
     weight_sensitivity,
 )
-from opnp.detector import OPNP, CompactHead, Ratios, Settings, Trial, Tuning, Verdict
+from opnp.detector import OPNP, Checkpoint, CompactHead, Ratios, Settings, Trial, Tuning, Verdict
 from opnp.errors import (
     ArtifactError,
     CalibrationError,
+    CheckpointError,
     DataFileError,
+    DistributedError,
     EmptyDataError,
     HeadMismatchError,
     HeadNotFoundError,
@@ -89,9 +91,12 @@ __all__ = [
     "SCORE_NAMES",
     "ArtifactError",
     "CalibrationError",
+    "Checkpoint",
+    "CheckpointError",
     "CompactHead",
     "DataFileError",
     "DetectionMetrics",
+    "DistributedError",
     "EmptyDataError",
     "HeadMismatchError",
     "HeadNotFoundError",

@@ -7,7 +7,9 @@ caller would expect, so that ``except ValueError`` keeps working.
 __all__ = [
     "ArtifactError",
     "CalibrationError",
+    "CheckpointError",
     "DataFileError",
+    "DistributedError",
     "EmptyDataError",
     "HeadMismatchError",
     "HeadNotFoundError",
@@ -94,6 +96,14 @@ class HeadMismatchError(OpnpError, ValueError):
 
 class DataFileError(OpnpError, ValueError):
     """A data file is unreadable, or lacks what it must hold."""
+
+
+class CheckpointError(OpnpError, ValueError):
+    """A checkpoint cannot be read, or belongs to another run than the one that would go on from it."""
+
+
+class DistributedError(OpnpError, RuntimeError):
+    """Ranks of one run lost each other, do not fit together, or one of them failed."""
 
 
 class MissingFileError(OpnpError, FileNotFoundError):

@@ -2,11 +2,14 @@
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from opnp.errors import MissingFileError
 
-__all__ = ["existing_file", "write_atomically"]
+__all__ = ["existing_file", "remove_parts", "write_atomically"]
+
+_PART = ".part"
 
 
 def existing_file(path: str | os.PathLike[str], *, content: str) -> Path:
@@ -28,7 +31,7 @@ def existing_file(path: str | os.PathLike[str], *, content: str) -> Path:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write `content` to a temporary neighbour, flush it to disk, and rename it to `path`.
+    """Write `content` to a temporary neighbour, flush it to disk, rename it to `path`, and flush the folder.
 
     Args:
         path: File to write; an existing one is replaced.
@@ -44,7 +47,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         raise MissingFileError(f"{path.parent} is no folder: create it before writing {path.name} there.")
     if path.is_dir():
         raise MissingFileError(f"{path} is a folder: name a file to write, such as {path / 'detector.safetensors'}.")
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -55,6 +58,28 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    _flush_folder(path.parent)
+
+
+def remove_parts(path: str | os.PathLike[str]) -> None:
+    """Remove what writers of `path` left half-written beside it when they were killed.
+
+    For files that one process at a time writes: the part of a writer still at work would go as well.
+    """
+    path = Path(path)
+    for part in path.parent.iterdir() if path.parent.is_dir() else ():
+        if part.name.startswith(f".{path.name}.") and part.name.endswith(_PART):
+            part.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, so that a rename outlasts a power cut; some file systems cannot."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _umask() -> int:

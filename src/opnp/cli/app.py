@@ -1,5 +1,6 @@
 """The commands together, and what becomes of their errors: the message alone, and exit code 2."""
 
+import os
 import sys
 import warnings
 from importlib.metadata import version
@@ -52,10 +53,17 @@ def main() -> None:
     try:
         app(prog_name="opnp")
     except (OpnpError, OSError) as error:
-        typer.echo(f"opnp: {error}", err=True)
+        typer.echo(f"{_speaker()}: {error}", err=True)
         sys.exit(2)
 
 
 def _shown(message: Warning | str, *_: object, **__: object) -> None:
-    """Print a warning as one line."""
-    typer.echo(f"opnp: warning: {message}", err=True)
+    """Print a warning as one line; of several processes the first speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"opnp: warning: {message}", err=True)
+
+
+def _speaker() -> str:
+    """Return who brings a message: opnp, or opnp as one of the processes that torchrun started."""
+    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    return "opnp" if rank is None or world == "1" else f"opnp: rank {rank} of {world}"

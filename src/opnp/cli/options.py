@@ -15,6 +15,7 @@ __all__ = [
     "JsonFlag",
     "NeuronReadingName",
     "PrecisionName",
+    "RankTimeout",
     "ScopeName",
     "ScoreNameOption",
     "shaping_from",
@@ -25,7 +26,13 @@ _SHAPINGS: dict[str, type[ReAct | ASHS | SCALE]] = {"react": ReAct, "ash-s": ASH
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 FeaturesFile = Annotated[
-    Path, typer.Option(help="Safetensors file with `features` (batch, features), and perhaps `labels`.")
+    Path,
+    typer.Option(
+        help="Safetensors file with `features` (batch, features), and perhaps `labels`; or a folder of feature shards."
+    ),
+]
+RankTimeout = Annotated[
+    float, typer.Option(help="Under torchrun: seconds that a rank waits for the others before it gives up.")
 ]
 DetectorFile = Annotated[Path, typer.Option(help="Detector that `opnp fit` wrote.")]
 

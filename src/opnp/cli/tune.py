@@ -7,7 +7,7 @@ import typer
 
 from opnp.cli.options import FeaturesFile, JsonFlag, shaping_from
 from opnp.cli.output import print_json, print_table, settings_text
-from opnp.data import read_features, read_head
+from opnp.data import open_features, read_head
 from opnp.detector import OPNP, Trial
 
 __all__ = ["tune"]
@@ -27,16 +27,13 @@ def tune(
 
     Class holdout: some classes are left out of the head, and their ID samples must be told from the others.
     """
-    training, classifier = read_features(features), read_head(head)
-    held_out = None if validation is None else read_features(validation)
-    outside = None if val_ood is None else read_features(val_ood)
+    classifier = read_head(head)
     detector = OPNP(shaping="auto" if shaping == "auto" else shaping_from(shaping)).fit_features(
-        training.features,
+        open_features(features),
         weight=classifier.weight,
         bias=classifier.bias,
-        labels=training.labels,
-        validation=None if held_out is None else (held_out.features, held_out.labels),
-        validation_ood=None if outside is None else outside.features,
+        validation=None if validation is None else open_features(validation),
+        validation_ood=None if val_ood is None else open_features(val_ood),
     )
     tuning = detector.tuning
     if tuning is None:

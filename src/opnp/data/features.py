@@ -2,14 +2,15 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from opnp.core.checks import checked_matrix
+from opnp.data.mapped import mapped_tensors, tensors_of
 from opnp.errors import DataFileError, OpnpError, ShapeError
-from opnp.files import existing_file, write_atomically
+from opnp.files import write_atomically
 
 __all__ = ["FeatureSet", "LinearHead", "read_features", "read_head", "write_features", "write_head"]
 
@@ -50,17 +51,7 @@ def read_features(path: str | os.PathLike[str]) -> FeatureSet:
         DataFileError: If it is unreadable, or lacks `features`, or a tensor has the wrong shape or dtype.
 
     """
-    tensors = _read(path, needed=("features",), optional=("labels",), what="cached features")
-    try:
-        features = checked_matrix(tensors["features"], name="features", axes="(batch, features)")
-        labels = tensors.get("labels")
-        if labels is not None and (labels.shape != features.shape[:1] or labels.is_floating_point()):
-            raise ShapeError(
-                f"`labels` must be integers of shape {tuple(features.shape[:1])}, got {labels.dtype} of shape "
-                f"{tuple(labels.shape)}.",
-            )
-    except OpnpError as error:
-        raise DataFileError(f"{path}: {error}") from error
+    features, labels = mapped_tensors(Path(path))
     return FeatureSet(features=features, labels=labels)
 
 
@@ -72,7 +63,7 @@ def read_head(path: str | os.PathLike[str]) -> LinearHead:
         DataFileError: If it is unreadable, or lacks `weight`, or a tensor has the wrong shape or dtype.
 
     """
-    tensors = _read(path, needed=("weight",), optional=("bias",), what="a classifier's head")
+    tensors = tensors_of(Path(path), needed="weight", optional="bias", content="a classifier's head")
     try:
         weight = checked_matrix(tensors["weight"], name="weight", axes="(classes, features)")
         bias = tensors.get("bias")
@@ -105,22 +96,6 @@ def write_head(path: str | os.PathLike[str], weight: Tensor, *, bias: Tensor | N
     checked_matrix(weight, name="weight", axes="(classes, features)")
     tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     _write(path, tensors)
-
-
-def _read(
-    path: str | os.PathLike[str], *, needed: tuple[str, ...], optional: tuple[str, ...], what: str
-) -> dict[str, Tensor]:
-    path = existing_file(path, content=what)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            names = set(file.keys())
-            missing = [name for name in needed if name not in names]
-            if missing:
-                held = ", ".join(sorted(names)) or "nothing"
-                raise DataFileError(f"{path} must hold the tensor `{missing[0]}` ({what}), but it holds {held}.")
-            return {name: file.get_tensor(name) for name in (*needed, *optional) if name in names}
-    except (SafetensorError, OSError) as error:
-        raise DataFileError(f"{path} is no readable safetensors file ({error}).") from error
 
 
 def _write(path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:

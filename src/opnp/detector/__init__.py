@@ -1,5 +1,6 @@
 """The detector, its settings and its verdicts."""
 
+from opnp.detector.checkpoint import Checkpoint
 from opnp.detector.compact import CompactHead
 from opnp.detector.criterion import Trial
 from opnp.detector.opnp import OPNP
@@ -8,4 +9,4 @@ from opnp.detector.settings import Settings
 from opnp.detector.tuning import Tuning
 from opnp.detector.verdicts import Verdict
 
-__all__ = ["OPNP", "CompactHead", "Ratios", "Settings", "Trial", "Tuning", "Verdict"]
+__all__ = ["OPNP", "Checkpoint", "CompactHead", "Ratios", "Settings", "Trial", "Tuning", "Verdict"]

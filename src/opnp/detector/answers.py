@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from opnp.core.checks import require_finite
+from opnp.core.checks import checked_matrix, require_finite
 from opnp.core.masks import Masks
 from opnp.core.scores import score_logits
 from opnp.core.sensitivity import Sensitivity
+from opnp.detector.blocks import feature_blocks
 from opnp.detector.compact import CompactHead
-from opnp.detector.fitting import FeatureBlocks
 from opnp.detector.link import ModelLink
 from opnp.detector.ratios import Ratios
 from opnp.detector.scoring import Scorer
@@ -217,7 +217,8 @@ class Answers:
     def _checked(self, features: Tensor) -> tuple[Tensor, bool]:
         is_single = isinstance(features, Tensor) and features.ndim == 1
         rows = features[None] if is_single else features
-        FeatureBlocks(rows, self._fitted().fitted.weight)
+        checked_matrix(rows, name="features", axes="(batch, features)")
+        feature_blocks(rows, self._fitted().fitted.weight)
         require_finite(rows, name="features")
         return rows.detach(), is_single
 

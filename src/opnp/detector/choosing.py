@@ -12,13 +12,15 @@ from opnp.detector.settings import Settings
 from opnp.detector.tuning import REACT_QUANTILES, Tuning, tuned
 from opnp.errors import EmptyDataError, TuningWarning
 
-__all__ = ["TUNING_SAMPLES", "chosen", "react_quantiles", "tuning_reservoir"]
+__all__ = ["TUNING_SAMPLES", "TUNING_SEED", "chosen", "react_quantiles", "tuning_reservoir"]
 
 TUNING_SAMPLES = 5000
 """Samples that settings are judged by, at most; more would cost time and change little."""
 
+TUNING_SEED = 0
+"""Seed of the samples, and of the draws they are judged by."""
+
 _FEWEST_SAMPLES = 100
-_SEED = 0
 
 
 def react_quantiles(settings: Settings) -> tuple[float, ...]:
@@ -28,9 +30,9 @@ def react_quantiles(settings: Settings) -> tuple[float, ...]:
     return REACT_QUANTILES if settings.is_automatic and settings.shaping == "auto" else ()
 
 
-def tuning_reservoir() -> Reservoir:
-    """Return an empty reservoir for the samples to judge by."""
-    return Reservoir(size=TUNING_SAMPLES, seed=_SEED)
+def tuning_reservoir(*, rank: int = 0) -> Reservoir:
+    """Return an empty reservoir for the samples to judge by; of ranks whose place in the data is unknown, one each."""
+    return Reservoir(size=TUNING_SAMPLES, seed=TUNING_SEED + rank)
 
 
 def chosen(
@@ -56,7 +58,7 @@ def chosen(
     if len(features) < _FEWEST_SAMPLES:
         return _fallback(settings, f"automatic ratios need at least {_FEWEST_SAMPLES} ID samples, got {len(features)}")
     try:
-        judge = Judge.from_samples(features, labels, fitted, settings, ood=ood, seed=_SEED)
+        judge = Judge.from_samples(features, labels, fitted, settings, ood=ood, seed=TUNING_SEED)
     except EmptyDataError as error:
         return _fallback(settings, str(error))
     if not is_held_out:

@@ -1,22 +1,21 @@
-"""Step 1 of the method on a stream: sensitivities of the head, and what shaping needs, in one pass."""
+"""Step 1 of the method on a stream: sums that give the sensitivities of the head, and what shaping needs."""
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from opnp.core.checks import checked_matrix, require_class_indices, require_finite
+from opnp.core.checks import checked_matrix, require_finite
 from opnp.core.histogram import ValueHistogram
 from opnp.core.sensitivity import Precision, Sensitivity, SensitivitySum, product_dtype
+from opnp.detector.blocks import width_message
 from opnp.detector.settings import Settings
 from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, ShapeError
 
-__all__ = ["FeatureBlocks", "Fitted", "LabelledBlocks", "checked_head", "fitted_on", "head_logits"]
-
-_ROWS = 8192
+__all__ = ["FitSum", "Fitted", "checked_head", "fit_sum", "head_logits"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -37,14 +36,91 @@ class Fitted:
     react_thresholds: Mapping[float, float]
 
 
-def fitted_on(
+@dataclass(frozen=True, eq=False, slots=True)
+class FitSum:
+    """What a pass leaves of the samples seen so far: a value that adds up over batches, runs and ranks.
+
+    Attributes:
+        sensitivity: Sums of absolute gradients.
+        histogram: Counts of the features' values, for thresholds of ReAct; None where none is needed.
+
+    """
+
+    sensitivity: SensitivitySum
+    histogram: ValueHistogram | None
+
+    @classmethod
+    def zeros(cls, weight: Tensor, *, is_counting: bool) -> Self:
+        """Return the empty sum for a head, which counts values or does not."""
+        return cls(
+            sensitivity=SensitivitySum.zeros(*weight.shape, device=weight.device),
+            histogram=ValueHistogram.zeros(device=weight.device) if is_counting else None,
+        )
+
+    def __add__(self, other: object) -> "FitSum":
+        """Return the sum over both parts of the data; both count values, or neither does."""
+        if not isinstance(other, FitSum):
+            return NotImplemented
+        is_counting = self.histogram is not None and other.histogram is not None
+        return FitSum(
+            sensitivity=self.sensitivity + other.sensitivity,
+            histogram=self.histogram + other.histogram if is_counting else None,  # type: ignore[operator]  # neither is None
+        )
+
+    def absorbed(self, other: Self) -> Self:
+        """Return the sum as `+` does, in the memory of this one, which is used up."""
+        mine, more = self.sensitivity, other.sensitivity
+        total = SensitivitySum(
+            weight=mine.weight.add_(more.weight), neuron=mine.neuron.add_(more.neuron), count=mine.count + more.count
+        )
+        histogram = self.histogram
+        if histogram is not None and other.histogram is not None:
+            histogram = ValueHistogram(histogram.counts.add_(other.histogram.counts))
+        return replace(self, sensitivity=total, histogram=histogram)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return the sum as tensors by name, each of which adds up by itself, for `from_tensors`."""
+        count = torch.tensor([self.sensitivity.count], device=self.sensitivity.weight.device)
+        tensors = {"weight": self.sensitivity.weight, "neuron": self.sensitivity.neuron, "count": count}
+        return tensors if self.histogram is None else tensors | {"histogram": self.histogram.counts}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the sum that `to_tensors` gave.
+
+        Raises:
+            KeyError: If a tensor is missing.
+
+        """
+        total = SensitivitySum(weight=tensors["weight"], neuron=tensors["neuron"], count=int(tensors["count"]))
+        return cls(total, ValueHistogram(tensors["histogram"]) if "histogram" in tensors else None)
+
+    def fitted(self, weight: Tensor, bias: Tensor | None, *, react_quantiles: Collection[float]) -> Fitted:
+        """Return the means over the samples, with the head they belong to and thresholds at these quantiles.
+
+        Raises:
+            EmptyDataError: If there was no sample.
+
+        """
+        if self.sensitivity.count == 0:
+            raise EmptyDataError("There are no training samples: sensitivities need at least one.")
+        histogram = self.histogram
+        return Fitted(
+            sensitivity=self.sensitivity.mean(),
+            weight=weight,
+            bias=bias,
+            react_thresholds={} if histogram is None else {q: histogram.quantile(q) for q in react_quantiles},
+        )
+
+
+def fit_sum(
     batches: Iterable[tuple[Tensor, Tensor | None]],
     *,
     weight: Tensor,
     bias: Tensor | None,
     settings: Settings,
-    react_quantiles: Collection[float] = (),
-) -> Fitted:
+    is_counting: bool,
+) -> FitSum:
     """Return what one pass over (features, logits) leaves.
 
     Args:
@@ -53,26 +129,23 @@ def fitted_on(
         weight: The head's weight, shape ``(classes, features)``.
         bias: The head's bias, shape ``(classes,)``, or None.
         settings: Temperature and precision.
-        react_quantiles: Quantiles of the features to take thresholds of ReAct at.
+        is_counting: Whether to count the features' values, for thresholds of ReAct.
 
     Returns:
-        Sensitivities, and a copy of the head.
+        The sums; of no batch, zeros.
 
     Raises:
-        EmptyDataError: If there was no sample.
         ShapeError: If features and head do not fit together.
 
     """
-    histogram: ValueHistogram | None = None
+    histogram = ValueHistogram.zeros(device=weight.device) if is_counting else None
 
     def observed() -> Iterator[tuple[Tensor, Tensor]]:
-        nonlocal histogram
         for features, logits in batches:
             if features.shape[1:] != weight.shape[1:]:
-                raise ShapeError(_width_message(features, weight))
-            if react_quantiles:
-                counts = ValueHistogram.from_values(features)
-                histogram = counts if histogram is None else histogram + counts
+                raise ShapeError(width_message(tuple(features.shape), weight))
+            if histogram is not None:
+                histogram.add_(features)
             if logits is None or settings.precision == "float64":
                 computed = head_logits(features, weight, bias, precision=settings.precision)
                 require_finite(computed, name="logits")
@@ -80,92 +153,10 @@ def fitted_on(
             else:
                 yield features, logits
 
-    weight = weight.detach().clone()
-    bias = None if bias is None else bias.detach().clone()
     total = SensitivitySum.from_batches(
         observed(), weight, temperature=settings.temperature, precision=settings.precision
     )
-    if total.count == 0:
-        raise EmptyDataError("There are no training samples: sensitivities need at least one.")
-    return Fitted(
-        sensitivity=total.mean(),
-        weight=weight,
-        bias=bias,
-        react_thresholds={} if histogram is None else {share: histogram.quantile(share) for share in react_quantiles},
-    )
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class FeatureBlocks:
-    """A feature matrix as blocks of rows on the device of a head, checked as they pass.
-
-    Attributes:
-        features: Shape ``(batch, features)``.
-        weight: The head's weight, shape ``(classes, features)``.
-        name: Name of the argument, for messages.
-
-    Raises:
-        EmptyDataError: If there are no rows.
-        ShapeError: If the width is not the head's.
-        InputTypeError: If `features` is no floating-point tensor.
-        NonFiniteError: While iterating, if a block holds NaN or infinite values.
-
-    """
-
-    features: Tensor
-    weight: Tensor
-    name: str = "features"
-
-    def __post_init__(self) -> None:
-        """Check type and shape."""
-        checked_matrix(self.features, name=self.name, axes="(batch, features)")
-        if self.features.shape[1:] != self.weight.shape[1:]:
-            raise ShapeError(_width_message(self.features, self.weight, name=self.name))
-        if len(self.features) == 0:
-            raise EmptyDataError(f"`{self.name}` has no rows: at least one sample is needed.")
-
-    def __len__(self) -> int:
-        """Return the number of blocks."""
-        return math.ceil(len(self.features) / _ROWS)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield blocks of shape ``(rows, features)``."""
-        for start in range(0, len(self.features), _ROWS):
-            block = self.features[start : start + _ROWS].detach()
-            require_finite(block, name=self.name, first_row=start)
-            yield block.to(self.weight.device)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class LabelledBlocks:
-    """Blocks of features with their labels.
-
-    Attributes:
-        blocks: The features.
-        labels: Class indices, shape ``(batch,)``, or None.
-
-    Raises:
-        ShapeError: If there is not one label for each sample.
-        InputTypeError: If labels are no integers.
-        OptionError: If a label is no class index of the head.
-
-    """
-
-    blocks: FeatureBlocks
-    labels: Tensor | None
-
-    def __post_init__(self) -> None:
-        """Check the labels."""
-        _require_labels(self.labels, samples=len(self.blocks.features), classes=len(self.blocks.weight))
-
-    def __len__(self) -> int:
-        """Return the number of blocks."""
-        return len(self.blocks)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield pairs of shapes ``(rows, features)`` and ``(rows,)``, the second None without labels."""
-        for index, rows in enumerate(self.blocks):
-            yield rows, None if self.labels is None else self.labels[index * _ROWS : (index + 1) * _ROWS]
+    return FitSum(total, histogram)
 
 
 def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -202,23 +193,3 @@ def head_logits(features: Tensor, weight: Tensor, bias: Tensor | None, *, precis
     dtype = product_dtype(features, precision=precision)
     with torch.autocast(features.device.type, enabled=False):
         return linear(features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-
-
-def _require_labels(labels: Tensor | None, *, samples: int, classes: int) -> None:
-    """Raise if labels, where given, are not one class index a sample."""
-    if labels is None:
-        return
-    if not isinstance(labels, Tensor):
-        raise InputTypeError(f"`labels` must be a torch.Tensor of class indices, got {type(labels).__name__}.")
-    if labels.shape != (samples,):
-        raise ShapeError(f"`labels` must have shape ({samples},), one a sample, got {tuple(labels.shape)}.")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise InputTypeError(f"`labels` must be integer class indices, got {labels.dtype}.")
-    require_class_indices(labels, classes=classes)
-
-
-def _width_message(features: Tensor, weight: Tensor, *, name: str = "features") -> str:
-    return (
-        f"`{name}` must have {weight.shape[1]} columns, one for each input of the head, got shape "
-        f"{tuple(features.shape)}. Take them where the head takes its input."
-    )

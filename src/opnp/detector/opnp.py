@@ -12,8 +12,11 @@ from opnp.core.masks import Scope
 from opnp.core.scores import ScoreName
 from opnp.core.sensitivity import NeuronReading, Precision
 from opnp.core.shaping import Shaping
+from opnp.data import FeatureSource
 from opnp.detector.answers import Answers
-from opnp.detector.fitting import FeatureBlocks, LabelledBlocks, checked_head
+from opnp.detector.blocks import BLOCK_ROWS, feature_blocks
+from opnp.detector.checkpoint import Checkpoint
+from opnp.detector.fitting import checked_head
 from opnp.detector.learning import Learning
 from opnp.detector.link import ModelLink, linked_by_digest
 from opnp.detector.progress import Progress, shown
@@ -23,6 +26,7 @@ from opnp.detector.settings import Auto, Settings
 from opnp.detector.state import State
 from opnp.detector.storage import Stored, read_detector, write_detector
 from opnp.detector.tuning import Tuning
+from opnp.distributed import Ranks, together
 from opnp.errors import OptionError
 from opnp.model import head_stream
 
@@ -106,6 +110,7 @@ class OPNP(Answers):
         validation_ood: Iterable[object] | None = None,
         keep: float = _KEEP,
         device: torch.device | str | None = None,
+        distributed: bool = False,
         progress: Progress = None,
     ) -> Self:
         """Take the sensitivities in one pass of the model over training data, and return self.
@@ -120,6 +125,8 @@ class OPNP(Answers):
                 are needed, and fixed ratios do not use them.
             keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
             device: Where to run; None for where the model is.
+            distributed: Whether the ranks of torch's default process group fit together: each goes through a `loader`
+                of its own part of the data, rank 0 alone reads what is held out, and all come to the same detector.
             progress: Wrapper of iterables that shows progress, such as `tqdm.tqdm`; True for a bar.
 
         Returns:
@@ -127,6 +134,7 @@ class OPNP(Answers):
 
         Raises:
             HeadNotFoundError: If the head is not found.
+            DistributedError: If another rank fails or is lost.
             EmptyDataError: If there is no batch.
             NonFiniteError: If features or logits are not finite.
             InputTypeError: If batches cannot be read, or the model refuses their dtype.
@@ -134,50 +142,66 @@ class OPNP(Answers):
             CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
         """
-        learning = Learning(self._given, is_held_out=validation is not None)
-        with head_stream(model, shown(loader, progress), head=head, device=device) as stream:
+        ranks = Ranks.joined() if distributed else Ranks()
+        learning, state = Learning(self._given, is_held_out=validation is not None, ranks=ranks), None
+        with together(ranks), head_stream(model, shown(loader, progress), head=head, device=device) as stream:
             module = stream.head.module
-            fitted = learning.fit(stream.batches, *checked_head(module.weight, module.bias))
-            link = ModelLink(model, stream.head, stream.axes, device, weight=fitted.weight, bias=fitted.bias)
-        if validation is not None:
-            with link.feature_batches(shown(validation, progress)) as batches:
-                learning.hold_out(batches)
-        if validation_ood is not None:
-            with link.feature_batches(validation_ood) as batches:
-                learning.hold_out_ood(features for features, _ in batches)
-        self._state = learning.state(link, keep=keep)
+            weight, bias = learning.take(stream.batches, *checked_head(module.weight, module.bias))
+            link = ModelLink(model, stream.head, stream.axes, device, weight=weight, bias=bias)
+        learning.join()
+        with together(ranks):
+            if validation is not None and ranks.is_first:
+                with link.feature_batches(shown(validation, progress)) as batches:
+                    learning.hold_out(batches)
+            if validation_ood is not None and ranks.is_first:
+                with link.feature_batches(validation_ood) as batches:
+                    learning.hold_out_ood(features for features, _ in batches)
+            if ranks.is_first:
+                state = learning.state(link, keep=keep)
+        self._state = learning.agreed(state, link)
         return self
 
     def fit_features(
         self,
-        features: Tensor,
+        features: Tensor | FeatureSource,
         *,
         weight: Tensor,
         bias: Tensor | None,
         labels: Tensor | None = None,
-        validation: Tensor | tuple[Tensor, Tensor | None] | None = None,
-        validation_ood: Tensor | None = None,
+        validation: Tensor | tuple[Tensor, Tensor | None] | FeatureSource | None = None,
+        validation_ood: Tensor | FeatureSource | None = None,
         keep: float = _KEEP,
+        batch_size: int = BLOCK_ROWS,
+        checkpoint: Checkpoint | None = None,
+        distributed: bool = False,
         progress: Progress = None,
     ) -> Self:
         """Take the sensitivities from cached features of training data, and return self.
 
         Args:
-            features: Inputs of the head, shape ``(batch, features)``, any floating dtype.
+            features: Inputs of the head, shape ``(batch, features)``, any floating dtype; or a source of them, such as
+                `opnp.data.open_features` gives, which is read block by block and never held as a whole.
             weight: The head's weight, shape ``(classes, features)``.
             bias: The head's bias, shape ``(classes,)``, or None.
-            labels: Class indices, shape ``(batch,)``; used where ratios are automatic, otherwise not needed.
-            validation: Features of held-out ID inputs, shape ``(batch, features)``, or a pair of them and their
-                labels: automatic ratios are chosen on them, and the detector is calibrated on them.
+            labels: Class indices, shape ``(batch,)``; used where ratios are automatic, otherwise not needed. A source
+                has its own.
+            validation: Features of held-out ID inputs, shape ``(batch, features)``, a pair of them and their labels, or
+                a source: automatic ratios are chosen on them, and the detector is calibrated on them.
             validation_ood: Features of OOD inputs to choose automatic ratios by, in the place of class holdout; none
                 are needed, and fixed ratios do not use them.
             keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
+            batch_size: Rows that are read and multiplied at once.
+            checkpoint: Where to write down how far the pass has come, and to go on from; None for nowhere. The file
+                stays: `checkpoint.remove()` once the detector is saved.
+            distributed: As for `fit`, each rank with its own part of `features`, in rank order.
             progress: Wrapper of iterables that shows progress; True for a bar.
 
         Returns:
             This detector.
 
         Raises:
+            CheckpointError: If the checkpoint is damaged, or one of another run.
+            DistributedError: If another rank fails or is lost.
             ShapeError: If the shapes do not fit together, or there are fewer than two classes.
             EmptyDataError: If there are no rows.
             NonFiniteError: If features or head are not finite.
@@ -185,16 +209,27 @@ class OPNP(Answers):
             CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
         """
-        learning = Learning(self._given, is_held_out=validation is not None)
-        weight, bias = checked_head(weight, bias)
-        blocks = LabelledBlocks(FeatureBlocks(features, weight), labels)
-        learning.fit(((rows, None, targets) for rows, targets in shown(blocks, progress)), weight, bias)
-        if validation is not None:
-            held_out, targets = validation if isinstance(validation, tuple) else (validation, None)
-            learning.hold_out(LabelledBlocks(FeatureBlocks(held_out, weight, name="validation"), targets))
-        if validation_ood is not None:
-            learning.hold_out_ood(FeatureBlocks(validation_ood, weight, name="validation_ood"))
-        self._state = learning.state(None, keep=keep)
+        ranks = Ranks.joined() if distributed else Ranks()
+        learning, state = Learning(self._given, is_held_out=validation is not None, ranks=ranks), None
+        weight = learning.take_features(
+            features,
+            weight=weight,
+            bias=bias,
+            labels=labels,
+            size=batch_size,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        learning.join()
+        with together(ranks):
+            if validation is not None and ranks.is_first:
+                held_out, targets = validation if isinstance(validation, tuple) else (validation, None)
+                learning.hold_out(feature_blocks(held_out, weight, labels=targets, name="validation"))
+            if validation_ood is not None and ranks.is_first:
+                learning.hold_out_ood(feature_blocks(validation_ood, weight, name="validation_ood").features())
+            if ranks.is_first:
+                state = learning.state(None, keep=keep)
+        self._state = learning.agreed(state, None)
         return self
 
     def calibrate(self, loader: Iterable[object], *, keep: float = _KEEP, progress: Progress = None) -> Self:
@@ -223,8 +258,8 @@ class OPNP(Answers):
             self._state = state.calibrated((state.scorer.scores(features) for features, _ in batches), keep=keep)
         return self
 
-    def calibrate_features(self, features: Tensor, *, keep: float = _KEEP) -> Self:
-        """Calibrate as `calibrate` does, from features of held-out ID inputs, shape ``(batch, features)``; return self.
+    def calibrate_features(self, features: Tensor | FeatureSource, *, keep: float = _KEEP) -> Self:
+        """Calibrate as `calibrate` does, from features of held-out ID inputs, or a source of them; return self.
 
         Raises:
             NotFittedError: If nothing was fitted.
@@ -234,8 +269,8 @@ class OPNP(Answers):
 
         """
         state = self._fitted()
-        blocks = FeatureBlocks(features, state.fitted.weight)
-        self._state = state.calibrated(map(state.scorer.scores, blocks), keep=keep)
+        blocks = feature_blocks(features, state.fitted.weight)
+        self._state = state.calibrated(map(state.scorer.scores, blocks.features()), keep=keep)
         return self
 
     def with_ratios(self, ratios: Ratios, *, neuron: NeuronReading | None = None, scope: Scope | None = None) -> Self:

@@ -1,9 +1,14 @@
 """A uniform random sample of bounded size from a stream, taken in one pass."""
 
+from collections.abc import Mapping, Sequence
+from typing import Self
+
 import torch
 from torch import Tensor
 
 __all__ = ["Reservoir"]
+
+_SKIPPED_AT_ONCE = 1 << 20
 
 
 class Reservoir:
@@ -52,6 +57,68 @@ class Reservoir:
             self._keys, self._features = self._keys[kept], self._features[kept.to(self._features.device)]
             if self._labels is not None:
                 self._labels = self._labels[kept.to(self._labels.device)]
+
+    def skip(self, rows: int) -> None:
+        """Pass over rows that another reservoir of the same seed is shown, so that both together are as one."""
+        for start in range(0, rows, _SKIPPED_AT_ONCE):
+            torch.rand(min(_SKIPPED_AT_ONCE, rows - start), generator=self._generator, dtype=torch.float64)
+
+    @classmethod
+    def merged(cls, parts: Sequence[Mapping[str, Tensor]], *, size: int) -> Self:
+        """Return a reservoir that holds what one shown the rows of all parts, in their order, would hold.
+
+        Args:
+            parts: What `to_tensors` of several reservoirs of `size` gave, whose keys were their own: another seed, or
+                the right number of rows skipped.
+            size: Number of rows to keep.
+
+        Returns:
+            A reservoir to sample from; there is no more to show it.
+
+        """
+        whole = cls(size=size, seed=0).to_tensors()
+        shown = [part for part in parts if len(part["keys"])]
+        if not shown:
+            return cls.from_tensors(whole, size=size)
+        keys = torch.cat([part["keys"] for part in shown])
+        kept = keys.argsort()[:size].sort().values
+        rows = torch.cat([part["features"] for part in shown])
+        whole |= {"keys": keys[kept], "features": rows[kept.to(rows.device)]}
+        is_labelled = all(bool(part["is_labelled"]) for part in shown)
+        if is_labelled:
+            labels = torch.cat([part["labels"] for part in shown])
+            whole["labels"] = labels[kept.to(labels.device)]
+        return cls.from_tensors(whole | {"is_labelled": torch.tensor([is_labelled])}, size=size)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return all that it holds, the state of its generator included, as tensors by name, for `from_tensors`."""
+        tensors = {
+            "keys": self._keys,
+            "generator": self._generator.get_state(),
+            "is_labelled": torch.tensor([self._is_labelled]),
+        }
+        if self._features is not None:
+            tensors["features"] = self._features
+        if self._labels is not None:
+            tensors["labels"] = self._labels
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], *, size: int, device: torch.device | None = None) -> Self:
+        """Return the reservoir that `to_tensors` gave, with its rows on a device: the next key is the same.
+
+        Raises:
+            KeyError: If a tensor is missing.
+
+        """
+        reservoir = cls(size=size, seed=0)
+        reservoir._generator.set_state(tensors["generator"])
+        reservoir._keys = tensors["keys"]
+        reservoir._is_labelled = bool(tensors["is_labelled"])
+        rows = tensors.get("features")
+        reservoir._features = rows if rows is None or device is None else rows.to(device)
+        reservoir._labels = tensors.get("labels")
+        return reservoir
 
     def sample(self) -> tuple[Tensor, Tensor | None]:
         """Return the features, shape ``(rows, features)``, and labels that stayed; None where any were missing."""

@@ -9,7 +9,7 @@ import torch
 
 from opnp.artifact import write_artifact
 from opnp.errors import MissingFileError
-from opnp.files import existing_file, write_atomically
+from opnp.files import existing_file, remove_parts, write_atomically
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
@@ -52,6 +52,46 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_part(
         write_atomically(tmp_path / "fresh", b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_and_name_are_flushed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content first, then the rename, then the folder that holds the name."""
+    steps: list[str] = []
+    flush, rename = os.fsync, Path.replace
+
+    def flushed(descriptor: int) -> None:
+        steps.append(f"flush {Path(f'/proc/self/fd/{descriptor}').readlink().suffix or 'folder'}")
+        flush(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_atomically(tmp_path / "file", b"one")
+    assert steps == ["flush .part", "rename", "flush folder"]
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def refused(path: str | Path, *arguments: int) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "no folders")
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refused)
+    write_atomically(tmp_path / "file", b"one")
+    assert (tmp_path / "file").read_bytes() == b"one"
+
+
+def test_parts_of_a_file_are_removed_and_no_others(tmp_path: Path) -> None:
+    for name in (".file.ab1.part", ".file.part", "file", ".other.ab1.part", "file.part", ".file.ab1"):
+        (tmp_path / name).touch()
+    remove_parts(tmp_path / "file")
+    remove_parts(tmp_path / "missing" / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.ab1", ".other.ab1.part", "file", "file.part"]
 
 
 def test_a_failed_artifact_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from opnp.bench.sweep_curves import CURVES, chosen_curves
 from opnp.bench.sweep_model import ModelSweep, equivalent, training_rows
 from opnp.core import Scope
 from opnp.core.sensitivity import NeuronReading
-from opnp.data import write_features, write_head
+from opnp.data import FeatureSource, write_features, write_head
 from opnp.errors import RatioWarning, ShapeError
 from tests.unit.bench.bench_world import CLASSES, FEATURES, read_world, write_world
 
@@ -162,9 +162,9 @@ class Counted(OPNP):
     fits: int = 0
     prunings: int = 0
 
-    def fit_features(self, features: Tensor, **options: object) -> Self:
+    def fit_features(self, features: Tensor | FeatureSource, **options: Any) -> Self:
         type(self).fits += 1
-        return super().fit_features(features, **options)  # type: ignore[arg-type]  # passed on as they came
+        return super().fit_features(features, **options)
 
     def with_ratios(self, ratios: Ratios, **options: object) -> Self:
         type(self).prunings += 1

@@ -257,7 +257,8 @@ def test_a_loader_without_labels_is_judged_by_predicted_ones() -> None:
 def test_features_are_held_only_where_something_is_chosen_by_them(ratios: Ratios | Auto, held: int) -> None:
     world = disturbed_world()
     learning = Learning(Settings(ratios=ratios), is_held_out=True)
-    learning.fit([(world.train[0], None, None)], world.weight, world.bias)
+    learning.take([(world.train[0], None, None)], world.weight, world.bias)
+    learning.join()
     seen: list[weakref.ref[Tensor]] = []
 
     def stream() -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -287,7 +288,8 @@ def test_training_features_are_held_only_as_a_bounded_sample() -> None:
             seen.append(weakref.ref(rows))
             yield rows, None, None
 
-    learning.fit(stream(), world.weight, world.bias)
+    learning.take(stream(), world.weight, world.bias)
+    learning.join()
     gc.collect()
     assert [reference() for reference in seen] == [None] * 4
     with pytest.warns(TuningWarning, match="chosen on the training data"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from opnp import ASHS, OPNP, Ratios, ReAct, Settings
 from opnp.core import NeuronReading, Scope, ScoreName, Shaping, score_logits
 from opnp.detector import sweeping
-from opnp.detector.fitting import Fitted, fitted_on
+from opnp.detector.fitting import Fitted, fit_sum
 from opnp.detector.scoring import Scorer
 from opnp.detector.sweeping import swept
 from opnp.errors import RatioError
@@ -24,8 +24,8 @@ def fitted_head(*, bias: bool = True) -> tuple[Fitted, Tensor]:
     features = torch.randn(500, 24, generator=generator).relu()
     weight = torch.randn(7, 24, generator=generator)
     shift = torch.randn(7, generator=generator) if bias else None
-    fitted = fitted_on([(features, None)], weight=weight, bias=shift, settings=PLAIN, react_quantiles=(0.9,))
-    return fitted, torch.randn(300, 24, generator=generator).relu()
+    total = fit_sum([(features, None)], weight=weight, bias=shift, settings=PLAIN, is_counting=True)
+    return total.fitted(weight, shift, react_quantiles=(0.9,)), torch.randn(300, 24, generator=generator).relu()
 
 
 SCOPES: tuple[Scope, ...] = ("layer", "class")

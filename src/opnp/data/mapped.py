@@ -1,0 +1,209 @@
+"""Reading cached features from disk by memory mapping: pages of the files, no copy of them in the process."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from opnp.core.checks import checked_matrix
+from opnp.data.shard_index import ShardIndex
+from opnp.errors import DataFileError, OpnpError, OptionError, ShapeError
+from opnp.files import existing_file
+
+__all__ = ["MappedFeatures", "mapped_tensors", "open_features", "tensors_of"]
+
+
+class MappedFeatures:
+    """Features in one safetensors file or in a folder of shards, read a range at a time.
+
+    One file is mapped at a time. What `read` returns are views of its pages, which the system loads and drops as it
+    likes; only a range that crosses the end of a file is copied. The files must not change meanwhile.
+
+    Args:
+        paths: The files, in the order of their rows.
+        lengths: Rows of each.
+        digest: What computes the digest.
+        expected: Digest of each file, for `verify`; empty where there is none.
+
+    Raises:
+        DataFileError: If a file is unreadable, or does not hold what it must.
+
+    """
+
+    def __init__(
+        self, paths: list[Path], lengths: list[int], *, digest: Callable[[], str], expected: tuple[str, ...] = ()
+    ) -> None:
+        """Map the first file for its layout."""
+        self._paths = paths
+        self._digest, self._expected = digest, expected
+        self._mapped: tuple[int, Tensor, Tensor | None] | None = None
+        self._starts = [sum(lengths[:index]) for index in range(len(lengths) + 1)]
+        features, labels = self._tensors(0)
+        self._width, self._dtype, self._is_labelled = features.shape[1], features.dtype, labels is not None
+        self.close()
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self._starts[-1]
+
+    @property
+    def width(self) -> int:
+        """Number of features of a row."""
+        return self._width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the features."""
+        return self._dtype
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is a label for each row."""
+        return self._is_labelled
+
+    @property
+    def first_row(self) -> int:
+        """Number of the first row: 0."""
+        return 0
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Return rows `start` to `stop` (not included), shape ``(rows, features)``, and their labels or None.
+
+        Raises:
+            OptionError: If there are no such rows.
+            DataFileError: If a file is unreadable, or does not hold what it must.
+
+        """
+        if not 0 <= start <= stop <= self.rows:
+            raise OptionError(f"Rows must lie in 0 to {self.rows}, got {start} to {stop}.")
+        parts = [
+            self._range(index, max(start, first) - first, min(stop, last) - first)
+            for index, (first, last) in enumerate(zip(self._starts, self._starts[1:], strict=False))
+            if first < stop and start < last
+        ] or [self._range(0, 0, 0)]
+        if len(parts) == 1:
+            return parts[0]
+        labels = [targets for _, targets in parts if targets is not None]
+        return torch.cat([features for features, _ in parts]), torch.cat(labels) if labels else None
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the content: of one file its bytes, of shards their index, which holds their digests.
+
+        Shards that were changed in place after they were written are found by `verify`, which reads them.
+        """
+        return self._digest()
+
+    def verify(self) -> None:
+        """Read every shard and compare it with the digest that its index holds; do nothing for a single file.
+
+        Raises:
+            DataFileError: If one differs.
+
+        """
+        for path, expected in zip(self._paths, self._expected, strict=False):
+            if file_digest(path) != expected:
+                raise DataFileError(f"{path} is damaged: its content does not match the SHA-256 in its index.")
+
+    def close(self) -> None:
+        """Let go of the file that is mapped; the next `read` maps one again."""
+        self._mapped = None
+
+    def _range(self, index: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        features, labels = self._tensors(index)
+        return features[start:stop], None if labels is None else labels[start:stop]
+
+    def _tensors(self, index: int) -> tuple[Tensor, Tensor | None]:
+        if self._mapped is None or self._mapped[0] != index:
+            self._mapped = None  # first, so that no two files are mapped at once
+            features, labels = mapped_tensors(self._paths[index])
+            self._require_layout(index, features, labels)
+            self._mapped = index, features, labels
+        return self._mapped[1:]
+
+    def _require_layout(self, index: int, features: Tensor, labels: Tensor | None) -> None:
+        """Raise if a file does not continue the first one."""
+        rows = self._starts[index + 1] - self._starts[index]
+        found = (len(features), features.shape[1], features.dtype, labels is not None)
+        if found[0] != rows or (index > 0 and found[1:] != (self._width, self._dtype, self._is_labelled)):
+            raise DataFileError(
+                f"{self._paths[index]} holds {found[0]} rows of {found[1]} features in {found[2]}, "
+                f"{'with' if found[3] else 'without'} labels, which is not what its index says. Write the folder again."
+            )
+
+
+def open_features(path: str | os.PathLike[str]) -> MappedFeatures:
+    """Return the cached features of a safetensors file, or of a folder that `FeatureShardWriter` wrote, unread.
+
+    Args:
+        path: A file with the tensor `features` and perhaps `labels`, or a folder of such files with an index.
+
+    Returns:
+        A `FeatureSource`.
+
+    Raises:
+        MissingFileError: If there is no such file, or the folder has no index or lacks a shard.
+        DataFileError: If it is unreadable, or a tensor is missing or has the wrong shape or dtype.
+
+    """
+    path = Path(path)
+    if path.is_dir():
+        index = ShardIndex.read(path)
+        source = MappedFeatures(
+            [path / shard.file for shard in index.shards],
+            [shard.rows for shard in index.shards],
+            digest=index.digest,
+            expected=tuple(shard.sha256 for shard in index.shards),
+        )
+        described = (index.width, f"torch.{index.dtype}", index.is_labelled)
+        if (source.width, str(source.dtype), source.is_labelled) != described:
+            raise DataFileError(f"{path}: the shards are not those that the index describes. Write the folder again.")
+        return source
+    features, _ = mapped_tensors(path)
+    return MappedFeatures([path], [len(features)], digest=lambda: file_digest(path))
+
+
+def mapped_tensors(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Return features and labels of one file as views of its mapped pages, checked for shape and dtype."""
+    tensors = tensors_of(path, needed="features", optional="labels", content="cached features")
+    features, labels = tensors["features"], tensors.get("labels")
+    try:
+        checked_matrix(features, name="features", axes="(batch, features)")
+        if labels is not None and (labels.shape != features.shape[:1] or labels.is_floating_point()):
+            raise ShapeError(
+                f"`labels` must be integers of shape {tuple(features.shape[:1])}, got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}.",
+            )
+    except OpnpError as error:
+        raise DataFileError(f"{path}: {error}") from error
+    return features, labels
+
+
+def tensors_of(path: Path, *, needed: str, optional: str, content: str) -> dict[str, Tensor]:
+    """Return one or two tensors of a safetensors file by name, as views of its mapped pages.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        DataFileError: If it is unreadable, or lacks `needed`.
+
+    """
+    path = existing_file(path, content=content)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = set(file.keys())
+            if needed not in names:
+                held = ", ".join(sorted(names)) or "nothing"
+                raise DataFileError(f"{path} must hold the tensor `{needed}` ({content}), but it holds {held}.")
+            return {name: file.get_tensor(name) for name in (needed, optional) if name in names}
+    except (SafetensorError, OSError) as error:
+        raise DataFileError(f"{path} is no readable safetensors file ({error}).") from error
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

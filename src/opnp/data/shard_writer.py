@@ -1,0 +1,190 @@
+"""Writing features as shards: rows come in blocks of any size, files of one size go out, the index comes last."""
+
+import hashlib
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from opnp.core.checks import checked_matrix, require_finite
+from opnp.data.shard_index import INDEX_NAME, Shard, ShardIndex
+from opnp.errors import EmptyDataError, InputTypeError, MissingFileError, OptionError, ShapeError
+from opnp.files import write_atomically
+
+__all__ = ["FeatureShardWriter"]
+
+_ROWS = 16384
+_PATTERN = "features-*.safetensors"
+
+
+class FeatureShardWriter:
+    """Writes blocks of features to a folder of safetensors files, for `open_features`.
+
+    One shard is held in memory, whatever the number of rows. A folder without an index is not finished: the index is
+    written by `close`, or at the end of a ``with`` block; an error inside the block removes what was written.
+
+    Args:
+        folder: Folder to write; made if it does not exist. What an unfinished writer left there is replaced.
+        rows_per_shard: Rows of a file; the last may have fewer. A multiple of 8192 is read without a copy.
+        dtype: Floating dtype on disk.
+        is_replacing: Whether to replace shards that were written to their end.
+
+    Raises:
+        OptionError: If an option is out of range.
+        MissingFileError: If the folder's parent does not exist, or a finished set of shards would be replaced.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from opnp.data import open_features
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with FeatureShardWriter(folder, rows_per_shard=4) as writer:
+        ...         writer.write(torch.ones(3, 2), torch.tensor([0, 1, 0]))
+        ...         writer.write(torch.zeros(3, 2), torch.tensor([1, 1, 1]))
+        ...     source = open_features(folder)
+        ...     source.rows, source.read(2, 5)[1].tolist()
+        (6, [0, 1, 1])
+
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        rows_per_shard: int = _ROWS,
+        dtype: torch.dtype = torch.float16,
+        is_replacing: bool = False,
+    ) -> None:
+        """Make or clear the folder."""
+        if isinstance(rows_per_shard, bool) or not isinstance(rows_per_shard, int) or rows_per_shard < 1:
+            raise OptionError(f"`rows_per_shard` must be a positive number of rows, got {rows_per_shard!r}.")
+        if not dtype.is_floating_point:
+            raise OptionError(f"`dtype` must be a floating dtype such as torch.float16, got {dtype}.")
+        self._folder = Path(folder)
+        self._rows_per_shard, self._dtype = rows_per_shard, dtype
+        self._shards: list[Shard] = []
+        self._features: Tensor | None = None
+        self._labels = torch.empty(rows_per_shard, dtype=torch.int64)
+        self._is_labelled: bool | None = None
+        self._filled = 0
+        self._written = 0
+        self._is_open = True
+        self._prepare(is_replacing=is_replacing)
+
+    def write(self, features: Tensor, labels: Tensor | None = None) -> None:
+        """Take a block of rows.
+
+        Args:
+            features: Shape ``(rows, features)``, any floating dtype and device.
+            labels: Class indices, shape ``(rows,)``; with every block or with none.
+
+        Raises:
+            ShapeError: If a block has another width than the first, or not one label a row.
+            InputTypeError: If features are not floating point, labels are no integers, or some blocks have none.
+            NonFiniteError: If features are not finite, or overflow in the dtype on disk.
+            OptionError: If the writer is closed.
+
+        """
+        if not self._is_open:
+            raise OptionError("This writer is closed: its index is written. Write to another folder.")
+        checked_matrix(features, name="features", axes="(batch, features)")
+        self._check(features, labels)
+        rows = features.detach().to("cpu", self._dtype)
+        require_finite(rows, name="features", where=f" in {self._dtype}", first_row=self._written)
+        if self._features is None:
+            self._features = torch.empty(self._rows_per_shard, rows.shape[1], dtype=self._dtype)
+        taken = 0
+        while taken < len(rows):
+            count = min(self._rows_per_shard - self._filled, len(rows) - taken)
+            place = slice(self._filled, self._filled + count)
+            self._features[place] = rows[taken : taken + count]
+            if labels is not None:
+                self._labels[place] = labels[taken : taken + count]
+            self._filled, taken = self._filled + count, taken + count
+            if self._filled == self._rows_per_shard:
+                self._flush()
+        self._written += len(rows)
+
+    def close(self) -> None:
+        """Write the last shard and the index; do nothing if that is done.
+
+        Raises:
+            EmptyDataError: If no row was written.
+
+        """
+        if not self._is_open:
+            return
+        if self._written == 0 or self._features is None:
+            raise EmptyDataError(f"No row was written to {self._folder}: there is nothing to make an index of.")
+        self._flush()
+        index = ShardIndex(
+            width=self._features.shape[1],
+            dtype=str(self._dtype).removeprefix("torch."),
+            is_labelled=bool(self._is_labelled),
+            shards=tuple(self._shards),
+        )
+        index.write(self._folder)
+        self._is_open = False
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Write the index, or remove the shards if there was an error."""
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            if self._is_open:
+                self._is_open = False
+                for shard in self._shards:
+                    (self._folder / shard.file).unlink(missing_ok=True)
+
+    def _prepare(self, *, is_replacing: bool) -> None:
+        if not self._folder.is_dir():
+            if self._folder.exists() or not self._folder.parent.is_dir():
+                raise MissingFileError(f"{self._folder} must be a folder, or a name for one in a folder that exists.")
+            self._folder.mkdir()
+        index = self._folder / INDEX_NAME
+        if index.exists() and not is_replacing:
+            raise MissingFileError(
+                f"{self._folder} holds feature shards already. Name another folder, or replace them: "
+                f"`is_replacing=True`."
+            )
+        index.unlink(missing_ok=True)  # first: without it the rest is not taken for whole
+        for path in (*self._folder.glob(_PATTERN), *self._folder.glob(f".{_PATTERN}.*.part")):
+            path.unlink()
+
+    def _check(self, features: Tensor, labels: Tensor | None) -> None:
+        if self._features is not None and features.shape[1] != self._features.shape[1]:
+            raise ShapeError(
+                f"`features` must have {self._features.shape[1]} columns as the blocks before, got {features.shape[1]}."
+            )
+        if self._is_labelled not in (None, labels is not None):
+            raise InputTypeError("`labels` must come with every block or with none.")
+        self._is_labelled = labels is not None
+        if labels is None:
+            return
+        if labels.shape != features.shape[:1]:
+            raise ShapeError(f"`labels` must have shape ({len(features)},), got {tuple(labels.shape)}.")
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise InputTypeError(f"`labels` must be integer class indices, got {labels.dtype}.")
+
+    def _flush(self) -> None:
+        if self._filled == 0 or self._features is None:
+            return
+        tensors = {"features": self._features[: self._filled]}
+        if self._is_labelled:
+            tensors["labels"] = self._labels[: self._filled]
+        content = save(tensors)
+        name = f"features-{len(self._shards):05d}.safetensors"
+        write_atomically(self._folder / name, content)
+        digest = hashlib.sha256(content).hexdigest()
+        self._shards.append(Shard(file=name, rows=self._filled, bytes=len(content), sha256=digest))
+        self._filled = 0

@@ -1,0 +1,186 @@
+"""Two gloo processes: the same sums, masks and settings as one, and one error for all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opnp import Checkpoint, Ratios
+from opnp.data import FeatureShardWriter, write_features, write_head
+from opnp.distributed import Ranks
+from opnp.errors import CheckpointError
+from tests.distributed import rank_tasks
+from tests.distributed.rank_tasks import Figures, fit_alone, fit_loader
+from tests.distributed.rank_world import on_ranks
+
+ROWS, CLASSES, FEATURES = 3001, 12, 32
+FIXED: dict[str, Any] = {"ratios": Ratios(w_min=0.3, w_max=0.01, o_max=0.1)}
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Path:
+    """Return a folder with training shards, validation features and a head."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(CLASSES, FEATURES, generator=generator)
+    write_head(tmp_path / "head.safetensors", weight, bias=torch.zeros(CLASSES))
+    with FeatureShardWriter(tmp_path / "train", rows_per_shard=700) as writer:
+        features = torch.randn(ROWS, FEATURES, generator=generator).relu()
+        writer.write(features, (features @ weight.T).argmax(1))
+    features = torch.randn(300, FEATURES, generator=generator).relu()
+    write_features(tmp_path / "validation.safetensors", features, labels=(features @ weight.T).argmax(1))
+    return tmp_path
+
+
+def assert_same(one: Figures, other: Figures, *, names: set[str] | None = None) -> None:
+    assert set(one) == set(other)
+    for name in names or set(one):
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_sums_are_taken_in_rank_order_and_are_the_same_bits_on_all_ranks(tmp_path: Path) -> None:
+    """1 + 2^53 - 2^53 + 1 in float64 is 2 or 1, by the order."""
+    generator = torch.Generator().manual_seed(0)
+    scale = 2.0 ** torch.tensor([0, 40, 53, 53])
+    parts = [
+        {"a": torch.randn(1000, generator=generator, dtype=torch.float64) * scale[rank], "b": torch.tensor([rank + 1])}
+        for rank in range(4)
+    ]
+    expected = ((parts[0]["a"] + parts[1]["a"]) + parts[2]["a"]) + parts[3]["a"]
+    assert not torch.equal(expected, parts[3]["a"] + parts[2]["a"] + parts[1]["a"] + parts[0]["a"])
+    for found in on_ranks(tmp_path, 4, rank_tasks.sums, parts):
+        assert torch.equal(found["a"], expected)
+        assert found["b"].tolist() == [10]
+        assert found["b"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_fit_of_two_ranks_is_that_of_one(cached: Path, precision: str) -> None:
+    alone = fit_alone(cached, **FIXED, precision=precision)  # type: ignore[arg-type]  # one of the two
+    first, second = on_ranks(cached, 2, rank_tasks.fit, cached, FIXED | {"precision": precision})
+    assert_same(first, second)
+    assert first["count"] == ROWS
+    assert_same(first, alone, names={"mask_weight", "mask_neuron", "settings", "count"})
+    tolerance = 1e-14 if precision == "float64" else 2e-6
+    torch.testing.assert_close(first["weight"], alone["weight"], rtol=tolerance, atol=0)
+    torch.testing.assert_close(first["calibration"], alone["calibration"], rtol=tolerance, atol=tolerance)
+
+
+def test_float64_masks_are_equal_for_any_ranks_and_batch_sizes(cached: Path) -> None:
+    alone = fit_alone(cached, **FIXED, precision="float64")
+    for world, batch_size in ((3, 128), (2, 77), (2, 8192)):
+        options = FIXED | {"precision": "float64", "batch_size": batch_size}
+        for found in on_ranks(cached, world, rank_tasks.fit, cached, options):
+            assert_same(found, alone, names={"mask_weight", "mask_neuron", "count"})
+
+
+def test_float32_masks_differ_only_beside_the_cut(cached: Path) -> None:
+    alone = fit_alone(cached, **FIXED)
+    size = alone["weight"].numel()
+    ascending = alone["weight"].flatten().sort().values
+    cuts = ascending[[round(0.3 * size) - 1, size - round(0.01 * size)]]
+    for world, batch_size in ((3, 100), (2, 2000)):
+        for found in on_ranks(cached, world, rank_tasks.fit, cached, FIXED | {"batch_size": batch_size}):
+            torch.testing.assert_close(found["weight"], alone["weight"], rtol=2e-6, atol=0)
+            is_other = found["mask_weight"] ^ alone["mask_weight"]
+            nearest = (alone["weight"][is_other][:, None] / cuts - 1).abs().amin(1)
+            assert bool((nearest < 2e-6).all())
+
+
+def test_a_rank_without_rows_takes_part(cached: Path) -> None:
+    alone = fit_alone(cached, **FIXED, rows=1)
+    for found in on_ranks(cached, 2, rank_tasks.fit, cached, FIXED | {"rows": 1}):
+        assert_same(found, alone)
+        assert found["count"] == 1
+
+
+def test_the_sample_of_training_data_is_that_of_one_process(cached: Path) -> None:
+    """500 rows are kept of 3001: which ones depends on the place of each row in the whole."""
+    alone = rank_tasks.sample(Ranks(), cached)
+    assert alone[0].shape == (500, FEATURES)
+    for world in (2, 3):
+        for features, labels in on_ranks(cached, world, rank_tasks.sample, cached):
+            assert torch.equal(features, alone[0])
+            assert torch.equal(labels, alone[1])
+
+
+def test_no_rows_on_any_rank_is_an_error_on_all(cached: Path) -> None:
+    found = on_ranks(cached, 2, rank_tasks.fit, cached, FIXED | {"rows": 0})
+    assert found[0].startswith("EmptyDataError: There are no training samples")
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("is_held_out", [True, False])
+def test_automatic_ratios_are_those_of_one_process(cached: Path, is_held_out: bool) -> None:
+    """On training data the sample to choose by must be that of one process, whatever the number of ranks."""
+    options: dict[str, Any] = {"ratios": None, "precision": "float64", "is_held_out": is_held_out, "rows": 1200}
+    alone = fit_alone(cached, **options)
+    assert alone["samples"] == (300 if is_held_out else 1200)
+    first, second = on_ranks(cached, 2, rank_tasks.fit, cached, options)
+    assert_same(first, second)
+    assert_same(first, alone, names={"settings", "mask_weight", "mask_neuron", "samples", "holdout"})
+
+
+@pytest.mark.parametrize("is_automatic", [False, True])
+def test_a_model_with_a_loader_for_each_rank(cached: Path, is_automatic: bool) -> None:
+    alone = fit_loader(None, cached, is_automatic)
+    first, second = on_ranks(cached, 2, rank_tasks.fit_loader, cached, is_automatic)
+    assert_same(first, second)
+    assert_same(first, alone, names={"mask_weight", "mask_neuron", "settings", "count"})
+    torch.testing.assert_close(first["calibration"], alone["calibration"], rtol=1e-12, atol=0)
+
+
+def test_what_one_rank_says_all_hear(tmp_path: Path) -> None:
+    tensors = [torch.arange(6).half().reshape(2, 3), torch.empty(0, 7, dtype=torch.bool), torch.tensor(3.5)]
+    for heard, word in on_ranks(tmp_path, 3, rank_tasks.tell, tensors):
+        for found, given in zip(heard, tensors, strict=True):
+            assert found.dtype == given.dtype
+            assert torch.equal(found, given)
+        assert word == b"rank 0"
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_rank_is_one_of_all(tmp_path: Path, failing: int) -> None:
+    found = on_ranks(tmp_path, 2, rank_tasks.fail, failing)
+    assert found[failing] == "OptionError: the data of this rank are broken."
+    assert found[1 - failing] == f"DistributedError: rank {failing} of 2 failed: the data of this rank are broken."
+
+
+@pytest.mark.parametrize("dying", [0, 1])
+def test_a_rank_that_dies_ends_the_others(tmp_path: Path, dying: int) -> None:
+    found = on_ranks(tmp_path, 2, rank_tasks.die, dying, seconds=20)
+    assert found[dying] is None
+    assert found[1 - dying].startswith(f"DistributedError: rank {1 - dying} of 2 lost rank {dying} while waiting")
+    assert "it died, or took longer" in found[1 - dying]
+
+
+def test_a_rank_that_hangs_ends_the_others_when_their_patience_ends(tmp_path: Path) -> None:
+    found = on_ranks(tmp_path, 2, rank_tasks.hang, 1, 6.0, seconds=20, patience=2)
+    assert found[0].startswith("DistributedError: rank 0 of 2 lost rank 1 while waiting")
+
+
+def test_heads_that_differ_are_refused(tmp_path: Path) -> None:
+    for message in on_ranks(tmp_path, 2, rank_tasks.unequal_heads):
+        assert message.startswith("DistributedError: rank 1 has a head with digest")
+
+
+def test_settings_that_differ_are_refused(tmp_path: Path) -> None:
+    for message in on_ranks(tmp_path, 2, rank_tasks.unequal_settings):
+        assert message.startswith("DistributedError: rank 1 has the settings {'ratios': 'auto'")
+
+
+def test_each_rank_has_a_checkpoint_that_no_other_run_takes(cached: Path) -> None:
+    checkpoint = Checkpoint(cached / "fit.checkpoint", every=5)
+    whole = on_ranks(cached, 2, rank_tasks.fit, cached, FIXED)
+    options = FIXED | {"checkpoint": checkpoint}
+    assert_same(on_ranks(cached, 2, rank_tasks.fit, cached, options)[0], whole[0])
+    names = sorted(path.name for path in cached.iterdir() if "checkpoint" in path.name)
+    assert names == ["fit.checkpoint.rank0", "fit.checkpoint.rank1"]
+    assert_same(on_ranks(cached, 2, rank_tasks.fit, cached, options)[1], whole[1])
+    (cached / "fit.checkpoint.rank1").unlink()  # killed before it wrote one
+    assert_same(on_ranks(cached, 2, rank_tasks.fit, cached, options)[0], whole[0])
+    found = on_ranks(cached, 3, rank_tasks.fit, cached, options)
+    assert "fit.checkpoint.rank0 is a checkpoint of another run (ranks: 2 there, 3 here; rows: " in found[0]
+    assert found[2] == "DistributedError: rank 0 of 3 failed: " + found[0].removeprefix("CheckpointError: ")
+    with pytest.raises(CheckpointError, match="ranks: 2 there, 1 here"):
+        fit_alone(cached, **options)
