@@ -19,6 +19,7 @@ from benchmarks.head_products import head_products
 from benchmarks.measuring import Outcome
 from benchmarks.pass_overhead import pass_overhead
 from benchmarks.settings_sweep import settings_sweep
+from benchmarks.sharded_fits import sharded_fits
 
 
 def outcomes(features: Path, *, repeats: int) -> Iterator[Outcome]:
@@ -30,6 +31,7 @@ def outcomes(features: Path, *, repeats: int) -> Iterator[Outcome]:
     else:
         sys.stderr.write(f"{features} is absent: the sweep over settings is not measured.\n")
     yield from against_dice(repeats=repeats)
+    yield from sharded_fits(repeats=max(1, repeats // 2))
 
 
 def main() -> int:
