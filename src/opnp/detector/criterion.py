@@ -5,12 +5,14 @@ evidence (thinned: a share of the features is missing) and for inputs whose feat
 half of them are those of other samples); and failure detection asks whether the score still tells where the original
 head is likely to be wrong. The weighted log-odds of the four AUROCs are what is maximised. A setting is harmful, and
 never chosen, if the shaped and pruned head answers worse by itself, or if it detects failures worse. Pruning is judged
-more strictly than shaping: it must gain class holdout over the same shaping without it, and cost no failure detection.
+more strictly than shaping: it must gain class holdout over the same shaping without it, cost no failure detection, and
+not lift the logits as a whole. The energy of ID samples is insensitive to the weights that hold all other classes down;
+inputs of no class are told by them.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import torch
@@ -20,9 +22,9 @@ from opnp.core.checks import require_class_indices
 from opnp.core.failure import failure_auroc
 from opnp.core.holdout import class_draws, holdout_auroc
 from opnp.core.metrics import auroc
-from opnp.core.scores import score_logits
+from opnp.core.scores import energy_score, score_logits
 from opnp.core.sensitivity import product_dtype
-from opnp.core.shaping import ASHS
+from opnp.core.shaping import ASHS, Shaping
 from opnp.detector.fitting import Fitted, head_logits
 from opnp.detector.ratios import Ratios
 from opnp.detector.scoring import Scorer
@@ -45,6 +47,12 @@ _PRUNING_GAIN = 0.002
 
 Less is no gain on classes that were never seen. On intents of sentences the criterion liked prunings that lost up to
 seven points of AUROC there; each of them gained less than this, or detected failures worse.
+"""
+_LARGEST_RISE = 0.1
+"""Rise of the mean logit by pruning, in standard deviations of the energies of ID samples.
+
+On the intents prunings that passed every other limit, and lost one to seven points of AUROC, lifted it by 0.8 to 1.6;
+those that gained on MobileNetV2 lowered it by 0.01 to 0.02.
 """
 _SATURATED = 1e-4
 _LEAST_DOUBT = 1e-15
@@ -107,6 +115,7 @@ class Judge:
         largest_loss: Limit on the loss.
         smallest_failure: Limit on the failure AUROC: what the unpruned, unshaped head has, less three points.
         ood: Features of OOD validation samples that take the place of class holdout, or None.
+        levels: By shaping, mean logit and standard deviation of the energies without pruning, as far as it was tried.
 
     """
 
@@ -120,6 +129,7 @@ class Judge:
     largest_loss: float
     smallest_failure: float
     ood: Tensor | None = None
+    levels: dict[Shaping | None, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def from_samples(
@@ -208,6 +218,9 @@ class Judge:
         scorer = Scorer.from_fitted(fitted, settings)
         logits = scorer.logits(self.features)
         scores = score_logits(logits, score=settings.score, temperature=settings.temperature)
+        if unpruned is None:
+            energies = energy_score(logits, temperature=settings.temperature)
+            self.levels[settings.fixed_shaping] = float(logits.mean(dtype=torch.float64)), float(energies.std())
         if self.ood is None:
             values = holdout_auroc(
                 logits, self.labels, self.kept, score=settings.score, temperature=settings.temperature
@@ -229,8 +242,9 @@ class Judge:
         if self.ood is None:
             is_harmless = is_harmless and failure >= self.smallest_failure
             if unpruned is not None:
-                gain = mean - unpruned.mean_holdout
-                is_harmless = is_harmless and gain >= _PRUNING_GAIN and failure >= unpruned.failure
+                gain, rise = mean - unpruned.mean_holdout, self._rise(logits, settings)
+                is_gain = gain >= _PRUNING_GAIN and failure >= unpruned.failure and rise <= _LARGEST_RISE
+                is_harmless = is_harmless and is_gain
         return Trial(
             settings=settings,
             holdout=tuple(values),
@@ -241,6 +255,12 @@ class Judge:
             value=_log_odds(mean) + (besides if self.ood is None else 0.0),
             is_harmless=is_harmless,
         )
+
+    def _rise(self, logits: Tensor, settings: Settings) -> float:
+        """Return how far the mean logit lies above that without pruning, in standard deviations of the energies."""
+        level, deviation = self.levels[settings.fixed_shaping]
+        rise = float(logits.mean(dtype=torch.float64)) - level
+        return rise / deviation if deviation > 0 else math.copysign(math.inf, rise) if rise else 0.0
 
 
 def _log_odds(share: float) -> float:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from opnp import OPNP, ReAct
+from opnp import OPNP, Ratios, ReAct
 from opnp.detector.reservoir import Reservoir
 from opnp.errors import SignedFeaturesWarning
-from tests.unit.detector.tuning_world import disturbed_world, solved_world
+from tests.unit.detector.tuning_world import World, disturbed_world, inhibited_world, solved_world, spurious_world
 
 
 @pytest.mark.parametrize("width", [2, 3])
@@ -56,3 +56,38 @@ def test_a_head_that_never_doubts_is_tuned_all_the_same() -> None:
     detector = sure.fitted(OPNP())
     assert detector.tuning is not None
     assert detector.tuning.energy.failure == pytest.approx(0.5, abs=1e-9)
+
+
+def rises(world: World, detector: OPNP) -> list[tuple[float, bool]]:
+    """By hand: how far each trial that prunes lifts the mean logit, in deviations of the energies; if it may."""
+    assert detector.tuning is not None
+    samples, _ = world.validation
+    found = []
+    plain = linear(samples, world.weight, world.bias)
+    for trial in detector.tuning.trials:
+        if trial.settings.fixed_ratios != Ratios():
+            pruned = detector.with_ratios(
+                trial.settings.fixed_ratios, neuron=trial.settings.neuron, scope=trial.settings.scope
+            ).pruned_head
+            lifted = (pruned(samples).double() - plain.double()).mean()
+            found.append((float(lifted / plain.logsumexp(1).std()), trial.is_harmless))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::opnp.errors.RatioWarning")  # the search tries ratios that round to nothing
+@pytest.mark.parametrize("seed", range(2))
+def test_pruning_that_lifts_all_logits_is_refused(seed: int) -> None:
+    """The least sensitive weights are those that hold the other classes down."""
+    world = inhibited_world(seed=seed)
+    detector = world.fitted(OPNP(shaping=None))
+    found = rises(world, detector)
+    assert max(rise for rise, _ in found) > 1
+    assert all(rise <= 0.1 for rise, is_harmless in found if is_harmless)
+    assert detector.settings.fixed_ratios == Ratios()
+
+
+@pytest.mark.filterwarnings("ignore::opnp.errors.RatioWarning")
+def test_pruning_that_lowers_them_is_not() -> None:
+    world = spurious_world()
+    found = rises(world, world.fitted(OPNP(shaping=None)))
+    assert any(is_harmless for rise, is_harmless in found if rise < -1)

@@ -11,6 +11,7 @@ __all__ = [
     "DISTURBED",
     "World",
     "disturbed_world",
+    "inhibited_world",
     "silent_world",
     "solved_world",
     "spare_world",
@@ -110,6 +111,17 @@ def spurious_world(*, seed: int = 0) -> World:
     own = _blocks(_CLASSES, _BLOCK)
     spurious = 0.75 * torch.randn(own.shape, generator=_generator(seed + 50)).abs() * (1 - own)
     return _world(1.2 * own + spurious, seed=seed)
+
+
+def inhibited_world(*, seed: int = 0) -> World:
+    """Return a world whose head holds every class down by the features of the others.
+
+    These weights are negative, and the energy of known samples hardly feels them: without them it lies lower for
+    every sample.
+    """
+    own = _blocks(_CLASSES, _BLOCK)
+    holding = 0.2 * torch.randn(own.shape, generator=_generator(seed + 50)).abs() * (1 - own)
+    return _world(0.5 * own - holding, seed=seed, background=0.6)
 
 
 def disturbed_world(*, seed: int = 0) -> World:
