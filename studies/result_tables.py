@@ -111,10 +111,10 @@ def other_table(record: BenchRecord, kind: str) -> str:
     sets = sorted(models[0].nearness)
     rows = []
     for row in models[0].methods:
-        if row.group in ("combination", "reference") or row.method.endswith(" (pytorch-ood)"):
+        if row.group in ("combination", "reference"):
             continue
         found = [_row(model, row.method) for model in models]
-        rows.append([row.method, *(_mean_over(found, name) for name in sets)])
+        rows.append([row.method.removesuffix(" (pytorch-ood)"), *(_mean_over(found, name) for name in sets)])
     titles = [f"{name} ({models[0].nearness[name]})" for name in sets]
     return table(["method", *titles], rows)
 
