@@ -111,6 +111,15 @@ def test_changed_images_and_another_model_are_never_mixed_up(opnp: Opnp, here: P
     assert (here / "out" / "results.json").read_bytes() == (here / "fresh" / "results.json").read_bytes()
 
 
+def test_features_of_another_forward_pass_are_computed_again(opnp: Opnp, here: Path) -> None:
+    command = (*MODEL, *DATA, "--methods", "energy", "--out", "out")
+    assert "computed" in opnp(*command, "--channels-last").err
+    assert "train, test, ood_noise kept" in opnp(*command, "--channels-last").err
+    assert "train, test, ood_noise computed" in opnp(*command, "--channels-last", "--amp", "bf16").err
+    record = json.loads((here / "out" / "features" / "tinynets-net" / "source.json").read_text(encoding="utf-8"))
+    assert record["model"]["forward"] == {"amp": "bf16", "channels_last": True}
+
+
 def test_odin_is_computed_if_it_is_asked_for(opnp: Opnp, here: Path) -> None:
     assert opnp(*MODEL, *DATA, "--methods", "energy,knn", "--out", "out").code == 0
     features = here / "out" / "features" / "tinynets-net"
@@ -129,6 +138,7 @@ def test_odin_is_computed_if_it_is_asked_for(opnp: Opnp, here: Path) -> None:
         (("bench",), "Give exactly one of `--features DIR`, for features that are there, and `--model NAME`"),
         ((*MODEL, *DATA, "--features", "."), "Give exactly one of `--features DIR`"),
         (("bench", "--features", ".", "--id", "x", "--mean", "0.5"), "--id, --mean belong to `--model`"),
+        (("bench", "--features", ".", "--amp", "bf16", "--compile"), "--amp, --compile belong to `--model`"),
         ((*MODEL, "--ood", "noise=noise.safetensors"), "`--model` needs images to judge by: give `--id PATH`"),
         ((*MODEL, "--id", "test.safetensors", "--train", "train.safetensors"), "give `--ood NAME=PATH`"),
         ((*MODEL, *DATA, "--methods", "gram"), "`methods` must be groups"),

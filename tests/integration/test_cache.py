@@ -73,6 +73,20 @@ def test_a_second_run_keeps_what_is_there(opnp: Opnp) -> None:
     assert "train" not in third.out
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_options_of_the_forward_pass(opnp: Opnp, here: Path) -> None:
+    command = (*MODEL, *OPTIONS, "--test", "test.safetensors", "--no-odin", "--out", "out")
+    options = ("--workers", 1, "--amp", "bf16", "--channels-last")
+    outcome = opnp(*command, *options)
+    assert outcome.code == 0, outcome.err
+    source = json.loads((here / "out" / "source.json").read_text(encoding="utf-8"))
+    assert source["model"]["forward"] == {"amp": "bf16", "channels_last": True}
+    stale = opnp(*command)
+    assert stale.code == 2
+    assert "holds features of another origin (options of the forward pass)" in stale.err
+    assert "kept" in opnp(*command, *options[2:]).out  # workers do not matter
+
+
 def test_without_odin_it_can_be_left_out(opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opnp.adapters.pytorch_ood_odin.find_spec", lambda name: None)
     refused = opnp(*MODEL, *OPTIONS, *SETS, "--out", "out")
@@ -122,6 +136,7 @@ def test_a_folder_tree_of_timm_or_torchvision(opnp: Opnp, here: Path) -> None:
         ((*MODEL, *OPTIONS, *SETS, "--mean", "127,127,127"), "Divide values of pixels in 0 to 255 by 255"),
         ((*MODEL, *OPTIONS, *SETS, "--device", "abacus"), "`--device` must be a device of this machine, got 'abacus'"),
         ((*MODEL, *OPTIONS, *SETS, "--batch-size", 0), "`batch_size` must be at least 1"),
+        ((*MODEL, *OPTIONS, *SETS, "--workers", -1), "`workers` must be 0 or the number of processes"),
         ((*MODEL, *OPTIONS, *SETS, "--head", "fc"), "`head` = 'fc' is no layer of the model"),
         ((*MODEL, *OPTIONS, *SETS, "--weights", "train.safetensors"), "does not fit the model"),
         (("cache", "--model", "tinynets:broken", *OPTIONS, *SETS), "raised RuntimeError: out of order"),

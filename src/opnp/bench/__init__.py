@@ -12,6 +12,7 @@ from opnp.bench.bench_record import (
 from opnp.bench.caching import CacheReport, cache_features
 from opnp.bench.demo import run_demo
 from opnp.bench.figures import classifier_figures, detection_figures, mean_figures
+from opnp.bench.forward import Forward
 from opnp.bench.model_source import chosen_preprocessing, folder_name, model_from_name
 from opnp.bench.protocol import require_bench, run_bench
 from opnp.bench.published import PublishedSetting, published_settings
@@ -43,6 +44,7 @@ __all__ = [
     "DataSource",
     "DetectionFigures",
     "DetectionResult",
+    "Forward",
     "HeadFigures",
     "MethodResult",
     "MethodRow",

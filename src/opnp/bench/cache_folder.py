@@ -23,6 +23,7 @@ _TITLES = {
     "dtype": "type of the features",
     "preprocessing": "preprocessing",
     "versions": "versions of packages",
+    "forward": "options of the forward pass",
 }
 
 

@@ -1,24 +1,28 @@
 """From a model and images to a folder of features: one pass a set, and what has been computed before is kept."""
 
+import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from opnp.adapters import require_odin
 from opnp.bench.cache_folder import CacheFolder
-from opnp.bench.feature_source import FeatureSource, SetSource, model_source
+from opnp.bench.compiled_forward import CompiledForward
+from opnp.bench.feature_pass import FeaturePass
+from opnp.bench.feature_source import SOURCE_FILE, FeatureSource, ModelSource, SetSource, model_source
+from opnp.bench.forward import Amp, Forward
 from opnp.bench.model_run import Progress
 from opnp.bench.odin_caching import cache_odin
 from opnp.bench.odin_file import OdinScores
-from opnp.core.checks import require_class_indices
-from opnp.data import FeatureSet, ImageSet, Preprocessing
+from opnp.data import ImageSet, Preprocessing
+from opnp.distributed import Ranks, require_equal, sent_by_first, together
 from opnp.errors import DataFileError, EmptyDataError, OpnpError, OptionError
-from opnp.model import HeadStream, head_stream
 
 __all__ = ["CacheReport", "cache_features"]
 
@@ -57,6 +61,11 @@ def cache_features(
     dtype: torch.dtype = torch.float16,
     is_odin_wanted: bool = True,
     is_replacing: bool = False,
+    workers: int = 0,
+    amp: Amp = "none",
+    is_channels_last: bool = False,
+    is_compiled: bool = False,
+    distributed: bool = False,
     progress: Progress = None,
 ) -> CacheReport:
     """Write the features that a model has of some images, in the layout that `run_bench` and ``opnp fit`` read.
@@ -78,56 +87,120 @@ def cache_features(
         is_odin_wanted: Whether to compute ODIN's scores of ``test`` and ``ood_*``, which takes several times as long as
             their features. Where that fails, the reason is stored instead.
         is_replacing: Whether features of another model that are in `out` are replaced; else they are refused.
+        workers: Processes that read and prepare images ahead of time; the features are the same with any number.
+        amp: ``bf16`` to run the model in bfloat16 where autocast of torch takes it for safe. The head's weights, and
+            ODIN, stay as they are.
+        is_channels_last: Whether images and weights of convolutions lie in memory channels last while the model runs.
+        is_compiled: Whether the layers before the head are compiled (`torch.compile`); its output must be the model's.
+        distributed: Whether this is one of several processes of a process group of torch, each of which calls this
+            with the same arguments, computes a part of every set, and sends it to rank 0, which writes.
         progress: Wrapper of iterables that shows progress, one step a batch.
 
     Returns:
         What was done.
 
     Raises:
-        OptionError: If a name or `dtype` is none of those, labels are no classes of the model, or features are too
-            large for float16.
+        OptionError: If a name, `dtype` or `amp` is none of those, labels are no classes of the model, features are too
+            large for float16, the model cannot be compiled, or ODIN is wanted of several processes.
         EmptyDataError: If there is no set.
         DataFileError: If an image cannot be read, class folders do not fit the model, or `out` holds other features.
         HeadNotFoundError: If the head is not found.
         NonFiniteError: If features are not finite.
         MissingExtraError: If pytorch-ood is needed and not installed.
+        DistributedError: If another rank failed or is lost, or has another model or other images.
 
     """
-    preprocessing = _checked(sets, dtype)
+    ranks = Ranks.joined() if distributed else Ranks()
+    forward = Forward(amp=amp, is_channels_last=is_channels_last, is_compiled=is_compiled)
     judged = [each for each in sets if each != "train"] if is_odin_wanted else []
-    if judged:
-        require_odin()
-    described = model_source(model, name=name, weights=weights, head=head, dtype=dtype, preprocessing=preprocessing)
-    folder = CacheFolder.opened(Path(out), described, is_replacing=is_replacing)
-    images = {each: SetSource.from_images(images) for each, images in sets.items()}
-    loaders = {each: given.batches(batch_size) for each, given in sets.items()}
-    kept = tuple(each for each in sets if folder.holds(each, images[each]))
-    for each in sets:
-        if each not in kept:
-            folder.forget(each)
-    for each, given in sets.items():
-        if each in kept:
-            continue
-        is_inside = not each.startswith("ood_")
+    with together(ranks):
+        preprocessing = _checked(sets, dtype)
+        if judged:
+            _require_odin(ranks)
+        passing = FeaturePass(
+            model=model,
+            head=head,
+            device=device,
+            forward=forward,
+            compiled=CompiledForward.from_model(model, batch_size=batch_size) if is_compiled else None,
+            batch_size=batch_size,
+            workers=workers,
+            dtype=dtype,
+            ranks=ranks,
+            progress=progress,
+        )
+        for images in sets.values():
+            images.batches(batch_size, workers=workers)  # the numbers are checked before anything is removed
+        described = model_source(
+            model,
+            name=name,
+            weights=weights,
+            head=head,
+            dtype=dtype,
+            preprocessing=preprocessing,
+            forward=forward.facts,
+        )
+    lengths = {each: len(images) for each, images in sets.items()}
+    require_equal(sha256(repr(described).encode()).hexdigest(), ranks, what="a model and options of digest")
+    require_equal(str(lengths), ranks, what="sets of images of lengths")
+    folder, images_of, kept = _opened(Path(out), described, sets, ranks, is_replacing=is_replacing)
+    computed = tuple(each for each in sets if each not in kept)
+    for each in computed:
         try:
-            with head_stream(model, _shown(loaders[each], progress), head=head, device=device) as stream:
-                _require_classes(given, stream.head.module.out_features, is_inside=is_inside)
-                features, accuracy = _read(stream, is_inside=is_inside, dtype=dtype)
-                folder.store(each, features, replace(images[each], accuracy=accuracy), head=stream.head)
+            result = passing.result(sets[each], is_inside=not each.startswith("ood_"))
+            with together(ranks):
+                if folder is not None and result.features is not None:
+                    described_set = replace(images_of[each], accuracy=result.accuracy)
+                    folder.store(each, result.features, described_set, head=result.head)
         except OpnpError as error:
             raise type(error)(f"{each}: {error}") from error
-    source = FeatureSource.read(folder.path)
+    source = _source(Path(out), ranks)
     odin = None
     if judged:
         odin = cache_odin(
             model,
-            {each: _shown(loaders[each], progress) for each in judged},
-            folder.path,
+            {each: passing.batches(sets[each]) for each in judged},
+            Path(out),
             std=preprocessing.std,
             features_sha256={each: found.features_sha256 for each, found in source.sets.items()},
             device=device,
         )
-    return CacheReport(source=source, computed=tuple(each for each in sets if each not in kept), kept=kept, odin=odin)
+    return CacheReport(source=source, computed=computed, kept=kept, odin=odin)
+
+
+def _opened(
+    out: Path, described: ModelSource, sets: Mapping[str, ImageSet], ranks: Ranks, *, is_replacing: bool
+) -> tuple[CacheFolder | None, dict[str, SetSource], tuple[str, ...]]:
+    """Return the folder and what the images are, both on rank 0 alone, and which sets are there; others are removed."""
+    folder, images, kept = None, {}, []
+    with together(ranks):
+        if ranks.is_first:
+            folder = CacheFolder.opened(out, described, is_replacing=is_replacing)
+            images = {each: SetSource.from_images(given) for each, given in sets.items()}
+            kept = [each for each in sets if folder.holds(each, images[each])]
+            for each in sets:
+                if each not in kept:
+                    folder.forget(each)
+    return folder, images, tuple(json.loads(sent_by_first(json.dumps(kept).encode(), ranks)))
+
+
+def _source(out: Path, ranks: Ranks) -> FeatureSource:
+    """Return the record that rank 0 has written, which need not be within the reach of the others."""
+    content = b""
+    with together(ranks):
+        if ranks.is_first:
+            content = FeatureSource.read(out).content()
+    return FeatureSource.from_content(sent_by_first(content, ranks), path=out / SOURCE_FILE)
+
+
+def _require_odin(ranks: Ranks) -> None:
+    """Raise if ODIN's scores cannot be computed."""
+    if not ranks.is_alone:
+        raise OptionError(
+            "ODIN's scores are computed by one process: run several without them (`is_odin_wanted=False`, "
+            "`--no-odin`), and one process afterwards, which keeps the features and adds the scores.",
+        )
+    require_odin()
 
 
 def _checked(sets: Mapping[str, ImageSet], dtype: torch.dtype) -> Preprocessing:
@@ -152,46 +225,3 @@ def _checked(sets: Mapping[str, ImageSet], dtype: torch.dtype) -> Preprocessing:
             f"names. Name the folders by the index of their class instead.",
         )
     return first
-
-
-def _require_classes(images: ImageSet, classes: int, *, is_inside: bool) -> None:
-    """Raise if the labels of ID images are no classes of the model."""
-    names, labels = images.source.class_names, images.labels
-    if not is_inside or labels is None:
-        return
-    if names is not None and len(names) != classes:
-        raise DataFileError(
-            f"{images.source.path} holds {len(names)} folders of classes, and the model has {classes} classes, so that "
-            f"their sorted names do not tell which is which. Name the folders by the index of their class.",
-        )
-    require_class_indices(labels, classes=classes)
-
-
-def _read(stream: HeadStream, *, is_inside: bool, dtype: torch.dtype) -> tuple[FeatureSet, float | None]:
-    """Return features and labels of all batches, and the accuracy of the model on them where labels are known."""
-    parts: list[Tensor] = []
-    labels: list[Tensor] = []
-    right = 0
-    for features, logits, targets in stream.batches:
-        parts.append(_stored(features.cpu(), dtype))
-        if is_inside and targets is not None:
-            labels.append(targets.to(device="cpu", dtype=torch.int64))
-            right += int((logits.argmax(1).cpu() == labels[-1]).sum())
-    read = torch.cat(parts)
-    if not labels:
-        return FeatureSet(read, None), None
-    return FeatureSet(read, torch.cat(labels)), right / len(read)
-
-
-def _stored(features: Tensor, dtype: torch.dtype) -> Tensor:
-    limit, largest = torch.finfo(dtype).max, float(features.abs().max())
-    if largest > limit:
-        raise OptionError(
-            f"a feature of {largest:.6g} is too large for {str(dtype).removeprefix('torch.')}, which ends at "
-            f"{limit:.6g}: store float32 instead, `--dtype float32`.",
-        )
-    return features.to(dtype)
-
-
-def _shown(batches: Iterable[object], progress: Progress) -> Iterable[object]:
-    return batches if progress is None else progress(batches)

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self
@@ -40,6 +40,7 @@ class ModelSource:
         dtype: Type of the stored features.
         preprocessing: What was done to the images.
         versions: Versions of the packages that the features depend on.
+        forward: How the model was run, where that changes features; empty for float32 as the model is.
 
     """
 
@@ -51,6 +52,7 @@ class ModelSource:
     dtype: str
     preprocessing: Mapping[str, object]
     versions: Mapping[str, str]
+    forward: Mapping[str, object] = field(default_factory=dict)
 
     def differences(self, other: Self) -> list[str]:
         """Return the names of the attributes that differ.
@@ -116,10 +118,13 @@ class FeatureSource:
     head_sha256: str
     sets: Mapping[str, SetSource]
 
+    def content(self) -> bytes:
+        """Return the content of its file."""
+        return (json.dumps({"format": _FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n").encode()
+
     def write(self, folder: Path) -> None:
         """Write the record to a folder."""
-        values = {"format": _FORMAT, **asdict(self)}
-        write_atomically(folder / SOURCE_FILE, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
+        write_atomically(folder / SOURCE_FILE, self.content())
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Self:
@@ -132,13 +137,27 @@ class FeatureSource:
         """
         path = existing_file(Path(folder) / SOURCE_FILE, content="where the features come from")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataFileError(f"{path} cannot be read ({error}): remove the folder, and cache again.") from error
+        return cls.from_content(content, path=path)
+
+    @classmethod
+    def from_content(cls, content: bytes, *, path: Path) -> Self:
+        """Return the record that a file at `path` holds.
+
+        Raises:
+            DataFileError: If it cannot be read.
+
+        """
+        try:
+            values = json.loads(content.decode("utf-8"))
             found = values.pop("format")
             if found == _FORMAT:
                 values["model"] = ModelSource(**values["model"])
                 values["sets"] = {name: SetSource(**item) for name, item in values["sets"].items()}
                 return cls(**values)
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataFileError(f"{path} cannot be read ({error}): remove the folder, and cache again.") from error
         raise DataFileError(f"{path} has format {found!r}, and this opnp reads {_FORMAT}: remove the folder.")
 
@@ -159,6 +178,7 @@ def model_source(
     head: str | None,
     dtype: torch.dtype,
     preprocessing: Preprocessing,
+    forward: Mapping[str, object] | None = None,
 ) -> ModelSource:
     """Return what is to be known of a model, to tell its features from those of another.
 
@@ -169,6 +189,7 @@ def model_source(
         head: Name of the head that is asked for, or None.
         dtype: Type that the features are stored in.
         preprocessing: What is done to the images.
+        forward: How the model is run, where that changes features.
 
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -186,6 +207,7 @@ def model_source(
             "python": platform.python_version(),
             **{package: version(package) for package in (*_PACKAGES, *([hub] if hub in _HUBS else []))},
         },
+        forward=dict(forward or {}),
     )
 
 

@@ -6,10 +6,14 @@ from typing import Annotated
 
 import typer
 
-from opnp.bench import BenchRecord, DetectionFigures, MethodRow, ModelResult, run_bench
+from opnp.bench import BenchRecord, DetectionFigures, Forward, MethodRow, ModelResult, run_bench
 from opnp.cli.bench_images import cached_for_bench
 from opnp.cli.model_options import (
+    AmpName,
+    AmpOption,
     BatchSize,
+    ChannelsLast,
+    Compile,
     DeviceName,
     DtypeName,
     FeaturesDtype,
@@ -20,6 +24,7 @@ from opnp.cli.model_options import (
     Resize,
     StandardDeviations,
     WeightsFile,
+    Workers,
     named_paths,
 )
 from opnp.cli.options import JsonFlag
@@ -63,6 +68,10 @@ def bench(
     mean: Means = None,
     std: StandardDeviations = None,
     dtype: DtypeName = FeaturesDtype.float16,
+    workers: Workers = 0,
+    amp: AmpOption = AmpName.none,
+    channels_last: ChannelsLast = False,
+    compile: Compile = False,  # noqa: A002  # the name of the option
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,6 +115,8 @@ def bench(
             device=device,
             batch_size=batch_size,
             dtype=dtype,
+            workers=workers,
+            forward=Forward(amp=amp.value, is_channels_last=channels_last, is_compiled=compile),
             is_quiet=json,
         )
     elif features is None or model is not None:
@@ -117,7 +128,13 @@ def bench(
         data: dict[str, object] = {"--id": inside, "--train": train, "--ood": ood}
         network: dict[str, object] = {"--weights": weights, "--head": head, "--device": device}
         inputs: dict[str, object] = {"--image-size": image_size, "--resize": resize, "--mean": mean, "--std": std}
-        _require_none(data | network | inputs)
+        run: dict[str, object] = {
+            "--workers": workers or None,
+            "--amp": None if amp is AmpName.none else amp,
+            "--channels-last": channels_last or None,
+            "--compile": compile or None,
+        }
+        _require_none(data | network | inputs | run)
     record = run_bench(
         features,
         out,

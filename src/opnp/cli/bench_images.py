@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from opnp.bench import cache_features, folder_name, includes_odin, require_bench
+from opnp.bench import Forward, cache_features, folder_name, includes_odin, require_bench
 from opnp.cli.model_options import FeaturesDtype, ModelOptions, checked_device
 from opnp.cli.output import progress_bar
 from opnp.data import read_images, train_and_test
@@ -27,6 +27,8 @@ def cached_for_bench(
     device: str | None,
     batch_size: int,
     dtype: FeaturesDtype,
+    workers: int,
+    forward: Forward,
     is_quiet: bool,
 ) -> Path:
     """Return the folder of a model's features, after computing what of them is not there yet.
@@ -43,6 +45,8 @@ def cached_for_bench(
         device: Where to run, or None.
         batch_size: Images a batch.
         dtype: Type to store features in.
+        workers: Processes that read and prepare images; 0 to do so here.
+        forward: How the model is run.
         is_quiet: Whether to show nothing.
 
     Raises:
@@ -76,6 +80,10 @@ def cached_for_bench(
         dtype=dtype.torch_dtype,
         is_odin_wanted=includes_odin(methods),
         is_replacing=True,
+        workers=workers,
+        amp=forward.amp,
+        is_channels_last=forward.is_channels_last,
+        is_compiled=forward.is_compiled,
         progress=progress_bar("caching", is_quiet=is_quiet),
     )
     if not is_quiet:

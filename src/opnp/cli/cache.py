@@ -7,7 +7,11 @@ import typer
 
 from opnp.bench import CacheReport, cache_features
 from opnp.cli.model_options import (
+    AmpName,
+    AmpOption,
     BatchSize,
+    ChannelsLast,
+    Compile,
     DeviceName,
     DtypeName,
     FeaturesDtype,
@@ -18,12 +22,14 @@ from opnp.cli.model_options import (
     Resize,
     StandardDeviations,
     WeightsFile,
+    Workers,
     checked_device,
     named_paths,
 )
-from opnp.cli.options import JsonFlag
+from opnp.cli.options import JsonFlag, RankTimeout
 from opnp.cli.output import print_json, print_table, progress_bar
 from opnp.data import read_images
+from opnp.distributed import launched, local_device, together
 from opnp.errors import OptionError
 
 __all__ = ["cache"]
@@ -49,39 +55,56 @@ def cache(
     mean: Means = None,
     std: StandardDeviations = None,
     dtype: DtypeName = FeaturesDtype.float16,
+    workers: Workers = 0,
+    amp: AmpOption = AmpName.none,
+    channels_last: ChannelsLast = False,
+    compile: Compile = False,  # noqa: A002  # the name of the option
     odin: Annotated[
         bool,
         typer.Option(help="Compute the scores of ODIN for test and OOD images, which need the model, for opnp bench."),
     ] = True,
+    rank_timeout: RankTimeout = 1800,
     json: JsonFlag = False,
 ) -> None:
     """Run a model on images and store what its last layer takes in; what is there of the same images is kept.
 
     --out then holds head, train, test and ood_NAME as .safetensors files, for opnp fit, tune, bench and sweep.
+    Several processes share the images: `torchrun --nproc-per-node 2 -m opnp cache --no-odin ...`.
     """
     paths = {"train": train, "test": test}
     paths |= {f"ood_{name}": path for name, path in named_paths(ood or (), option="--ood").items()}
     given = {name: path for name, path in paths.items() if path is not None}
     if not given:
         raise OptionError("Give images: at least one of `--train PATH`, `--test PATH` and `--ood NAME=PATH`.")
-    network, preprocessing = ModelOptions(model, weights, image_size, resize, mean, std).opened()
-    report = cache_features(
-        network,
-        {name: read_images(path, preprocessing) for name, path in given.items()},
-        out,
-        name=model,
-        weights=weights,
-        head=head,
-        device=checked_device(device),
-        batch_size=batch_size,
-        dtype=dtype.torch_dtype,
-        is_odin_wanted=odin,
-        progress=progress_bar("caching", is_quiet=json),
-    )
-    if json:
-        print_json(_facts(report) | {"out": str(out)})
-        return
-    _print_report(report, out)
+    with launched(device=device or "cpu", timeout=rank_timeout) as ranks:
+        with together(ranks):
+            place = checked_device(device)
+            network, preprocessing = ModelOptions(model, weights, image_size, resize, mean, std).opened()
+            sets = {name: read_images(path, preprocessing) for name, path in given.items()}
+        report = cache_features(
+            network,
+            sets,
+            out,
+            name=model,
+            weights=weights,
+            head=head,
+            device=None if place is None else local_device(place),
+            batch_size=batch_size,
+            dtype=dtype.torch_dtype,
+            is_odin_wanted=odin,
+            workers=workers,
+            amp=amp.value,
+            is_channels_last=channels_last,
+            is_compiled=compile,
+            distributed=not ranks.is_alone,
+            progress=progress_bar("caching", is_quiet=json or not ranks.is_first),
+        )
+        if not ranks.is_first:
+            return
+        if json:
+            print_json(_facts(report) | {"out": str(out)})
+            return
+        _print_report(report, out)
 
 
 def _facts(report: CacheReport) -> dict[str, object]:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from opnp.data import Preprocessing
 
 __all__ = [
+    "AmpName",
+    "AmpOption",
     "BatchSize",
+    "ChannelsLast",
+    "Compile",
     "DeviceName",
     "DtypeName",
     "FeaturesDtype",
@@ -28,6 +32,7 @@ __all__ = [
     "Resize",
     "StandardDeviations",
     "WeightsFile",
+    "Workers",
     "checked_device",
     "named_paths",
 ]
@@ -51,6 +56,28 @@ Means = Annotated[
     typer.Option(metavar="R,G,B", help="Mean of pixels in [0, 1]; one number for grey inputs. Default: the model's."),
 ]
 StandardDeviations = Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation, as --mean.")]
+
+Workers = Annotated[
+    int, typer.Option(help="Processes that read and prepare images ahead of time. The features are the same.")
+]
+ChannelsLast = Annotated[
+    bool, typer.Option("--channels-last", help="Run convolutions with channels last in memory, mostly faster on GPUs.")
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the layers before the head with torch.compile; pays for many images.")
+]
+
+
+class AmpName(StrEnum):
+    """Precisions of the model's forward pass."""
+
+    none = "none"
+    bf16 = "bf16"
+
+
+AmpOption = Annotated[
+    AmpName, typer.Option(help="Precision of the forward pass: none as the model is, bf16 by autocast of torch.")
+]
 
 
 class FeaturesDtype(StrEnum):

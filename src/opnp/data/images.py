@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from opnp.data.image_batches import ImageBatches
 from opnp.data.image_folder import ImageFolder
 from opnp.data.image_tensors import ImageTensors
 from opnp.data.preprocessing import Preprocessing
-from opnp.errors import MissingFileError, OptionError
+from opnp.errors import MissingFileError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,16 +83,24 @@ class ImageSet(Dataset[object]):
         labels = self.source.labels
         return None if labels is None else torch.tensor(labels, dtype=torch.int64)
 
-    def batches(self, batch_size: int) -> "DataLoader[object]":
-        """Return a loader of all images in their order; torch's global random state is left alone.
+    def batches(
+        self, batch_size: int, *, rows: range | None = None, workers: int = 0, is_pinned: bool = False
+    ) -> ImageBatches:
+        """Return the batches of all images in their order; torch's global random state is left alone.
+
+        Args:
+            batch_size: Images a batch.
+            rows: Which images; None for all.
+            workers: Processes that read and prepare images ahead of time; 0 to do so here. The batches are the same.
+            is_pinned: Whether batches lie in page-locked memory, for a CUDA device.
 
         Raises:
-            OptionError: If `batch_size` is below 1.
+            OptionError: If `batch_size` is below 1, or `workers` below 0.
 
         """
-        if batch_size < 1:
-            raise OptionError(f"`batch_size` must be at least 1, got {batch_size}.")
-        return DataLoader(self, batch_size=batch_size, generator=torch.Generator())
+        return ImageBatches(
+            self, range(len(self)) if rows is None else rows, batch_size, workers=workers, is_pinned=is_pinned
+        )
 
 
 def read_images(path: str | os.PathLike[str], preprocessing: Preprocessing) -> ImageSet:

@@ -1,0 +1,85 @@
+"""Features cached by several ranks: one folder, as one process would write it, and one error for all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opnp.data import read_features
+from tests.distributed import cache_tasks
+from tests.distributed.rank_world import on_ranks
+from tests.distributed.test_torchrun import ranks
+from tests.unit.bench.image_world import OPTIONS, cached, image_sets, tiny_model, write_images
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path, rows=53)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_write_the_folder_of_one_process(images: Path, world: int) -> None:
+    sets = image_sets(images)
+    options: dict[str, Any] = {"batch_size": 8, "dtype": torch.float32, "is_odin_wanted": False}
+    alone = cached(tiny_model(), sets, images / "alone", **options)
+    records = on_ranks(images, world, cache_tasks.cache, images, options)
+    assert records == [records[0]] * world
+    assert records[0]["computed"] == list(sets)
+    assert on_ranks(images, world, cache_tasks.cache, images, options)[-1]["kept"] == list(sets)
+    for name in sets:
+        one, many = (read_features(images / folder / f"{name}.safetensors") for folder in ("alone", "together"))
+        torch.testing.assert_close(many.features, one.features, rtol=1e-6, atol=1e-7)
+        assert (many.labels is None) == (one.labels is None)
+        assert one.labels is None or torch.equal(one.labels, many.labels)  # type: ignore[arg-type]  # just compared
+        assert records[0]["accuracy"][name] == alone.source.sets[name].accuracy
+    again = cached(tiny_model(), sets, images / "together", **options)
+    assert again.kept == tuple(sets)
+
+
+def test_features_are_sent_in_pieces(images: Path) -> None:
+    """Pieces of one row, of parts that differ by one."""
+    options = {"dtype": torch.float32, "is_odin_wanted": False}
+    cached(tiny_model(), image_sets(images), images / "alone", **options)
+    on_ranks(images, 2, cache_tasks.cache, images, options, 1)
+    for name in ("train", "ood_grey"):
+        one, many = (read_features(images / folder / f"{name}.safetensors") for folder in ("alone", "together"))
+        torch.testing.assert_close(many.features, one.features, rtol=1e-6, atol=1e-7)
+
+
+def test_a_rank_without_images(tmp_path: Path) -> None:
+    write_images(tmp_path, rows=1)
+    options = {"dtype": torch.float32, "is_odin_wanted": False}
+    alone = cached(tiny_model(), image_sets(tmp_path), tmp_path / "alone", **options)
+    records = on_ranks(tmp_path, 2, cache_tasks.cache, tmp_path, options)
+    assert records[0]["accuracy"]["test"] == alone.source.sets["test"].accuracy
+    one, many = (read_features(tmp_path / folder / "test.safetensors") for folder in ("alone", "together"))
+    torch.testing.assert_close(many.features, one.features, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_fails_is_named(images: Path, failing: int) -> None:
+    found = on_ranks(images, 2, cache_tasks.cache_with_a_broken_image, images, failing)
+    assert found[failing] == "DataFileError: test: the image is broken."
+    assert found[1 - failing] == f"DistributedError: test: rank {failing} of 2 failed: the image is broken."
+    assert (images / "together" / "train.safetensors").exists()
+    assert not (images / "together" / "test.safetensors").exists()
+
+
+def test_ranks_must_have_the_same_model(images: Path) -> None:
+    for text in on_ranks(images, 2, cache_tasks.cache_other_models, images):
+        assert text.startswith("DistributedError: rank 1 has a model and options of digest ")
+    assert not (images / "together").exists()
+
+
+def test_the_command_line_under_torchrun(images: Path) -> None:
+    network = ["--model", "tests.unit.bench.image_world:tiny_model", *OPTIONS]
+    command = ["cache", *network, "--test", str(images / "test.safetensors")]
+    refused = ranks(images, 2, [*command, "--out", str(images / "out")])
+    assert [code for code, _ in refused] == [2, 2]
+    assert "opnp: rank 0 of 2: ODIN's scores are computed by one process" in refused[0][1]
+    done = ranks(images, 2, [*command, "--out", str(images / "out"), "--no-odin", "--json"])
+    assert [code for code, _ in done] == [0, 0], done
+    assert json.loads(done[0][1])["sets"]["test"]["samples"] == 53
+    assert done[1][1] == ""
