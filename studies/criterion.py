@@ -46,7 +46,7 @@ CRITERIA = ("holdout", "thinned", "scrambled", "failure", "value")
 
 
 def settings_grid(count: int, *, seed: int) -> list[Settings]:
-    """Return `count` distinct settings drawn at random from the grid, the plain energy first."""
+    """Return `count` settings: the plain energy, every shaping without pruning, and others drawn from the grid."""
     grid = []
     for shaping, weights, neurons in itertools.product(_SHAPINGS, _WEIGHTS, _NEURONS):
         ratios = Ratios(w_min=weights[0], w_max=weights[1], o_min=neurons[0], o_max=neurons[1])
@@ -54,8 +54,10 @@ def settings_grid(count: int, *, seed: int) -> list[Settings]:
             _SCOPES if any(weights) else _SCOPES[:1], _READINGS if any(neurons) else _READINGS[:1]
         ):
             grid.append(Settings(ratios=ratios, scope=scope, neuron=neuron, shaping=shaping))
-    plain, others = grid[0], grid[1:]
-    return [plain, *random.Random(seed).sample(others, count - 1)]  # noqa: S311  # a draw of settings, no secret
+    unpruned = [each for each in grid if each.fixed_ratios == Ratios()]
+    others = [each for each in grid if each.fixed_ratios != Ratios()]
+    drawn = random.Random(seed).sample(others, count - len(unpruned))  # noqa: S311  # a draw of settings, no secret
+    return unpruned + drawn
 
 
 def model_study(model: ModelData, *, count: int, seed: int) -> dict[str, object] | None:

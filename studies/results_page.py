@@ -221,9 +221,9 @@ over the same shaping without it, at no loss of failure detection, and may not l
 tenth of the standard deviation of the energies: the least sensitive weights are often negative ones that hold the
 other classes down, and inputs of no class are told by them.
 
-Spearman's rank correlation of each with the mean AUROC on the real OOD sets, over settings drawn at random from the
-grid; then the mean AUROC of the energy, of the setting that class holdout likes best, of the one with the highest
-value within the limits, and of the best one drawn:
+Spearman's rank correlation of each with the mean AUROC on the real OOD sets, over all shapings and prunings drawn at
+random from the grid; then the mean AUROC of the energy, of the setting that class holdout likes best, of the one with
+the highest value within the limits, and of the best one drawn:
 """
 
 _CRITERION_READING = """
