@@ -19,6 +19,7 @@ __all__ = [
     "LayerWarning",
     "MissingExtraError",
     "MissingFileError",
+    "ModelRunError",
     "NonFiniteError",
     "NotCalibratedError",
     "NotFittedError",
@@ -112,6 +113,10 @@ class MissingFileError(OpnpError, FileNotFoundError):
 
 class MissingExtraError(OpnpError, ImportError):
     """An optional dependency is not installed."""
+
+
+class ModelRunError(OpnpError, RuntimeError):
+    """The user's model raised an error of its own on the inputs it was given."""
 
 
 class OpnpWarning(UserWarning):

@@ -86,6 +86,9 @@ def read_feature_folder(path: str | os.PathLike[str], *, ood: Iterable[str] | No
     """
     path = Path(path)
     head = read_head(path / "head.safetensors")
+    for tensor_name, tensor in (("weight", head.weight), ("bias", head.bias)):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise DataFileError(f"{path / 'head.safetensors'}: `{tensor_name}` must be finite.")
     out_of_distribution = sorted(
         path.glob("ood_*.safetensors") if ood is None else {path / f"ood_{name}.safetensors" for name in ood},
     )

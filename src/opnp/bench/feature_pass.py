@@ -16,7 +16,7 @@ from opnp.bench.model_run import Progress
 from opnp.core.checks import require_class_indices
 from opnp.data import FeatureSet, ImageSet
 from opnp.distributed import Ranks, gathered, row_part, together
-from opnp.errors import DataFileError, OptionError
+from opnp.errors import DataFileError, ModelRunError, OpnpError, OptionError
 from opnp.model import Head, HeadStream, head_stream, inputs_of
 
 __all__ = ["FeaturePass", "PassResult"]
@@ -102,9 +102,17 @@ class FeaturePass:
         target = target_device(self.model, self.device)
         with self.forward.laid_out(self.model), self.forward.autocast(target):
             batches = self.forward.moved(self.batches(images, rows), target)
-            with self._opened(images, rows, batches) as (stream, head):
-                _require_classes(images, head.module.out_features, is_inside=is_inside)
-                return head, *self._read(stream, len(rows), is_inside=is_inside)
+            try:
+                with self._opened(images, rows, batches) as (stream, head):
+                    _require_classes(images, head.module.out_features, is_inside=is_inside)
+                    return head, *self._read(stream, len(rows), is_inside=is_inside)
+            except (OpnpError, OSError):
+                raise
+            except Exception as error:
+                raise ModelRunError(
+                    f"The model failed on {images.source.path}: {type(error).__name__}: {error} Do size, channels and "
+                    f"device fit it?"
+                ) from error
 
     @contextmanager
     def _opened(self, images: ImageSet, rows: range, batches: Iterable[object]) -> Iterator[tuple[HeadStream, Head]]:

@@ -4,10 +4,12 @@ import inspect
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Self
 
 import torch
@@ -183,7 +185,8 @@ def model_source(
     """Return what is to be known of a model, to tell its features from those of another.
 
     Args:
-        model: The model. Its digest covers layers, parameters, buffers, and the files that its classes are written in.
+        model: The model. Its digest covers layers, parameters, buffers, and the files that its classes and the callable
+            that made it are written in; what those import is not looked at.
         name: What the model is called.
         weights: File that its weights came from, or None.
         head: Name of the head that is asked for, or None.
@@ -193,8 +196,8 @@ def model_source(
 
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    code = sorted({_code_digest(type(module)) for module in model.modules()})
     hub = name.partition(":")[0]
+    code = sorted({_code_digest(part) for part in (*map(type, model.modules()), sys.modules.get(hub))})
     return ModelSource(
         model=name,
         weights=None if weights is None else Path(weights).name,
@@ -211,8 +214,10 @@ def model_source(
     )
 
 
-def _code_digest(kind: type) -> str:
+def _code_digest(part: type | ModuleType | None) -> str:
+    if part is None:
+        return ""
     try:
-        return file_digest(Path(inspect.getfile(kind)))
+        return file_digest(Path(inspect.getfile(part)))
     except (OSError, TypeError):  # written in no file
         return ""

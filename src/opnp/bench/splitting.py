@@ -55,7 +55,7 @@ def split_test(samples: int, *, validation_samples: int | None = None, seed: int
         seed: Seed of the draw.
 
     Raises:
-        OptionError: If that leaves one of the parts empty.
+        OptionError: If that leaves one of the parts empty, or `seed` is out of range.
 
     Example:
         >>> split = split_test(10, validation_samples=3, seed=0)
@@ -63,6 +63,8 @@ def split_test(samples: int, *, validation_samples: int | None = None, seed: int
         (3, True)
 
     """
+    if not 0 <= seed < 2**63:
+        raise OptionError(f"`seed` must lie in 0 to 2^63 - 1, got {seed}.")
     count = default_validation_samples(samples) if validation_samples is None else validation_samples
     if not 0 < count < samples:
         raise OptionError(

@@ -51,7 +51,7 @@ def tune(
     names = ["chosen", "energy", *("" for _ in shown[2:])]
     print_table(
         f"{tuning.tried} settings, judged on {tuning.samples} {tuning.source} samples",
-        ["setting", "", "holdout AUROC", "thinned", "scrambled", "failure", "accuracy lost", "value"],
+        ["setting", "", "holdout AUROC", "thinned", "scrambled", "failure", "accuracy lost", "value", "allowed"],
         [_row(trial, name) for trial, name in zip(shown[: top + 2], names, strict=False)],
     )
     typer.echo(
@@ -60,12 +60,12 @@ def tune(
 
 
 def _row(trial: Trial, name: str) -> list[str]:
-    lost = f"{100 * trial.loss:.2f}" + ("" if trial.is_harmless else " (too much)")
     shares = (trial.mean_holdout, trial.thinned, trial.scrambled, trial.failure)
     return [
         settings_text(trial.settings),
         name,
         *(f"{100 * share:.2f}" for share in shares),
-        lost,
+        f"{100 * trial.loss:.2f}",
         f"{trial.value:.3f}",
+        "yes" if trial.is_harmless else "no",
     ]

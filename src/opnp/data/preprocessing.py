@@ -87,8 +87,7 @@ class Preprocessing:
 
         """
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
-        if image.size != (self.size, self.size):
-            image = self._cropped(self._resized(image))
+        image = self._cropped(self._resized(image))
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).reshape(self.size, self.size, len(self.mean))
         scaled = pixels.permute(2, 0, 1).contiguous().float() / 255
         return (scaled - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]

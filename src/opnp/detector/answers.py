@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from opnp.core.checks import checked_matrix, require_finite
 from opnp.core.masks import Masks
 from opnp.core.scores import score_logits
-from opnp.core.sensitivity import Sensitivity
+from opnp.core.sensitivity import Sensitivity, product_dtype
 from opnp.detector.blocks import feature_blocks
 from opnp.detector.compact import CompactHead
 from opnp.detector.link import ModelLink
@@ -19,7 +19,7 @@ from opnp.detector.settings import Settings
 from opnp.detector.state import State
 from opnp.detector.sweeping import swept
 from opnp.detector.verdicts import Calibration, Verdict
-from opnp.errors import NotCalibratedError, NotFittedError
+from opnp.errors import NotCalibratedError, NotFittedError, OptionError
 
 __all__ = ["Answers"]
 
@@ -129,13 +129,17 @@ class Answers:
         Raises:
             NotFittedError: If nothing was fitted.
             RatioError: If ratios leave nothing of the head.
+            OptionError: If `ratios` is empty, or no list of them.
 
         """
         state = self._fitted()
         rows, _ = self._checked(features)
+        if not isinstance(ratios, Sequence) or not ratios or not all(isinstance(each, Ratios) for each in ratios):
+            raise OptionError(f"`ratios` must be a list of one or more Ratios(...), got {ratios!r}.")
         settings = [replace(state.scorer.settings, ratios=each) for each in ratios]
         found = dict(swept(state.fitted, settings, rows, _score))
-        return torch.stack([found[place][0] for place in range(len(settings))])
+        dtype = product_dtype(rows, precision=state.scorer.settings.precision)
+        return torch.stack([found[place][0] for place in range(len(settings))]).to(dtype)
 
     @property
     def sensitivity(self) -> Sensitivity:

@@ -30,6 +30,8 @@ _LOGITS = 2**20
 """Logits held at once: what a processor keeps near."""
 _VALUES = 2**25
 """Values read off that are held at once."""
+_MASKS = 2**27
+"""Entries of masks of weights that are kept for the next block of rows."""
 _UPDATES = 64
 """Updates after which the whole product is taken again, so that rounding does not add up."""
 _SPARSE = 0.02
@@ -93,6 +95,8 @@ class _Heads:
         ratios, sensitivity = settings.fixed_ratios, self.fitted.sensitivity
         weights = (settings.scope, ratios.w_min, ratios.w_max)
         if weights not in self.weights:
+            if len(self.weights) * sensitivity.weight.numel() > _MASKS:
+                self.weights.clear()
             self.weights[weights] = weight_mask(
                 sensitivity.weight, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope
             )
@@ -143,7 +147,8 @@ class _Running:
         dtype = product_dtype(rows, precision=settings.precision)
         shaping = settings.fixed_shaping
         threshold = fitted.react_thresholds[shaping.quantile] if isinstance(shaping, ReAct) else None
-        inputs = shaped(rows.detach().to(dtype), shaping, threshold=threshold).T.contiguous()
+        # Float64 in any case: what a large feature leaves behind when it is subtracted again would show in float32.
+        inputs = shaped(rows.detach().to(dtype), shaping, threshold=threshold).double().T.contiguous()
         weight = fitted.weight.to(inputs)
         bias = None if fitted.bias is None else fitted.bias.to(inputs)[:, None]
         return cls(inputs, weight, bias, None, inputs.new_empty(len(weight), len(rows)), 0)

@@ -13,7 +13,7 @@ from opnp.errors import HeadNotFoundError, ShapeError
 from opnp.model.batches import Inputs, logits_of, run_model
 from opnp.model.state import borrowed, unwrapped
 
-__all__ = ["Head", "HeadRun", "find_head", "head_run", "linear_layers"]
+__all__ = ["Head", "HeadRun", "find_head", "head_outcome", "head_run", "linear_layers"]
 
 _SHOWN = 20
 
@@ -45,14 +45,12 @@ class HeadRun:
 
     Attributes:
         head: The head.
-        received: What it received, call by call.
-        output: What the model answered.
+        outcome: Features and logits of that batch, where they were asked for.
 
     """
 
     head: Head
-    received: list[Tensor]
-    output: object
+    outcome: tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -60,7 +58,7 @@ class _Call:
     """One call of a layer.
 
     Attributes:
-        received: Its input.
+        received: Its input; of inputs that are not one vector a sample, the shape alone.
         output: Its output.
         version: How often the output had been written to then.
 
@@ -108,7 +106,7 @@ def find_head(
         '2'
 
     """
-    return head_run(model, inputs, head=head, device=device).head
+    return head_run(model, inputs, head=head, device=device, with_outcome=False).head
 
 
 def head_run(
@@ -117,8 +115,9 @@ def head_run(
     *,
     head: str | nn.Module | None = None,
     device: torch.device | str | None = None,
+    with_outcome: bool = True,
 ) -> HeadRun:
-    """Return the head as `find_head` does, with the features and the answer of the batch, which need no second run."""
+    """Return the head as `find_head` does, with the outcome of the batch, which then needs no second run."""
     model = unwrapped(model)
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise HeadNotFoundError(
@@ -127,20 +126,48 @@ def head_run(
         )
     layers = linear_layers(model)
     chosen = _given(model, layers, head) if head is not None else None
-    with borrowed(model, device=device) as target, _recorded(layers) as calls:
-        answer = run_model(model, inputs, device=target)
-    output = logits_of(answer)
-    matching = _matching(calls, output)
-    if chosen is None:
-        chosen = _only(matching, layers, output)
-    found = Head(name=chosen, module=layers[chosen], is_output=chosen in matching)
-    if found.module.out_features < 2:
-        raise ShapeError(
-            f"The head {found.label} has one output: a classifier needs at least two classes. One logit z says the "
-            f"same as the two logits -z/2 and z/2: give `fit_features` the weight `torch.cat([-w, w]) / 2`, and the "
-            f"bias alike.",
+    recorded = layers if chosen is None else {chosen: layers[chosen]}
+    with borrowed(model, device=device) as target:
+        with _recorded(recorded) as calls:
+            answer = run_model(model, inputs, device=target)
+        output = logits_of(answer)
+        matching = _matching(calls, output)
+        if chosen is None:
+            chosen = _only(matching, layers, output)
+        found = Head(name=chosen, module=layers[chosen], is_output=chosen in matching)
+        if found.module.out_features < 2:
+            raise ShapeError(
+                f"The head {found.label} has one output: a classifier needs at least two classes. One logit z says the "
+                f"same as the two logits -z/2 and z/2: give `fit_features` the weight `torch.cat([-w, w]) / 2`, and "
+                f"the bias alike.",
+            )
+        received = [call.received for call in calls[chosen]]
+        return HeadRun(found, None if not with_outcome else head_outcome(found, received, answer))
+
+
+def head_outcome(head: Head, received: list[Tensor], answer: object) -> tuple[Tensor, Tensor]:
+    """Return the (features, logits) of one forward pass, from what the head received and what the model answered."""
+    features = _one_vector_a_sample(received, head)
+    logits = logits_of(answer) if head.is_output else None
+    if logits is None:
+        logits = torch.nn.functional.linear(features, head.module.weight, head.module.bias)
+    return features.detach(), logits.detach()
+
+
+def _one_vector_a_sample(received: list[Tensor], head: Head) -> Tensor:
+    if len(received) != 1:
+        raise HeadNotFoundError(
+            f"The head {head.label} ran {len(received)} times in one forward pass: it must run once. Choose another "
+            f"layer with `head=`, or compute the features yourself and use the `*_features` methods.",
         )
-    return HeadRun(found, [call.received for call in calls[chosen]], answer)
+    features = received[0]
+    if features.ndim != 2:
+        raise ShapeError(
+            f"The head {head.label} received features of shape {tuple(features.shape)}: it runs on every token or "
+            f"position, but must get one vector a sample, (batch, features). Pool them yourself and use the "
+            f"`*_features` methods.",
+        )
+    return features
 
 
 def _given(model: nn.Module, layers: dict[str, nn.Linear], head: str | nn.Module) -> str:
@@ -224,7 +251,9 @@ def _recorded(layers: dict[str, nn.Linear]) -> Iterator[dict[str, list[_Call]]]:
     def hook(made: list[_Call]) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
         def record(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             if threading.get_ident() == owner:
-                made.append(_Call(args[0] if args else kwargs["input"], output, _version(output)))
+                received = args[0] if args else kwargs["input"]
+                kept = received if received.ndim == 2 else torch.empty(received.shape, device="meta")
+                made.append(_Call(kept, output, _version(output)))
 
         return record
 

@@ -117,9 +117,12 @@ def _masked(module: nn.Module, mask: Tensor) -> Iterator[None]:
     """Hold a mask on one layer's weight, then take it off without a trace."""
     parameters = module._parameters  # noqa: SLF001  # their order is that of the optimizer: `register_parameter` changes it
     order = list(parameters)
-    with torch.no_grad():  # the product is taken anew in each forward pass, with a graph where one is wanted
-        method = prune.CustomFromMask.apply(module, "weight", mask)
+    weight = parameters["weight"]
+    device = None if weight is None else weight.device
+    method: object = None
     try:
+        with torch.no_grad():  # the product is taken anew in each forward pass, with a graph where one is wanted
+            method = prune.CustomFromMask.apply(module, "weight", mask.to(device))
         yield
     finally:
         hooks = module._forward_pre_hooks  # noqa: SLF001  # torch gives no handle to the hook of a mask
@@ -128,5 +131,6 @@ def _masked(module: nn.Module, mask: Tensor) -> Iterator[None]:
         if "weight_orig" in parameters:  # else `prune.remove` has been called meanwhile: what it did is meant to last
             del module.weight, module.weight_mask
             parameters["weight"] = parameters.pop("weight_orig")
-            for name in order:
+        if method is None or list(parameters) != order:
+            for name in [name for name in order if name in parameters]:
                 parameters[name] = parameters.pop(name)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from opnp.core.checks import require_finite
-from opnp.errors import EmptyDataError, HeadNotFoundError, InputTypeError, ShapeError
-from opnp.model.batches import InputAxes, Inputs, axes_of, inputs_of, labels_of, logits_of, run_model
-from opnp.model.head import Head, head_run
+from opnp.errors import EmptyDataError, InputTypeError, ShapeError
+from opnp.model.batches import InputAxes, Inputs, axes_of, inputs_of, labels_of, run_model
+from opnp.model.head import Head, head_outcome, head_run
 from opnp.model.state import borrowed, unwrapped
 
 __all__ = ["HeadStream", "Tap", "head_stream", "head_tap"]
@@ -77,13 +77,14 @@ def head_stream(
     else:
         raise EmptyDataError("`loader` yields no batch: there is nothing to read.")
     run = head_run(model, inputs, head=head, device=device)
-    outcomes = [_outcome(run.head, run.received, run.output)]
-    with head_tap(model, run.head, device=device) as tap:
+    found, outcomes = run.head, [] if run.outcome is None else [run.outcome]
+    del run  # of the first batch nothing is kept once it is read
+    with head_tap(model, found, device=device) as tap:
 
         def tapped(inputs: Inputs) -> tuple[Tensor, Tensor]:
             return outcomes.pop() if outcomes else tap(inputs)  # the first batch has run already
 
-        yield HeadStream(head=run.head, axes=axes_of(inputs), batches=_read(tapped, chain([first], iterator)))
+        yield HeadStream(head=found, axes=axes_of(inputs), batches=_read(tapped, chain([first], iterator)))
 
 
 @contextmanager
@@ -114,7 +115,7 @@ def head_tap(model: nn.Module, head: Head, *, device: torch.device | str | None 
         def tap(inputs: Inputs) -> tuple[Tensor, Tensor]:
             captured.clear()
             output = run_model(inner, inputs, device=target)
-            outcome = _outcome(head, captured, output)
+            outcome = head_outcome(head, captured, output)
             captured.clear()
             return outcome
 
@@ -123,15 +124,6 @@ def head_tap(model: nn.Module, head: Head, *, device: torch.device | str | None 
         finally:
             handle.remove()
             captured.clear()
-
-
-def _outcome(head: Head, received: list[Tensor], output: object) -> tuple[Tensor, Tensor]:
-    """Return the (features, logits) of one forward pass, from what the head received and what the model answered."""
-    features = _one_vector_a_sample(received, head)
-    logits = logits_of(output) if head.is_output else None
-    if logits is None:
-        logits = torch.nn.functional.linear(features, head.module.weight, head.module.bias)
-    return features.detach(), logits.detach()
 
 
 def _is_empty(inputs: Inputs) -> bool:
@@ -151,19 +143,3 @@ def _read(tap: Tap, batches: Iterable[object]) -> Iterator[tuple[Tensor, Tensor,
                 f"Batch {index} holds {len(labels)} labels for {len(features)} inputs: one each is needed."
             )
         yield features, logits, labels
-
-
-def _one_vector_a_sample(captured: list[Tensor], head: Head) -> Tensor:
-    if len(captured) != 1:
-        raise HeadNotFoundError(
-            f"The head {head.label} ran {len(captured)} times in one forward pass: it must run once. Choose another "
-            f"layer with `head=`, or compute the features yourself and use the `*_features` methods.",
-        )
-    features = captured[0]
-    if features.ndim != 2:
-        raise ShapeError(
-            f"The head {head.label} received features of shape {tuple(features.shape)}: it runs on every token or "
-            f"position, but must get one vector a sample, (batch, features). Pool them yourself and use the "
-            f"`*_features` methods.",
-        )
-    return features

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from opnp.detector import sweeping
 from opnp.detector.fitting import Fitted, fit_sum
 from opnp.detector.scoring import Scorer
 from opnp.detector.sweeping import swept
-from opnp.errors import RatioError
+from opnp.errors import NonFiniteError, OptionError, RatioError
 
 PLAIN = Settings(ratios=Ratios(), shaping=None, precision="float64")
 
@@ -110,3 +111,30 @@ def test_a_detector_sweeps_ratios_over_features() -> None:
     assert scores.shape == (3, len(features))
     for row, ratios in zip(scores, wanted, strict=True):
         torch.testing.assert_close(row, detector.with_ratios(ratios).score_features(features), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::opnp.errors.RatioWarning")
+def test_a_huge_feature_leaves_no_trace_once_it_is_pruned() -> None:
+    """In float32 its column would leave its rounding behind when it is subtracted again."""
+    fitted, features = fitted_head()
+    features[:, 3] = 1e6
+    detector = OPNP(ratios=Ratios(), shaping=None, neuron="aggregate")
+    detector.fit_features(features, weight=fitted.weight, bias=fitted.bias)
+    wanted = [Ratios(), Ratios(o_max=1 / 24), Ratios(o_max=2 / 24)]
+    for row, ratios in zip(detector.sweep_features(features, wanted), wanted, strict=True):
+        torch.testing.assert_close(row, detector.with_ratios(ratios).score_features(features), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratios", [[], Ratios(), ["auto"]])
+def test_what_is_no_list_of_ratios_is_refused(ratios: Any) -> None:
+    fitted, features = fitted_head()
+    detector = OPNP(ratios=Ratios(), shaping=None).fit_features(features, weight=fitted.weight, bias=None)
+    with pytest.raises(OptionError, match="`ratios` must be a list"):
+        detector.sweep_features(features, ratios)
+
+
+def test_overflow_is_told() -> None:
+    fitted, features = fitted_head()
+    huge = dataclasses.replace(fitted, weight=fitted.weight.double() * 1e308)
+    with pytest.raises(NonFiniteError, match="of the pruned head"):
+        list(swept(huge, [PLAIN], features * 1e3, read))

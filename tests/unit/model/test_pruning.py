@@ -198,3 +198,18 @@ def test_masks_come_from_any_sensitivity() -> None:
     assert {name: int(mask.logical_not().sum()) for name, mask in masks.items()} == {"0": 15, "2": 8}
     with pruned(model, masks):
         assert int((model.get_buffer("0.weight_mask") == 0).sum()) == 15
+
+
+def test_a_mask_that_cannot_be_put_on_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    names, hooks = list(model.state_dict()), len(model[0]._forward_pre_hooks)
+
+    def broken(*_: object, **__: object) -> Tensor:
+        message = "no memory left"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(prune.CustomFromMask, "compute_mask", broken)
+    with pytest.raises(RuntimeError, match="no memory left"), pruned(model, {"0": torch.ones(4, 3, dtype=torch.bool)}):
+        pass
+    assert list(model.state_dict()) == names
+    assert len(model[0]._forward_pre_hooks) == hooks

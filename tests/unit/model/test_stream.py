@@ -346,3 +346,22 @@ def test_the_model_runs_once_a_batch_the_one_it_is_searched_by_among_them(head: 
     with head_stream(model, loader, head=head) as stream:
         sizes = [len(features) for features, _, _ in stream.batches]
     assert runs == sizes == [4, 2, 3]
+
+
+def test_the_first_batch_too_is_read_while_the_model_is_on_loan() -> None:
+    """Logits that are computed beside the model need its weights where they run, in the mode they run in."""
+    model = Answering(lambda logits: (logits, logits))
+    seen: list[tuple[bool, bool]] = []
+    linear = torch.nn.functional.linear
+
+    def watched(*args: Tensor) -> Tensor:
+        seen.append((torch.is_grad_enabled(), model.training))
+        return linear(*args)
+
+    model.train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", watched)
+        with head_stream(model, [batch(), batch()], head="fc") as stream:
+            list(stream.batches)
+    assert set(seen) == {(False, False)}
+    assert model.training
