@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import linear
 
 from opnp import OPNP, Ratios, ReAct
+from opnp.detector.criterion import Judge
 from opnp.detector.reservoir import Reservoir
 from opnp.errors import SignedFeaturesWarning
 from tests.unit.detector.tuning_world import World, disturbed_world, inhibited_world, solved_world, spurious_world
@@ -91,3 +92,17 @@ def test_pruning_that_lowers_them_is_not() -> None:
     world = spurious_world()
     found = rises(world, world.fitted(OPNP(shaping=None)))
     assert any(is_harmless for rise, is_harmless in found if rise < -1)
+
+
+def test_pruning_that_detects_failures_worse_is_refused_whatever_it_gains() -> None:
+    world = disturbed_world()
+    detector = world.fitted(OPNP(shaping=None))
+    state = detector._fitted()
+    plain = dataclasses.replace(detector.settings, ratios=Ratios())
+    judge = Judge.from_samples(*world.validation, state.fitted, plain, ood=None, seed=0)
+    unpruned = judge.trial(state.fitted, plain)
+    chosen = judge.trial(state.fitted, detector.settings, unpruned=unpruned)
+    assert chosen.is_harmless
+    assert chosen.failure >= unpruned.failure
+    better = dataclasses.replace(unpruned, failure=chosen.failure + 0.001)
+    assert not judge.trial(state.fitted, detector.settings, unpruned=better).is_harmless
