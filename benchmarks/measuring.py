@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -77,11 +77,6 @@ def ratios(step: Step, floor: Step, *, repeats: int, is_wall: bool = False) -> t
     floor()
     pairs = [(seconds(step, is_wall=is_wall), seconds(floor, is_wall=is_wall)) for _ in range(repeats)]
     return tuple(first / second for first, second in pairs)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return median and range in words."""
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 def _wait() -> None:

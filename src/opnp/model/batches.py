@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from opnp.errors import InputTypeError
 
-__all__ = ["InputAxes", "Inputs", "as_batch", "axes_of", "inputs_of", "labels_of", "logits_of", "run_model"]
+__all__ = ["InputAxes", "Inputs", "as_batch", "axes_of", "inputs_of", "is_empty", "labels_of", "logits_of", "run_model"]
 
 Inputs = Tensor | Mapping[str, object]
 InputAxes = int | dict[str, int]
@@ -73,6 +73,12 @@ def labels_of(batch: object) -> Tensor | None:
     if isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point():
         return found
     return None
+
+
+def is_empty(inputs: Inputs) -> bool:
+    """Return whether a batch of inputs holds no sample."""
+    tensors = [inputs] if isinstance(inputs, Tensor) else [item for item in inputs.values() if isinstance(item, Tensor)]
+    return any(item.ndim > 0 and len(item) == 0 for item in tensors)
 
 
 def axes_of(inputs: Inputs) -> InputAxes:

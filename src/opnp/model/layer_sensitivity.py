@@ -14,7 +14,7 @@ from opnp.core.layer_sensitivity import Geometry, LayerSensitivitySum
 from opnp.core.position_products import checked_chunk
 from opnp.core.sensitivity import Precision, Sensitivity, product_dtype
 from opnp.errors import EmptyDataError, InputTypeError, LayerError, LayerNotFoundError, LayerWarning
-from opnp.model.batches import Inputs, inputs_of
+from opnp.model.batches import Inputs, inputs_of, is_empty
 from opnp.model.head import find_head
 from opnp.model.layer_tap import Use, Watch, layer_tap
 from opnp.model.layers import chosen_layers
@@ -253,12 +253,7 @@ def _opened(loader: Iterable[object]) -> tuple[Inputs, Iterator[tuple[int, Input
     if isinstance(loader, Tensor | str) or not isinstance(loader, Iterable):
         hint = " For a single batch pass a list of one: `[inputs]`." if isinstance(loader, Tensor) else ""
         raise InputTypeError(f"`loader` must be an iterable of batches, got {type(loader).__name__}.{hint}")
-    numbered = ((index, inputs) for index, inputs in enumerate(map(inputs_of, loader)) if not _is_empty(inputs))
+    numbered = ((index, inputs) for index, inputs in enumerate(map(inputs_of, loader)) if not is_empty(inputs))
     for index, inputs in numbered:
         return inputs, chain([(index, inputs)], numbered)
     raise EmptyDataError("`loader` yields no sample: there is nothing to read.")
-
-
-def _is_empty(inputs: Inputs) -> bool:
-    tensors = [inputs] if isinstance(inputs, Tensor) else [item for item in inputs.values() if isinstance(item, Tensor)]
-    return any(item.ndim > 0 and len(item) == 0 for item in tensors)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from opnp.core.checks import require_finite
 from opnp.errors import EmptyDataError, InputTypeError, ShapeError
-from opnp.model.batches import InputAxes, Inputs, axes_of, inputs_of, labels_of, run_model
+from opnp.model.batches import InputAxes, Inputs, axes_of, inputs_of, is_empty, labels_of, run_model
 from opnp.model.head import Head, head_outcome, head_run
 from opnp.model.state import borrowed, unwrapped
 
@@ -72,7 +72,7 @@ def head_stream(
     iterator = iter(loader)
     for first in iterator:
         inputs = inputs_of(first)
-        if not _is_empty(inputs):
+        if not is_empty(inputs):
             break
     else:
         raise EmptyDataError("`loader` yields no batch: there is nothing to read.")
@@ -124,11 +124,6 @@ def head_tap(model: nn.Module, head: Head, *, device: torch.device | str | None 
         finally:
             handle.remove()
             captured.clear()
-
-
-def _is_empty(inputs: Inputs) -> bool:
-    tensors = [inputs] if isinstance(inputs, Tensor) else [item for item in inputs.values() if isinstance(item, Tensor)]
-    return any(item.ndim > 0 and len(item) == 0 for item in tensors)
 
 
 def _read(tap: Tap, batches: Iterable[object]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
