@@ -75,7 +75,7 @@ class CompiledForward:
             reason = "is all of the model" if found.is_output else "is not its last layer"
             raise OptionError(f"`compile` cuts the model before its head, and {found.label} {reason}: leave it out.")
         with borrowed(self.model, device=device), self._without(found.module):
-            yield _Cut(self, found.module), found
+            yield _Cut(self, found.linear), found
 
     def features(self, inputs: Tensor) -> object:
         """Return what the compiled layers make of inputs.

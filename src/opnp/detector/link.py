@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from opnp.artifact import tensors_digest
 from opnp.core.checks import require_finite
 from opnp.errors import HeadMismatchError, InputTypeError
-from opnp.model import Head, InputAxes, as_batch, head_stream, head_tap, inputs_of, linear_layers, unwrapped
+from opnp.model import Head, InputAxes, as_batch, head_layers, head_stream, head_tap, inputs_of, unwrapped
 
 __all__ = ["ModelLink", "head_digest", "linked_by_digest"]
 
@@ -67,7 +68,7 @@ class ModelLink:
     def feature_batches(self, loader: Iterable[object]) -> Iterator[Iterator[tuple[Tensor, Tensor | None]]]:
         """Open the model for one pass over `loader`; yields an iterator of (features, labels or None)."""
         self.require_unchanged()
-        with head_stream(self.model, loader, head=self.head.module, device=self.device) as stream:
+        with head_stream(self.model, loader, head=self.head, device=self.device) as stream:
             yield ((features, labels) for features, _, labels in stream.batches)
 
     def require_unchanged(self) -> None:
@@ -76,9 +77,9 @@ class ModelLink:
         Their values are compared: addresses and version counters miss what is written through `.data`.
         """
         modules = dict(unwrapped(self.model).named_modules(remove_duplicate=False))
-        module = self.head.module
-        is_in_place = modules.get(self.head.name) is module
-        if is_in_place and _is_same(module.weight, self.weight) and _is_same(module.bias, self.bias):
+        head = self.head
+        is_in_place = modules.get(head.name) is head.module
+        if is_in_place and _is_same(head.weight, self.weight) and _is_same(head.bias, self.bias):
             return
         raise HeadMismatchError(
             f"The model's head {self.head.label} is not the one this detector was fitted on: its weights have "
@@ -125,15 +126,24 @@ def linked_by_digest(
         HeadMismatchError: If no layer of the model has these.
 
     """
-    layers = linear_layers(unwrapped(model))
+    heads = {
+        found: Head(name=found, module=layer, is_output=False, is_averaged=isinstance(layer, nn.Conv2d))
+        for found, layer in head_layers(unwrapped(model)).items()
+    }
     digest = head_digest(weight, bias)
-    fitting = [found for found, layer in layers.items() if head_digest(layer.weight, layer.bias) == digest]
+    fitting = [found for found, head in heads.items() if _has_digest(head, weight, digest)]
     if not fitting:
-        place = f"`{name}`" if name in layers else "any nn.Linear"
+        place = f"`{name}`" if name in heads else "any nn.Linear or 1x1 convolution"
         raise HeadMismatchError(
             f"The detector was fitted on a head with digest {digest[:12]}, and the model given has other weights (or "
             f"another dtype) in {place}. Load the weights that the detector was fitted on, or fit again.",
         )
-    chosen = name if name in fitting else fitting[0]
-    head = Head(name=str(chosen), module=layers[str(chosen)], is_output=False)
-    return ModelLink(model=model, head=head, axes=axes, device=None, weight=weight, bias=bias)
+    chosen = name if name is not None and name in fitting else fitting[0]
+    return ModelLink(model=model, head=heads[chosen], axes=axes, device=None, weight=weight, bias=bias)
+
+
+def _has_digest(head: Head, weight: Tensor, digest: str) -> bool:
+    """Return whether a layer's weight and bias have a digest; most layers are told apart by their shape."""
+    if any(map(is_lazy, head.module.parameters())) or head.weight.shape != weight.shape:
+        return False
+    return head_digest(head.weight, head.bias) == digest

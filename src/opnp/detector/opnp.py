@@ -28,7 +28,7 @@ from opnp.detector.storage import Stored, read_detector, write_detector
 from opnp.detector.tuning import Tuning
 from opnp.distributed import Ranks, together
 from opnp.errors import OptionError
-from opnp.model import head_stream
+from opnp.model import LogitsSelector, head_stream
 
 __all__ = ["OPNP"]
 
@@ -106,6 +106,7 @@ class OPNP(Answers):
         loader: Iterable[object],
         *,
         head: str | nn.Module | None = None,
+        logits: LogitsSelector | None = None,
         validation: Iterable[object] | None = None,
         validation_ood: Iterable[object] | None = None,
         keep: float = _KEEP,
@@ -116,9 +117,10 @@ class OPNP(Answers):
         """Take the sensitivities in one pass of the model over training data, and return self.
 
         Args:
-            model: Any classifier that ends in an `nn.Linear`. It is the same after the call, bit for bit.
+            model: Any classifier that ends in an `nn.Linear` or equal 1x1 convolution. It stays as it is, to the bit.
             loader: Training batches: tensors, (inputs, labels), or mappings; no labels are needed.
             head: The last layer or its dotted name; None to find it by running one batch.
+            logits: Where the logits are in the model's output: index of a tuple, key or attribute, or a function of it.
             validation: Batches of held-out ID inputs, with labels if there are any: automatic ratios are chosen on
                 them, with their features held in memory, and the detector is calibrated on them.
             validation_ood: Batches of OOD inputs to choose automatic ratios by, in the place of class holdout; none
@@ -134,6 +136,7 @@ class OPNP(Answers):
 
         Raises:
             HeadNotFoundError: If the head is not found.
+            OptionError: If `logits` leads nowhere.
             DistributedError: If another rank fails or is lost.
             EmptyDataError: If there is no batch.
             NonFiniteError: If features or logits are not finite.
@@ -144,9 +147,9 @@ class OPNP(Answers):
         """
         ranks = Ranks.joined() if distributed else Ranks()
         learning, state = Learning(self._given, is_held_out=validation is not None, ranks=ranks), None
-        with together(ranks), head_stream(model, shown(loader, progress), head=head, device=device) as stream:
-            module = stream.head.module
-            weight, bias = learning.take(stream.batches, *checked_head(module.weight, module.bias))
+        shown_loader = shown(loader, progress)
+        with together(ranks), head_stream(model, shown_loader, head=head, logits=logits, device=device) as stream:
+            weight, bias = learning.take(stream.batches, *checked_head(stream.head.weight, stream.head.bias))
             link = ModelLink(model, stream.head, stream.axes, device, weight=weight, bias=bias)
         learning.join()
         with together(ranks):

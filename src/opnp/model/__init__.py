@@ -1,23 +1,28 @@
 """Models as they are: find the head, stream (features, logits), leave no trace."""
 
-from opnp.model.batches import InputAxes, Inputs, as_batch, axes_of, inputs_of, labels_of, logits_of, run_model
-from opnp.model.head import Head, find_head, linear_layers
+from opnp.model.batches import InputAxes, Inputs, as_batch, axes_of, inputs_of, labels_of, run_model
+from opnp.model.head import Head, HeadLayer, head_layers, linear_layers
+from opnp.model.head_search import find_head
 from opnp.model.layer_sensitivity import sensitivity, sensitivity_sums
+from opnp.model.outputs import LogitsSelector, logits_of
 from opnp.model.pruning import pruned, pruned_copy
 from opnp.model.state import borrowed, device_of, unwrapped
 from opnp.model.stream import HeadStream, Tap, head_stream, head_tap
 
 __all__ = [
     "Head",
+    "HeadLayer",
     "HeadStream",
     "InputAxes",
     "Inputs",
+    "LogitsSelector",
     "Tap",
     "as_batch",
     "axes_of",
     "borrowed",
     "device_of",
     "find_head",
+    "head_layers",
     "head_stream",
     "head_tap",
     "inputs_of",

@@ -1,4 +1,4 @@
-"""Batches as loaders yield them: what goes into the model, and what comes out of it.
+"""Batches as loaders yield them: what goes into the model.
 
 A batch may be a tensor, a mapping of tensors (Hugging Face), or a tuple or list whose first item is one of those and
 whose second, if any, holds the labels.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from opnp.errors import InputTypeError
 
-__all__ = ["InputAxes", "Inputs", "as_batch", "axes_of", "inputs_of", "is_empty", "labels_of", "logits_of", "run_model"]
+__all__ = ["InputAxes", "Inputs", "as_batch", "axes_of", "inputs_of", "is_empty", "labels_of", "run_model"]
 
 Inputs = Tensor | Mapping[str, object]
 InputAxes = int | dict[str, int]
@@ -144,23 +144,6 @@ def run_model(model: nn.Module, inputs: Inputs, *, device: torch.device | None) 
                 f"normalise.",
             ) from error
         raise
-
-
-def logits_of(output: object) -> Tensor | None:
-    """Return the logits in a model's output: the tensor itself, its `.logits` or its ``["logits"]``; None if none.
-
-    Example:
-        >>> import torch
-        >>> logits_of({"logits": torch.zeros(1, 2)})
-        tensor([[0., 0.]])
-        >>> logits_of((torch.zeros(1, 2), torch.zeros(1, 2))) is None
-        True
-
-    """
-    if isinstance(output, Tensor):
-        return output
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    return found if isinstance(found, Tensor) else None
 
 
 def _is_about_dtypes(error: RuntimeError) -> bool:

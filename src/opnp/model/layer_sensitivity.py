@@ -15,9 +15,10 @@ from opnp.core.position_products import checked_chunk
 from opnp.core.sensitivity import Precision, Sensitivity, product_dtype
 from opnp.errors import EmptyDataError, InputTypeError, LayerError, LayerNotFoundError, LayerWarning
 from opnp.model.batches import Inputs, inputs_of, is_empty
-from opnp.model.head import find_head
+from opnp.model.head_search import find_head
 from opnp.model.layer_tap import Use, Watch, layer_tap
 from opnp.model.layers import chosen_layers
+from opnp.model.outputs import LogitsSelector
 from opnp.model.state import unwrapped
 
 __all__ = ["sensitivity", "sensitivity_sums"]
@@ -31,6 +32,7 @@ def sensitivity(
     *,
     layers: Iterable[str | nn.Module] | None = None,
     head: str | nn.Module | None = None,
+    logits: LogitsSelector | None = None,
     temperature: float = 1.0,
     precision: Precision = "float32",
     chunk_bytes: int | None = None,
@@ -53,6 +55,7 @@ def sensitivity(
         loader: Batches of inputs: tensors, (inputs, labels), or mappings; no labels are needed. Samples weigh alike.
         layers: Layers or their dotted names; None for every `nn.Linear` and `nn.Conv2d` that takes part.
         head: The layer whose output are the logits, or its name; None where the model's output are the logits.
+        logits: Where the logits are in the model's output: index of a tuple, key or attribute, or a function of it.
         temperature: Temperature T of the energy, above 0.
         precision: Precision of the products; the model's own are those of its weights. Sums over samples are float64.
         chunk_bytes: Bytes that the gradients of single samples may take at once; None for what suits the device.
@@ -66,6 +69,7 @@ def sensitivity(
         LayerNotFoundError: If there is no such layer, or one that was named never runs.
         LayerError: If a layer is of another kind, or its gradient cannot be told sample by sample.
         HeadNotFoundError: If the model's output holds no logits, or there is no such `head`.
+        OptionError: If `logits` leads nowhere.
         EmptyDataError: If `loader` yields no sample.
         NonFiniteError: If logits or gradients are not finite.
         InputTypeError: If `model` is no module, or `loader` or `layers` cannot be read.
@@ -90,6 +94,7 @@ def sensitivity(
         loader,
         layers=layers,
         head=head,
+        logits=logits,
         temperature=temperature,
         precision=precision,
         chunk_bytes=chunk_bytes,
@@ -104,6 +109,7 @@ def sensitivity_sums(
     *,
     layers: Iterable[str | nn.Module] | None = None,
     head: str | nn.Module | None = None,
+    logits: LogitsSelector | None = None,
     temperature: float = 1.0,
     precision: Precision = "float32",
     chunk_bytes: int | None = None,
@@ -127,7 +133,7 @@ def sensitivity_sums(
     checked_chunk(chunk_bytes, torch.device("cpu"))
     chosen, left_out = chosen_layers(inner, layers)
     first, batches = _opened(loader)
-    module = None if head is None else find_head(inner, first, head=head, device=device).module
+    found = None if head is None else find_head(inner, first, head=head, logits=logits, device=device)
     by_weight: dict[nn.Module, Watch] = {}
     watches = {name: by_weight.setdefault(layer.sharing[0], Watch(layer)) for name, layer in chosen.items()}
     totals: dict[Watch, LayerSensitivitySum] = {}
@@ -141,7 +147,8 @@ def sensitivity_sums(
         list(by_weight.values()),
         deliver,
         temperature=temperature,
-        head=module,
+        head=found,
+        logits=logits,
         is_strict=layers is not None,
         device=device,
     ) as tap:

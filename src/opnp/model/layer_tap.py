@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from opnp.core.checks import checked_matrix, require_finite
 from opnp.core.layer_sensitivity import energy_gradient
 from opnp.errors import EmptyDataError, HeadNotFoundError, LayerError, ShapeError
-from opnp.model.batches import Inputs, logits_of, run_model
+from opnp.model.batches import Inputs, run_model
+from opnp.model.head import Head
 from opnp.model.layers import Layer, is_as_its_kind
+from opnp.model.outputs import LogitsSelector, logits_of, no_logits_message
 from opnp.model.state import borrowed
 
 __all__ = ["Deliver", "LayerTap", "Use", "Watch", "layer_tap"]
@@ -88,7 +90,8 @@ def layer_tap(
     deliver: Deliver,
     *,
     temperature: float = 1.0,
-    head: nn.Module | None = None,
+    head: Head | None = None,
+    logits: LogitsSelector | None = None,
     is_strict: bool = True,
     device: torch.device | str | None = None,
 ) -> Iterator[LayerTap]:
@@ -100,6 +103,7 @@ def layer_tap(
         deliver: Called for each weight and batch, with the uses at which a gradient has arrived.
         temperature: Temperature T of the energy, above 0.
         head: The layer whose output are the logits; None where they are the model's output.
+        logits: Where in the model's output they are.
         is_strict: Whether a layer whose gradient cannot be had is an error. If not, its watch notes the problem.
         device: Where to run; None for where the model is.
 
@@ -114,13 +118,14 @@ def layer_tap(
             watches,
             deliver,
             temperature=temperature,
-            has_head=head is not None,
+            head=head,
+            selector=logits,
             is_strict=is_strict,
             device=target,
         )
         try:
             if head is not None:
-                handles.append(head.register_forward_hook(tap.keep_logits, prepend=True))
+                handles.append(head.module.register_forward_hook(tap.keep_logits, prepend=True))
             for watch in watches:
                 for module in watch.layer.sharing:  # before other hooks, which may replace the output
                     hook = partial(tap.record, watch)
@@ -142,12 +147,14 @@ class _Tap:
         deliver: Deliver,
         *,
         temperature: float,
-        has_head: bool,
+        head: Head | None,
+        selector: LogitsSelector | None,
         is_strict: bool,
         device: torch.device | None,
     ) -> None:
         self.model, self.watches, self.deliver = model, watches, deliver
-        self.temperature, self.has_head, self.is_strict, self.device = temperature, has_head, is_strict, device
+        self.temperature, self.is_strict, self.device = temperature, is_strict, device
+        self.head, self.selector = head, selector
         self._token = torch.zeros((), requires_grad=True)
         self._owner = threading.get_ident()
         self._logits: Tensor | None = None
@@ -161,7 +168,7 @@ class _Tap:
             with torch.set_grad_enabled(mode=False):  # a hook turns it on, from the first layer under watch
                 output = run_model(self.model, _usable(inputs), device=self.device)
             self._stage = "none"
-            logits = self._checked(self._logits if self.has_head else logits_of(output), where)
+            logits = self._checked(output, where)
             del output
             self._samples = len(logits)
             for watch in self.watches:
@@ -207,7 +214,7 @@ class _Tap:
         """Keep the head's output: a forward hook. The model goes on with a copy, which it may write to."""
         if threading.get_ident() != self._owner or self._stage != "forward":
             return None
-        self._logits = output
+        self._logits = output if self.head is None else self.head.logits_from(output)
         return output.clone()
 
     def clear(self) -> None:
@@ -216,11 +223,11 @@ class _Tap:
         for watch in self.watches:
             watch.uses = []
 
-    def _checked(self, logits: Tensor | None, where: str) -> Tensor:
+    def _checked(self, output: object, where: str) -> Tensor:
+        logits = logits_of(output, self.selector) if self.head is None else self._logits
         if logits is None:
             raise HeadNotFoundError(
-                "The model's output is neither a tensor nor holds `.logits`. Name the layer whose output are the "
-                "logits: `head=...`.",
+                f"{no_logits_message(output)} Or name the layer whose output are the logits: `head=...`.",
             )
         checked_matrix(logits, name="logits", axes="(batch, classes)")
         if logits.shape[1] < 2:

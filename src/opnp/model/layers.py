@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from opnp.errors import InputTypeError, LayerError, LayerNotFoundError
-from opnp.model.state import unwrapped
+from opnp.model.state import borrowed, unwrapped
 
-__all__ = ["Layer", "chosen_layers", "is_as_its_kind", "named_layer"]
+__all__ = ["Layer", "chosen_layers", "is_as_its_kind", "named_layer", "weight_of"]
 
 _KINDS = (nn.Linear, nn.Conv2d)
 _SHOWN = 20
@@ -139,6 +140,14 @@ def is_as_its_kind(module: nn.Linear | nn.Conv2d, inputs: Tensor, output: Tensor
     return output.shape == expected.shape and torch.allclose(output, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 
+def weight_of(module: nn.Linear | nn.Conv2d) -> Tensor:
+    """Return a layer's weight; one that is parametrized as in eval mode, in which reading it writes to no buffer."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return module.weight
+    with borrowed(module):
+        return module.weight
+
+
 def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     """Return, by identity of each parameter, the modules that hold it and what they call it."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
@@ -153,7 +162,7 @@ def _sharing(
     module: nn.Linear | nn.Conv2d, owners: Mapping[int, list[tuple[nn.Module, str]]]
 ) -> tuple[tuple[nn.Linear | nn.Conv2d, ...], str]:
     """Return the layers with this weight; or none, and why its gradient cannot be had from what they see."""
-    weight: Tensor = module.weight
+    weight = weight_of(module)
     sharing: list[nn.Linear | nn.Conv2d] = []
     for owner, name in owners.get(id(weight), [(module, "weight")]):
         kind = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d

@@ -24,7 +24,8 @@ def pruned(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[nn.Module]
 
     Args:
         model: Any model; wrappers such as `DataParallel` are looked through.
-        masks: By dotted name of an `nn.Linear` or `nn.Conv2d`: True = keep, of the shape of its weight, bool.
+        masks: By dotted name of an `nn.Linear` or `nn.Conv2d`: True = keep, of the shape of its weight, bool; for a 1x1
+            convolution ``(outputs, inputs)`` will do, as a detector has it for such a head.
 
     Yields:
         The model.
@@ -103,6 +104,8 @@ def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[nn.Lin
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise InputTypeError(f"The mask of {name!r} must be a boolean tensor, True = keep, got {got}.")
+        if mask.ndim == 2 and (*mask.shape, 1, 1) == module.weight.shape:
+            mask = mask[..., None, None]  # noqa: PLW2901  # the same mask in the convolution's own shape
         if mask.shape != module.weight.shape:
             raise ShapeError(
                 f"The mask of {name!r} must have the shape of its weight, {tuple(module.weight.shape)}, got "

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from opnp.core.checks import require_finite
 from opnp.errors import EmptyDataError, InputTypeError, ShapeError
 from opnp.model.batches import InputAxes, Inputs, axes_of, inputs_of, is_empty, labels_of, run_model
-from opnp.model.head import Head, head_outcome, head_run
+from opnp.model.head import Head, head_outcome
+from opnp.model.head_search import head_run
+from opnp.model.outputs import LogitsSelector
 from opnp.model.state import borrowed, unwrapped
 
 __all__ = ["HeadStream", "Tap", "head_stream", "head_tap"]
@@ -42,7 +44,8 @@ def head_stream(
     model: nn.Module,
     loader: Iterable[object],
     *,
-    head: str | nn.Module | None = None,
+    head: str | nn.Module | Head | None = None,
+    logits: LogitsSelector | None = None,
     device: torch.device | str | None = None,
 ) -> Iterator[HeadStream]:
     """Open a model for one pass over `loader`; on leaving, hooks are gone and the model is as it was.
@@ -50,7 +53,8 @@ def head_stream(
     Args:
         model: Any classifier.
         loader: Iterable of batches; read once, so a generator will do.
-        head: The head or its dotted name; None to search.
+        head: The head or its dotted name; None to search. A `Head` that was found before is taken as it is.
+        logits: Where the logits are in the model's output, as for `find_head`.
         device: Where to run; None for where the model is.
 
     Yields:
@@ -59,6 +63,7 @@ def head_stream(
     Raises:
         EmptyDataError: If `loader` yields nothing.
         HeadNotFoundError: If the head is not found.
+        OptionError: If `logits` leads nowhere.
         NonFiniteError: While reading, if features or logits are not finite; the message counts batches from 0.
         ShapeError: While reading, if a batch holds another number of labels than of inputs.
         InputTypeError: If `model` is no module, `loader` is a tensor, or a batch is of a kind that cannot be read.
@@ -76,9 +81,13 @@ def head_stream(
             break
     else:
         raise EmptyDataError("`loader` yields no batch: there is nothing to read.")
-    run = head_run(model, inputs, head=head, device=device)
-    found, outcomes = run.head, [] if run.outcome is None else [run.outcome]
-    del run  # of the first batch nothing is kept once it is read
+    outcomes: list[tuple[Tensor, Tensor]] = []
+    if isinstance(head, Head):
+        found = head
+    else:
+        run = head_run(model, inputs, head=head, logits=logits, device=device)
+        found, outcomes = run.head, [] if run.outcome is None else [run.outcome]
+        del run  # of the first batch nothing is kept once it is read
     with head_tap(model, found, device=device) as tap:
 
         def tapped(inputs: Inputs) -> tuple[Tensor, Tensor]:

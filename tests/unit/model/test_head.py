@@ -63,13 +63,13 @@ def test_a_wrong_head_lists_the_right_ones(head: str | nn.Module, reason: str) -
 
 def test_a_module_of_the_wrong_type_is_named_by_its_type() -> None:
     model = mlp()
-    with pytest.raises(HeadNotFoundError, match=r"must be an nn\.Linear of the model, but it is of type ReLU"):
+    with pytest.raises(HeadNotFoundError, match=r"`head` is of type ReLU, not nn\.Linear, nor a 1x1 convolution"):
         find_head(model, batch(), head=model[1])
 
 
 def test_a_model_without_linear_layers() -> None:
-    with pytest.raises(HeadNotFoundError, match=r"no nn\.Linear layer.*fit_features"):
-        find_head(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten()), torch.ones(1, 1, 1, 1))
+    with pytest.raises(HeadNotFoundError, match=r"no nn\.Linear layer and no 1x1 convolution.*fit_features"):
+        find_head(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), torch.ones(1, 1, 3, 3))
 
 
 def test_a_softmax_behind_the_head_lists_the_candidates() -> None:
@@ -81,16 +81,23 @@ def test_a_softmax_behind_the_head_lists_the_candidates() -> None:
 
 
 def test_an_output_without_logits_says_so() -> None:
-    with pytest.raises(HeadNotFoundError, match=r"neither a tensor nor holds `\.logits`"):
-        find_head(Answering(lambda logits: (logits, logits)), batch())
+    with pytest.raises(
+        HeadNotFoundError,
+        match=r"neither a tensor nor holds `\.logits`: it is a tuple \(0: a tensor of shape \(8, 3\), 1: a tensor of "
+        r"shape \(8,\)\)\. .*`logits=0`, say\. .*'fc' \(5 -> 3\)",
+    ):
+        find_head(Answering(lambda logits: (logits, logits.mean(1))), batch())
 
 
 def test_a_long_list_of_candidates_is_cut() -> None:
-    layers = [nn.Linear(2, 2) for _ in range(30)]
-    with pytest.raises(HeadNotFoundError, match=r"\(the last ones\)") as caught:
-        find_head(nn.Sequential(*layers, nn.Softmax(1)), torch.ones(1, 2))
-    assert "'29'" in str(caught.value)
-    assert "'9'" not in str(caught.value)
+    alike = nn.Sequential(*(nn.Linear(2, 2) for _ in range(30)), nn.Softmax(1))
+    growing = nn.Sequential(*(nn.Linear(width, width + 1) for width in range(2, 32)), nn.Softmax(1))
+    for model in (alike, growing):
+        with pytest.raises(HeadNotFoundError, match=r"\(the last ones\)") as caught:
+            find_head(model, torch.ones(1, 2))
+        assert "'29'" in str(caught.value)
+        assert '`head="29"`' in str(caught.value)
+        assert "'9'" not in str(caught.value)
 
 
 def test_several_matching_layers_are_listed() -> None:

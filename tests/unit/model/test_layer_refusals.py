@@ -281,7 +281,8 @@ def test_lazy_layers_and_tensors_of_inference_mode() -> None:
 
 def test_outputs_without_logits() -> None:
     with pytest.raises(
-        HeadNotFoundError, match=r"nor holds `\.logits`\. Name the layer whose output are the logits: `head="
+        HeadNotFoundError,
+        match=r"nor holds `\.logits`: .*`logits=0`, say\. Or name the layer whose output are the logits: `head=",
     ):
         sensitivity(Answering(lambda logits: (logits, 0)), batches())
     with pytest.raises(ShapeError, match=r"`logits` must have shape \(batch, classes\), got \(8, 3, 1\)"):

@@ -167,7 +167,7 @@ def test_a_head_that_never_runs() -> None:
 
 
 def test_a_head_on_every_token() -> None:
-    with pytest.raises(ShapeError, match=r"shape \(2, 7, 6\).*every token.*Pool"):
+    with pytest.raises(ShapeError, match=r"shape \(2, 7, 6\).*every token.*pool them as the model does"):
         streamed(nn.Linear(INPUTS, 3), [torch.ones(2, 7, INPUTS)])
 
 

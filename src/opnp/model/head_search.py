@@ -1,0 +1,325 @@
+"""Finding the head by running one batch: which layer's output are the model's logits. The model is not changed."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from opnp.errors import HeadNotFoundError, ShapeError
+from opnp.model.batches import Inputs, run_model
+from opnp.model.head import Head, HeadLayer, head_layers, head_outcome
+from opnp.model.head_messages import Candidate, absence_message, listed, positions_message
+from opnp.model.layers import is_as_its_kind
+from opnp.model.outputs import LogitsSelector, logits_of, no_logits_message
+from opnp.model.state import borrowed, unwrapped
+
+__all__ = ["HeadRun", "find_head", "head_run"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class HeadRun:
+    """The head, with what the batch that it was found by left.
+
+    Attributes:
+        head: The head.
+        outcome: Features and logits of that batch, where they were asked for.
+
+    """
+
+    head: Head
+    outcome: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Call:
+    """One call of a layer.
+
+    Attributes:
+        received: Its input; of a convolution the mean over positions, else of what is not one vector a sample the
+            shape alone.
+        shape: Shape of its input.
+        output: Its output; of a convolution the mean over positions.
+        version: How often the output had been written to then.
+        is_plain: Whether the output is what a layer of its kind makes of that input.
+
+    """
+
+    received: Tensor
+    shape: tuple[int, ...]
+    output: Tensor
+    version: int
+    is_plain: bool
+
+
+def find_head(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    head: str | nn.Module | None = None,
+    logits: LogitsSelector | None = None,
+    device: torch.device | str | None = None,
+) -> Head:
+    """Return the head: the one given, else the `nn.Linear` or 1x1 convolution whose output is the model's output.
+
+    One batch is run. Where the layers' outputs are compared, the same memory counts before equal values. The output of
+    a convolution may be averaged over positions, with nothing between: that is seen in a second run, in which the
+    layer's output is replaced by numbers of either sign.
+
+    Args:
+        model: Any classifier; `torch.compile` and `DataParallel` wrappers are looked through.
+        inputs: One batch of inputs.
+        head: The layer, or its dotted name in the unwrapped model, or a module that holds one such layer alone; None
+            to search.
+        logits: Where the logits are in the model's output: index of a tuple, key or attribute, or a function of the
+            output; None for the output itself, its `.logits` or its ``["logits"]``.
+        device: Where to run; None for where the model is.
+
+    Returns:
+        The head.
+
+    Raises:
+        HeadNotFoundError: If no layer, or more than one, fits. The message lists the candidates.
+        ShapeError: If the head has fewer than two rows, or the logits are no matrix.
+        OptionError: If `logits` leads nowhere.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> find_head(model, torch.ones(2, 4)).name
+        '2'
+
+    """
+    return head_run(model, inputs, head=head, logits=logits, device=device, with_outcome=False).head
+
+
+def head_run(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    head: str | nn.Module | None = None,
+    logits: LogitsSelector | None = None,
+    device: torch.device | str | None = None,
+    with_outcome: bool = True,
+) -> HeadRun:
+    """Return the head as `find_head` does, with the outcome of the batch, which then needs no second run."""
+    model = unwrapped(model)
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise HeadNotFoundError(
+            "The model has lazy layers that were never run: they would get their weights now, at random. Run it once "
+            "first, or load its weights.",
+        )
+    layers = head_layers(model)
+    chosen = _given(model, layers, head) if head is not None else None
+    recorded = layers if chosen is None else {chosen: layers[chosen]}
+    with borrowed(model, device=device) as target:
+        run = partial(run_model, model, inputs, device=target)
+        with _recorded(recorded) as calls:
+            answer = run()
+        output = logits_of(answer, logits)
+        matching = _matching(recorded, calls, output, lambda: logits_of(run(), logits))
+        if chosen is None:
+            chosen = _only(matching, layers, calls, output, answer)
+        made = calls[chosen]
+        is_averaged = bool(made) and chosen in matching and _positions(made[-1]) > 1
+        found = Head(chosen, layers[chosen], is_output=chosen in matching, is_averaged=is_averaged, logits=logits)
+        _require_linear(found, made, output, answer)
+        return HeadRun(
+            found, None if not with_outcome else head_outcome(found, [call.received for call in made], answer)
+        )
+
+
+def _require_linear(head: Head, made: list[_Call], output: Tensor | None, answer: object) -> None:
+    """Raise if the head is none of a classifier, or no linear layer in what it does."""
+    classes = len(head.weight)
+    if not all(call.is_plain for call in made):
+        raise HeadNotFoundError(
+            f"The head {head.label} is a {type(head.module).__name__} with a forward of its own: its output is not "
+            f"`features @ weight.T + bias`, so that pruning its weight is not what the method says. Where an equal "
+            f"linear layer exists, cache the features and use `fit_features` with its weight and bias.",
+        )
+    if classes < 2:
+        raise ShapeError(
+            f"The head {head.label} has one output: a classifier needs at least two classes. One logit z says the "
+            f"same as the two logits -z/2 and z/2: give `fit_features` the weight `torch.cat([-w, w]) / 2`, and "
+            f"the bias alike.",
+        )
+    if isinstance(head.module, nn.Conv2d) and not head.is_output and made and _positions(made[-1]) > 1:
+        raise HeadNotFoundError(
+            no_logits_message(answer) if output is None else positions_message(head.label, made[-1].shape)
+        )
+
+
+def _given(model: nn.Module, layers: Mapping[str, HeadLayer], head: str | nn.Module) -> str:
+    """Return the name of a head given by module or name, or as the only layer of a module given so."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(head, nn.Module):
+        given = unwrapped(head)
+        if not any(module is given for module in model.modules()):
+            raise HeadNotFoundError(
+                f"`head` must be a layer of the model, but it is no part of the model. {listed(layers)}"
+            )
+        what = "`head`"
+    elif head in modules:
+        given, what = unwrapped(modules[head]), f"`head` = {head!r}"
+    else:
+        raise HeadNotFoundError(f"`head` = {head!r} is no layer of the model. {listed(layers)}")
+    parts = {id(module) for module in given.modules()}
+    inside = {name: layer for name, layer in layers.items() if id(layer) in parts}
+    if len(inside) == 1:
+        return next(iter(inside))
+    kind = type(given).__name__
+    if inside:
+        raise HeadNotFoundError(f"{what} is of type {kind} and holds {len(inside)} layers: name one. {listed(inside)}")
+    raise HeadNotFoundError(
+        f"{what} is of type {kind}, not nn.Linear, nor a 1x1 convolution with stride 1, one group and no padding. "
+        f"{listed(layers)}",
+    )
+
+
+def _only(
+    matching: list[str],
+    layers: Mapping[str, HeadLayer],
+    calls: Mapping[str, list[_Call]],
+    output: Tensor | None,
+    answer: object,
+) -> str:
+    """Return the single matching name, or say why there is none."""
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise HeadNotFoundError(
+            f"{len(matching)} layers have the model's output as theirs: {', '.join(map(repr, matching))}. Choose one "
+            f'with `head="{matching[-1]}"`.',
+        )
+    if output is None:
+        raise HeadNotFoundError(f"{no_logits_message(answer)} Or name the head itself: `head=...`. {listed(layers)}")
+    classes = output.flatten(1).shape[1] if output.ndim > 1 else 0
+    candidates = [
+        Candidate(name, made[-1].shape, isinstance(layers[name], nn.Conv2d), made[-1].output)
+        for name, made in calls.items()
+        if made and made[-1].output.ndim > 1 and made[-1].output.shape[-1] == classes
+    ]
+    raise HeadNotFoundError(absence_message(layers, candidates, output))
+
+
+def _matching(
+    layers: Mapping[str, HeadLayer],
+    calls: Mapping[str, list[_Call]],
+    logits: Tensor | None,
+    rerun: Callable[[], Tensor | None],
+) -> list[str]:
+    """Return the names of the layers whose last output is `logits`: the same memory, else equal values."""
+    if logits is None:
+        return []
+    last = {name: made[-1].output for name, made in calls.items() if made and _is_intact(made[-1])}
+    last = {
+        name: output
+        for name, output in last.items()
+        if output.numel() == logits.numel() and output.device == logits.device
+    }
+    linear = {name: output for name, output in last.items() if isinstance(layers[name], nn.Linear)}
+    same = [name for name, output in linear.items() if output.data_ptr() == logits.data_ptr()]
+    return same or [
+        name
+        for name, output in last.items()
+        if (_is_mean(layers[name], output, logits, rerun) if name not in linear else _is_close(output, logits, 0.0))
+    ]
+
+
+def _is_mean(layer: HeadLayer, mean: Tensor, logits: Tensor, rerun: Callable[[], Tensor | None]) -> bool:
+    """Return whether the logits are the mean of a convolution's output, on this batch and on made-up outputs."""
+    tolerance = max(torch.finfo(mean.dtype).eps, torch.finfo(logits.dtype).eps) ** 0.5
+    if not _is_close(mean, logits, tolerance):
+        return False
+    expected: list[Tensor] = []
+
+    def replaced(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        sign = torch.arange(output.shape[0] * output.shape[1], device=output.device).reshape(output.shape[:2]) % 2
+        wave = torch.arange(output.shape[2] * output.shape[3], device=output.device).reshape(output.shape[2:]).sin()
+        values = ((2 * sign - 1)[..., None, None] + wave / 2).to(output.dtype)
+        expected.append(values.mean((2, 3)))
+        return values
+
+    with _hooked(layer, replaced):
+        found = rerun()
+    return found is not None and len(expected) == 1 and _is_close(expected[0], found, tolerance)
+
+
+def _is_close(output: Tensor, logits: Tensor, tolerance: float) -> bool:
+    """Return whether an output has the values of the logits, up to a tolerance relative to the largest of them."""
+    finite = logits[logits.isfinite()]
+    atol = tolerance * float(finite.abs().max()) if tolerance and finite.numel() else 0.0
+    return torch.allclose(output.reshape(logits.shape).to(logits.dtype), logits, rtol=0, atol=atol, equal_nan=True)
+
+
+def _version(output: Tensor) -> int:
+    """Return how often the tensor was written to; 0 where torch does not count."""
+    return 0 if output.is_inference() else output._version  # noqa: SLF001  # torch's only counter of in-place changes
+
+
+def _is_intact(call: _Call) -> bool:
+    """Return whether an output is still what the layer put out: nothing has written to it in place."""
+    return _version(call.output) == call.version
+
+
+def _positions(call: _Call) -> int:
+    """Return at how many positions of each image a convolution ran; 1 of a linear layer."""
+    return call.shape[-2] * call.shape[-1] if len(call.shape) == 4 else 1
+
+
+@contextmanager
+def _recorded(layers: Mapping[str, HeadLayer]) -> Iterator[dict[str, list[_Call]]]:
+    """Yield, by layer, the calls in this thread's forward pass run inside."""
+    calls: dict[str, list[_Call]] = {name: [] for name in layers}
+    owner = threading.get_ident()
+    handles = []
+
+    def record(
+        made: list[_Call],
+        module: HeadLayer,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Tensor],
+        output: Tensor,
+    ) -> None:
+        if threading.get_ident() == owner:
+            received = args[0] if args else kwargs["input"]
+            made.append(_call(module, received, output))
+
+    try:
+        for name, layer in layers.items():
+            handles.append(layer.register_forward_hook(partial(record, calls[name]), with_kwargs=True))
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _call(module: HeadLayer, received: Tensor, output: Tensor) -> _Call:
+    """Return what is kept of a call: of a convolution means, since there may be many and their outputs are large."""
+    shape, is_plain = tuple(received.shape), is_as_its_kind(module, received, output)
+    if isinstance(module, nn.Conv2d) and received.ndim == 4 and output.ndim == 4:
+        kept, output = received.mean((2, 3)), output.mean((2, 3))
+    else:
+        kept = received if received.ndim == 2 else torch.empty(shape, device="meta")
+    return _Call(kept, shape, output, _version(output), is_plain)
+
+
+@contextmanager
+def _hooked(layer: nn.Module, replaced: Callable[[nn.Module, object, Tensor], Tensor]) -> Iterator[None]:
+    """Replace a layer's output in this thread, as long as this is open."""
+    owner = threading.get_ident()
+
+    def hook(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+        return replaced(module, args, output) if threading.get_ident() == owner else None
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
