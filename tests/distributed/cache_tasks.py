@@ -4,15 +4,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from PIL.Image import Image
 
 from opnp.bench import CacheReport, feature_pass
-from opnp.data import ImageSet
+from opnp.data import InputSet, open_inputs
 from opnp.distributed import Ranks
 from opnp.errors import DataFileError
-from tests.unit.bench.image_world import cached, image_sets, tiny_model
+from tests.unit.bench.image_world import INPUTS, cached, image_sets, tiny_model
 
-__all__ = ["cache", "cache_other_models", "cache_with_a_broken_image"]
+__all__ = ["cache", "cache_other_models", "cache_tree", "cache_with_a_broken_image"]
 
 
 def cache(ranks: Ranks, folder: Path, options: dict[str, Any], piece: int | None = None) -> dict[str, Any]:
@@ -26,9 +27,23 @@ def cache_with_a_broken_image(ranks: Ranks, folder: Path, failing: int) -> str:
     """Cache images, one of which one rank cannot read."""
     sets = image_sets(folder)
     if ranks.rank == failing:
-        sets["test"] = ImageSet(_Broken(sets["test"].source), sets["test"].preprocessing)  # type: ignore[arg-type]  # stands in for it
+        sets["test"] = InputSet(_Broken(sets["test"].source), sets["test"].transform, is_strict=True)  # type: ignore[arg-type]  # stands in for it
     cached(tiny_model(), sets, folder / "together", is_odin_wanted=False, distributed=True)
     return "cached"
+
+
+def cache_tree(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Cache the images of a tree together, and return what this rank knows of them."""
+    inputs = open_inputs(folder / "tree", INPUTS)
+    options: dict[str, Any] = {"dtype": torch.float32, "is_odin_wanted": False, "batch_size": 2}
+    report = cached(tiny_model(), {"test": inputs}, folder / "together", distributed=True, **options)
+    found = report.source.sets["test"]
+    assert found.unreadable == inputs.unreadable
+    return {
+        "samples": found.samples,
+        "unreadable": [name for name, _ in found.unreadable],
+        "accuracy": found.accuracy,
+    }
 
 
 def cache_other_models(ranks: Ranks, folder: Path) -> str:
@@ -50,8 +65,8 @@ class _Broken:
     def __getattr__(self, name: str) -> object:
         return getattr(self._images, name)
 
-    def image(self, _index: int) -> Image:
-        message = "the image is broken."
+    def sample(self, _index: int) -> Image:
+        message = "the image is broken"
         raise DataFileError(message)
 
 

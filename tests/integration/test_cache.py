@@ -9,9 +9,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from opnp.bench.odin_file import read_odin
 from opnp.data import read_features, read_head
 from tests.integration.conftest import Opnp
-from tests.unit.bench.image_world import OPTIONS, class_images, tiny_model, write_images, write_module
+from tests.unit.bench.image_world import (
+    OPTIONS,
+    class_images,
+    tiny_model,
+    write_broken_tree,
+    write_images,
+    write_module,
+)
 from tests.unit.data.image_files import write_tensors
 
 MODEL = ("cache", "--model", "tinynets:net")
@@ -127,7 +135,7 @@ def test_a_folder_tree_of_timm_or_torchvision(opnp: Opnp, here: Path) -> None:
     ("arguments", "message"),
     [
         ((*MODEL, *SETS), "No preprocessing is known for the model 'tinynets:net': give --image-size, --mean, --std"),
-        ((*MODEL, *OPTIONS), "Give images: at least one of `--train PATH`, `--test PATH` and `--ood NAME=PATH`."),
+        ((*MODEL, *OPTIONS), "Give inputs: at least one of `--train PATH`, `--test PATH` and `--ood NAME=PATH`."),
         ((*MODEL, *OPTIONS, "--ood", "noise.safetensors"), "`--ood` must be NAME=PATH, such as"),
         ((*MODEL, *OPTIONS, *SETS, "--ood", "noise=x"), "`--ood` names must differ, got 'noise' twice"),
         ((*MODEL, *OPTIONS, "--ood", "a/b=noise.safetensors"), "must be called train, test or ood_NAME"),
@@ -164,12 +172,46 @@ def test_features_too_large_name_the_remedy(opnp: Opnp, here: Path) -> None:
     assert opnp(*arguments, "--out", "out", "--dtype", "float32").code == 0
 
 
-def test_an_unreadable_image_is_one_message(opnp: Opnp, here: Path) -> None:
+def test_unreadable_images_are_listed_and_counted_and_nothing_but_those_is_an_error(opnp: Opnp, here: Path) -> None:
+    write_broken_tree(here / "tree", [1, 2, 6])
+    command = (*MODEL, *OPTIONS, "--test", "tree", "--out", "out")
+    listed = ", ".join(f"{name}.png (no image)" for name in ("1/1", "2/2", "2/6"))
+    message = f"opnp: test: 3 of 7 inputs could not be read: {listed}\n"
+    outcome = opnp(*command, "--json")
+    assert (outcome.code, outcome.err) == (0, message)
+    facts = json.loads(outcome.out)["sets"]["test"]
+    assert (facts["samples"], facts["unreadable"], facts["is_new"]) == (4, 3, True)
+    found = read_features(here / "out" / "test.safetensors")
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 0, 1, 3]
+    odin = read_odin(here / "out")
+    assert odin is not None
+    assert (odin.reason, len(odin.scores["test"])) == ("", 4)
+    again = opnp(*command)  # what is kept is told as well
+    assert (again.code, again.err) == (0, message)
+    assert "kept" in again.out
+    strict = opnp(*command, "--strict")
+    assert (strict.code, strict.err) == (2, "opnp: test: 1/1.png cannot be read (no image): mend or remove it.\n")
+    assert (here / "out" / "test.safetensors").exists()
+    write_broken_tree(here / "tree", [])
+    mended = opnp(*command, "--strict", "--json")
+    assert (mended.code, mended.err) == (0, "")
+    facts = json.loads(mended.out)["sets"]["test"]
+    assert (facts["samples"], facts["unreadable"], facts["is_new"]) == (7, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ((), "flat holds nothing to work on: 1 of 1 inputs could not be read: one.jpg (no image)"),
+        (("--strict",), "flat: one.jpg cannot be read (no image): mend or remove it."),
+    ],
+)
+def test_images_of_which_none_can_be_read(opnp: Opnp, here: Path, option: tuple[str, ...], message: str) -> None:
     (here / "flat").mkdir()
     (here / "flat" / "one.jpg").write_bytes(b"no image")
-    outcome = opnp(*MODEL, *OPTIONS, "--test", "flat", "--out", "out")
-    assert outcome.code == 2
-    assert "one.jpg is no readable image" in outcome.err
+    outcome = opnp(*MODEL, *OPTIONS, "--test", "flat", "--out", "out", *option)
+    assert (outcome.code, outcome.err) == (2, f"opnp: test: {message}\n")
 
 
 def test_another_model_in_the_same_folder_is_refused(opnp: Opnp, here: Path) -> None:

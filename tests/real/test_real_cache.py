@@ -14,7 +14,7 @@ from opnp.adapters import odin_scores
 from opnp.bench import CacheReport, cache_features, chosen_preprocessing, model_from_name
 from opnp.bench.feature_folder import ModelData, read_feature_folder
 from opnp.bench.opnp_methods import fixed_opnp
-from opnp.data import ImageSet, Preprocessing, read_images
+from opnp.data import InputSet, Transform, channel_std, open_inputs
 from opnp.detector import Ratios
 from tests.contract.snapshot import unchanged
 from tests.real.locations import DATA, needs_data
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def network(folder: Path) -> tuple[nn.Module, Preprocessing]:
+def network(folder: Path) -> tuple[nn.Module, Transform]:
     """Return model and inputs by name, as ``opnp cache`` does."""
     (folder / "realnets.py").write_text(_MODULE, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patched:
@@ -44,17 +44,17 @@ def network(folder: Path) -> tuple[nn.Module, Preprocessing]:
     return model, chosen_preprocessing(known, model="realnets:cifar10", image_size=32, mean=mean, std=std)
 
 
-def images(folder: Path, file: str, samples: int, inputs: Preprocessing) -> ImageSet:
+def images(folder: Path, file: str, samples: int, inputs: Transform) -> InputSet:
     """Return evenly spread samples of the stored images."""
     tensors = load_file(DATA / "images" / f"{file}.safetensors")
     rows = torch.linspace(0, len(tensors["images"]) - 1, samples).long()
     chosen = {name: tensor[rows].contiguous() for name, tensor in tensors.items()}
     path = write_tensors(folder / f"{file}_{samples}.safetensors", chosen["images"], chosen.get("labels"))
-    return read_images(path, inputs)
+    return open_inputs(path, inputs)
 
 
 @pytest.fixture(scope="module")
-def report(folder: Path, network: tuple[nn.Module, Preprocessing]) -> CacheReport:
+def report(folder: Path, network: tuple[nn.Module, Transform]) -> CacheReport:
     model, inputs = network
     sets = {name: images(folder, file, samples, inputs) for name, (file, samples) in _SAMPLES.items()}
     # ODIN takes several times as long; it has a test of its own, on fewer images.
@@ -103,12 +103,12 @@ def test_digits_are_told_from_pictures(data: ModelData) -> None:
 
 
 def test_odin_tells_digits_from_pictures_and_the_model_is_left_alone(
-    folder: Path, network: tuple[nn.Module, Preprocessing]
+    folder: Path, network: tuple[nn.Module, Transform]
 ) -> None:
     model, inputs = network
     with unchanged(model, "ODIN"):
         inside, outside = (
-            odin_scores(model, images(folder, file, 32, inputs).batches(32), std=inputs.std)
+            odin_scores(model, images(folder, file, 32, inputs).batches(32), std=channel_std(inputs))
             for file in ("cifar10_test", "ood_mnist")
         )
     assert auroc(inside, outside) > 0.9

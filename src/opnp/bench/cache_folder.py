@@ -1,5 +1,6 @@
 """A folder of features that grows set by set, and knows at any time which of its files are whole and of what."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -33,7 +34,7 @@ class CacheFolder:
 
     Attributes:
         path: The folder.
-        model: What turns images into its features.
+        model: What turns inputs into its features.
         source: The record; None before the head is known.
 
     """
@@ -79,14 +80,25 @@ class CacheFolder:
             (path / name).unlink(missing_ok=True)
         return cls(path, model, None)
 
-    def holds(self, name: str, images: SetSource) -> bool:
-        """Return whether the features of these images are there, whole and unchanged."""
+    def holds(self, name: str, inputs: SetSource) -> bool:
+        """Return whether the features of these inputs are there, whole and unchanged."""
         found = None if self.source is None else self.source.sets.get(name)
         return (
             found is not None
-            and found.is_of_same_images(images)
+            and found.is_of_same_inputs(inputs)
             and _is_file(self.path / f"{name}.safetensors", found.features_sha256)
         )
+
+    def require_readable(self, names: Iterable[str]) -> None:
+        """Raise if features of these sets were computed without inputs that could not be read.
+
+        Raises:
+            DataFileError: If so; the message names the first.
+
+        """
+        for name in names:
+            for each, reason in () if self.source is None else self.source.sets[name].unreadable:
+                raise DataFileError(f"{name}: {each} cannot be read ({reason}): mend or remove it.")
 
     def forget(self, name: str) -> None:
         """Remove a set, so that nothing stale is left if what comes next is cut short."""
@@ -95,16 +107,16 @@ class CacheFolder:
             self.source.write(self.path)
         (self.path / f"{name}.safetensors").unlink(missing_ok=True)
 
-    def store(self, name: str, features: FeatureSet, images: SetSource, *, head: Head) -> None:
+    def store(self, name: str, features: FeatureSet, inputs: SetSource, *, head: Head) -> None:
         """Write a set, and the head with the first one."""
         self.path.mkdir(parents=True, exist_ok=True)
         if self.source is None:
-            write_head(self.path / _HEAD, head.module.weight, bias=head.module.bias)
+            write_head(self.path / _HEAD, head.weight, bias=head.bias)
             self.source = FeatureSource(self.model, head.name, file_digest(self.path / _HEAD), {})
             self.source.write(self.path)
         file = self.path / f"{name}.safetensors"
         write_features(file, features.features, labels=features.labels)
-        self.source = self.source.with_set(name, images.stored_in(file))
+        self.source = self.source.with_set(name, inputs.stored_in(file))
         self.source.write(self.path)
 
 

@@ -1,21 +1,22 @@
-"""One pass of a model over the images of a set: features of this process's rows, joined with those of the others."""
+"""One pass of a model over the inputs of a set: features of this process's rows, joined with those of the others."""
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.utils.data import default_collate
 
 from opnp.bench.compiled_forward import CompiledForward
 from opnp.bench.forward import Forward, target_device
 from opnp.bench.model_run import Progress
 from opnp.core.checks import require_class_indices
-from opnp.data import FeatureSet, ImageSet
-from opnp.distributed import Ranks, gathered, row_part, together
+from opnp.data import FeatureSet, InputSet
+from opnp.distributed import Ranks, gathered, gathered_bytes, together
 from opnp.errors import DataFileError, ModelRunError, OpnpError, OptionError
 from opnp.model import Head, HeadStream, head_stream, inputs_of
 
@@ -31,7 +32,8 @@ class PassResult:
 
     Attributes:
         head: The model's head.
-        features: Features and labels of all images in their order; None on ranks that do not write.
+        features: Features and labels of all inputs that could be read, in their order; None on ranks that do not
+            write.
         accuracy: Share of right answers, where labels are known and ID; else None.
 
     """
@@ -48,11 +50,12 @@ class FeaturePass:
     Attributes:
         model: The model; it comes back as it was.
         head: Dotted name of its head; None to search.
+        logits: Where the logits are in its output: an index, a key or attribute; None where that is plain.
         device: Where to run; None for where the model is.
         forward: Options of the forward pass.
         compiled: The model to be compiled, where `forward` asks for that.
-        batch_size: Images a batch.
-        workers: Processes that read and prepare images; 0 to do so here.
+        batch_size: Inputs a batch.
+        workers: Processes that read and prepare inputs; 0 to do so here.
         dtype: Type of the features.
         ranks: This process's place among those that share the work.
         progress: Wrapper of iterables that shows progress, or None.
@@ -61,6 +64,7 @@ class FeaturePass:
 
     model: nn.Module
     head: str | None
+    logits: int | str | None
     device: torch.device | str | None
     forward: Forward
     compiled: CompiledForward | None
@@ -70,14 +74,16 @@ class FeaturePass:
     ranks: Ranks
     progress: Progress
 
-    def batches(self, images: ImageSet, rows: range | None = None) -> Iterable[Any]:
-        """Return the batches of images, of all rows or of some, with progress shown."""
+    def batches(self, inputs: InputSet, rows: range | None = None) -> Iterable[Any]:
+        """Return the batches of inputs, of all rows or of some, with progress shown."""
         is_pinned = target_device(self.model, self.device).type == "cuda" and torch.cuda.is_available()
-        batches = images.batches(self.batch_size, rows=rows, workers=self.workers, is_pinned=is_pinned)
+        batches = inputs.batches(self.batch_size, rows=rows, workers=self.workers, is_pinned=is_pinned)
         return batches if self.progress is None else self.progress(batches)
 
-    def result(self, images: ImageSet, *, is_inside: bool) -> PassResult:
-        """Return features, labels and accuracy of images, computed by all ranks together.
+    def result(self, inputs: InputSet, *, is_inside: bool) -> PassResult:
+        """Return features, labels and accuracy of inputs, computed by all ranks together.
+
+        Afterwards the set of every rank knows what could not be read by any.
 
         Raises:
             OpnpError: If that fails here.
@@ -85,45 +91,61 @@ class FeaturePass:
 
         """
         with together(self.ranks):
-            start, stop = self.ranks.part(len(images))
-            # Without rows of its own a rank still needs head and width: of the first image, which then is not counted.
-            rows = range(start, stop) if start < stop else range(1)
-            head, features, right = self._part(images, rows, is_inside=is_inside)
-            if start == stop:
-                features, right = features[:0], 0
-        whole = _joined(features, len(images), self.ranks)
+            rows = range(*self.ranks.part(len(inputs)))
+            head, features, right = self._part(inputs, rows, is_inside=is_inside)
+        own = [(row, reason) for row, reason in inputs.reasons.items() if row in rows]
+        for told in gathered_bytes(json.dumps(own).encode(), self.ranks):
+            for row, reason in json.loads(told):
+                inputs.skip(row, reason)
+        whole = _joined(features, self.ranks)
         right = sum(int(each) for each in gathered(torch.tensor(right), self.ranks))
-        labels = images.labels if is_inside else None
-        accuracy = None if labels is None else right / len(images)
+        readable = inputs.readable
+        labels = inputs.labels[readable] if is_inside and inputs.labels is not None else None
+        accuracy = None if labels is None else right / len(readable)
         return PassResult(head, None if whole is None else FeatureSet(whole, labels), accuracy)
 
-    def _part(self, images: ImageSet, rows: range, *, is_inside: bool) -> tuple[Head, Tensor, int]:
+    def _part(self, inputs: InputSet, rows: range, *, is_inside: bool) -> tuple[Head, Tensor, int]:
         """Return the head, the features of some rows, and how many of these the model answers right."""
         target = target_device(self.model, self.device)
         with self.forward.laid_out(self.model), self.forward.autocast(target):
-            batches = self.forward.moved(self.batches(images, rows), target)
+            batches = self.forward.moved(self._own_or_first(inputs, rows), target)
             try:
-                with self._opened(images, rows, batches) as (stream, head):
-                    _require_classes(images, head.module.out_features, is_inside=is_inside)
-                    return head, *self._read(stream, len(rows), is_inside=is_inside)
+                with self._opened(batches) as (stream, head):
+                    _require_classes(inputs, len(head.weight), is_inside=is_inside)
+                    features, right = self._read(stream, max(1, len(rows)), is_inside=is_inside)
             except (OpnpError, OSError):
                 raise
             except Exception as error:
                 raise ModelRunError(
-                    f"The model failed on {images.source.path}: {type(error).__name__}: {error} Do size, channels and "
+                    f"The model failed on {inputs.source.path}: {type(error).__name__}: {error} Do size, channels and "
                     f"device fit it?"
                 ) from error
+        read = sum(row not in inputs.reasons for row in rows)
+        return head, features[:read], right if read else 0
+
+    def _own_or_first(self, inputs: InputSet, rows: range) -> Iterator[Any]:
+        """Yield the batches of some rows; where there are none, the first of all, for head and width alone."""
+        is_any = False
+        for batch in self.batches(inputs, rows):
+            is_any = True
+            yield batch
+        if not is_any:
+            yield inputs.first_batch()
 
     @contextmanager
-    def _opened(self, images: ImageSet, rows: range, batches: Iterable[object]) -> Iterator[tuple[HeadStream, Head]]:
+    def _opened(self, batches: Iterable[object]) -> Iterator[tuple[HeadStream, Head]]:
         if self.compiled is None:
-            with head_stream(self.model, batches, head=self.head, device=self.device) as stream:
+            with head_stream(self.model, batches, head=self.head, logits=self.logits, device=self.device) as stream:
                 yield stream, stream.head
             return
-        probe = inputs_of(default_collate([images[index] for index in rows[:2]]))
+        iterator = iter(batches)
+        first = next(iterator)
+        probe = inputs_of(first)
+        if not isinstance(probe, Tensor):
+            raise OptionError("`compile` takes models of one tensor, and this one takes several by name: leave it out.")
         with (
-            self.compiled.opened(probe, head=self.head, device=self.device) as (cut, head),
-            head_stream(cut, batches) as stream,
+            self.compiled.opened(probe[:2], head=self.head, device=self.device) as (cut, head),
+            head_stream(cut, chain([first], iterator)) as stream,
         ):
             yield stream, head
 
@@ -137,41 +159,43 @@ class FeaturePass:
             filled = stop
             if is_inside and targets is not None:
                 # bfloat16 has too few digits to tell close logits apart
-                answers = logits if self.forward.amp == "none" else _exact_logits(inputs, stream.head.module)
+                answers = logits if self.forward.amp == "none" else _exact_logits(inputs, stream.head)
                 right += int((answers.argmax(1).cpu() == targets.cpu()).sum())
         return features, right
 
 
-def _exact_logits(features: Tensor, head: nn.Linear) -> Tensor:
+def _exact_logits(features: Tensor, head: Head) -> Tensor:
     """Return the logits in the precision of the head's weights."""
     with torch.autocast(features.device.type, enabled=False):
         return linear(features.to(head.weight.dtype), head.weight, head.bias)
 
 
-def _joined(part: Tensor, rows: int, ranks: Ranks) -> Tensor | None:
-    """Return the features of all ranks in the order of the rows, on rank 0; others hold a piece at a time."""
+def _joined(part: Tensor, ranks: Ranks) -> Tensor | None:
+    """Return the features of all ranks in the order of the ranks, on rank 0; others hold a piece at a time."""
     if ranks.is_alone:
         return part
     width = part.shape[1]
     step = max(1, _PIECE // max(1, width * part.element_size()))
-    whole = torch.empty(rows, width, dtype=part.dtype) if ranks.is_first else None
-    for offset in range(0, -(-rows // ranks.world), step):
+    lengths = [int(each) for each in gathered(torch.tensor(len(part)), ranks)]  # what could be read differs
+    starts = [0, *accumulate(lengths)]
+    whole = torch.empty(starts[-1], width, dtype=part.dtype) if ranks.is_first else None
+    for offset in range(0, max(lengths), step):
         for rank, piece in enumerate(gathered(part[offset : offset + step], ranks)):
             if whole is not None:
-                start = row_part(rows, rank=rank, world=ranks.world)[0] + offset
+                start = starts[rank] + offset
                 whole[start : start + len(piece)] = piece
     return whole
 
 
-def _require_classes(images: ImageSet, classes: int, *, is_inside: bool) -> None:
-    """Raise if the labels of ID images are no classes of the model."""
-    names, labels = images.source.class_names, images.labels
+def _require_classes(inputs: InputSet, classes: int, *, is_inside: bool) -> None:
+    """Raise if the labels of ID inputs are no classes of the model."""
+    names, labels = inputs.source.class_names, inputs.labels
     if not is_inside or labels is None:
         return
     if names is not None and len(names) != classes:
         raise DataFileError(
-            f"{images.source.path} holds {len(names)} folders of classes, and the model has {classes} classes, so that "
-            f"their sorted names do not tell which is which. Name the folders by the index of their class.",
+            f"{inputs.source.path} names {len(names)} classes, and the model has {classes}, so that the order of the "
+            f"names does not tell which is which. Name the classes by their index in the model instead.",
         )
     require_class_indices(labels, classes=classes)
 

@@ -6,17 +6,18 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from opnp.artifact import tensors_digest
-from opnp.data import ImageSet, Preprocessing, file_digest
+from opnp.data import InputSet, Transform, file_digest
 from opnp.errors import DataFileError
 from opnp.files import existing_file, write_atomically
 
@@ -25,13 +26,14 @@ __all__ = ["SOURCE_FILE", "FeatureSource", "ModelSource", "SetSource", "model_so
 SOURCE_FILE = "source.json"
 
 _FORMAT = 1
-_PACKAGES = ("opnp", "torch", "pillow")
-_HUBS = ("timm", "torchvision")
+_PACKAGES = ("opnp", "torch")
+_OF_SAMPLES = {"image": ("pillow",), "text": ()}
+_OF_HUBS = {"timm": ("timm",), "torchvision": ("torchvision",), "hf": ("transformers", "tokenizers")}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """What turned images into features. Two that are equal give the same features of the same images.
+    """What turned inputs into features. Two that are equal give the same features of the same inputs.
 
     Attributes:
         model: Name of the model, as it was given.
@@ -40,7 +42,7 @@ class ModelSource:
         model_sha256: Digest of the model's layers, parameters, buffers and code.
         head: Name of the head that was asked for; None where it was found.
         dtype: Type of the stored features.
-        preprocessing: What was done to the images.
+        preprocessing: What was done to the images or texts: facts of the transform.
         versions: Versions of the packages that the features depend on.
         forward: How the model was run, where that changes features; empty for float32 as the model is.
 
@@ -73,11 +75,12 @@ class SetSource:
     """What a file of features was made from.
 
     Attributes:
-        images: Name of the folder or file of images.
-        samples: How many there are.
-        images_sha256: Digest of the images' names and contents.
+        images: Name of the folder or file of inputs: images or texts.
+        samples: How many of them were read, so that there are features of them.
+        images_sha256: Digest of the inputs' names and contents.
         features_sha256: Digest of the file of features.
         accuracy: Share of right answers of the model, where labels are known and ID; else None.
+        unreadable: Names of the inputs that could not be read, in the order of rows, each with the reason.
 
     """
 
@@ -86,21 +89,30 @@ class SetSource:
     images_sha256: str
     features_sha256: str
     accuracy: float | None
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def total(self) -> int:
+        """How many inputs there are, those that could not be read counted too."""
+        return self.samples + len(self.unreadable)
 
     @classmethod
-    def from_images(cls, images: ImageSet) -> Self:
+    def from_inputs(cls, inputs: InputSet) -> Self:
         """Return what is known before the features are there."""
-        source = images.source
-        return cls(source.path.resolve().name, len(images), source.digest(), features_sha256="", accuracy=None)
+        source = inputs.source
+        return cls(source.path.resolve().name, len(inputs), source.digest(), features_sha256="", accuracy=None)
+
+    def after_pass(self, *, unreadable: tuple[tuple[str, str], ...], accuracy: float | None) -> Self:
+        """Return the same with what a pass over all inputs has shown."""
+        return replace(self, samples=self.total - len(unreadable), unreadable=unreadable, accuracy=accuracy)
 
     def stored_in(self, file: Path) -> Self:
         """Return the same with the digest of the file of features."""
         return replace(self, features_sha256=file_digest(file))
 
-    def is_of_same_images(self, other: Self) -> bool:
-        """Return whether name, number and content of the images are equal."""
-        mine, others = (replace(each, features_sha256="", accuracy=None) for each in (self, other))
-        return mine == others
+    def is_of_same_inputs(self, other: Self) -> bool:
+        """Return whether name, number and content of the inputs are equal."""
+        return (self.images, self.total, self.images_sha256) == (other.images, other.total, other.images_sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +169,7 @@ class FeatureSource:
             found = values.pop("format")
             if found == _FORMAT:
                 values["model"] = ModelSource(**values["model"])
-                values["sets"] = {name: SetSource(**item) for name, item in values["sets"].items()}
+                values["sets"] = {name: _set_source(item) for name, item in values["sets"].items()}
                 return cls(**values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataFileError(f"{path} cannot be read ({error}): remove the folder, and cache again.") from error
@@ -179,7 +191,7 @@ def model_source(
     weights: str | os.PathLike[str] | None,
     head: str | None,
     dtype: torch.dtype,
-    preprocessing: Preprocessing,
+    transform: Transform,
     forward: Mapping[str, object] | None = None,
 ) -> ModelSource:
     """Return what is to be known of a model, to tell its features from those of another.
@@ -191,7 +203,7 @@ def model_source(
         weights: File that its weights came from, or None.
         head: Name of the head that is asked for, or None.
         dtype: Type that the features are stored in.
-        preprocessing: What is done to the images.
+        transform: What is done to the inputs.
         forward: How the model is run, where that changes features.
 
     """
@@ -205,13 +217,25 @@ def model_source(
         model_sha256=tensors_digest(tensors, text=f"{model}{code}"),
         head=head,
         dtype=str(dtype).removeprefix("torch."),
-        preprocessing=json.loads(json.dumps(asdict(preprocessing))),
-        versions={
-            "python": platform.python_version(),
-            **{package: version(package) for package in (*_PACKAGES, *([hub] if hub in _HUBS else []))},
-        },
+        preprocessing=json.loads(json.dumps(dict(transform.facts()))),
+        versions=_versions(transform, hub),
         forward=dict(forward or {}),
     )
+
+
+def _versions(transform: Transform, hub: str) -> dict[str, str]:
+    """Return the versions of what the features depend on, of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in (*_PACKAGES, *_OF_SAMPLES[transform.kind], *_OF_HUBS.get(hub, ())):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _set_source(values: dict[str, Any]) -> SetSource:
+    """Return a set as its record has it; older ones say nothing of unreadable inputs."""
+    unreadable = tuple((str(name), str(reason)) for name, reason in values.pop("unreadable", ()))
+    return SetSource(**values, unreadable=unreadable)
 
 
 def _code_digest(part: type | ModuleType | None) -> str:

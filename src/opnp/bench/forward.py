@@ -1,9 +1,9 @@
 """How a model is run on images to read its features: precision, memory format, and whether it is compiled."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -64,12 +64,15 @@ class Forward:
         """Return the context in which the model's weights lie as asked; on leaving they are those from before."""
         return _channels_last(unwrapped(model)) if self.is_channels_last else nullcontext()
 
-    def moved(self, batches: Iterable[object], device: torch.device) -> Iterator[object]:
+    def moved(self, batches: Iterable[Any], device: torch.device) -> Iterator[object]:
         """Yield the batches with inputs on a device, laid out as asked; pinned ones are copied without waiting."""
         for batch in batches:
-            yield [self._moved(batch[0], device), *batch[1:]] if isinstance(batch, list) else self._moved(batch, device)
+            is_labelled = isinstance(batch, tuple | list)
+            yield (self._moved(batch[0], device), *batch[1:]) if is_labelled else self._moved(batch, device)
 
     def _moved(self, inputs: object, device: torch.device) -> object:
+        if isinstance(inputs, Mapping):
+            return {name: self._moved(value, device) for name, value in inputs.items()}
         if not isinstance(inputs, Tensor):
             return inputs
         is_turned = self.is_channels_last and inputs.ndim == 4

@@ -5,22 +5,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from opnp.data.digest import file_digest
+from opnp.data.digest import readable_digest
+from opnp.data.image_file import IMAGE_ENDINGS, decoded_image
+from opnp.data.input_source import Names
 from opnp.data.preprocessing import require_pillow
+from opnp.data.transform import SampleKind
 from opnp.errors import DataFileError, EmptyDataError, MissingFileError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_ENDINGS", "ImageFolder"]
-
-IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Endings of the files that count as images, in any case; others are passed over."""
-
-_DEEP = ("I", "F")
-"""Modes of Pillow with more than 8 bits a channel begin with these letters."""
+__all__ = ["ImageFolder"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -40,6 +37,7 @@ class ImageFolder:
     files: tuple[Path, ...]
     labels: tuple[int, ...] | None
     class_names: tuple[str, ...] | None
+    kind: ClassVar[SampleKind] = "image"
 
     @classmethod
     def from_path(cls, path: str | os.PathLike[str]) -> "ImageFolder":
@@ -87,47 +85,55 @@ class ImageFolder:
         """Return the number of images."""
         return len(self.files)
 
-    def image(self, index: int) -> "Image":
+    @property
+    def names(self) -> Names:
+        """Paths of the images in the folder."""
+        return Names(len(self.files), self._name)
+
+    def sample(self, index: int) -> "Image":
         """Return an image of 8 bits a channel, decoded; orientation tags are not applied.
 
         Raises:
-            DataFileError: If the file is no readable image; the message names it.
+            DataFileError: If the file is no readable image; its text is the reason alone.
 
         """
-        from PIL import Image
-
-        file = self.files[index]
-        try:
-            with Image.open(file) as image:
-                if image.mode.startswith(_DEEP):
-                    raise DataFileError(
-                        f"{file} has more than 8 bits a channel (mode {image.mode}): store it with 8 bits first.",
-                    )
-                # Through RGBA, as Pillow asks for palettes with transparency.
-                return image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            if isinstance(error, DataFileError):
-                raise
-            raise DataFileError(f"{file} is no readable image ({error}): mend or remove it.") from error
+        return decoded_image(self.files[index])
 
     def digest(self) -> str:
         """Return the SHA-256 over the paths within the folder and the content of all files."""
         digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file.relative_to(self.path).as_posix()}\0{file_digest(file)}\n".encode())
+        for name, file in zip(self.names, self.files, strict=True):
+            digest.update(f"{name}\0{readable_digest(file)}\n".encode())
         return digest.hexdigest()
+
+    def _name(self, index: int) -> str:
+        return self.files[index].relative_to(self.path).as_posix()
 
 
 def _by_class(path: Path) -> dict[str, tuple[Path, ...]]:
     """Return the images by name of the subfolder, at any depth in it."""
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    return {folder.name: tuple(sorted(_walked(folder))) for folder in folders}
+    starts = {_identity(folder) for folder in (path, *folders)}  # a link to one of them leads back
+    return {folder.name: tuple(sorted(_walked(folder, starts))) for folder in folders}
 
 
-def _walked(folder: Path) -> Iterator[Path]:
-    for place, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+def _walked(start: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Yield the images below a folder, through links too; each folder is entered once."""
+    for place, subfolders, names in os.walk(start, followlinks=True):
         yield from (file for file in (Path(place, name) for name in names) if _is_image(file))
+        entered = []
+        for name in sorted(name for name in subfolders if not name.startswith(".")):
+            identity = _identity(Path(place, name))
+            if identity not in seen:
+                seen.add(identity)
+                entered.append(name)
+        subfolders[:] = entered
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return what tells a folder from others, whatever path leads to it."""
+    facts = folder.stat()
+    return facts.st_dev, facts.st_ino
 
 
 def _is_image(file: Path) -> bool:

@@ -3,15 +3,17 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from opnp.data.digest import file_digest
+from opnp.data.input_source import Names
+from opnp.data.pixel_checks import require_labels, require_pixels
 from opnp.data.preprocessing import require_pillow
-from opnp.errors import DataFileError, EmptyDataError
+from opnp.data.transform import SampleKind
+from opnp.errors import DataFileError
 from opnp.files import existing_file
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class ImageTensors:
     pixels: Tensor
     labels: tuple[int, ...] | None
     class_names: None = None
+    kind: ClassVar[SampleKind] = "image"
 
     @classmethod
     def from_path(cls, path: str | os.PathLike[str]) -> "ImageTensors":
@@ -62,26 +65,21 @@ class ImageTensors:
         if "images" not in tensors:
             raise DataFileError(f"{path} must hold the tensor `images`, but it holds {held}.")
         pixels, labels = tensors["images"], tensors.get("labels")
-        is_shaped = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] == 3)
-        if not is_shaped or pixels.dtype != torch.uint8:
-            raise DataFileError(
-                f"{path}: `images` must be uint8 of shape (images, height, width, 3), or (images, height, width) for "
-                f"grey ones, got {pixels.dtype} of shape {tuple(pixels.shape)}.",
-            )
-        if pixels.numel() == 0:
-            raise EmptyDataError(f"{path}: `images` has no pixels, got shape {tuple(pixels.shape)}.")
-        if labels is not None and (labels.shape != pixels.shape[:1] or not _is_integer(labels)):
-            raise DataFileError(
-                f"{path}: `labels` must be integers of shape ({len(pixels)},), got {labels.dtype} of shape "
-                f"{tuple(labels.shape)}.",
-            )
+        require_pixels(path, pixels.shape, str(pixels.dtype))
+        if labels is not None:
+            require_labels(path, labels.shape, str(labels.dtype), images=len(pixels))
         return cls(path=path, pixels=pixels, labels=None if labels is None else tuple(labels.tolist()))
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.pixels)
 
-    def image(self, index: int) -> "Image":
+    @property
+    def names(self) -> Names:
+        """Rows of the images."""
+        return Names(len(self.pixels), str)
+
+    def sample(self, index: int) -> "Image":
         """Return an image, RGB or grey."""
         from PIL import Image
 
@@ -90,7 +88,3 @@ class ImageTensors:
     def digest(self) -> str:
         """Return the SHA-256 of the file."""
         return file_digest(self.path)
-
-
-def _is_integer(labels: Tensor) -> bool:
-    return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)

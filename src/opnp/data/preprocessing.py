@@ -1,14 +1,17 @@
 """From an image to what a model takes: resized, cropped, scaled to [0, 1] and normalised, as the model expects it."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from math import isfinite
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from opnp.data.transform import SampleKind
 from opnp.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: Interpolation = "bilinear"
     is_squashed: bool = False
+    kind: ClassVar[SampleKind] = "image"
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -91,6 +95,15 @@ class Preprocessing:
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).reshape(self.size, self.size, len(self.mean))
         scaled = pixels.permute(2, 0, 1).contiguous().float() / 255
         return (scaled - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+
+    def batch(self, items: Sequence[Tensor]) -> Tensor:
+        """Return inputs as one batch, shape ``(batch, channels, size, size)``."""
+        return torch.stack(list(items))
+
+    def facts(self) -> Mapping[str, object]:
+        """Return the attributes as JSON values."""
+        facts: dict[str, object] = json.loads(json.dumps(asdict(self)))
+        return facts
 
     def _resized(self, image: "Image") -> "Image":
         from PIL.Image import Resampling

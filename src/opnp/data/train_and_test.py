@@ -7,14 +7,15 @@ from opnp.errors import MissingFileError
 
 __all__ = ["train_and_test"]
 
-_TRAIN = ("train", "train.safetensors")
-_TEST = ("test", "test.safetensors", "val", "val.safetensors")
+_ENDINGS = ("", ".safetensors", ".npz", ".npy", ".csv", ".txt", ".jsonl")
+_TRAIN = ("train",)
+_TEST = ("test", "val", "validation")
 
 
 def train_and_test(path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Return the paths of training and test samples in a folder: ``train``, and ``test`` or else ``val``.
+    """Return the paths of training and test samples in a folder: ``train``, and ``test``, ``val`` or ``validation``.
 
-    Each may be a folder, or a file ending in ``.safetensors``.
+    Each may be a folder, or a file of a kind that `open_inputs` reads: ``train.npz``, ``train.jsonl`` and the like.
 
     Raises:
         MissingFileError: If one is not there.
@@ -29,12 +30,17 @@ def train_and_test(path: str | os.PathLike[str]) -> tuple[Path, Path]:
 
     """
     path = Path(path)
-    found = [next((path / name for name in names if (path / name).exists()), None) for names in (_TRAIN, _TEST)]
-    train, test = found
+    train, test = (_found(path, names) for names in (_TRAIN, _TEST))
     if train is None or test is None:
         missing = "train" if train is None else "test (or val)"
         raise MissingFileError(
-            f"{path} holds no {missing}: it must hold both train and test (or val), as folders or .safetensors files, "
-            f"where the training samples are not named apart.",
+            f"{path} holds no {missing}: it must hold both train and test (or val), as folders or files such as "
+            f"train.safetensors, where the training samples are not named apart.",
         )
     return train, test
+
+
+def _found(path: Path, names: tuple[str, ...]) -> Path | None:
+    """Return what is there first, by name and then by ending."""
+    candidates = (path / f"{name}{ending}" for name in names for ending in _ENDINGS)
+    return next((candidate for candidate in candidates if candidate.exists()), None)

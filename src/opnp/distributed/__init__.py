@@ -2,12 +2,13 @@
 
 from opnp.distributed.launch import launched, local_device
 from opnp.distributed.ranks import Ranks, row_part
-from opnp.distributed.reduction import gathered, sent_by_first, summed
+from opnp.distributed.reduction import gathered, gathered_bytes, sent_by_first, summed
 from opnp.distributed.together import require_equal, together
 
 __all__ = [
     "Ranks",
     "gathered",
+    "gathered_bytes",
     "launched",
     "local_device",
     "require_equal",

@@ -1,6 +1,6 @@
 """A tiny random model and tiny random images that it tells apart well enough for a benchmark."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from opnp.bench import CacheReport, cache_features
-from opnp.data import ImageSet, Preprocessing, read_images
-from tests.unit.data.image_files import write_tensors
+from opnp.data import InputSet, Preprocessing, open_inputs
+from tests.unit.data.image_files import save_image, write_tensors
 
 __all__ = [
     "CLASSES",
     "INPUTS",
     "OPTIONS",
+    "TREE",
     "cached",
     "class_images",
     "image_sets",
     "tiny_model",
+    "write_broken_tree",
     "write_images",
     "write_module",
 ]
 
 CLASSES = 4
 INPUTS = Preprocessing(size=8, resize=8, mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.1))
+TREE = (0, 4, 1, 5, 2, 6, 3)
+"""The images of `write_broken_tree` in the order of their paths."""
+
 OPTIONS = ("--image-size", "8", "--mean", "0.5,0.4,0.3", "--std", "0.25,0.2,0.1")
 """`INPUTS` on the command line."""
 
@@ -84,13 +89,22 @@ def write_images(folder: Path, *, rows: int = 120) -> Path:
     return folder
 
 
-def image_sets(folder: Path) -> dict[str, ImageSet]:
+def write_broken_tree(folder: Path, broken: Collection[int]) -> Path:
+    """Write images 0 to 6 to the folders of their classes, the broken ones as something else, and return the folder."""
+    for row, image in enumerate(class_images(len(TREE), seed=0)[0]):
+        file = save_image(folder / str(row % CLASSES) / f"{row}.png", image)
+        if row in broken:
+            file.write_bytes(b"no image")
+    return folder
+
+
+def image_sets(folder: Path) -> dict[str, InputSet]:
     """Return the sets that `write_images` writes, by the names that a benchmark gives them."""
     files = {"train": "train", "test": "test", "ood_noise": "noise", "ood_grey": "grey"}
-    return {name: read_images(folder / f"{file}.safetensors", INPUTS) for name, file in files.items()}
+    return {name: open_inputs(folder / f"{file}.safetensors", INPUTS) for name, file in files.items()}
 
 
-def cached(model: nn.Module, sets: Mapping[str, ImageSet], out: Path, **options: Any) -> CacheReport:
+def cached(model: nn.Module, sets: Mapping[str, InputSet], out: Path, **options: Any) -> CacheReport:
     """Return what caching these sets did."""
     chosen: dict[str, Any] = {"name": "tiny:net", "batch_size": 32} | options
     return cache_features(model, sets, out, **chosen)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from opnp.bench.feature_source import FeatureSource
-from opnp.data import ImageSet, read_features, read_images
+from opnp.data import InputSet, open_inputs, read_features
 from opnp.errors import DataFileError, EmptyDataError, OptionError
 from tests.contract.snapshot import unchanged
 from tests.unit.bench.image_world import CLASSES, INPUTS, cached, image_sets, tiny_model, write_images
@@ -18,12 +18,12 @@ FORKING = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:D
 
 
 @pytest.fixture
-def sets(tmp_path: Path) -> dict[str, ImageSet]:
+def sets(tmp_path: Path) -> dict[str, InputSet]:
     found = image_sets(write_images(tmp_path / "images", rows=50))
     return {name: found[name] for name in ("test", "ood_noise")}
 
 
-def features(model: nn.Module, sets: dict[str, ImageSet], out: Path, **options: Any) -> Tensor:
+def features(model: nn.Module, sets: dict[str, InputSet], out: Path, **options: Any) -> Tensor:
     """Return the float32 features of `test` as they are cached."""
     cached(model, sets, out, dtype=torch.float32, is_odin_wanted=False, **options)
     return read_features(out / "test.safetensors").features
@@ -31,7 +31,7 @@ def features(model: nn.Module, sets: dict[str, ImageSet], out: Path, **options: 
 
 @FORKING
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_no_bit_of_any_file(tmp_path: Path, sets: dict[str, ImageSet], workers: int) -> None:
+def test_workers_change_no_bit_of_any_file(tmp_path: Path, sets: dict[str, InputSet], workers: int) -> None:
     state = torch.random.get_rng_state()
     for name, number in {"alone": 0, "helped": workers}.items():
         cached(tiny_model(), sets, tmp_path / name, batch_size=7, workers=number)
@@ -49,19 +49,20 @@ def test_a_broken_image_in_a_worker_is_told_as_here(tmp_path: Path) -> None:
     broken.write_bytes(b"no image")
     messages = []
     for workers in (0, 2):
-        with pytest.raises(DataFileError, match=rf"^test: .*{broken.name} is no readable image") as caught:
-            cached(tiny_model(), {"test": read_images(tree, INPUTS)}, tmp_path / "out", batch_size=2, workers=workers)
+        images = open_inputs(tree, INPUTS, is_strict=True)
+        with pytest.raises(DataFileError, match=rf"^test: .*2/{broken.name} cannot be read \(no image\)") as caught:
+            cached(tiny_model(), {"test": images}, tmp_path / "out", batch_size=2, workers=workers)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
 
 
-def test_numbers_of_workers(tmp_path: Path, sets: dict[str, ImageSet]) -> None:
-    with pytest.raises(OptionError, match="`workers` must be 0 or the number of processes that read images, got -1"):
+def test_numbers_of_workers(tmp_path: Path, sets: dict[str, InputSet]) -> None:
+    with pytest.raises(OptionError, match="`workers` must be 0 or the number of processes that read inputs, got -1"):
         cached(tiny_model(), sets, tmp_path / "out", workers=-1)
     assert not (tmp_path / "out").exists()
 
 
-def test_bfloat16_is_near_and_not_equal(tmp_path: Path, sets: dict[str, ImageSet]) -> None:
+def test_bfloat16_is_near_and_not_equal(tmp_path: Path, sets: dict[str, InputSet]) -> None:
     model = tiny_model()
     plain = features(model, sets, tmp_path / "plain")
     with unchanged(model, "a pass in bfloat16"):
@@ -69,7 +70,7 @@ def test_bfloat16_is_near_and_not_equal(tmp_path: Path, sets: dict[str, ImageSet
     assert not torch.equal(rough, plain)
     torch.testing.assert_close(rough, plain, rtol=0, atol=0.03 * float(plain.max()))
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        inputs = torch.stack([sets["test"][index][0] for index in range(32)])
+        inputs, _ = next(iter(sets["test"].batches(32)))
         expected = tiny_model().eval()[:-1](inputs)
     assert torch.equal(rough[:32], expected.float())
     assert not torch.is_autocast_enabled("cpu")
@@ -79,7 +80,7 @@ def test_bfloat16_is_near_and_not_equal(tmp_path: Path, sets: dict[str, ImageSet
 
 
 def test_channels_last_gives_weights_back_as_they_lay(
-    tmp_path: Path, sets: dict[str, ImageSet], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sets: dict[str, InputSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model()
     seen: list[bool] = []
@@ -110,7 +111,7 @@ def failing(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("options", [{"amp": "bf16"}, {"is_channels_last": True}, {"is_compiled": True}])
 def test_features_of_another_pass_are_stale(
-    tmp_path: Path, sets: dict[str, ImageSet], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sets: dict[str, InputSet], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled_quickly(monkeypatch)
     features(tiny_model(), sets, tmp_path / "out")
@@ -122,7 +123,7 @@ def test_features_of_another_pass_are_stale(
     assert list(report.source.model.forward) == [name.removeprefix("is_").replace("iled", "ile") for name in options]
 
 
-def test_records_without_options_of_the_pass_are_kept(tmp_path: Path, sets: dict[str, ImageSet]) -> None:
+def test_records_without_options_of_the_pass_are_kept(tmp_path: Path, sets: dict[str, InputSet]) -> None:
     features(tiny_model(), sets, tmp_path)
     record = tmp_path / "source.json"
     lines = [line for line in record.read_text(encoding="utf-8").splitlines() if '"forward"' not in line]
@@ -131,7 +132,7 @@ def test_records_without_options_of_the_pass_are_kept(tmp_path: Path, sets: dict
     assert cached(tiny_model(), sets, tmp_path, dtype=torch.float32, is_odin_wanted=False).computed == ()
 
 
-def test_precisions(tmp_path: Path, sets: dict[str, ImageSet]) -> None:
+def test_precisions(tmp_path: Path, sets: dict[str, InputSet]) -> None:
     with pytest.raises(OptionError, match="`amp` must be none or bf16, got 'fp8'"):
         cached(tiny_model(), sets, tmp_path, amp="fp8")
 
@@ -150,7 +151,7 @@ def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_what_is_before_the_head_is_compiled_once(
-    tmp_path: Path, sets: dict[str, ImageSet], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sets: dict[str, InputSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches of 32 and 18 rows, two sets, one graph."""
     rows, model = compiled_quickly(monkeypatch), tiny_model()
@@ -165,7 +166,7 @@ def test_what_is_before_the_head_is_compiled_once(
 
 
 @pytest.mark.slow
-def test_all_options_at_once_by_the_real_compiler(tmp_path: Path, sets: dict[str, ImageSet]) -> None:
+def test_all_options_at_once_by_the_real_compiler(tmp_path: Path, sets: dict[str, InputSet]) -> None:
     plain = features(tiny_model(), sets, tmp_path / "plain")
     options = {"amp": "bf16", "is_channels_last": True, "is_compiled": True}
     found = features(tiny_model(), sets, tmp_path / "all", **options)
@@ -173,7 +174,7 @@ def test_all_options_at_once_by_the_real_compiler(tmp_path: Path, sets: dict[str
 
 
 def test_what_cannot_be_cut_or_compiled_is_refused(
-    tmp_path: Path, sets: dict[str, ImageSet], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sets: dict[str, InputSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     followed = nn.Sequential(tiny_model(), nn.Softmax(dim=1))
     with pytest.raises(OptionError, match=r"cuts the model before its head, and .* is not its last layer: leave it"):

@@ -25,6 +25,7 @@ from tests.unit.bench.bench_world import world_features, write_world
 from tests.unit.bench.image_world import INPUTS, image_sets, tiny_model, write_images
 
 NAME = "ODIN temperature=1000 eps=0.0014"
+SAMPLES = {"test": 120, "ood_noise": 60}
 
 
 def stored(folder: Path, *, reason: str = "") -> OdinScores:
@@ -129,7 +130,7 @@ def test_a_damaged_file_is_told_and_computed_again(tmp_path: Path) -> None:
         write_odin(tmp_path / "world", wrong)
         with pytest.raises(DataFileError, match="holds no scores of ODIN"):
             read_odin(tmp_path / "world")
-    found = cache_odin(tiny_model(), {}, tmp_path / "world", std=(1.0,) * 3, features_sha256={})
+    found = cache_odin(tiny_model(), {}, tmp_path / "world", std=(1.0,) * 3, samples={}, features_sha256={})
     assert found.scores == {}
     assert read_odin(tmp_path / "world") is not None
 
@@ -138,18 +139,22 @@ def test_scores_are_computed_once_and_for_what_is_asked(tmp_path: Path) -> None:
     sets = image_sets(write_images(tmp_path / "images"))
     model, digests = tiny_model(), {"test": "aa", "ood_noise": "bb"}
     loaders = {name: sets[name].batches(50) for name in digests}
-    one = cache_odin(model, {"test": loaders["test"]}, tmp_path, std=INPUTS.std, features_sha256=digests)
+    one = cache_odin(
+        model, {"test": loaders["test"]}, tmp_path, std=INPUTS.std, samples=SAMPLES, features_sha256=digests
+    )
     assert set(one.scores) == {"test"}
     expected = odin_scores(model, loaders["test"], std=INPUTS.std)
     assert torch.equal(one.scores["test"], expected)
     # Another model now: what is kept is seen to be kept, and what is new to be new.
     other = tiny_model(seed=1)
-    both = cache_odin(other, loaders, tmp_path, std=INPUTS.std, features_sha256=digests)
+    both = cache_odin(other, loaders, tmp_path, std=INPUTS.std, samples=SAMPLES, features_sha256=digests)
     assert torch.equal(both.scores["test"], expected)
     assert torch.equal(both.scores["ood_noise"], odin_scores(other, loaders["ood_noise"], std=INPUTS.std))
-    again = cache_odin(other, loaders, tmp_path, std=INPUTS.std, features_sha256=digests | {"test": "cc"})
+    again = cache_odin(
+        other, loaders, tmp_path, std=INPUTS.std, samples=SAMPLES, features_sha256=digests | {"test": "cc"}
+    )
     assert torch.equal(again.scores["test"], odin_scores(other, loaders["test"], std=INPUTS.std))
-    rescaled = cache_odin(other, {}, tmp_path, std=(1.0,) * 3, features_sha256=digests)
+    rescaled = cache_odin(other, {}, tmp_path, std=(1.0,) * 3, samples=SAMPLES, features_sha256=digests)
     assert rescaled.scores == {}
 
 
@@ -168,12 +173,12 @@ def test_what_fails_is_stored_as_the_reason(tmp_path: Path, model: nn.Module, re
     sets = image_sets(write_images(tmp_path / "images"))
     loaders = {name: sets[name].batches(60) for name in ("test", "ood_noise")}
     digests = {"test": "aa", "ood_noise": "bb"}
-    found = cache_odin(model, loaders, tmp_path, std=INPUTS.std, features_sha256=digests)
+    found = cache_odin(model, loaders, tmp_path, std=INPUTS.std, samples=SAMPLES, features_sha256=digests)
     assert found.reason.startswith(reason)
     assert "\n" not in found.reason
     assert found.scores == {}
     written = read_odin(tmp_path)
     assert written is not None
     assert written.reason == found.reason
-    mended = cache_odin(tiny_model(), loaders, tmp_path, std=INPUTS.std, features_sha256=digests)
+    mended = cache_odin(tiny_model(), loaders, tmp_path, std=INPUTS.std, samples=SAMPLES, features_sha256=digests)
     assert (mended.reason, set(mended.scores)) == ("", {"test", "ood_noise"})

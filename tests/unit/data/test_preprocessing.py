@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import InterpolationMode, transforms
 
-from opnp.data import Preprocessing, preprocessing, read_images
+from opnp.data import Preprocessing, open_inputs, preprocessing
 from opnp.errors import MissingExtraError, OptionError
 from tests.unit.data.image_files import PLAIN, pixels, write_tensors
 
@@ -58,7 +58,7 @@ def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
 
 def test_small_grey_images_become_larger_coloured_ones(tmp_path: Path) -> None:
     file = write_tensors(tmp_path / "grey.safetensors", pixels(3, height=28, width=28, is_grey=True))
-    inputs = read_images(file, Preprocessing(size=32, resize=32, mean=(0.0,) * 3, std=(1.0,) * 3))[0]
+    inputs = open_inputs(file, Preprocessing(size=32, resize=32, mean=(0.0,) * 3, std=(1.0,) * 3))[0]
     assert isinstance(inputs, torch.Tensor)
     assert inputs.shape == (3, 32, 32)
     assert torch.equal(inputs[0], inputs[1])
@@ -100,4 +100,4 @@ def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(preprocessing, "find_spec", lambda name: None if name == "PIL" else find_spec(name))
     for path in (file, tmp_path):
         with pytest.raises(MissingExtraError, match=r"Images need Pillow.*pip install 'opnp\[vision\]'"):
-            read_images(path, PLAIN)
+            open_inputs(path, PLAIN)

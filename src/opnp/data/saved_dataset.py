@@ -1,0 +1,172 @@
+"""Images or texts of a data set of Hugging Face that was saved to disk: decoded one by one, when they are asked for."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+from opnp.data.class_labels import class_labels
+from opnp.data.digest import file_digest
+from opnp.data.image_file import decoded_image
+from opnp.data.input_source import Names
+from opnp.data.preprocessing import require_pillow
+from opnp.data.text_content import checked_text
+from opnp.data.transform import SampleKind
+from opnp.errors import DataFileError, EmptyDataError, InputTypeError, MissingExtraError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["SavedDataset", "is_saved_dataset"]
+
+_SPLITS = "dataset_dict.json"
+_FILES = ("state.json", "dataset_info.json")
+_LABELS = ("label", "labels")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SavedDataset:
+    """Samples of one column of a data set, in its order.
+
+    Attributes:
+        path: Its folder.
+        kind: What is in the column.
+        column: Name of the column.
+        data: The data set, mapped into memory, with images not decoded.
+        labels: Classes from the column `label` or `labels`, or None.
+        class_names: Names of the classes where the data set has them; else None.
+
+    """
+
+    path: Path
+    kind: SampleKind
+    column: str
+    data: Any
+    labels: Sequence[int] | None
+    class_names: tuple[str, ...] | None
+
+    @classmethod
+    def from_path(cls, path: str | os.PathLike[str], kind: SampleKind) -> "SavedDataset":
+        """Return the images or texts of a data set that `save_to_disk` wrote.
+
+        Images are in the one column that holds images; texts in the column `text`, or in the one column of strings.
+
+        Raises:
+            DataFileError: If it cannot be read, consists of several splits, or several columns may be meant.
+            InputTypeError: If it has no column of this kind.
+            EmptyDataError: If it has no rows.
+            MissingExtraError: If the package `datasets` is not installed, or Pillow for images.
+
+        """
+        path = Path(path)
+        if kind == "image":
+            require_pillow()
+        _require_one_split(path)
+        datasets = _datasets(path)
+        if not any(path.glob("*.arrow")):  # which the package itself stumbles over
+            raise EmptyDataError(f"{path} has no rows.")
+        try:
+            data = datasets.load_from_disk(str(path.resolve())).with_format(None)
+        except Exception as error:  # Arrow, JSON and the package itself fail in their own ways
+            reason = str(error).partition("\n")[0]
+            raise DataFileError(f"{path} is no readable data set ({type(error).__name__}: {reason}).") from error
+        if len(data) == 0:
+            raise EmptyDataError(f"{path} has no rows.")
+        label = next((name for name in _LABELS if name in data.features), None)
+        column = _column(path, data.features, kind, label)
+        if kind == "image":
+            data = data.cast_column(column, datasets.Image(decode=False))
+        labels, class_names = (None, None) if label is None else _labels(path, data, label)
+        return cls(path, kind, column, data.select_columns([column]), labels, class_names)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.data)
+
+    @property
+    def names(self) -> Names:
+        """Rows of the data set."""
+        return Names(len(self.data), str)
+
+    def sample(self, index: int) -> Union["Image", str]:
+        """Return an image of 8 bits a channel, decoded, or a text.
+
+        Raises:
+            DataFileError: If there is none in the row; the message is the reason alone.
+
+        """
+        value = self.data[index][self.column]
+        if self.kind == "text":
+            return checked_text(value)
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise DataFileError("no image")
+        return decoded_image(Path(value["path"]) if value["bytes"] is None else value["bytes"])
+
+    def digest(self) -> str:
+        """Return the SHA-256 over the files of the data set."""
+        digest = hashlib.sha256()
+        for file in sorted([*self.path.glob("*.arrow"), self.path / "dataset_info.json"]):
+            digest.update(f"{file.name}\0{file_digest(file)}\n".encode())
+        return digest.hexdigest()
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Return whether a folder was written by `save_to_disk`, of one split or of several."""
+    return (path / _SPLITS).is_file() or all((path / name).is_file() for name in _FILES)
+
+
+def _require_one_split(path: Path) -> None:
+    if not (path / _SPLITS).is_file():
+        return
+    try:
+        splits = [str(name) for name in json.loads((path / _SPLITS).read_text(encoding="utf-8"))["splits"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataFileError(f"{path / _SPLITS} cannot be read ({error}).") from error
+    first = path / splits[0] if splits else path / "train"
+    raise DataFileError(
+        f"{path} holds the splits {', '.join(splits) or 'of nothing'}: give one of them, such as {first}."
+    )
+
+
+def _datasets(path: Path) -> Any:  # noqa: ANN401  # a module without types
+    if find_spec("datasets") is None:
+        raise MissingExtraError(
+            f"{path} is a data set of Hugging Face, which needs datasets: `pip install 'opnp[hf]'`.",
+        )
+    return import_module("datasets")
+
+
+def _column(path: Path, features: Any, kind: SampleKind, label: str | None) -> str:  # noqa: ANN401  # the package ships no types
+    """Return the name of the column of samples."""
+    datasets = _datasets(path)
+    kinds = (datasets.Image,) if kind == "image" else (datasets.Value,)
+    found = [name for name, feature in features.items() if isinstance(feature, kinds) and name != label]
+    if kind == "text":
+        found = [name for name in found if features[name].dtype in ("string", "large_string")]
+        found = ["text"] if "text" in found else found
+    if not found:
+        raise InputTypeError(
+            f"{path} has no column of {kind}s, and the model takes {kind}s: it has {', '.join(features)}."
+        )
+    if len(found) > 1:
+        raise DataFileError(
+            f"{path} has several columns of {kind}s, {', '.join(found)}: save it with one of them, by "
+            f"`select_columns`, beside `label`.",
+        )
+    return str(found[0])
+
+
+def _labels(path: Path, data: Any, name: str) -> tuple[Sequence[int] | None, tuple[str, ...] | None]:  # noqa: ANN401  # as above
+    """Return the classes, and their names if there are any; -1 means missing, as in test splits."""
+    datasets = _datasets(path)
+    feature = data.features[name]
+    values = data[name][:]
+    if not isinstance(feature, datasets.ClassLabel):
+        return class_labels(values, path=path)
+    numbers, _ = class_labels([None if value == -1 else value for value in values], path=path)
+    return numbers, None if numbers is None else tuple(feature.names)
