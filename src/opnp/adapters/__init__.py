@@ -2,8 +2,10 @@
 
 from opnp.adapters.pytorch_ood_baselines import BASELINE_NAMES, BaselineOutput, PytorchOodBaseline, require_pytorch_ood
 from opnp.adapters.pytorch_ood_odin import ODIN_EPS, ODIN_TEMPERATURE, odin_scores, require_odin
-from opnp.adapters.timm_models import timm_model
+from opnp.adapters.timm_models import TimmTransform, timm_model
 from opnp.adapters.torchvision_models import torchvision_model
+from opnp.adapters.transformers_inputs import TokenizerTransform, TransformersImageTransform
+from opnp.adapters.transformers_models import named_weights, transformers_model
 
 __all__ = [
     "BASELINE_NAMES",
@@ -11,9 +13,14 @@ __all__ = [
     "ODIN_TEMPERATURE",
     "BaselineOutput",
     "PytorchOodBaseline",
+    "TimmTransform",
+    "TokenizerTransform",
+    "TransformersImageTransform",
+    "named_weights",
     "odin_scores",
     "require_odin",
     "require_pytorch_ood",
     "timm_model",
     "torchvision_model",
+    "transformers_model",
 ]

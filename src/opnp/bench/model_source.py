@@ -1,4 +1,4 @@
-"""Models by name: ``timm:NAME``, ``torchvision:NAME`` or ``module:callable``, with the weights of a file if given."""
+"""Models by name: ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER`` or ``module:callable``, with a file's weights."""
 
 import os
 import re
@@ -13,44 +13,43 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from opnp.adapters import timm_model, torchvision_model
-from opnp.data import Preprocessing, load_weights, read_weights
+from opnp.adapters import named_weights, timm_model, torchvision_model, transformers_model
+from opnp.data import Preprocessing, Transform, load_weights, read_weights
 from opnp.errors import OptionError
-from opnp.model import linear_layers
+from opnp.model import head_layers
 
 __all__ = ["chosen_preprocessing", "folder_name", "model_from_name"]
 
-_Builder = Callable[..., tuple[nn.Module, Preprocessing]]
-_HUBS: dict[str, _Builder] = {"timm": timm_model, "torchvision": torchvision_model}
-_KINDS = "`timm:NAME`, `torchvision:NAME`, or `module:callable` such as `mymodels:resnet`"
+_Builder = Callable[..., tuple[nn.Module, Transform]]
+_HUBS: dict[str, _Builder] = {"timm": timm_model, "torchvision": torchvision_model, "hf": transformers_model}
+_KINDS = "`timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, or `module:callable` such as `mymodels:resnet`"
 _EXAMPLE = "`--image-size 32 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010`"
 
 
-def model_from_name(
-    text: str, *, weights: str | os.PathLike[str] | None = None
-) -> tuple[nn.Module, Preprocessing | None]:
-    """Return the model that a text names, and its preprocessing where the text tells that.
+def model_from_name(text: str, *, weights: str | os.PathLike[str] | None = None) -> tuple[nn.Module, Transform | None]:
+    """Return the model that a text names, and what makes its inputs where the text tells that.
 
-    A model of timm or torchvision without `weights` has their pretrained ones. With `weights` it gets as many classes
-    as the head in the file has, and nothing is downloaded. A callable is imported, from the current folder too, and
-    called without arguments.
+    A model of timm or torchvision without `weights` has their pretrained ones, one of transformers those of its folder.
+    With `weights` it gets as many classes as the head in the file has, and nothing is downloaded. A callable is
+    imported, from the current folder too, and called without arguments.
 
     Args:
-        text: ``timm:NAME``, ``torchvision:NAME`` or ``module:callable``.
+        text: ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER`` (a folder of transformers on this machine, with image
+            processor or tokenizer) or ``module:callable``.
         weights: State dict to load, every name of it: a ``.safetensors`` file, or one that `torch.save` wrote.
 
     Returns:
-        The model, and its preprocessing, None for a callable.
+        The model, and the transform of its inputs, None for a callable.
 
     Raises:
         OptionError: If the text names no model, or the model cannot be made.
-        MissingExtraError: If timm or torchvision is needed and not installed.
-        MissingFileError: If there is no file of weights.
+        MissingExtraError: If timm, torchvision or transformers is needed and not installed.
+        MissingFileError: If there is no file of weights, or no folder.
         DataFileError: If the weights cannot be read, or do not fit the model.
 
     Example:
-        >>> model, preprocessing = model_from_name("torch.nn:Identity")
-        >>> model, preprocessing is None
+        >>> model, transform = model_from_name("torch.nn:Identity")
+        >>> model, transform is None
         (Identity(), True)
 
     """
@@ -58,33 +57,34 @@ def model_from_name(
     if not separator or not kind or not name:
         raise OptionError(f"`model` must be {_KINDS}, got {text!r}.")
     state = None if weights is None else read_weights(weights)
-    preprocessing = None
+    transform: Transform | None = None
     if kind in _HUBS:
         build = partial(_HUBS[kind], name)
-        model, preprocessing = build(is_pretrained=state is None)
+        model, transform = build(is_pretrained=state is None)
         classes = None if state is None else _other_classes(model, state)
         if classes is not None:
-            model, preprocessing = build(is_pretrained=False, classes=classes)
+            model, transform = build(is_pretrained=False, classes=classes)
     else:
         model = _called(kind, name)
     if state is not None and weights is not None:
+        state = named_weights(model, state) if kind == "hf" else state
         load_weights(model, state, path=weights)
-    return model, preprocessing
+    return model, transform
 
 
 def chosen_preprocessing(
-    known: Preprocessing | None,
+    known: Transform | None,
     *,
     model: str,
     image_size: int | None = None,
     resize: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-) -> Preprocessing:
+) -> Transform:
     """Return a known preprocessing with some values replaced, or one of given values alone.
 
     Args:
-        known: Preprocessing that comes with the model, or None.
+        known: What comes with the model, or None.
         model: Name of the model, for the message.
         image_size: Side of the model's input. A known `resize` grows in proportion.
         resize: Shorter side before the crop; None for the known one, or for `image_size`.
@@ -92,30 +92,43 @@ def chosen_preprocessing(
         std: Standard deviations of the channels.
 
     Raises:
-        OptionError: If nothing is known and a value is missing, or one is out of range.
+        OptionError: If nothing is known and a value is missing, one is out of range, or what comes with the model is
+            its own code, in which single values cannot be replaced.
 
     Example:
-        >>> chosen_preprocessing(None, model="mine:net", image_size=32, mean=[0.5] * 3, std=[0.25] * 3).resize
-        32
+        >>> made = chosen_preprocessing(None, model="mine:net", image_size=32, mean=[0.5] * 3, std=[0.25] * 3)
+        >>> made.kind, made.facts()["resize"]
+        ('image', 32)
 
     """
-    if known is None:
-        given = {"--image-size": image_size, "--mean": mean, "--std": std}
-        missing = [option for option, value in given.items() if value is None]
-        if image_size is None or mean is None or std is None:
+    given = {"--image-size": image_size, "--resize": resize, "--mean": mean, "--std": std}
+    named = [option for option, value in given.items() if value is not None]
+    if known is not None and not isinstance(known, Preprocessing):
+        if not named:
+            return known
+        if known.kind != "image":
+            raise OptionError(f"The model {model!r} takes texts: leave {', '.join(named)} out, which are for images.")
+    if isinstance(known, Preprocessing):
+        size = known.size if image_size is None else image_size
+        return replace(
+            known,
+            size=size,
+            resize=known.resize * size // known.size if resize is None else resize,
+            mean=known.mean if mean is None else tuple(mean),
+            std=known.std if std is None else tuple(std),
+        )
+    if image_size is None or mean is None or std is None:
+        missing = ", ".join(name for name, value in given.items() if value is None and name != "--resize")
+        if known is not None:
             raise OptionError(
-                f"No preprocessing is known for the model {model!r}: give {', '.join(missing)} as in its training, "
-                f"with pixels in [0, 1]. For a model of CIFAR-10, say: {_EXAMPLE}.",
+                f"The images of the model {model!r} are prepared by its own {type(known).__name__}, in which single "
+                f"values cannot be replaced: leave {', '.join(named)} out, or give {missing} too.",
             )
-        known = Preprocessing(size=image_size, resize=resize or image_size, mean=tuple(mean), std=tuple(std))
-    size = known.size if image_size is None else image_size
-    return replace(
-        known,
-        size=size,
-        resize=known.resize * size // known.size if resize is None else resize,
-        mean=known.mean if mean is None else tuple(mean),
-        std=known.std if std is None else tuple(std),
-    )
+        raise OptionError(
+            f"No preprocessing is known for the model {model!r}: give {missing} as in its training, with pixels in "
+            f"[0, 1]. For a model of CIFAR-10, say: {_EXAMPLE}.",
+        )
+    return Preprocessing(size=image_size, resize=resize or image_size, mean=tuple(mean), std=tuple(std))
 
 
 def folder_name(text: str) -> str:
@@ -130,13 +143,12 @@ def folder_name(text: str) -> str:
 
 
 def _other_classes(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """Return the rows of the one linear layer that has another number of rows in `state`; None if there is not one."""
+    """Return the rows of the one possible head that has another number of rows in `state`; None if there is not one."""
     rows = [
         len(found)
-        for name, layer in linear_layers(model).items()
+        for name, layer in head_layers(model).items()
         for found in [state.get(f"{name}.weight")]
-        if found is not None and found.ndim == 2 and found.shape[1] == layer.in_features
-        if len(found) != layer.out_features
+        if found is not None and found.shape[1:] == layer.weight.shape[1:] and len(found) != len(layer.weight)
     ]
     return rows[0] if len(rows) == 1 else None
 

@@ -1,5 +1,6 @@
 """timm's models by name: built without a download, preprocessed as timm itself does it."""
 
+import json
 from importlib.util import find_spec
 from typing import Any
 
@@ -8,7 +9,8 @@ import timm
 import torch
 from PIL import Image
 
-from opnp.adapters import timm_model, timm_models
+from opnp.adapters import TimmTransform, timm_model, timm_models
+from opnp.data import Preprocessing, Transform, channel_std
 from opnp.errors import MissingExtraError, OptionError
 from opnp.model import linear_layers
 from tests.unit.data.image_files import pixels
@@ -30,7 +32,7 @@ def test_other_ways_of_cropping_are_timms_too(changes: dict[str, Any]) -> None:
     config = _DATA.resolve_data_config(
         pretrained_cfg={"input_size": (3, 48, 48), "interpolation": "bicubic", **changes}
     )
-    preprocessing = timm_models._preprocessing(config, "some")
+    preprocessing = timm_models._preprocessing(config)
     transform = _DATA.create_transform(**config, is_training=False)
     for width, height in ((60, 90), (30, 31)):
         picture = Image.fromarray(pixels(1, height=height, width=width)[0].numpy())
@@ -43,15 +45,32 @@ def test_every_pretrained_classifier_has_a_preprocessing() -> None:
     classifiers = {name: config.to_dict() for name, config in configs.items() if config.num_classes}
     assert len(classifiers) > 1000
     for name, config in classifiers.items():
-        preprocessing = timm_models._preprocessing(_DATA.resolve_data_config(pretrained_cfg=config), name)
+        preprocessing = timm_models._preprocessing(_DATA.resolve_data_config(pretrained_cfg=config))
+        assert isinstance(preprocessing, Preprocessing), name
         assert preprocessing.size == config["input_size"][1]
 
 
-def test_what_it_does_not_know_is_refused() -> None:
-    for changes in ({"crop_mode": "border"}, {"input_size": (3, 32, 64)}):
-        config = _DATA.resolve_data_config(pretrained_cfg={"input_size": (3, 48, 48), **changes})
-        with pytest.raises(OptionError, match=r"timm crops the images of 'some' in a way .*--features"):
-            timm_models._preprocessing(config, "some")
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({"crop_mode": "border"}, (3, 48, 48)),
+        ({"input_size": (3, 32, 64)}, (3, 32, 64)),
+        ({"input_size": (1, 32, 32), "mean": (0.5,), "std": (0.25,), "crop_mode": "border"}, (1, 32, 32)),
+    ],
+)
+def test_what_has_no_words_here_is_left_to_timms_transform(changes: dict[str, Any], shape: tuple[int, ...]) -> None:
+    config = _DATA.resolve_data_config(pretrained_cfg={"input_size": (3, 48, 48), **changes})
+    made = timm_models._preprocessing(config)
+    assert isinstance(made, TimmTransform)
+    assert isinstance(made, Transform)
+    transform = _DATA.create_transform(**config, is_training=False)
+    pictures = [Image.fromarray(pixels(1, height=40, width=width)[0].numpy()) for width in (30, 90)]
+    inputs = made.batch([made(picture) for picture in pictures])
+    assert inputs.shape == (2, *shape)
+    mode = "L" if shape[0] == 1 else "RGB"
+    assert torch.equal(inputs, torch.stack([transform(picture.convert(mode)) for picture in pictures]))
+    assert channel_std(made) == tuple(config["std"])
+    assert json.loads(json.dumps(made.facts())) == made.facts()
 
 
 def test_the_number_of_classes_and_the_random_state() -> None:

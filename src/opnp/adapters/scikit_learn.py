@@ -1,0 +1,327 @@
+"""A detector for scikit-learn: a meta-estimator round a linear classifier, or a pipeline that ends in one.
+
+This module needs scikit-learn 1.6 or newer, and is imported by its own name alone:
+``from opnp.adapters.scikit_learn import OPNPOutlierDetector``.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opnp.core.checks import checked_fraction
+from opnp.core.conformal import minimum_samples
+from opnp.core.masks import Scope
+from opnp.core.scores import SCORE_NAMES, ScoreName
+from opnp.core.sensitivity import NeuronReading
+from opnp.core.shaping import Shaping
+from opnp.detector import OPNP, Ratios
+from opnp.errors import EmptyDataError, MissingExtraError, OptionError, UncalibratedWarning
+
+try:
+    from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+    from sklearn.frozen import FrozenEstimator
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.utils import _safe_indexing, check_random_state, get_tags, indexable
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, column_or_1d
+
+    from opnp.adapters.scikit_learn_classifiers import (
+        class_indices,
+        classifier_features,
+        last_step,
+        linear_head,
+        require_linear,
+    )
+except ModuleNotFoundError as error:
+    raise MissingExtraError(
+        "`opnp.adapters.scikit_learn` needs scikit-learn 1.6 or newer, which is not installed: "
+        "`pip install 'opnp[bench]'`.",
+    ) from error
+
+__all__ = ["OPNPOutlierDetector"]
+
+
+class OPNPOutlierDetector(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]  # the package ships no types
+    """Detector of inputs that a linear classifier was not trained for: OPNP on its coefficients.
+
+    `fit` trains the classifier on a part of the rows, takes the sensitivities there, and calibrates on the rows held
+    out. Features are what the classifier receives: of a pipeline, what its last step receives. With two classes and one
+    row of coefficients, the decision value z stands for the logits -z/2 and z/2, whose softmax is the sigmoid of z.
+
+    Scores have scikit-learn's sign: larger = in distribution, unlike everywhere else in opnp. It is no `OutlierMixin`,
+    because outlier detectors of that type are fitted without `y`. Sparse rows are accepted where the classifier accepts
+    them, and made dense block by block; the rows held out all at once where shares are automatic. There is no
+    `sample_weight`: train the classifier with weights and give it frozen.
+
+    Args:
+        estimator: A linear classifier (`coef_`, `intercept_`, `classes_`), a pipeline or a search that ends in one, or
+            one that is trained already, as ``FrozenEstimator(classifier)``, which needs no `y` and should be given rows
+            that it was not trained on; None for ``LogisticRegression()``. It is cloned.
+        w_min: Share of the weights with the smallest sensitivity to remove, in [0, 1). With all four shares None they
+            are chosen on the rows held out, together with `neuron`, `scope` and `shaping`; that takes ten classes and
+            100 such rows, and else nothing is removed and a warning says so. With any share given, None is 0.
+        w_max: Share of the weights with the largest sensitivity to remove.
+        o_min: Share of the features with the smallest sensitivity to remove.
+        o_max: Share of the features with the largest sensitivity to remove.
+        neuron: Reading of the features' sensitivity, ``"gradient"`` or ``"aggregate"``.
+        scope: Rank all weights together (``"layer"``) or each class's by themselves (``"class"``).
+        temperature: Temperature of the energy, above 0. Classifiers with a margin (LinearSVC, RidgeClassifier) give
+            logits on a scale of their own; below 1 suits small ones.
+        ood_score: What is read off the pruned logits: ``"energy"``, ``"msp"``, ``"max_logit"``, ``"entropy"`` or
+            ``"gen"``. `score` would be taken for the method of that name.
+        shaping: None, ``ReAct(...)``, ``ASHS(...)`` or ``SCALE(...)`` for features that are not negative, or
+            ``"auto"``: chosen together with the shares, and none where shares are given.
+        contamination: Share of rows in distribution that `predict` calls outliers: at most this share in expectation.
+            In (0, 0.5].
+        validation_fraction: Share of the rows held out of training to calibrate on, in (0, 1), drawn at random; of a
+            class at least one row is left to train on. Fewer than 19 rows at ``contamination=0.05`` cannot hold it:
+            then the threshold is their least score, and a warning says what it keeps.
+        random_state: Seed, or generator, of that draw.
+
+    Attributes:
+        estimator_: The classifier, trained on the rows that were not held out.
+        detector_: The fitted `opnp.OPNP`: sensitivities, pruned head, calibration, `save`.
+        offset_: Least `score_samples` that is no outlier.
+        classes_: Labels of the classes.
+        n_features_in_: Number of columns, where the classifier counts them.
+        feature_names_in_: Names of the columns, where they had some.
+
+    Example:
+        >>> from sklearn.datasets import load_digits
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from sklearn.preprocessing import MinMaxScaler
+        >>> X, y = load_digits(return_X_y=True)
+        >>> classifier = make_pipeline(MinMaxScaler(), LogisticRegression())
+        >>> detector = OPNPOutlierDetector(classifier, w_min=0.1, random_state=0).fit(X, y)
+        >>> detector.predict([X[0], X[1], 0 * X[0]])  # two digits and a blank page
+        array([ 1,  1, -1])
+
+    References:
+        Chen et al., "Optimal Parameter and Neuron Pruning for Out-of-Distribution Detection", NeurIPS 2023.
+
+    """
+
+    def __init__(
+        self,
+        estimator: Any = None,  # noqa: ANN401  # the package ships no types
+        *,
+        w_min: float | None = None,
+        w_max: float | None = None,
+        o_min: float | None = None,
+        o_max: float | None = None,
+        neuron: NeuronReading = "gradient",
+        scope: Scope = "layer",
+        temperature: float = 1.0,
+        ood_score: ScoreName = "energy",
+        shaping: Shaping | str | None = "auto",
+        contamination: float = 0.05,
+        validation_fraction: float = 0.2,
+        random_state: Any = None,  # noqa: ANN401  # a seed, or a generator of numpy's older kind
+    ) -> None:
+        """Store the parameters as they are."""
+        self.estimator = estimator
+        self.w_min = w_min
+        self.w_max = w_max
+        self.o_min = o_min
+        self.o_max = o_max
+        self.neuron = neuron
+        self.scope = scope
+        self.temperature = temperature
+        self.ood_score = ood_score
+        self.shaping = shaping
+        self.contamination = contamination
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+
+    def fit(self, X: object, y: object = None) -> Self:  # noqa: N803  # scikit-learn's name
+        """Train the classifier on a part of the rows, calibrate on the others, and return self.
+
+        Args:
+            X: Rows in distribution, shape ``(rows, columns)``, or whatever else the estimator takes.
+            y: Their classes, shape ``(rows,)``; only a frozen estimator can do without.
+
+        Returns:
+            This detector.
+
+        Raises:
+            OptionError: If a parameter is out of range, or the estimator is no linear classifier.
+            EmptyDataError: If `y` is missing, or there are too few rows or classes.
+            ValueError: Whatever else scikit-learn finds wrong with the data.
+
+        Warns:
+            UncalibratedWarning: If too few rows are held out for `contamination`.
+            TuningWarning: If automatic shares cannot be chosen.
+            RatioWarning: If a share above 0 removes nothing.
+
+        """
+        detector = self._unfitted()
+        keep = _keep(self.contamination)
+        share = checked_fraction(self.validation_fraction, name="validation_fraction")
+        rows, labels = indexable(X, y)
+        targets = self._targets(labels)
+        total = rows.shape[0] if hasattr(rows, "shape") else len(rows)
+        generator = check_random_state(self.random_state)
+        training, held_out = _split(total, None if self._is_frozen else targets, share=share, generator=generator)
+        known = _safe_indexing(rows, training)
+        estimator = LogisticRegression() if self.estimator is None else clone(self.estimator)
+        estimator.fit(known, None if targets is None else targets[training])
+        classifier = last_step(estimator)
+        weight, bias = linear_head(classifier)
+        features = classifier_features(estimator, known)
+        require_linear(estimator, known, features, weight=weight, bias=bias)
+        validation = classifier_features(estimator, _safe_indexing(rows, held_out))
+        if targets is not None:
+            validation = replace(validation, labels=class_indices(targets, classifier.classes_)[held_out])
+        detector.fit_features(
+            features,
+            weight=torch.from_numpy(weight),
+            bias=torch.from_numpy(bias),
+            validation=validation,
+            keep=_possible_keep(keep, samples=len(held_out)),
+            batch_size=features.block,
+        )
+        self.estimator_ = estimator
+        self.detector_ = detector
+        self.classes_ = classifier.classes_
+        self.offset_ = -detector.threshold
+        return self
+
+    def score_samples(self, X: object) -> np.ndarray:  # noqa: N803  # scikit-learn's name
+        """Return how much each row looks in distribution, shape ``(rows,)``: minus the score of `opnp.OPNP`."""
+        return -self._answers(X, OPNP.score_features)
+
+    def decision_function(self, X: object) -> np.ndarray:  # noqa: N803  # scikit-learn's name
+        """Return `score_samples` less `offset_`, shape ``(rows,)``: negative for outliers."""
+        scores: np.ndarray = self.score_samples(X) - self.offset_
+        return scores
+
+    def predict(self, X: object) -> np.ndarray:  # noqa: N803  # scikit-learn's name
+        """Return -1 for each row that is an outlier and +1 for each that is none, shape ``(rows,)``."""
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def p_value(self, X: object) -> np.ndarray:  # noqa: N803  # scikit-learn's name
+        """Return the conformal p-value of each row, shape ``(rows,)``, small for outliers.
+
+        For rows exchangeable with those held out, P(p <= a) <= a for every a.
+        """
+        return self._answers(X, OPNP.p_value_features)
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of columns that `fit` saw."""
+        return int(self.estimator_.n_features_in_)
+
+    @property
+    def feature_names_in_(self) -> np.ndarray:
+        """Names of the columns that `fit` saw."""
+        names: np.ndarray = self.estimator_.feature_names_in_
+        return names
+
+    def __sklearn_tags__(self) -> Any:  # noqa: ANN401  # scikit-learn's name, and it ships no types
+        """Return the tags: input as the classifier takes it, `y` required unless the classifier is frozen."""
+        tags = super().__sklearn_tags__()
+        inner = get_tags(LogisticRegression() if self.estimator is None else self.estimator)
+        tags.input_tags = inner.input_tags
+        tags.non_deterministic = inner.non_deterministic
+        tags.target_tags.required = not self._is_frozen
+        return tags
+
+    @property
+    def _is_frozen(self) -> bool:
+        return isinstance(self.estimator, FrozenEstimator)
+
+    def _unfitted(self) -> OPNP:
+        """Return the detector that the parameters ask for, or raise if they cannot be."""
+        if self.ood_score not in SCORE_NAMES:
+            names = ", ".join(map(repr, SCORE_NAMES))
+            raise OptionError(f"`ood_score` must be one of {names}, got {self.ood_score!r}.")
+        shares = {name: getattr(self, name) for name in Ratios.__slots__}
+        is_automatic = all(share is None for share in shares.values())
+        given = Ratios(**{name: share for name, share in shares.items() if share is not None})
+        return OPNP(
+            ratios="auto" if is_automatic else given,
+            neuron=self.neuron,
+            scope=self.scope,
+            temperature=self.temperature,
+            score=self.ood_score,
+            shaping=self.shaping,  # type: ignore[arg-type]  # any text is checked there
+            precision="float64",
+        )
+
+    def _targets(self, labels: object) -> np.ndarray | None:
+        """Return the labels as one axis, checked; None where there are none and none are needed."""
+        if labels is None:
+            if self._is_frozen:
+                return None
+            raise EmptyDataError(
+                f"This {type(self).__name__} requires y to be passed, but the target y is None: the classifier is "
+                f"trained on it. For one that is trained already: `estimator=FrozenEstimator(classifier)`.",
+            )
+        targets: np.ndarray = column_or_1d(labels, warn=True)
+        check_classification_targets(targets)
+        classes = len(np.unique(targets))
+        if classes < 2 and not self._is_frozen:
+            raise EmptyDataError(f"`y` must hold at least two classes, got {classes} class{'es' * (classes != 1)}.")
+        return targets
+
+    def _answers(self, rows: object, question: Callable[[OPNP, Tensor], Tensor]) -> np.ndarray:
+        check_is_fitted(self)
+        features = classifier_features(self.estimator_, rows)
+        return torch.cat([question(self.detector_, block) for block in features.blocks()]).numpy()
+
+
+def _split(
+    rows: int, targets: np.ndarray | None, *, share: float, generator: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to train on and those to hold out, drawn at random, each class with a row to train on.
+
+    Raises:
+        EmptyDataError: If there is no row to hold out.
+
+    """
+    order = generator.permutation(rows)
+    wanted = min(max(1, round(share * rows)), rows - 1)
+    classes = np.zeros(rows, dtype=int) if targets is None else np.unique(targets, return_inverse=True)[1]
+    left = np.bincount(classes)
+    is_held_out = np.zeros(rows, dtype=bool)
+    for row in order:
+        if wanted > 0 and left[classes[row]] > 1:
+            left[classes[row]] -= 1
+            is_held_out[row] = True
+            wanted -= 1
+    if not is_held_out.any():
+        raise EmptyDataError(
+            f"There is no row to hold out for calibration: got {rows} sample{'s' * (rows != 1)} of {len(left)} "
+            f"class{'es' * (len(left) != 1)}, and each class needs one to train on.",
+        )
+    return order[~is_held_out[order]], order[is_held_out[order]]
+
+
+def _keep(contamination: float) -> float:
+    """Return the share of rows to keep, as the decimal that the contamination leaves of 1."""
+    if checked_fraction(contamination, name="contamination") > 0.5:
+        raise OptionError(f"`contamination` must lie in (0, 0.5], got {contamination!r}.")
+    return float(1 - Fraction(str(float(contamination))))
+
+
+def _possible_keep(keep: float, *, samples: int) -> float:
+    """Return `keep`, or the largest share that so few calibration samples can be asked for, with a warning."""
+    needed = minimum_samples(keep=keep)
+    if samples >= needed:
+        return keep
+    warnings.warn(
+        f"{samples} rows are held out for calibration, and `contamination` = {1 - keep:g} takes {needed}: the "
+        f"threshold is their least score, which flags up to {1 / (samples + 1):.2g} of rows in distribution. Give more "
+        f"rows, or a larger `validation_fraction` or `contamination`.",
+        UncalibratedWarning,
+        stacklevel=3,
+    )
+    return math.floor(1e6 * samples / (samples + 1)) / 1e6

@@ -1,0 +1,42 @@
+"""The scikit-learn example runs as it stands, and its search is no worse than what it starts from."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from examples import scikit_learn_detector
+
+
+@pytest.mark.slow
+def test_the_search_is_not_worse_than_the_energy_it_starts_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[scikit_learn_detector.Result] = []
+    run = scikit_learn_detector.run
+
+    def noted(*, seeds: int) -> list[scikit_learn_detector.Result]:
+        found.extend(run(seeds=seeds))
+        return found
+
+    monkeypatch.setattr(scikit_learn_detector, "run", noted)
+    monkeypatch.setattr(sys, "argv", ["scikit_learn_detector", "--seeds", "1"])
+    scikit_learn_detector.main()
+    energy, searched = found
+    assert searched.auroc >= energy.auroc > 0.85
+    assert 0.01 < searched.flagged_known < 0.1
+    assert searched.flagged_unseen > 0.5
+    printed = capsys.readouterr().out
+    assert f"{100 * searched.auroc:.2f}" in printed
+    assert "Energy, seed 0: w_min=0, gamma=0.1" in printed
+
+
+def test_each_class_is_left_out_of_training_once() -> None:
+    labels = np.repeat([1, 4, 7], 40)
+    splits = list(scikit_learn_detector.class_splits(labels, seed=0))
+    assert len(splits) == 3
+    for left_out, (training, scored) in zip([1, 4, 7], splits, strict=True):
+        assert left_out not in labels[training]
+        assert (labels[scored] == left_out).sum() == 40
+        assert set(labels[scored]) == {1, 4, 7}
+        assert sorted([*training, *scored]) == list(range(120))

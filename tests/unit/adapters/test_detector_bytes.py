@@ -1,0 +1,23 @@
+"""A detector as bytes is the detector."""
+
+import pytest
+
+from opnp import OPNP, Ratios
+from opnp.adapters.detector_bytes import bytes_of, detector_from
+from opnp.errors import ArtifactError, NotFittedError
+from tests.unit.bench.bench_world import world_features, world_weight
+
+
+def test_there_and_back_it_answers_alike() -> None:
+    features, _ = world_features(60, seed=0)
+    detector = OPNP(ratios=Ratios(w_min=0.3)).fit_features(features, weight=world_weight(), bias=None)
+    found = detector_from(bytes_of(detector))
+    assert found.settings == detector.settings
+    assert found.score_features(features).equal(detector.score_features(features))
+
+
+def test_other_bytes_are_refused() -> None:
+    with pytest.raises(ArtifactError):
+        detector_from(b"something else")
+    with pytest.raises(NotFittedError):
+        bytes_of(OPNP())
