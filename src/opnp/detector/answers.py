@@ -1,6 +1,6 @@
 """What a fitted detector answers: scores, p-values and verdicts, of inputs or of features."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,9 @@ from opnp.core.scores import score_logits
 from opnp.core.sensitivity import Sensitivity, product_dtype
 from opnp.detector.blocks import feature_blocks
 from opnp.detector.compact import CompactHead
-from opnp.detector.link import ModelLink
+from opnp.detector.exported import DetectorModule
+from opnp.detector.link import ModelLink, head_digest, linked_by_digest
+from opnp.detector.model_card import card_text
 from opnp.detector.ratios import Ratios
 from opnp.detector.scoring import Scorer
 from opnp.detector.settings import Settings
@@ -156,6 +158,11 @@ class Answers:
         """The pruned head as a new, plain `nn.Linear` with the dtype of the original and no gradient."""
         return self._fitted().scorer.pruned_head()
 
+    @property
+    def original_head(self) -> nn.Linear:
+        """The head that the detector was fitted on, as a new, plain `nn.Linear` with no gradient."""
+        return self._fitted().scorer.original_head()
+
     def compact_head(self) -> CompactHead:
         """Return the pruned head without the columns of which nothing is left: full features in, the same logits out.
 
@@ -167,6 +174,57 @@ class Answers:
 
         """
         return CompactHead.from_head(self.pruned_head, self.masks)
+
+    def to_module(self, model: nn.Module | None = None) -> DetectorModule:
+        """Return model and detector as one module: inputs in, (logits, score, p_value) out.
+
+        The module holds a copy of the model, in eval mode, and the calibration; `torch.export` takes it.
+
+        Args:
+            model: The model that the detector was fitted on; None for the one it is tied to.
+
+        Returns:
+            The module, on the model's device.
+
+        Raises:
+            NotFittedError: If nothing was fitted, or there is no model.
+            NotCalibratedError: If the detector is not calibrated.
+            HeadMismatchError: If no layer of the model is the head that the detector was fitted on.
+            InputTypeError: If the model cannot be copied.
+
+        Example:
+            >>> from opnp import OPNP, Ratios
+            >>> model, inputs = nn.Linear(4, 3), torch.rand(100, 4)
+            >>> detector = OPNP(ratios=Ratios(w_min=0.25)).fit(model, [inputs]).calibrate([inputs])
+            >>> logits, score, p_value = detector.to_module()(inputs)
+            >>> torch.equal(score, detector.score(inputs)), torch.equal(p_value, detector.p_value(inputs))
+            (True, True)
+
+        """
+        calibration, state = self._calibration(), self._fitted()
+        if model is None:
+            return DetectorModule(self._linked(), state.scorer, calibration)
+        weight, bias = state.fitted.weight, state.fitted.bias
+        link = linked_by_digest(model, weight=weight, bias=bias, name=state.head_name, axes=state.axes)
+        return DetectorModule(link, state.scorer, calibration)
+
+    def model_card(self, *, inputs: Mapping[str, object] | None = None) -> str:
+        """Return a model card in Markdown: what the detector is, how it was made, and what it promises.
+
+        Args:
+            inputs: What is known of how inputs are prepared, as JSON values, to be written down with the rest.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+
+        """
+        return card_text(self._fitted(), inputs=inputs)
+
+    @property
+    def head_digest(self) -> str:
+        """SHA-256 of the head that the detector was fitted on: over dtype, shape and values of weight and bias."""
+        fitted = self._fitted().fitted
+        return head_digest(fitted.weight, fitted.bias)
 
     @property
     def threshold(self) -> float:

@@ -34,7 +34,7 @@ class Scorer:
     weight: Tensor
     fitted: Fitted
     settings: Settings
-    _copies: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    _copies: dict[tuple[bool, torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     @classmethod
     def from_fitted(cls, fitted: Fitted, settings: Settings) -> Self:
@@ -63,39 +63,46 @@ class Scorer:
         shaping = self.settings.fixed_shaping
         threshold = self.fitted.react_thresholds[shaping.quantile] if isinstance(shaping, ReAct) else None
         inputs = shaped(self._prepared(features), shaping, threshold=threshold)
-        logits = _product(inputs, *self._head(self.weight, inputs))
+        logits = _product(inputs, *self._head(inputs, is_pruned=True))
         require_finite(logits, name="logits", where=" of the pruned head")
         return logits
 
     def classes(self, features: Tensor) -> Tensor:
         """Return the classes that the original head predicts, shape ``(batch,)``, int64."""
         inputs = self._prepared(features)
-        return _product(inputs, *self._head(self.fitted.weight, inputs)).argmax(1)
+        return _product(inputs, *self._head(inputs, is_pruned=False)).argmax(1)
 
     def pruned_head(self) -> nn.Linear:
         """Return the pruned head as a new, plain `nn.Linear` with the dtype and device of the original."""
-        classes, features = self.weight.shape
-        bias = self.fitted.bias
-        module: nn.Linear = nn.utils.skip_init(
-            nn.Linear, features, classes, bias=bias is not None, device=self.weight.device, dtype=self.weight.dtype
-        )
-        with torch.no_grad():
-            module.weight.copy_(self.weight)
-            if bias is not None:
-                module.bias.copy_(bias)
-        module.requires_grad_(requires_grad=False)
-        return module
+        return _plain(self.weight, self.fitted.bias)
+
+    def original_head(self) -> nn.Linear:
+        """Return the original head as a new, plain `nn.Linear`."""
+        return _plain(self.fitted.weight, self.fitted.bias)
 
     def _prepared(self, features: Tensor) -> Tensor:
         return features.detach().to(product_dtype(features, precision=self.settings.precision))
 
-    def _head(self, weight: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _head(self, inputs: Tensor, *, is_pruned: bool) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias in device and dtype of the inputs; copies are kept for the next batch."""
-        key = (weight.data_ptr(), inputs.device, inputs.dtype)
+        key = (is_pruned, inputs.device, inputs.dtype)
         if key not in self._copies:
-            bias = self.fitted.bias
+            weight, bias = self.weight if is_pruned else self.fitted.weight, self.fitted.bias
             self._copies[key] = weight.to(inputs), None if bias is None else bias.to(inputs)
         return self._copies[key]
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    classes, features = weight.shape
+    module: nn.Linear = nn.utils.skip_init(
+        nn.Linear, features, classes, bias=bias is not None, device=weight.device, dtype=weight.dtype
+    )
+    with torch.no_grad():
+        module.weight.copy_(weight)
+        if bias is not None:
+            module.bias.copy_(bias)
+    module.requires_grad_(requires_grad=False)
+    return module
 
 
 def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,0 +1,229 @@
+"""Detectors as ONNX files: the numbers of onnxruntime beside torch's."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime  # type: ignore[import-untyped]  # the package ships no types
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from opnp import OPNP, Ratios
+from opnp.adapters import onnx_files
+from opnp.adapters.onnx_files import write_onnx
+from opnp.core import ASHS, SCALE, SCORE_NAMES, Precision, ReAct, Shaping
+from opnp.detector.exported import FeatureJudge
+from opnp.errors import MissingExtraError, ModelRunError, OptionError
+from tests.unit.detector.detector_world import features, loader, model
+
+CLASSES = 10
+Read = Mapping[str, np.ndarray[Any, Any]]
+
+
+def images(rows: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Return images whose classes are patterns under noise of unlike strength, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(CLASSES, 3, 8, 8, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(CLASSES, (rows,), generator=generator)
+    noise = torch.rand(rows, 1, 1, 1, generator=generator) * 2 * torch.randn(rows, 3, 32, 32, generator=generator)
+    return patterns[labels].repeat_interleave(4, 2).repeat_interleave(4, 3) + noise, labels
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 64, 3, stride=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256, CLASSES),
+    )
+
+
+def vit() -> nn.Module:
+    net: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=CLASSES, depth=2)
+    return net
+
+
+def trained(net: nn.Module, *, rate: float) -> nn.Module:
+    """Return the model after a few steps, so that its scores spread."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+    net.train()
+    for step in range(30):
+        inputs, labels = images(32, seed=step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(inputs), labels).backward()
+        optimizer.step()
+    return net.eval()
+
+
+def read(path: Path, **inputs: Tensor) -> Read:
+    """Return what onnxruntime makes of a file."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_outputs()]
+    return dict(zip(names, session.run(names, {name: value.numpy() for name, value in inputs.items()}), strict=True))
+
+
+def check_equal(found: Read, detector: OPNP, net: nn.Module, inputs: Tensor) -> None:
+    """Check that logits and scores are torch's to 1e-5, and p-values and verdicts exactly those of the scores."""
+    with torch.no_grad():
+        logits = net(inputs)
+    assert torch.from_numpy(found["logits"]).allclose(logits, rtol=0, atol=1e-5 * float(logits.abs().max()))
+    scores = detector.score(inputs)
+    assert torch.from_numpy(found["score"]).allclose(scores, rtol=0, atol=1e-5 * float(scores.abs().max()))
+    own = torch.from_numpy(found["score"])
+    assert torch.equal(torch.from_numpy(found["p_value"]), detector._calibration().p_value(own))
+    assert torch.equal(torch.from_numpy(found["is_ood"]), detector._calibration().is_ood(own))
+
+
+@pytest.mark.parametrize(("make", "rate"), [(cnn, 1e-2), (vit, 1e-3)], ids=["cnn", "vit"])
+def test_onnxruntime_gives_the_numbers_of_torch_at_any_batch_size(
+    make: Callable[[], nn.Module], rate: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = trained(make(), rate=rate)
+    detector = OPNP(ratios=Ratios(w_min=0.3, o_max=0.02), shaping=None)
+    detector.fit(net, [images(100, seed=100)]).calibrate([images(200, seed=101)])
+    path = tmp_path / "detector.onnx"
+    write_onnx(path, detector, images(2, seed=102)[0])
+    inputs = torch.cat([images(17, seed=103)[0], torch.zeros(1, 3, 32, 32), 0.2 * torch.randn(2, 3, 32, 32)])
+    scores = detector.score(inputs)
+    assert float(scores.std()) > 0.1, "scores do not spread, so that equal ones mean little"
+    assert 0 < int(detector.predict(inputs).sum()) < len(inputs)
+    name = onnx.load(path).graph.input[0].name
+    for count in (1, 5, 17, len(inputs)):
+        found = read(path, **{name: inputs[-count:]})
+        check_equal(found, detector, net, inputs[-count:])
+    assert [item.name for item in tmp_path.iterdir()] == ["detector.onnx"]
+
+
+def test_a_file_with_fifty_thousand_calibration_scores_says_what_it_is(tmp_path: Path) -> None:
+    net = model()
+    detector = OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit(net, loader())
+    detector.calibrate_features(features(50_000, seed=5), keep=0.99)
+    path = tmp_path / "detector.onnx"
+    write_onnx(path, detector, features(2))
+    assert path.stat().st_size < 4 * 50_000 + 40_000
+    check_equal(read(path, input=features(64, seed=6)), detector, net, features(64, seed=6))
+    found = onnx.load(path)
+    facts = {item.key: item.value for item in found.metadata_props}
+    assert facts["opnp_keep"] == "0.99"
+    assert float(facts["opnp_threshold"]) == detector.threshold
+    assert facts["opnp_head_sha256"] == detector.head_digest
+    assert facts["opnp_calibration_samples"] == "50000"
+    assert json.loads(facts["opnp_settings"]) == detector.settings.to_json()
+    assert facts["opnp_version"]
+    assert [item.name for item in found.graph.output] == ["logits", "score", "p_value", "is_ood"]
+    for item in (*found.graph.input, *found.graph.output):
+        assert item.type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert b"site-packages" not in path.read_bytes(), "the file names paths of this machine"
+
+
+class Judges(nn.Module):
+    """Many settings at once: one graph converts faster than one for each."""
+
+    def __init__(self, judges: Iterable[FeatureJudge]) -> None:
+        super().__init__()
+        self.judges = nn.ModuleList(judges)
+
+    def forward(self, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        return [judge(rows) for judge in self.judges]
+
+
+def test_every_score_with_every_shaping_converts() -> None:
+    shapings: tuple[Shaping | None, ...] = (None, ReAct(0.9), ASHS(0.6), SCALE(0.6))
+    precisions: tuple[Precision, ...] = ("float32", "float64")
+    detectors = [
+        OPNP(
+            ratios=Ratios(w_min=0.3, o_max=0.1),
+            shaping=shaping,
+            score=score,
+            temperature=2.5 if shaping is None else 1.0,
+            precision=precision,
+        )
+        .fit(model(), loader())
+        .calibrate(loader(5, seed=1), keep=0.5)
+        for precision in precisions
+        for shaping in (shapings if precision == "float32" else shapings[-2:])
+        for score in SCORE_NAMES
+    ]
+    judges = Judges(detector.to_module().judge for detector in detectors).eval()
+    exported: Any = torch.onnx.export(
+        judges, (features(2),), dynamic_shapes=({0: torch.export.Dim("batch")},), dynamo=True, verbose=False
+    )
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
+    rows = torch.cat([3 * features(30, seed=2), features(10, seed=3) / 100, torch.zeros(1, 12)])
+    broken = rows.clone()
+    broken[1, 0] = torch.nan
+    for batch in (rows, broken):
+        values = iter(session.run(None, {session.get_inputs()[0].name: batch.numpy()}))
+        whole = batch.isfinite().all(1)
+        for detector in detectors:
+            score, p_value, is_ood = (torch.from_numpy(next(values)) for _ in range(3))
+            expected = detector.score_features(batch[whole])
+            assert float(expected.std()) > 1e-2
+            torch.testing.assert_close(score[whole], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+            calibration = detector._calibration()
+            assert torch.equal(p_value[whole], calibration.p_value(score[whole]))
+            assert torch.equal(is_ood[whole], calibration.is_ood(score[whole]))
+            assert 0 < int(is_ood[whole].sum()) < len(batch)
+            assert bool(score[~whole].isnan().all() and is_ood[~whole].all() and (p_value[~whole] == 1 / 101).all())
+
+
+def test_a_graph_with_other_numbers_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit(model(), loader()).calibrate(loader(5, seed=1))
+    path = tmp_path / "detector.onnx"
+    write_onnx(path, detector, 3 * features(20))
+    honest = path.read_bytes()
+    for name, message in {
+        "judge.weight": r"graph's score lie up to .* Nothing was written",
+        "1.bias": r"graph's logits lie up to",
+        "calibration": "p-values or verdicts are not those",
+    }.items():
+        proto = onnx.load_from_string(honest)
+        (tensor,) = (item for item in proto.graph.initializer if item.name.endswith(name))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(1.01 * onnx.numpy_helper.to_array(tensor), tensor.name))
+        made = proto.SerializeToString()
+        monkeypatch.setattr(onnx_files, "_content", lambda *_, made=made, **__: made)
+        with pytest.raises(ModelRunError, match=message):
+            write_onnx(path, detector, 3 * features(20))
+        assert path.read_bytes() == honest
+    monkeypatch.setattr(onnx_files, "_content", lambda *_, **__: b"nothing")
+    with pytest.raises(ModelRunError, match=r"^onnxruntime refuses the graph of this model: [^\n]+$"):
+        write_onnx(path, detector, 3 * features(20))
+
+
+def test_a_model_that_onnx_cannot_say_is_told_in_one_line(tmp_path: Path) -> None:
+    class Special(nn.Module):
+        """A model with an operation that ONNX has not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model()
+
+        def forward(self, values: Tensor) -> Tensor:
+            made: Tensor = self.inner(values + torch.special.bessel_j0(values))
+            return made
+
+    detector = OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit(Special(), loader()).calibrate(loader(5, seed=1))
+    with pytest.raises(ModelRunError, match=r"^torch\.onnx refuses this model: [^\n]+bessel[^\n]+$"):
+        write_onnx(tmp_path / "detector.onnx", detector, features(2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_missing_or_too_large_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit(model(), loader()).calibrate(loader(5, seed=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_files, "_LARGEST", 100)
+        with pytest.raises(OptionError, match="holds 2 GiB: use the torch format"):
+            write_onnx(tmp_path / "detector.onnx", detector, features(2))
+    monkeypatch.setattr(onnx_files, "_PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(MissingExtraError, match=r"need no_such_package.*pip install 'opnp\[onnx\]'"):
+        write_onnx(tmp_path / "detector.onnx", detector, features(2))

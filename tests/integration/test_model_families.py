@@ -1,0 +1,119 @@
+"""One test for every family of classifiers: the head is found or clearly refused, and OPNP works on what is found."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from opnp import OPNP, Ratios
+from opnp.adapters.onnx_files import write_onnx
+from opnp.detector.program import arguments, exported_program
+from opnp.errors import HeadNotFoundError, ShapeError
+from opnp.model import Inputs, find_head, head_stream, logits_of, run_model
+from tests.contract.snapshot import unchanged
+from tests.integration.model_families import CLASSES, FAMILIES, Family
+
+AS_ONNX = ("timm resnetv2_50", "transformers Bert", "network in network")
+"""Families that are written as ONNX too: one of each kind of head and of inputs, as each takes seconds."""
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_family_goes_all_the_way(family: Family, tmp_path: Path) -> None:
+    model = family.model()
+    if family.refusal is not None:
+        check_is_refused(family, model)
+    if family.head is None:
+        return
+    with unchanged(model, f"OPNP on {family.name}"):
+        check_head(family, model)
+        detector = fitted(family, model)
+        check_scores(family, model, detector)
+        check_is_saved(family, model, detector, tmp_path / "detector.safetensors")
+        check_is_exported(family, detector, tmp_path / "detector.onnx")
+
+
+def check_is_refused(family: Family, model: nn.Module) -> None:
+    with (
+        unchanged(model, f"refusing {family.name}"),
+        pytest.raises((HeadNotFoundError, ShapeError), match=str(family.refusal)),
+    ):
+        OPNP(ratios=Ratios(w_min=0.25)).fit(model, [family.inputs(4, 0)])
+
+
+def check_head(family: Family, model: nn.Module) -> None:
+    """Check that the head that is found makes the logits of the features, as a linear layer does."""
+    found = find_head(model, family.inputs(4, 0), **family.choice)
+    assert (found.name, found.is_output) == (family.head, family.is_output)
+    features, logits = features_of(family, model, family.inputs(4, 1))
+    assert logits.shape == (4, CLASSES)
+    torch.testing.assert_close(linear(features, found.weight, found.bias), logits, rtol=1e-4, atol=1e-4)
+
+
+def features_of(family: Family, model: nn.Module, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    with head_stream(model, [inputs], **family.choice) as stream:
+        ((features, logits, _),) = stream.batches
+    return features, logits
+
+
+def fitted(family: Family, model: nn.Module) -> OPNP:
+    detector = OPNP(ratios=Ratios(w_min=0.5), shaping=None)
+    return detector.fit(model, [family.inputs(4, seed) for seed in range(2)], **family.choice)
+
+
+def check_scores(family: Family, model: nn.Module, detector: OPNP) -> None:
+    inputs = family.inputs(3, 7)
+    scores = detector.score(inputs)
+    assert scores.shape == (3,)
+    assert float(scores.std()) > 1e-3, "scores do not spread, so that equal ones mean little"
+    assert not torch.allclose(scores, plain(detector, inputs)), "nothing was pruned"
+    features, _ = features_of(family, model, inputs)
+    torch.testing.assert_close(detector.score_features(features), scores)
+    if family.is_output:
+        with torch.no_grad():
+            answer = run_model(model.eval(), inputs, device=None)
+        model.train()
+        logits = logits_of(answer, family.choice.get("logits"))
+        assert logits is not None
+        torch.testing.assert_close(plain(detector, inputs), -logits.flatten(1).logsumexp(1), rtol=1e-4, atol=1e-4)
+
+
+def plain(detector: OPNP, inputs: Inputs) -> Tensor:
+    """Return the scores of the head without pruning."""
+    return detector.with_ratios(Ratios()).score(inputs)
+
+
+def check_is_saved(family: Family, model: nn.Module, detector: OPNP, path: Path) -> None:
+    detector.save(path)
+    loaded = OPNP.load(path, model)
+    inputs = family.inputs(3, 7)
+    assert torch.equal(loaded.score(inputs), detector.score(inputs))
+
+
+def check_is_exported(family: Family, detector: OPNP, path: Path) -> None:
+    """Check that the exported program takes another batch size and gives the numbers of the detector."""
+    module = detector.calibrate([family.inputs(9, 5)], keep=0.5).to_module()
+    example, inputs = family.inputs(2, 8), family.inputs(3, 7)
+    args, named = arguments(module, inputs)
+    _, score, p_value, is_ood = exported_program(module, example).module()(*args, **named)
+    torch.testing.assert_close(score, detector.score(inputs), rtol=0, atol=1e-5 * float(score.abs().max()))
+    assert torch.equal(p_value, module.judge.p_value(score))
+    assert torch.equal(is_ood, module.judge.is_ood(score))
+    if family.name in AS_ONNX:
+        write_onnx(path, detector, example)  # which compares with torch, at other batch sizes too
+        assert path.stat().st_size > 0
+
+
+def test_the_head_of_volo_for_tokens_is_refused_with_the_reason() -> None:
+    (volo,) = (family for family in FAMILIES if family.name == "timm volo")
+    model = volo.model()
+    with unchanged(model, "refusing"), pytest.raises(ShapeError, match=r"`aux_head` .*every token.*fit_features"):
+        OPNP(ratios=Ratios()).fit(model, [volo.inputs(4, 0)], head="aux_head")
+
+
+def test_there_are_families_of_every_kind() -> None:
+    names = [family.name for family in FAMILIES]
+    assert len(set(names)) == len(names)
+    for origin in ("torchvision", "timm", "transformers"):
+        assert sum(name.startswith(f"{origin} ") for name in names) >= 12
