@@ -12,6 +12,7 @@ from opnp.bench.bench_record import (
 from opnp.bench.caching import CacheReport, cache_features
 from opnp.bench.demo import run_demo
 from opnp.bench.figures import classifier_figures, detection_figures, mean_figures
+from opnp.bench.fit_recording import record_fit
 from opnp.bench.forward import Forward
 from opnp.bench.model_source import chosen_preprocessing, folder_name, model_from_name
 from opnp.bench.protocol import require_bench, run_bench
@@ -66,6 +67,7 @@ __all__ = [
     "mean_figures",
     "model_from_name",
     "published_settings",
+    "record_fit",
     "require_bench",
     "results_markdown",
     "run_bench",

@@ -6,7 +6,9 @@ seven classes are too few for automatic ones.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,8 +16,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from opnp.bench.digits import DigitsData, digits_data, trained_cnn
-from opnp.bench.record import DetectionResult, MethodResult, Record
+from opnp.bench.digits import DigitsData, digit_picture, digits_data, trained_cnn
+from opnp.bench.gallery import ImageVerdicts, gallery_set
+from opnp.bench.picture_record import PICTURES_FILE, PictureRecord
+from opnp.bench.pictures import detector_pictures
+from opnp.bench.record import DEMO_MODEL, DetectionResult, MethodResult, Record
+from opnp.bench.score_file import ScoreBlock, require_parquet, write_scores
 from opnp.core import accuracy, auroc, fpr_at_tpr
 from opnp.data import write_features, write_head, write_score_table
 from opnp.detector import OPNP, Ratios, Verdict
@@ -41,8 +47,9 @@ def run_demo(folder: str | os.PathLike[str], *, seed: int = 0) -> Record:
     """Train, fit, calibrate and judge; leave everything in `folder`, and return the table.
 
     The folder then holds ``detector.safetensors`` (the OPNP row), ``scores.csv`` (its verdict on each test input),
-    ``results.json`` (the table), ``model.safetensors`` (the CNN's weights), and features and head in the layout that
-    ``opnp fit`` and ``opnp score`` read.
+    ``results.json`` (the table), ``scores.parquet`` (every score) and ``pictures.json`` (what figures are drawn from),
+    ``model.safetensors`` (the CNN's weights), and features and head in the layout that ``opnp fit`` and ``opnp score``
+    read.
 
     Args:
         folder: Where to write; made if it does not exist.
@@ -52,10 +59,11 @@ def run_demo(folder: str | os.PathLike[str], *, seed: int = 0) -> Record:
         The table.
 
     Raises:
-        MissingExtraError: If scikit-learn or Pillow is not installed.
+        MissingExtraError: If scikit-learn, Pillow or pyarrow is not installed.
         DataFileError: If `folder` is a file.
 
     """
+    require_parquet()
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise DataFileError(f"{folder} is a file: name a folder for the demo's results.")
@@ -88,6 +96,9 @@ def _run(folder: Path, *, seed: int) -> Record:
     write_atomically(folder / "results.json", (record.to_json() + "\n").encode())
     write_atomically(folder / "model.safetensors", save(model.state_dict()))
     _write_scores(folder / "scores.csv", detectors["OPNP"], data)
+    write_scores(folder / "scores.parquet", [block for name in detectors for block in _blocks(name, detectors, data)])
+    pictures = _pictures(detectors["OPNP"], model, data)
+    write_atomically(folder / PICTURES_FILE, (pictures.to_json() + "\n").encode())
     _write_features(folder, model, data)
     return record
 
@@ -126,13 +137,45 @@ def _write_scores(path: Path, detector: OPNP, data: DigitsData) -> None:
     write_score_table(path, columns)
 
 
+def _blocks(name: str, detectors: Mapping[str, OPNP], data: DigitsData) -> list[ScoreBlock]:
+    sets = {"test": data.test[0], **{f"ood_{place}": images for place, images in data.ood.items()}}
+    return [
+        ScoreBlock(DEMO_MODEL, place, name, torch.arange(len(images)), detectors[name].score(images).double())
+        for place, images in sets.items()
+    ]
+
+
+def _pictures(detector: OPNP, model: nn.Sequential, data: DigitsData) -> PictureRecord:
+    pictures = detector_pictures(detector, _head(model).weight, model=DEMO_MODEL, method="OPNP")
+    sets = {"test": data.test[0], **{f"ood_{place}": images for place, images in data.ood.items()}}
+    gallery = []
+    for place, images in sets.items():
+        verdict = detector.verdict(images)
+        verdicts = ImageVerdicts(
+            index=torch.arange(len(images)),
+            score=verdict.score,
+            predicted_class=verdict.predicted_class,
+            p_value=verdict.p_value,
+            is_ood=verdict.is_ood,
+            label=data.test[1] if place == "test" else None,
+        )
+        gallery.append(
+            gallery_set(place, verdicts, image_of=partial(digit_picture, images), name_of=f"{place} {{}}".format)
+        )
+    return PictureRecord(models=(replace(pictures, gallery=tuple(gallery)),))
+
+
 def _write_features(folder: Path, model: nn.Sequential, data: DigitsData) -> None:
     for name, (images, labels) in {"train": data.train, "validation": data.validation, "test": data.test}.items():
         write_features(folder / f"{name}.safetensors", _features(model, images), labels=labels)
     for name, images in data.ood.items():
         write_features(folder / f"ood_{name}.safetensors", _features(model, images))
-    head = linear_layers(model)[str(len(model) - 1)]
+    head = _head(model)
     write_head(folder / "head.safetensors", head.weight, bias=head.bias)
+
+
+def _head(model: nn.Sequential) -> nn.Linear:
+    return linear_layers(model)[str(len(model) - 1)]
 
 
 def _features(model: nn.Sequential, images: Tensor) -> Tensor:

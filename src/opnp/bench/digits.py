@@ -5,6 +5,7 @@ Nothing is downloaded: the digits and the two photographs come inside scikit-lea
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from opnp.errors import MissingExtraError
 
-__all__ = ["DigitsData", "digits_data", "small_cnn", "trained_cnn"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["DigitsData", "digit_picture", "digits_data", "small_cnn", "trained_cnn"]
 
 _ID_CLASSES = 7
 _PATCHES = 500
@@ -73,6 +77,13 @@ def digits_data(*, seed: int = 0) -> DigitsData:
         test=(images[test], labels[test]),
         ood={"near": images[labels >= _ID_CLASSES], "far": torch.cat(patches)},
     )
+
+
+def digit_picture(images: Tensor, row: int) -> "Image":
+    """Return one image of shape ``(samples, 1, 8, 8)`` as a picture of Pillow."""
+    from PIL import Image
+
+    return Image.fromarray((255 * images[row, 0]).round().clamp(0, 255).to(torch.uint8).numpy())
 
 
 def small_cnn() -> nn.Sequential:

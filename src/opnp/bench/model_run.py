@@ -14,8 +14,14 @@ from opnp.bench.feature_folder import ModelData
 from opnp.bench.figures import classifier_figures, detection_figures, mean_figures
 from opnp.bench.measure import Measurement, measured
 from opnp.bench.methods import FittedMethod, Method, Part
+from opnp.bench.model_gallery import model_gallery
+from opnp.bench.opnp_methods import PRODUCT, FittedOpnp
+from opnp.bench.picture_record import ModelPictures
+from opnp.bench.pictures import detector_pictures
 from opnp.bench.score_file import ScoreBlock
 from opnp.bench.splitting import IdSplit
+from opnp.data import InputSet
+from opnp.detector import OPNP
 from opnp.errors import NonFiniteError, OpnpError
 
 __all__ = ["ModelRun", "Progress"]
@@ -48,7 +54,9 @@ class ModelRun:
         split: Rows of ``test`` for validation, and the rest.
         seed: Seed of the global random state while a method runs; it is left as it was.
         near: Names of the OOD sets that are near.
+        inputs: What the features were made of, by set, for a gallery; empty where that is not at hand.
         scores: Scores of every method so far.
+        pictures: What figures of the product's head are drawn from, once it has run.
         timings: Seconds and bytes of fit and of scoring by method; methods whose scores were stored have none.
 
     """
@@ -57,7 +65,9 @@ class ModelRun:
     split: IdSplit
     seed: int
     near: frozenset[str]
+    inputs: Mapping[str, InputSet] = field(default_factory=dict)
     scores: list[ScoreBlock] = field(default_factory=list)
+    pictures: list[ModelPictures] = field(default_factory=list)
     timings: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
     _before: dict[Split, ClassifierFigures | None] = field(default_factory=dict)
 
@@ -102,7 +112,14 @@ class ModelRun:
         outputs, scoring = measured(lambda: self._outputs(fitted, method.split))
         if not method.is_stored:
             self.timings[method.name] = _timing(fit, scoring)
+        if method.name == PRODUCT and isinstance(fitted, FittedOpnp):
+            self.pictures.append(self._pictures(fitted.detector, method))
         return fitted.chosen, outputs
+
+    def _pictures(self, detector: OPNP, method: Method) -> ModelPictures:
+        pictures = detector_pictures(detector, self.model.head.weight, model=self.model.name, method=method.name)
+        gallery = model_gallery(detector, self.model, self.inputs, rows=self._rows(method.split))
+        return replace(pictures, gallery=gallery)
 
     def _outputs(self, fitted: FittedMethod, split: Split) -> _Outputs:
         rows = self._rows(split)

@@ -14,7 +14,18 @@ from opnp.bench.splitting import IdSplit
 from opnp.core import NeuronReading, ReAct, ScoreName, ValueHistogram, shaped
 from opnp.detector import OPNP, Ratios
 
-__all__ = ["PRUNED_RATIOS", "FittedOpnp", "fixed_opnp", "product_methods", "ratios_label", "reference_methods"]
+__all__ = [
+    "PRODUCT",
+    "PRUNED_RATIOS",
+    "FittedOpnp",
+    "fixed_opnp",
+    "product_methods",
+    "ratios_label",
+    "reference_methods",
+]
+
+PRODUCT = "OPNP()"
+"""Name of the row of the detector as it is used."""
 
 PRUNED_RATIOS = Ratios(w_min=0.3)
 """The ratios of the pruned head that the baselines are combined with."""
@@ -168,7 +179,7 @@ def _automatic(family: str, *, is_shaped: bool) -> Method:
 
     settings = {"ratios": "auto", "shaping": "auto" if is_shaped else None}
     return Method(
-        name="OPNP()" if is_shaped else "OPNP(shaping=None)",
+        name=PRODUCT if is_shaped else "OPNP(shaping=None)",
         family=family,
         group="product",
         source="opnp",

@@ -8,7 +8,7 @@ them.
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,11 +22,13 @@ from opnp.bench.model_run import ModelRun, Progress
 from opnp.bench.odin_file import OdinScores
 from opnp.bench.odin_method import odin_method
 from opnp.bench.opnp_methods import PRUNED_RATIOS, product_methods, reference_methods
+from opnp.bench.picture_record import PICTURES_FILE, PictureRecord
 from opnp.bench.published import published_settings
 from opnp.bench.score_file import require_parquet, write_scores
 from opnp.bench.selection import chosen_methods
 from opnp.bench.splitting import split_test
 from opnp.bench.tables import results_markdown
+from opnp.data import InputSet
 from opnp.detector import Ratios
 from opnp.files import write_atomically
 
@@ -46,12 +48,14 @@ def run_bench(
     pruned: Ratios = PRUNED_RATIOS,
     near: Iterable[str] = NEAR_SETS,
     ood: Iterable[str] | None = None,
+    inputs: Mapping[str, InputSet] | None = None,
     progress: Progress = None,
 ) -> BenchRecord:
     """Run methods on cached features, write the results to `out`, and return the record.
 
     `out` then holds ``results.json`` (the record: the same bytes each time), ``results.md`` (its tables),
-    ``scores.parquet`` (every score) and ``timings.json`` (time and memory of every fit and of scoring).
+    ``scores.parquet`` (every score), ``pictures.json`` (what figures of `OPNP()` are drawn from) and ``timings.json``
+    (time and memory of every fit and of scoring).
 
     Args:
         features: A folder with ``head``, ``train``, ``test`` and ``ood_*``, each ``.safetensors``, or a folder of such
@@ -65,6 +69,7 @@ def run_bench(
         pruned: Ratios of the head that baselines are combined with.
         near: Names of the OOD sets that are near; the others are far.
         ood: Names of the OOD sets to judge by; None for all that are there.
+        inputs: What the features of one model were made of, by set, for a gallery of images; None for no gallery.
         progress: Wrapper of iterables that shows progress, one step a method.
 
     Returns:
@@ -103,7 +108,7 @@ def run_bench(
     runs = []
     for model in models:
         split = split_test(len(model.test.features), validation_samples=validation_samples, seed=seed)
-        runs.append(ModelRun(model, split, seed=seed, near=near))
+        runs.append(ModelRun(model, split, seed=seed, near=near, inputs=inputs or {}))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     record = BenchRecord(
@@ -116,6 +121,8 @@ def run_bench(
     write_atomically(out / "results.json", (record.to_json() + "\n").encode())
     write_atomically(out / "results.md", results_markdown(record).encode())
     write_atomically(out / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
+    pictures = PictureRecord(models=tuple(each for run in runs for each in run.pictures))
+    write_atomically(out / PICTURES_FILE, (pictures.to_json() + "\n").encode())
     write_scores(out / "scores.parquet", [block for run in runs for block in run.scores])
     return record
 

@@ -7,9 +7,11 @@ from typing import Self
 
 from opnp.errors import DataFileError
 
-__all__ = ["RECORD_VERSION", "DetectionResult", "MethodResult", "Record"]
+__all__ = ["DEMO_MODEL", "RECORD_VERSION", "DetectionResult", "MethodResult", "Record"]
 
 RECORD_VERSION = 1
+DEMO_MODEL = "demo"
+"""Name of the demo's model in files that name one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Models by name: from timm, from torchvision, from a module of the user's."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision import models
 
+from opnp.adapters import transformers_model
 from opnp.bench import chosen_preprocessing, folder_name, model_from_name, model_source
 from opnp.data import Preprocessing
 from opnp.errors import DataFileError, MissingFileError, OptionError
-from opnp.model import linear_layers
+from opnp.model import head_layers
+from tests.unit.adapters.hub_folders import write_bert, write_vit
 from tests.unit.bench.image_world import tiny_model, write_module
 
 
@@ -52,7 +55,7 @@ def test_weights_replace_those_of_the_callable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [1000, 7])
-@pytest.mark.parametrize("text", ["timm:resnet10t", "torchvision:mobilenet_v3_small"])
+@pytest.mark.parametrize("text", ["timm:resnet10t", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1"])
 def test_weights_say_how_many_classes_there_are(tmp_path: Path, text: str, classes: int) -> None:
     kind, _, name = text.partition(":")
     builders: dict[str, Any] = {"timm": timm.create_model, "torchvision": models.get_model}
@@ -60,8 +63,46 @@ def test_weights_say_how_many_classes_there_are(tmp_path: Path, text: str, class
     model, preprocessing = model_from_name(text, weights=weights)
     stored = load_file(weights)
     assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
-    assert list(linear_layers(model).values())[-1].out_features == classes
+    assert len(list(head_layers(model).values())[-1].weight) == classes
     assert preprocessing is not None
+
+
+def test_folders_of_transformers_with_their_weights_or_others(tmp_path: Path) -> None:
+    folder, other = write_vit(tmp_path / "vit"), write_vit(tmp_path / "other", seed=1)
+    own, transform = model_from_name(f"hf:{folder}")
+    assert transform is not None
+    assert transform.kind == "image"
+    assert same(own, transformers_model(folder)[0])
+    replaced, _ = model_from_name(f"hf:{folder}", weights=other / "model.safetensors")
+    assert same(replaced, transformers_model(other)[0])
+    narrow = own.state_dict()
+    narrow |= {"classifier.weight": torch.ones(2, 16), "classifier.bias": torch.ones(2)}
+    torch.save(narrow, tmp_path / "narrow.pt")
+    assert same(model_from_name(f"hf:{folder}", weights=tmp_path / "narrow.pt")[0], _with(own, narrow, rows=2))
+    with pytest.raises(DataFileError, match=r"tiny\.safetensors does not fit the model.*missing "):
+        model_from_name(f"hf:{folder}", weights=saved(tiny_model(), tmp_path / "tiny.safetensors"))
+
+
+def _with(model: nn.Module, state: dict[str, Any], *, rows: int) -> nn.Module:
+    """Return the model with a state that has so many rows of the head."""
+    model.classifier = nn.Linear(16, rows)
+    model.load_state_dict(state)
+    return model
+
+
+def test_own_code_of_a_hub_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    _, known = model_from_name(f"hf:{write_vit(tmp_path / 'vit')}")
+    assert chosen_preprocessing(known, model="hf:vit") is known
+    with pytest.raises(
+        OptionError, match=r"own TransformersImageTransform.*leave --mean out, or give --image-size, --std"
+    ):
+        chosen_preprocessing(known, model="hf:vit", mean=[0.5])
+    whole = chosen_preprocessing(known, model="hf:vit", image_size=16, mean=[0.5], std=[0.5])
+    assert whole == Preprocessing(size=16, resize=16, mean=(0.5,), std=(0.5,))
+    _, texts = model_from_name(f"hf:{write_bert(tmp_path / 'bert')}")
+    assert chosen_preprocessing(texts, model="hf:bert") is texts
+    with pytest.raises(OptionError, match=r"'hf:bert' takes texts: leave --image-size, --std out"):
+        chosen_preprocessing(texts, model="hf:bert", image_size=16, std=[0.5])
 
 
 def test_without_weights_the_hub_is_asked_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +128,10 @@ def test_weights_of_another_model_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("resnet18", "`model` must be `timm:NAME`, `torchvision:NAME`, or `module:callable` .*, got 'resnet18'"),
+        (
+            "resnet18",
+            "`model` must be `timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, or `module:callable` .*, got 'resnet18'",
+        ),
         ("timm:", "got 'timm:'"),
         (":net", "got ':net'"),
         ("nowhere:net", "importing 'nowhere' raised ModuleNotFoundError: No module named 'nowhere'"),
@@ -119,13 +163,14 @@ def test_without_options_the_known_preprocessing_stays() -> None:
 def test_options_replace_what_is_known() -> None:
     changed = chosen_preprocessing(KNOWN, model="timm:some", image_size=112, mean=[0.1] * 3)
     assert changed == Preprocessing(size=112, resize=128, mean=(0.1,) * 3, std=(0.25,) * 3, interpolation="bicubic")
-    assert chosen_preprocessing(KNOWN, model="timm:some", resize=232).resize == 232
+    assert chosen_preprocessing(KNOWN, model="timm:some", resize=232) == replace(KNOWN, resize=232)
 
 
 def test_options_alone_will_do() -> None:
     given = chosen_preprocessing(None, model="a:b", image_size=32, mean=[0.5], std=[0.5])
     assert given == Preprocessing(size=32, resize=32, mean=(0.5,), std=(0.5,))
-    assert chosen_preprocessing(None, model="a:b", image_size=32, resize=36, mean=[0.5], std=[0.5]).resize == 36
+    larger = chosen_preprocessing(None, model="a:b", image_size=32, resize=36, mean=[0.5], std=[0.5])
+    assert larger == replace(given, resize=36)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""A folder of results of one fitted detector, for its report."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from opnp.bench.fit_record import FIT_FILE, FitRecord, TriedSetting, TuningFacts
+from opnp.bench.picture_record import PICTURES_FILE, PictureRecord
+from opnp.bench.pictures import detector_pictures
+from opnp.core import flagged_rank
+from opnp.detector import OPNP, Trial, Tuning
+from opnp.files import write_atomically
+
+__all__ = ["record_fit"]
+
+
+def record_fit(detector: OPNP, folder: str | os.PathLike[str], *, model: str, settings_text: str) -> FitRecord:
+    """Write ``fit.json`` and ``pictures.json`` of a fitted detector to a folder, and return the record of the fit.
+
+    Args:
+        detector: The detector.
+        folder: Where to write; it exists.
+        model: What the detector is called in the report.
+        settings_text: Its settings in words.
+
+    """
+    folder, scores = Path(folder), detector.calibration_scores if detector.is_calibrated else None
+    weight = detector.original_head.weight
+    classes, features = weight.shape
+    record = FitRecord(
+        model=model,
+        classes=classes,
+        features=features,
+        training_samples=detector.sensitivity.count,
+        settings=detector.settings.to_json(),
+        settings_text=settings_text,
+        tuning=None if detector.tuning is None else _tuning(detector.tuning),
+        keep=None if scores is None else detector.keep,
+        threshold=None if scores is None else detector.threshold,
+        expected_flagged=None if scores is None else _expected(len(scores), detector.keep),
+        calibration_scores=() if scores is None else tuple(scores.tolist()),
+        head_sha256=detector.head_digest,
+        versions={"python": platform.python_version()} | {name: version(name) for name in ("opnp", "torch")},
+    )
+    pictures = PictureRecord(models=(detector_pictures(detector, weight, model=model, method="OPNP"),))
+    write_atomically(folder / FIT_FILE, (record.to_json() + "\n").encode())
+    write_atomically(folder / PICTURES_FILE, (pictures.to_json() + "\n").encode())
+    return record
+
+
+def _expected(samples: int, keep: float) -> float:
+    return flagged_rank(samples, keep=keep) / (samples + 1)
+
+
+def _tuning(tuning: Tuning) -> TuningFacts:
+    return TuningFacts(
+        samples=tuning.samples,
+        source=tuning.source,
+        tried=tuning.tried,
+        is_changed=tuning.chosen.settings != tuning.energy.settings,
+        energy=_tried(tuning.energy),
+        chosen=_tried(tuning.chosen),
+    )
+
+
+def _tried(trial: Trial) -> TriedSetting:
+    return TriedSetting(holdout=trial.mean_holdout, failure=trial.failure, loss=trial.loss)
