@@ -29,7 +29,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo picture records results bench test test-long coverage lint format clean
+.PHONY: help venv demo picture records results bench test test-long coverage lint format wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -116,6 +116,10 @@ lint: venv  ## Check style, format, types, floors and file lengths
 format: venv  ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
+
+wheel: venv  ## Build the source archive, and from it the wheel, into dist
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation
 
 clean:  ## Remove caches, reports and outputs; .venv stays
 	@rm -rf build dist opnp-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .test-report.xml

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opnp.bench import BenchRecord
-from opnp.data import ImageSet, read_features
+from opnp.data import InputSet, read_features
 from tests.integration.conftest import Opnp
 from tests.unit.bench.image_world import OPTIONS, class_images, write_images, write_module
 from tests.unit.data.image_files import save_image, write_tensors
@@ -39,7 +39,7 @@ def test_twice_gives_the_same_bytes_and_no_absolute_path(
     absolute[-1] = f"noise={here / 'noise.safetensors'}"
     outcome = opnp(*MODEL, *absolute, *METHODS, "--out", here / "deep" / "other")
     assert outcome.code == 0, outcome.err
-    monkeypatch.delattr(ImageSet, "__getitem__")  # no image is decoded again
+    monkeypatch.delattr(InputSet, "read")  # no image is decoded again
     again = opnp(*MODEL, *DATA, *METHODS, "--out", "one")
     assert "train, test, ood_noise kept" in again.err
     for name in ("results.json", "results.md", "scores.parquet"):
@@ -82,7 +82,7 @@ def test_an_id_folder_may_hold_train_and_test(opnp: Opnp, here: Path) -> None:
     assert alone.code == 2
     assert "val holds no train: it must hold both train and test (or val)" in alone.err
     file = opnp(*arguments, "--id", "test.safetensors")
-    assert "holds test images alone: give the training images with `--train PATH`" in file.err
+    assert "holds test inputs alone: give the training inputs with `--train PATH`" in file.err
 
 
 def test_other_ood_sets_do_not_see_those_of_before(opnp: Opnp, here: Path) -> None:
@@ -139,7 +139,7 @@ def test_odin_is_computed_if_it_is_asked_for(opnp: Opnp, here: Path) -> None:
         ((*MODEL, *DATA, "--features", "."), "Give exactly one of `--features DIR`"),
         (("bench", "--features", ".", "--id", "x", "--mean", "0.5"), "--id, --mean belong to `--model`"),
         (("bench", "--features", ".", "--amp", "bf16", "--compile"), "--amp, --compile belong to `--model`"),
-        ((*MODEL, "--ood", "noise=noise.safetensors"), "`--model` needs images to judge by: give `--id PATH`"),
+        ((*MODEL, "--ood", "noise=noise.safetensors"), "`--model` needs inputs to judge by: give `--id PATH`"),
         ((*MODEL, "--id", "test.safetensors", "--train", "train.safetensors"), "give `--ood NAME=PATH`"),
         ((*MODEL, *DATA, "--methods", "gram"), "`methods` must be groups"),
         ((*MODEL, *DATA, "--validation-samples", 120), "`validation_samples` must lie in 1 to 119"),

@@ -117,6 +117,7 @@ def test_a_full_disk_is_a_message(opnp: Opnp, cached: Path, monkeypatch: pytest.
 
 
 def test_a_missing_option_is_a_usage_error(opnp: Opnp) -> None:
-    outcome = opnp("fit")
-    assert outcome.code == 2
-    assert "--features" in outcome.err
+    for command, option in {"fit": "--out", "score": "--detector", "tune": "--features"}.items():
+        outcome = opnp(command)
+        assert outcome.code == 2
+        assert option in outcome.err

@@ -8,27 +8,48 @@ from typing import Annotated
 
 import typer
 
-from opnp.cli.bench import bench
-from opnp.cli.cache import cache
-from opnp.cli.demo import demo
-from opnp.cli.fit import fit
-from opnp.cli.inspect import inspect
-from opnp.cli.score import score
-from opnp.cli.sweep import sweep
-from opnp.cli.tune import tune
+from opnp.cli.lazy_group import LazyGroup
 from opnp.errors import OpnpError
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
+
+COMMANDS = {
+    "demo": "Train a small CNN on the digits 0 to 6, fit detectors, and ask them about digits 7 to 9 and photographs.",
+    "fit": "Fit a detector by a model and its training data, or by cached features of them, and write it.",
+    "score": "Score inputs of a model or cached features, and write class, score, p-value and verdict of each sample.",
+    "export": "Write model and detector as one graph, for any batch size, with a model card beside it.",
+    "inspect": "Print what a detector holds: settings, what it pruned, its sensitivities and its calibration.",
+    "tune": "Choose ratios, scope, neuron reading and shaping without OOD data, and show what was tried.",
+    "cache": (
+        "Store what the last layer of a model takes in on images or texts; what is there of the same inputs is kept."
+    ),
+    "bench": "Compare OPNP with other detectors: all are fitted on train and judged by test and the OOD sets.",
+    "sweep": (
+        "Show what each setting changes, on cached features: ratios, scope, reading, temperature, "
+        "training samples, score."
+    ),
+}
+"""The commands in the order of the help, each with the first line of its docstring; a test compares the two.
+
+A command ``name`` is the function ``name`` of the module ``opnp.cli.name``, which is imported when it is called.
+"""
 
 app = typer.Typer(
     name="opnp",
+    cls=LazyGroup,
     help="Turn a trained classifier into an out-of-distribution detector by pruning its last layer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, fit, score, inspect, tune, cache, bench, sweep):
-    app.command()(command)
+
+
+def _not_imported() -> None:
+    """Stand for a command in lists of them; `LazyGroup` puts the command in its place."""
+
+
+for name, line in COMMANDS.items():
+    app.command(name, help=line)(_not_imported)
 
 
 def _show_version(is_asked: bool) -> None:

@@ -1,13 +1,11 @@
-"""``opnp bench``: every method on some models, from features or from images, and the tables of what came of it."""
+"""``opnp bench``: every method on some models, from features or from inputs, and the tables of what came of it."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opnp.bench import BenchRecord, DetectionFigures, Forward, MethodRow, ModelResult, run_bench
-from opnp.cli.bench_images import cached_for_bench
 from opnp.cli.model_options import (
     AmpName,
     AmpOption,
@@ -19,18 +17,24 @@ from opnp.cli.model_options import (
     FeaturesDtype,
     HeadName,
     ImageSize,
+    LogitsPlace,
     Means,
     ModelOptions,
     Resize,
     StandardDeviations,
+    Strict,
     WeightsFile,
     Workers,
+    logits_place,
     named_paths,
 )
 from opnp.cli.options import JsonFlag
 from opnp.cli.output import print_table, progress_bar
-from opnp.detector import Ratios
+from opnp.cli.report_option import ReportFile, require_report, tell_report
 from opnp.errors import OptionError
+
+if TYPE_CHECKING:
+    from opnp.bench import BenchRecord, DetectionFigures, MethodRow, ModelResult
 
 __all__ = ["bench"]
 
@@ -46,21 +50,24 @@ def bench(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Instead of --features: timm:NAME, torchvision:NAME, or module:callable; with --id, --ood."),
+        typer.Option(
+            help="Instead of --features: timm:NAME, torchvision:NAME, hf:FOLDER, or module:callable; with --id, --ood."
+        ),
     ] = None,
     inside: Annotated[
         Path | None,
         typer.Option(
-            "--id", help="ID test images, a folder or .safetensors file; or a folder with train and test in it."
+            "--id", help="ID test inputs, in any form that opnp cache takes; or a folder with train and test in it."
         ),
     ] = None,
-    train: Annotated[Path | None, typer.Option(help="Training images. Default: train in --id.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Training inputs. Default: train in --id.")] = None,
     ood: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="OOD images; may be given several times."),
+        typer.Option(metavar="NAME=PATH", help="OOD inputs; may be given several times."),
     ] = None,
     weights: WeightsFile = None,
     head: HeadName = None,
+    logits: LogitsPlace = None,
     batch_size: BatchSize = 64,
     device: DeviceName = None,
     image_size: ImageSize = None,
@@ -72,6 +79,7 @@ def bench(
     amp: AmpOption = AmpName.none,
     channels_last: ChannelsLast = False,
     compile: Compile = False,  # noqa: A002  # the name of the option
+    strict: Strict = False,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,18 +100,24 @@ def bench(
     rho_o_min: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
     rho_o_max: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
     near: Annotated[str, typer.Option(help="OOD sets that are near, separated by commas.")] = "cifar10,cifar100",
+    report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:
     """Compare OPNP with other detectors: all are fitted on train and judged by test and the OOD sets.
 
-    From --features as they are, or from --model and images: its features are cached in --out, once.
+    From --features as they are, or from --model and its inputs: its features are cached in --out, once.
     """
+    from opnp.bench import Forward, run_bench
+    from opnp.cli.bench_images import cached_for_bench
+    from opnp.detector import Ratios
+
+    require_report(report)
     chosen = None if methods is None else [name for text in methods for name in _listed(text)]
     pruned = Ratios(w_min=rho_w_min, w_max=rho_w_max, o_min=rho_o_min, o_max=rho_o_max)
-    places = None
+    places, sets = None, None
     if features is None and model is not None:
         places = named_paths(ood or (), option="--ood")
-        features = cached_for_bench(
+        features, sets = cached_for_bench(
             ModelOptions(model, weights, image_size, resize, mean, std),
             inside=inside,
             train=train,
@@ -112,27 +126,30 @@ def bench(
             methods=chosen,
             validation_samples=validation_samples,
             head=head,
+            logits=logits_place(logits),
             device=device,
             batch_size=batch_size,
             dtype=dtype,
             workers=workers,
             forward=Forward(amp=amp.value, is_channels_last=channels_last, is_compiled=compile),
+            is_strict=strict,
             is_quiet=json,
         )
     elif features is None or model is not None:
         raise OptionError(
             "Give exactly one of `--features DIR`, for features that are there, and `--model NAME`, with `--id PATH` "
-            "and `--ood NAME=PATH` for its images.",
+            "and `--ood NAME=PATH` for its inputs.",
         )
     else:
         data: dict[str, object] = {"--id": inside, "--train": train, "--ood": ood}
-        network: dict[str, object] = {"--weights": weights, "--head": head, "--device": device}
+        network: dict[str, object] = {"--weights": weights, "--head": head, "--logits": logits, "--device": device}
         inputs: dict[str, object] = {"--image-size": image_size, "--resize": resize, "--mean": mean, "--std": std}
         run: dict[str, object] = {
             "--workers": workers or None,
             "--amp": None if amp is AmpName.none else amp,
             "--channels-last": channels_last or None,
             "--compile": compile or None,
+            "--strict": strict or None,
         }
         _require_none(data | network | inputs | run)
     record = run_bench(
@@ -144,13 +161,16 @@ def bench(
         pruned=pruned,
         near=_listed(near),
         ood=places,
+        inputs=sets,
         progress=progress_bar("benchmarking", is_quiet=json),
     )
     if json:
+        tell_report(out, report, is_quiet=True)
         typer.echo(record.to_json())
         return
     _print_record(record)
     typer.echo(f"FPR95 / AUROC in %, ID positive. Everything else is in {out}: start with results.md.")
+    tell_report(out, report, is_quiet=False)
 
 
 def _listed(text: str) -> list[str]:
@@ -164,7 +184,7 @@ def _require_none(options: Mapping[str, object]) -> None:
         raise OptionError(f"{', '.join(given)} belong to `--model`, and `--features` need no model: leave them out.")
 
 
-def _print_record(record: BenchRecord) -> None:
+def _print_record(record: "BenchRecord") -> None:
     for model in record.models:
         rows = [_cells(row) for row in model.methods if row.status == "ok"]
         print_table(_title(model), ["method", "far OOD", "near OOD", "all", "accuracy after", "ECE", "ECE after"], rows)
@@ -173,12 +193,12 @@ def _print_record(record: BenchRecord) -> None:
                 typer.echo(f"{row.method} did not run: {row.reason}", err=True)
 
 
-def _title(model: ModelResult) -> str:
+def _title(model: "ModelResult") -> str:
     samples, places = model.id_samples["test"], len(model.nearness)
     return f"{model.model}: {model.classes} classes, {samples} ID samples, {places} OOD sets"
 
 
-def _cells(row: MethodRow) -> list[str]:
+def _cells(row: "MethodRow") -> list[str]:
     return [
         row.method,
         *(_pair(figures) for figures in (row.far, row.near, row.mean)),
@@ -188,5 +208,5 @@ def _cells(row: MethodRow) -> list[str]:
     ]
 
 
-def _pair(figures: DetectionFigures | None) -> str:
+def _pair(figures: "DetectionFigures | None") -> str:
     return "" if figures is None else f"{100 * figures.fpr95:.2f} / {100 * figures.auroc:.2f}"

@@ -1,11 +1,11 @@
-"""``opnp cache``: the features that a model has of images, in files that the other commands read."""
+"""``opnp cache``: the features that a model has of images or texts, in files that the other commands read."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opnp.bench import CacheReport, cache_features
 from opnp.cli.model_options import (
     AmpName,
     AmpOption,
@@ -17,37 +17,48 @@ from opnp.cli.model_options import (
     FeaturesDtype,
     HeadName,
     ImageSize,
+    LogitsPlace,
     Means,
     ModelOptions,
     Resize,
     StandardDeviations,
+    Strict,
     WeightsFile,
     Workers,
     checked_device,
+    logits_place,
     named_paths,
 )
 from opnp.cli.options import JsonFlag, RankTimeout
 from opnp.cli.output import print_json, print_table, progress_bar
-from opnp.data import read_images
-from opnp.distributed import launched, local_device, together
 from opnp.errors import OptionError
 
-__all__ = ["cache"]
+if TYPE_CHECKING:
+    from opnp.bench import CacheReport
+    from opnp.bench.feature_source import SetSource
 
-_IMAGES = "folder (subfolders are classes), or .safetensors file with `images` and perhaps `labels`"
+__all__ = ["cache", "tell_unreadable"]
+
+_INPUTS = (
+    "folder of images (subfolders are classes), list of files (.txt, .csv), .safetensors, .npy, .npz, texts (.jsonl, "
+    ".csv), or a data set of Hugging Face saved to disk"
+)
 
 
 def cache(
     *,
-    model: Annotated[str, typer.Option(help="timm:NAME, torchvision:NAME, or module:callable that returns the model.")],
+    model: Annotated[
+        str, typer.Option(help="timm:NAME, torchvision:NAME, hf:FOLDER, or module:callable that returns the model.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the features.")],
-    train: Annotated[Path | None, typer.Option(help=f"Training images: {_IMAGES}.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Held-out ID images, as --train.")] = None,
+    train: Annotated[Path | None, typer.Option(help=f"Training inputs: {_INPUTS}.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Held-out ID inputs, as --train.")] = None,
     ood: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=PATH", help="OOD images, as --train; may be given several times.")
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="OOD inputs, as --train; may be given several times.")
     ] = None,
     weights: WeightsFile = None,
     head: HeadName = None,
+    logits: LogitsPlace = None,
     batch_size: BatchSize = 64,
     device: DeviceName = None,
     image_size: ImageSize = None,
@@ -63,24 +74,29 @@ def cache(
         bool,
         typer.Option(help="Compute the scores of ODIN for test and OOD images, which need the model, for opnp bench."),
     ] = True,
+    strict: Strict = False,
     rank_timeout: RankTimeout = 1800,
     json: JsonFlag = False,
 ) -> None:
-    """Run a model on images and store what its last layer takes in; what is there of the same images is kept.
+    """Store what the last layer of a model takes in on images or texts; what is there of the same inputs is kept.
 
     --out then holds head, train, test and ood_NAME as .safetensors files, for opnp fit, tune, bench and sweep.
-    Several processes share the images: `torchrun --nproc-per-node 2 -m opnp cache --no-odin ...`.
+    Several processes share the inputs: `torchrun --nproc-per-node 2 -m opnp cache --no-odin ...`.
     """
+    from opnp.bench import cache_features
+    from opnp.data import open_inputs
+    from opnp.distributed import launched, local_device, together
+
     paths = {"train": train, "test": test}
     paths |= {f"ood_{name}": path for name, path in named_paths(ood or (), option="--ood").items()}
     given = {name: path for name, path in paths.items() if path is not None}
     if not given:
-        raise OptionError("Give images: at least one of `--train PATH`, `--test PATH` and `--ood NAME=PATH`.")
+        raise OptionError("Give inputs: at least one of `--train PATH`, `--test PATH` and `--ood NAME=PATH`.")
     with launched(device=device or "cpu", timeout=rank_timeout) as ranks:
         with together(ranks):
             place = checked_device(device)
-            network, preprocessing = ModelOptions(model, weights, image_size, resize, mean, std).opened()
-            sets = {name: read_images(path, preprocessing) for name, path in given.items()}
+            network, transform = ModelOptions(model, weights, image_size, resize, mean, std).opened()
+            sets = {name: open_inputs(path, transform, is_strict=strict) for name, path in given.items()}
         report = cache_features(
             network,
             sets,
@@ -88,6 +104,7 @@ def cache(
             name=model,
             weights=weights,
             head=head,
+            logits=logits_place(logits),
             device=None if place is None else local_device(place),
             batch_size=batch_size,
             dtype=dtype.torch_dtype,
@@ -101,13 +118,23 @@ def cache(
         )
         if not ranks.is_first:
             return
+        tell_unreadable({name: report.source.sets[name] for name in sets})
         if json:
             print_json(_facts(report) | {"out": str(out)})
             return
         _print_report(report, out)
 
 
-def _facts(report: CacheReport) -> dict[str, object]:
+def tell_unreadable(sets: "Mapping[str, SetSource]") -> None:
+    """Print what could not be read, one line a set, on standard error."""
+    from opnp.data import unreadable_summary
+
+    for name, source in sets.items():
+        if source.unreadable:
+            typer.echo(f"opnp: {name}: {unreadable_summary(source.unreadable, total=source.total)}", err=True)
+
+
+def _facts(report: "CacheReport") -> dict[str, object]:
     return {
         "model": report.source.model.model,
         "head": report.source.head,
@@ -115,6 +142,7 @@ def _facts(report: CacheReport) -> dict[str, object]:
         "sets": {
             name: {
                 "samples": report.source.sets[name].samples,
+                "unreadable": len(report.source.sets[name].unreadable),
                 "accuracy": report.source.sets[name].accuracy,
                 "is_new": name in report.computed,
             }
@@ -125,7 +153,7 @@ def _facts(report: CacheReport) -> dict[str, object]:
     }
 
 
-def _print_report(report: CacheReport, out: Path) -> None:
+def _print_report(report: "CacheReport", out: Path) -> None:
     rows = []
     for name, source in report.source.sets.items():
         if name in report.computed or name in report.kept:
@@ -135,7 +163,7 @@ def _print_report(report: CacheReport, out: Path) -> None:
             rows.append([name, source.images, str(source.samples), accuracy, state, "yes" if has_odin else ""])
     print_table(
         f"{report.source.model.model}, head {report.source.head or '(the model itself)'}",
-        ["set", "images", "samples", "accuracy %", "features", "ODIN"],
+        ["set", "inputs", "samples", "accuracy %", "features", "ODIN"],
         rows,
     )
     if report.odin is not None and report.odin.reason:

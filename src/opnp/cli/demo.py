@@ -2,14 +2,17 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from opnp.bench import Record, run_demo
 from opnp.cli.options import JsonFlag
 from opnp.cli.output import print_table
+from opnp.cli.report_option import ReportFile, require_report, tell_report
+
+if TYPE_CHECKING:
+    from opnp.bench import Record
 
 __all__ = ["demo"]
 
@@ -17,12 +20,17 @@ __all__ = ["demo"]
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for detector, scores and results.")] = Path("opnp-demo"),
     seed: Annotated[int, typer.Option(help="Seed of split, training and patches.")] = 0,
+    report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:
     """Train a small CNN on the digits 0 to 6, fit detectors, and ask them about digits 7 to 9 and photographs."""
+    from opnp.bench import run_demo
+
+    require_report(report)
     with Console(stderr=True, quiet=json).status("training a small CNN, fitting, scoring"):
         record = run_demo(out, seed=seed)
     if json:
+        tell_report(out, report, is_quiet=True)
         typer.echo(json_module.dumps(json_module.loads(record.to_json()) | {"out": str(out)}, indent=2, sort_keys=True))
         return
     _print_record(record)
@@ -33,9 +41,10 @@ def demo(
         f" --validation {out}/validation.safetensors --rho-w-min 0.1 --out {out}/mine.safetensors\n"
         f"  opnp score --detector {out}/mine.safetensors --features {out}/ood_far.safetensors --out {out}/far.csv",
     )
+    tell_report(out, report, is_quiet=False)
 
 
-def _print_record(record: Record) -> None:
+def _print_record(record: "Record") -> None:
     places = list(record.methods[0].detection)
     columns = ["method", *(f"{place} {metric}" for place in places for metric in ("FPR95", "AUROC"))]
     rows = [

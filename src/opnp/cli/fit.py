@@ -1,12 +1,27 @@
-"""``opnp fit``: from cached features and a head to a detector on disk."""
+"""``opnp fit``: from a model and inputs, or from cached features and a head, to a detector on disk."""
 
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opnp.cli.model_options import (
+    DataPath,
+    ImageSize,
+    LogitsPlace,
+    Means,
+    ModelName,
+    ModelOptions,
+    Resize,
+    StandardDeviations,
+    Strict,
+    WeightsFile,
+    Workers,
+    logits_place,
+)
 from opnp.cli.options import (
-    FeaturesFile,
+    FeaturesFileOrNone,
     JsonFlag,
     NeuronReadingName,
     PrecisionName,
@@ -15,26 +30,36 @@ from opnp.cli.options import (
     ScoreNameOption,
     shaping_from,
 )
-from opnp.cli.output import print_facts, print_json, progress_bar, settings_text
+from opnp.cli.output import print_facts, print_json, settings_text
+from opnp.cli.report_option import ReportFile, require_report, tell_report
 from opnp.cli.summary import summary
-from opnp.data import feature_part, open_features, read_head
-from opnp.detector import OPNP, Checkpoint, Ratios
-from opnp.detector.blocks import BLOCK_ROWS
-from opnp.distributed import launched, local_device, require_equal, together
+from opnp.errors import OptionError
+
+if TYPE_CHECKING:
+    from opnp.detector import OPNP
 
 __all__ = ["fit"]
 
 
 def fit(
     *,
-    features: FeaturesFile,
-    head: Annotated[Path, typer.Option(help="Safetensors file with `weight` (classes, features), and perhaps `bias`.")],
     out: Annotated[Path, typer.Option(help="Detector to write, a safetensors file.")],
+    features: FeaturesFileOrNone = None,
+    model: ModelName = None,
+    data: DataPath = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="With --features: safetensors file with `weight` (classes, features), and perhaps `bias`. With "
+            "--model: dotted name of the head. Default: found by itself."
+        ),
+    ] = None,
     validation: Annotated[
-        Path | None, typer.Option(help="Features of held-out ID samples, to choose and to calibrate on.")
+        Path | None,
+        typer.Option(help="Held-out ID samples to choose and to calibrate on: as --features, or as --data."),
     ] = None,
     val_ood: Annotated[
-        Path | None, typer.Option(help="Features of OOD samples to choose automatic ratios by. None are needed.")
+        Path | None, typer.Option(help="OOD samples to choose automatic ratios by, as --validation. None are needed.")
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of ID to keep, with --validation.")] = 0.95,
     rho_w_min: Annotated[
@@ -61,21 +86,59 @@ def fit(
         str, typer.Option(help="Shaping of the features: auto, none, react:0.9, ash-s:0.9 or scale:0.85.")
     ] = "auto",
     precision: Annotated[PrecisionName, typer.Option(help="Precision of the products.")] = PrecisionName.float32,
-    batch_size: Annotated[int, typer.Option(help="Rows that are read and multiplied at once.")] = BLOCK_ROWS,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = "cpu",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Rows that are read and multiplied at once, 8192; with --model, inputs a batch, 64."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1. Default: cpu.")] = None,
+    weights: WeightsFile = None,
+    logits: LogitsPlace = None,
+    workers: Workers = 0,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    mean: Means = None,
+    std: StandardDeviations = None,
+    strict: Strict = False,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="File to write down how far the pass is, and to go on from; removed once --out is written."),
+        typer.Option(
+            help="With --features: file to write down how far the pass is, and to go on from; removed once --out is "
+            "written."
+        ),
     ] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Batches between two writings of --checkpoint.")] = 16,
     rank_timeout: RankTimeout = 1800,
+    report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:
-    """Fit a detector on cached features of training data, and write it.
+    """Fit a detector by a model and its training data, or by cached features of them, and write it.
 
     Without any --rho option ratios and shaping are chosen automatically, on the held-out samples of --validation.
     Several processes fit together: `torchrun --nproc-per-node 2 -m opnp fit ...`.
     """
+    from opnp.cli.fit_features import FeaturesForm
+    from opnp.cli.fit_model import ModelForm
+    from opnp.cli.model_inputs import RunOptions, require_form
+    from opnp.detector import OPNP, Checkpoint, Ratios
+    from opnp.distributed import launched, together
+
+    require_report(report)
+    require_form(
+        features=features,
+        model=model,
+        of_features={"--checkpoint": checkpoint},
+        of_model={
+            "--data": data,
+            "--weights": weights,
+            "--logits": logits,
+            "--workers": workers,
+            "--image-size": image_size,
+            "--resize": resize,
+            "--mean": mean,
+            "--std": std,
+            "--strict": strict,
+        },
+    )
     shares = {"w_min": rho_w_min, "w_max": rho_w_max, "o_min": rho_o_min, "o_max": rho_o_max}
     given = {name: value for name, value in shares.items() if value is not None}
     detector = OPNP(
@@ -88,24 +151,19 @@ def fit(
         precision=precision.value,
     )
     position = None if checkpoint is None else Checkpoint(checkpoint, every=checkpoint_every)
-    with launched(device=device, timeout=rank_timeout) as ranks:
-        with together(ranks):
-            training, classifier, place = open_features(features), read_head(head), local_device(device)
-            held_out, outside = (  # rank 0 alone needs them, perhaps on a machine of its own
-                None if path is None or not ranks.is_first else open_features(path) for path in (validation, val_ood)
-            )
-        require_equal(f"({training.rows}, {training.width})", ranks, what="features of shape")
-        detector.fit_features(
-            feature_part(training, *ranks.part(training.rows)),
-            weight=classifier.weight.to(place),
-            bias=None if classifier.bias is None else classifier.bias.to(place),
-            validation=held_out,
-            validation_ood=outside,
-            keep=keep,
-            batch_size=batch_size,
-            checkpoint=position,
-            distributed=not ranks.is_alone,
-            progress=progress_bar("fitting", is_quiet=json or not ranks.is_first),
+    form: FeaturesForm | ModelForm
+    if features is not None:
+        if head is None:
+            raise OptionError("`--features` need the head they belong to: give `--head FILE`.")
+        form = FeaturesForm(features, Path(head), device, batch_size, position)
+    elif model is not None and data is not None:
+        options = ModelOptions(model, weights, image_size, resize, mean, std)
+        form = ModelForm(RunOptions(options, data, device, batch_size, workers, strict), head, logits_place(logits))
+    else:
+        raise OptionError("`--model` needs the inputs that it was trained on: give `--data PATH`.")
+    with launched(device=device or "cpu", timeout=rank_timeout) as ranks:
+        facts = form.fit(
+            detector, ranks, validation=validation, val_ood=val_ood, keep=keep, is_quiet=json or not ranks.is_first
         )
         with together(ranks):
             if ranks.is_first:
@@ -113,14 +171,30 @@ def fit(
         if position is not None:
             position.remove(ranks)
         if ranks.is_first:
-            _tell(detector, out=out, json=json)
+            _tell(detector, facts, out=out, json=json)
+            _report(detector, report, name=model or str(features), is_quiet=json)
 
 
-def _tell(detector: OPNP, *, out: Path, json: bool) -> None:
-    facts = summary(detector) | {"out": str(out)}
-    if json:
-        print_json(facts)
+def _report(detector: "OPNP", path: Path | None, *, name: str, is_quiet: bool) -> None:
+    """Write the report of the fit, if one is asked for."""
+    if path is None:
         return
-    print_facts(facts | {"settings": settings_text(detector.settings)})
+    from opnp.bench import record_fit
+
+    with TemporaryDirectory() as folder:
+        record_fit(detector, folder, model=name, settings_text=settings_text(detector.settings))
+        tell_report(Path(folder), path, is_quiet=is_quiet)
+
+
+def _tell(detector: "OPNP", facts: dict[str, object], *, out: Path, json: bool) -> None:
+    found = summary(detector) | {"out": str(out)} | facts
+    if json:
+        print_json(found)
+        return
+    counts = facts.get("unreadable")
+    texts = {"settings": settings_text(detector.settings)}
+    if isinstance(counts, dict):
+        texts["unreadable"] = ", ".join(f"{count} of {name}" for name, count in counts.items())
+    print_facts(found | texts)
     if not detector.is_calibrated:
         typer.echo("No --validation: the detector scores, but gives no p-value and no verdict.", err=True)

@@ -8,7 +8,6 @@ import typer
 from opnp.cli.options import JsonFlag
 from opnp.cli.output import print_facts, print_json, settings_text
 from opnp.cli.summary import summary
-from opnp.detector import OPNP
 
 __all__ = ["inspect"]
 
@@ -18,6 +17,8 @@ def inspect(
     json: JsonFlag = False,
 ) -> None:
     """Print what a detector holds: settings, what it pruned, its sensitivities and its calibration."""
+    from opnp.detector import OPNP
+
     loaded = OPNP.load(detector)
     sensitivity = loaded.sensitivity
     statistics = {

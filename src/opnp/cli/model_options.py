@@ -1,4 +1,4 @@
-"""Options of the commands that run a model on images, and their reading."""
+"""Options of the commands that run a model on images or texts, and their reading."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from opnp.data import Preprocessing
+    from opnp.data import Transform
 
 __all__ = [
     "AmpName",
@@ -22,26 +22,53 @@ __all__ = [
     "BatchSize",
     "ChannelsLast",
     "Compile",
+    "DataPath",
     "DeviceName",
     "DtypeName",
     "FeaturesDtype",
     "HeadName",
     "ImageSize",
+    "LogitsPlace",
     "Means",
+    "ModelName",
     "ModelOptions",
     "Resize",
     "StandardDeviations",
+    "Strict",
     "WeightsFile",
     "Workers",
     "checked_device",
+    "logits_place",
     "named_paths",
 ]
 
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of --features: timm:NAME, torchvision:NAME, hf:FOLDER (a folder of transformers on this "
+        "machine), or module:callable that returns the model; with --data."
+    ),
+]
+DataPath = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --model: inputs, as a folder of images (subfolders are classes), a list of files, .safetensors, "
+        ".npy, a data set of Hugging Face saved to disk, or .jsonl and .csv with texts."
+    ),
+]
+LogitsPlace = Annotated[
+    str | None,
+    typer.Option(
+        help="With --model: where the logits are in its output, if that is no tensor: a number for a place in a tuple, "
+        "else a key or attribute."
+    ),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first input that cannot be read.")]
 WeightsFile = Annotated[
     Path | None,
     typer.Option(
         help="State dict of the model: a .safetensors file, or one of torch.save. Without it, timm and "
-        "torchvision give their pretrained weights."
+        "torchvision give their pretrained weights, and hf those of its folder."
     ),
 ]
 HeadName = Annotated[str | None, typer.Option(help="Dotted name of the head. Default: found by itself.")]
@@ -99,10 +126,10 @@ DtypeName = Annotated[FeaturesDtype, typer.Option(help="Type to store features i
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What was said of a model and its images.
+    """What was said of a model and its inputs.
 
     Attributes:
-        name: ``timm:NAME``, ``torchvision:NAME`` or ``module:callable``.
+        name: ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER`` or ``module:callable``.
         weights: File of weights, or None.
         image_size: Side of the input, or None for the model's own.
         resize: Shorter side before the crop, or None for the model's own.
@@ -118,8 +145,8 @@ class ModelOptions:
     mean: str | None
     std: str | None
 
-    def opened(self) -> "tuple[nn.Module, Preprocessing]":
-        """Return the model and its preprocessing.
+    def opened(self) -> "tuple[nn.Module, Transform]":
+        """Return the model and what makes its inputs.
 
         Raises:
             OpnpError: If the options name no model, or do not say how to make its inputs.
@@ -150,6 +177,19 @@ def checked_device(name: str | None) -> str | None:
             reason = str(error).partition("\n")[0]
             raise OptionError(f"`--device` must be a device of this machine, got {name!r} ({reason}).") from error
     return name
+
+
+def logits_place(text: str | None) -> int | str | None:
+    """Return where the logits are in a model's output: an index of a tuple, a key or attribute, or None for None.
+
+    Example:
+        >>> logits_place("0"), logits_place("-1"), logits_place("logits")
+        (0, -1, 'logits')
+
+    """
+    if text is not None and text.removeprefix("-").isdecimal():
+        return int(text)
+    return text
 
 
 def named_paths(texts: Iterable[str], *, option: str) -> dict[str, Path]:

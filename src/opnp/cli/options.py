@@ -2,16 +2,19 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opnp.core import ASHS, SCALE, ReAct, Shaping
 from opnp.errors import OptionError
+
+if TYPE_CHECKING:
+    from opnp.core import ASHS, SCALE, ReAct, Shaping
 
 __all__ = [
     "DetectorFile",
     "FeaturesFile",
+    "FeaturesFileOrNone",
     "JsonFlag",
     "NeuronReadingName",
     "PrecisionName",
@@ -22,14 +25,16 @@ __all__ = [
     "shaping_text",
 ]
 
-_SHAPINGS: dict[str, type[ReAct | ASHS | SCALE]] = {"react": ReAct, "ash-s": ASHS, "scale": SCALE}
+_FEATURES = "Safetensors file with `features` (batch, features), and perhaps `labels`; or a folder of feature shards."
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 FeaturesFile = Annotated[
     Path,
-    typer.Option(
-        help="Safetensors file with `features` (batch, features), and perhaps `labels`; or a folder of feature shards."
-    ),
+    typer.Option(help=_FEATURES),
+]
+FeaturesFileOrNone = Annotated[
+    Path | None,
+    typer.Option(help=_FEATURES),
 ]
 RankTimeout = Annotated[
     float, typer.Option(help="Under torchrun: seconds that a rank waits for the others before it gives up.")
@@ -68,7 +73,7 @@ class PrecisionName(StrEnum):
     float64 = "float64"
 
 
-def shaping_from(text: str) -> Shaping | None:
+def shaping_from(text: str) -> "Shaping | None":
     """Return the shaping that a text such as ``react:0.95``, ``ash-s:0.9``, ``scale:0.85`` or ``none`` names.
 
     Raises:
@@ -83,7 +88,8 @@ def shaping_from(text: str) -> Shaping | None:
     if text == "none":
         return None
     try:
-        return _SHAPINGS[name](float(quantile)) if quantile else _SHAPINGS[name]()
+        kind = _shapings()[name]
+        return kind(float(quantile)) if quantile else kind()
     except (KeyError, ValueError) as error:
         if isinstance(error, OptionError):
             raise
@@ -92,13 +98,21 @@ def shaping_from(text: str) -> Shaping | None:
         ) from None
 
 
-def shaping_text(shaping: Shaping) -> str:
+def shaping_text(shaping: "Shaping") -> str:
     """Return the text that `shaping_from` reads as this shaping.
 
     Example:
+        >>> from opnp import SCALE
         >>> shaping_text(SCALE(0.85))
         'scale:0.85'
 
     """
-    name = next(name for name, kind in _SHAPINGS.items() if isinstance(shaping, kind))
+    name = next(name for name, kind in _shapings().items() if isinstance(shaping, kind))
     return f"{name}:{shaping.quantile:g}"
+
+
+def _shapings() -> "dict[str, type[ReAct | ASHS | SCALE]]":
+    """Return the shapings by the names that they have on the command line."""
+    from opnp.core import ASHS, SCALE, ReAct
+
+    return {"react": ReAct, "ash-s": ASHS, "scale": SCALE}

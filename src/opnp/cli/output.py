@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -11,7 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from opnp.cli.options import shaping_text
-from opnp.detector import Settings
+
+if TYPE_CHECKING:
+    from opnp.detector import Settings
 
 __all__ = ["print_facts", "print_json", "print_table", "progress_bar", "settings_text", "show_table"]
 
@@ -85,7 +87,7 @@ def show_table(table: Table) -> None:
     console.print(table)
 
 
-def settings_text(settings: Settings) -> str:
+def settings_text(settings: "Settings") -> str:
     """Return settings as options of ``opnp fit``, the ones that differ from the plain energy."""
     ratios = settings.fixed_ratios
     shares = {"w-min": ratios.w_min, "w-max": ratios.w_max, "o-min": ratios.o_min, "o-max": ratios.o_max}

@@ -1,90 +1,109 @@
-"""``opnp score``: a detector's verdict on cached features, one row a sample."""
+"""``opnp score``: a detector's verdict on inputs of a model, or on cached features, one row a sample."""
 
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from torch import Tensor
 
-from opnp.cli.options import DetectorFile, FeaturesFile, JsonFlag, RankTimeout
-from opnp.cli.output import print_facts, print_json, progress_bar
-from opnp.data import FeatureSource, feature_part, open_features, write_score_table
-from opnp.detector import OPNP
-from opnp.detector.blocks import feature_blocks
-from opnp.distributed import gathered, launched, require_equal, together
-from opnp.errors import EmptyDataError, UncalibratedWarning
+from opnp.cli.model_options import (
+    DataPath,
+    DeviceName,
+    ImageSize,
+    Means,
+    ModelName,
+    ModelOptions,
+    Resize,
+    StandardDeviations,
+    Strict,
+    WeightsFile,
+    Workers,
+)
+from opnp.cli.options import DetectorFile, FeaturesFileOrNone, JsonFlag, RankTimeout
+from opnp.cli.output import print_facts, print_json
+from opnp.errors import OptionError, UncalibratedWarning
+
+if TYPE_CHECKING:
+    from opnp.detector import OPNP
 
 __all__ = ["score"]
 
-_DTYPES = {"predicted_class": torch.int64, "score": torch.float32, "p_value": torch.float64, "is_ood": torch.bool}
-"""Columns of a score file, with the dtype that one has where there is no row."""
-
 
 def score(
+    *,
     detector: DetectorFile,
-    features: FeaturesFile,
     out: Annotated[Path, typer.Option(help="Score file to write, ending in .csv or .parquet.")],
+    features: FeaturesFileOrNone = None,
+    model: ModelName = None,
+    data: DataPath = None,
+    weights: WeightsFile = None,
+    batch_size: Annotated[int | None, typer.Option(help="With --model: inputs a batch. Default: 64.")] = None,
+    device: DeviceName = None,
+    workers: Workers = 0,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    mean: Means = None,
+    std: StandardDeviations = None,
+    strict: Strict = False,
     rank_timeout: RankTimeout = 1800,
     json: JsonFlag = False,
 ) -> None:
-    """Score cached features, and write index, predicted class, score, p-value and verdict of each sample.
+    """Score inputs of a model or cached features, and write class, score, p-value and verdict of each sample.
 
-    Larger score = more OOD. A detector that was never calibrated leaves p-value and verdict empty. Several processes
-    score together: `torchrun --nproc-per-node 2 -m opnp score ...`; the table is in the order of the rows.
+    Larger score = more OOD. A detector that was never calibrated leaves p-value and verdict empty. With --model the
+    table names the inputs, and leaves those out that cannot be read. Several processes score together:
+    `torchrun --nproc-per-node 2 -m opnp score ...`; the table is in the order of the rows.
     """
-    with launched(timeout=rank_timeout) as ranks:
+    from opnp.cli.model_inputs import RunOptions, require_form
+    from opnp.cli.score_tables import feature_scores, input_scores
+    from opnp.data import write_score_table
+    from opnp.detector import OPNP
+    from opnp.distributed import launched, together
+
+    of_model: dict[str, object] = {
+        "--data": data,
+        "--weights": weights,
+        "--batch-size": batch_size,
+        "--device": device,
+        "--workers": workers,
+        "--image-size": image_size,
+        "--resize": resize,
+        "--mean": mean,
+        "--std": std,
+        "--strict": strict,
+    }
+    require_form(features=features, model=model, of_features={}, of_model=of_model)
+    with launched(device=device or "cpu", timeout=rank_timeout) as ranks:
         with together(ranks):
-            loaded, source = OPNP.load(detector), open_features(features)
-            if source.rows == 0:
-                raise EmptyDataError(f"{features} holds no rows: at least one sample is needed.")
-        require_equal(f"({source.rows}, {source.width})", ranks, what="features of shape")
-        with together(ranks):
-            part = feature_part(source, *ranks.part(source.rows))
-            own = _columns(loaded, part, is_quiet=json or not ranks.is_first)
-        columns = {name: torch.cat(gathered(values, ranks)) for name, values in own.items()}
+            loaded = OPNP.load(detector)
+        is_quiet = json or not ranks.is_first
+        facts: dict[str, object] = {}
+        if features is not None:
+            table = feature_scores(loaded, features, ranks, is_quiet=is_quiet)
+        elif model is not None and data is not None:
+            options = ModelOptions(model, weights, image_size, resize, mean, std)
+            run = RunOptions(options, data, device, batch_size, workers, strict)
+            table, facts = input_scores(loaded, detector, run, ranks, is_quiet=is_quiet)
+        else:
+            raise OptionError("`--model` needs the inputs to score: give `--data PATH`.")
         with together(ranks):
             if ranks.is_first:
-                _write(out, columns, rows=source.rows)
+                write_score_table(out, table)
         if ranks.is_first:
-            _tell(loaded, columns, out=out, json=json)
+            _tell(loaded, table, facts, out=out, json=json)
 
 
-def _columns(detector: OPNP, source: FeatureSource, *, is_quiet: bool) -> dict[str, Tensor]:
-    """Return the columns of a score file for the rows of a source."""
-    blocks = feature_blocks(source, detector.sensitivity.weight, is_part=True)
-    bar = progress_bar("scoring", is_quiet=is_quiet)
-    names = list(_DTYPES) if detector.is_calibrated else ["predicted_class", "score"]
-    parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    for rows, _ in blocks if bar is None else bar(blocks):
-        if detector.is_calibrated:
-            found = detector.verdict_features(rows)._asdict()
-        else:
-            found = {"predicted_class": detector.classify_features(rows), "score": detector.score_features(rows)}
-        for name, values in found.items():
-            parts[name].append(values)
-    return {name: torch.cat(parts[name]) if parts[name] else torch.empty(0, dtype=_DTYPES[name]) for name in names}
-
-
-def _write(out: Path, columns: dict[str, Tensor], *, rows: int) -> None:
-    table: dict[str, list[object]] = {"index": list(range(rows))}
-    for name in _DTYPES:
-        table[name] = columns[name].tolist() if name in columns else [None] * rows
-    write_score_table(out, table)
-
-
-def _tell(detector: OPNP, columns: dict[str, Tensor], *, out: Path, json: bool) -> None:
-    samples = len(columns["score"])
-    facts: dict[str, object] = {"samples": samples, "out": str(out)}
+def _tell(detector: "OPNP", table: dict[str, list[object]], facts: dict[str, object], *, out: Path, json: bool) -> None:
+    samples = len(table["score"])
+    found: dict[str, object] = {"samples": samples, "out": str(out)} | facts
     if detector.is_calibrated:
-        flagged = int(columns["is_ood"].sum())
-        facts |= {"flagged": flagged, "flagged_share": flagged / samples, "keep": detector.keep}
+        flagged = sum(map(bool, table["is_ood"]))
+        found |= {"flagged": flagged, "flagged_share": flagged / samples, "keep": detector.keep}
     else:
         warnings.warn(
             "this detector is not calibrated: p_value and is_ood are left empty.", UncalibratedWarning, stacklevel=1
         )
     if json:
-        print_json(facts)
+        print_json(found)
     else:
-        print_facts(facts)
+        print_facts(found)

@@ -1,11 +1,14 @@
 """What there is to say of a fitted detector."""
 
-from opnp.detector import OPNP
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opnp.detector import OPNP
 
 __all__ = ["summary"]
 
 
-def summary(detector: OPNP) -> dict[str, object]:
+def summary(detector: "OPNP") -> dict[str, object]:
     """Return what there is to say of a fitted detector, as JSON values."""
     classes, features = detector.masks.weight.shape
     facts: dict[str, object] = {

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opnp.bench import DetectionFigures, SweepCurve, SweepPoint, SweepRecord, SweptModel, mean_figures, run_sweep
 from opnp.cli.options import JsonFlag, NeuronReadingName, ScopeName
 from opnp.cli.output import print_table, progress_bar
-from opnp.detector import Ratios
+from opnp.cli.report_option import ReportFile, require_report, tell_report
+
+if TYPE_CHECKING:
+    from opnp.bench import DetectionFigures, SweepCurve, SweepPoint, SweepRecord, SweptModel
 
 __all__ = ["sweep"]
 
@@ -43,6 +45,7 @@ def sweep(
         NeuronReadingName, typer.Option(help="Reading of the neuron sensitivity at the base.")
     ] = NeuronReadingName.gradient,
     near: Annotated[str, typer.Option(help="OOD sets that are near, separated by commas.")] = "cifar10,cifar100",
+    report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:
     """Show what each setting changes, on cached features: ratios, scope, reading, temperature, training samples, score.
@@ -51,6 +54,10 @@ def sweep(
 
     `opnp tune` chooses without OOD data.
     """
+    from opnp.bench import run_sweep
+    from opnp.detector import Ratios
+
+    require_report(report)
     record = run_sweep(
         features,
         out,
@@ -63,19 +70,21 @@ def sweep(
         progress=progress_bar("sweeping", is_quiet=json),
     )
     if json:
+        tell_report(out, report, is_quiet=True)
         typer.echo(record.to_json())
         return
     for model in record.models:
         _print_model(record, model)
     typer.echo("FPR95 / AUROC in %, ID positive; the best by AUROC, known with hindsight only. Draws are averaged.")
     typer.echo(f"Every point is in {out}: start with sweep.md.")
+    tell_report(out, report, is_quiet=False)
 
 
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _print_model(record: SweepRecord, model: SweptModel) -> None:
+def _print_model(record: "SweepRecord", model: "SweptModel") -> None:
     energy = [cell for side in ("far", "near") for cell in (_pair(getattr(model.energy, side)), "")]
     rows = [["Energy (original head)", "", *energy]]
     for curve in record.curves:
@@ -94,8 +103,10 @@ def _print_model(record: SweepRecord, model: SweptModel) -> None:
     )
 
 
-def _best(curve: SweepCurve, points: Sequence[SweepPoint], side: str) -> tuple[str, str]:
+def _best(curve: "SweepCurve", points: "Sequence[SweepPoint]", side: str) -> tuple[str, str]:
     """Return figures and place of the largest AUROC on one side, means over draws; empty where there is none."""
+    from opnp.bench import mean_figures
+
     found: list[tuple[DetectionFigures, str]] = []
     for labels, draws in groupby(points, key=lambda point: point.labels(curve.varies)):
         figures = mean_figures([each for each in (getattr(point, side) for point in draws) if each is not None])
@@ -107,5 +118,5 @@ def _best(curve: SweepCurve, points: Sequence[SweepPoint], side: str) -> tuple[s
     return _pair(best), place
 
 
-def _pair(figures: DetectionFigures | None) -> str:
+def _pair(figures: "DetectionFigures | None") -> str:
     return "" if figures is None else f"{100 * figures.fpr95:.2f} / {100 * figures.auroc:.2f}"

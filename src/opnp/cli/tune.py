@@ -1,14 +1,15 @@
 """``opnp tune``: what automatic ratios try, and what they choose, without writing a detector."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from opnp.cli.options import FeaturesFile, JsonFlag, shaping_from
 from opnp.cli.output import print_json, print_table, settings_text
-from opnp.data import open_features, read_head
-from opnp.detector import OPNP, Trial
+
+if TYPE_CHECKING:
+    from opnp.detector import Trial
 
 __all__ = ["tune"]
 
@@ -27,6 +28,9 @@ def tune(
 
     Class holdout: some classes are left out of the head, and their ID samples must be told from the others.
     """
+    from opnp.data import open_features, read_head
+    from opnp.detector import OPNP
+
     classifier = read_head(head)
     detector = OPNP(shaping="auto" if shaping == "auto" else shaping_from(shaping)).fit_features(
         open_features(features),
@@ -59,7 +63,7 @@ def tune(
     )
 
 
-def _row(trial: Trial, name: str) -> list[str]:
+def _row(trial: "Trial", name: str) -> list[str]:
     shares = (trial.mean_holdout, trial.thinned, trial.scrambled, trial.failure)
     return [
         settings_text(trial.settings),

@@ -1,0 +1,62 @@
+"""What importing costs: nothing where no tensor is needed, and little beside torch where one is."""
+
+import subprocess
+import sys
+
+import pytest
+
+from opnp.cli.app import COMMANDS
+
+SECONDS = 0.3
+"""Processor time that `opnp.OPNP` may take beyond torch."""
+RUNS = 3
+"""The shortest of so many runs counts; none is made after one that was short enough."""
+
+MEASURED = """
+import time, torch
+started = time.process_time()
+import opnp
+opnp.OPNP
+print(time.process_time() - started)
+"""
+
+
+def printed(code: str, *arguments: str) -> str:
+    """Return what a new Python prints that runs this."""
+    command = [sys.executable, "-c", code, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_the_detector_costs_little_beyond_torch() -> None:
+    seconds: list[float] = []
+    while len(seconds) < RUNS and min(seconds, default=SECONDS) >= SECONDS:
+        seconds.append(float(printed(MEASURED)))
+    assert min(seconds) < SECONDS
+
+
+@pytest.mark.parametrize(
+    "code", ["import opnp", "import opnp; opnp.errors.OpnpError; opnp.OptionError", "import opnp.cli"]
+)
+def test_an_import_loads_no_torch(code: str) -> None:
+    assert printed(f"import sys; {code}; print('torch' in sys.modules)") == "False\n"
+
+
+HELP = """
+import contextlib, io, sys
+from opnp.cli import app
+loading = []
+for command in ([], *([name] for name in sys.argv[1:])):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
+        app([*command, "--help"], prog_name="opnp")
+    assert "Usage: opnp" in shown.getvalue()
+    heavy = {"numpy", "safetensors", "torch"} & set(sys.modules)
+    if heavy:
+        print(*command, *heavy)
+        break
+"""
+
+
+def test_no_help_loads_torch() -> None:
+    assert printed(HELP, *COMMANDS) == ""

@@ -1,0 +1,151 @@
+"""The wheel: what it asks for, what it holds, and that it works where nothing is but what it asks for."""
+
+import csv
+import re
+import sys
+import tarfile
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.integration.core_environment import core_environment, finished
+from tools.check_file_length import python_files
+
+ROOT = Path(__file__).parents[2]
+CORE = {"numpy", "rich", "safetensors", "torch", "typer"}
+EXTRAS = {
+    "bench": {"pillow", "pyarrow", "pytorch-ood", "scikit-learn"},
+    "hf": {"datasets", "pillow", "transformers"},
+    "onnx": {"onnx", "onnxruntime", "onnxscript"},
+    "report": {"jinja2", "matplotlib", "plotly", "pyarrow"},
+    "serve": {"fastapi", "pillow", "uvicorn"},
+    "vision": {"pillow", "timm", "torchvision"},
+}
+FOREIGN = """
+    PIL datasets fastapi hypothesis matplotlib onnx onnxruntime onnxscript plotly pyarrow pytest pytorch_ood sklearn
+    timm torchvision transformers uvicorn
+"""
+
+
+class Built(NamedTuple):
+    """What a build leaves."""
+
+    wheel: Path
+    archive: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Return the source archive, and the wheel that was built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    finished([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)], folder=folder)
+    (wheel,), (archive,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return Built(wheel, archive)
+
+
+@pytest.fixture(scope="module")
+def python(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Python of an environment with the wheel and its core dependencies."""
+    return core_environment(tmp_path_factory.mktemp("core") / "venv", built.wheel, requirements=CORE)
+
+
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(file.read(name).decode())
+
+
+def requirements(message: Message, extra: str) -> set[str]:
+    """Return the names of what is required with an extra and not without it; for "" of what always is."""
+    every = [Requirement(str(text)) for text in message.get_all("Requires-Dist", [])]
+
+    def required(chosen: str) -> set[str]:
+        return {each.name for each in every if each.marker is None or each.marker.evaluate({"extra": chosen})}
+
+    return required(extra) - required("") if extra else required("")
+
+
+def test_it_asks_for_the_core_and_offers_the_extras(built: Built) -> None:
+    message = metadata(built.wheel)
+    assert requirements(message, "") == CORE
+    assert set(message.get_all("Provides-Extra", [])) == {*EXTRAS, "all", "dev"}
+    assert {name: requirements(message, name) for name in EXTRAS} == EXTRAS
+    assert requirements(message, "all") == set().union(*EXTRAS.values())
+    assert {"build", "hatchling", "mypy", "pytest", "ruff"} <= requirements(message, "dev")
+
+
+def test_it_holds_the_package_whole_and_nothing_else(built: Built) -> None:
+    files = [path.relative_to(ROOT / "src") for path in (ROOT / "src" / "opnp").rglob("*") if path.is_file()]
+    sources = {path.as_posix() for path in files if "__pycache__" not in path.parts}
+    with zipfile.ZipFile(built.wheel) as file:
+        names = {name for name in file.namelist() if ".dist-info/" not in name}
+    assert names == sources
+    assert "opnp/py.typed" in names
+
+
+def test_the_source_archive_holds_what_the_tests_read(built: Built) -> None:
+    with tarfile.open(built.archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    documents = [path for path in (ROOT / "docs").rglob("*") if path.is_file()]
+    assert {path.relative_to(ROOT).as_posix() for path in (*python_files(ROOT), *documents)} <= names
+    assert {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "pyproject.toml"} <= names
+
+
+def test_only_the_core_is_there(python: Path) -> None:
+    code = (
+        "import importlib.util, opnp, sys\n"
+        "print(opnp.__file__)\n"
+        f"print(*(name for name in {FOREIGN!r}.split() if importlib.util.find_spec(name) is not None))"
+    )
+    place, foreign = finished([str(python), "-c", code], folder=python.parent).stdout.splitlines()
+    assert Path(place).is_relative_to(python.parents[1])
+    assert foreign == ""
+
+
+def test_help_and_version(python: Path) -> None:
+    command = str(python.with_name("opnp"))
+    assert "Usage: opnp [OPTIONS] COMMAND" in finished([command, "--help"]).stdout
+    as_module = [str(python), "-m", "opnp"]
+    assert finished([*as_module, "--version"]).stdout == finished([command, "--version"]).stdout
+    assert "Usage: opnp fit [OPTIONS]" in finished([*as_module, "fit", "--help"]).stdout
+
+
+def test_it_fits_and_scores(python: Path, cached: Path) -> None:
+    fit_and_score(python, cached)
+
+
+def test_what_needs_an_extra_names_it(python: Path, tmp_path: Path) -> None:
+    run = finished([str(python), "-m", "opnp", "demo"], folder=tmp_path, code=2)
+    assert re.fullmatch(r"opnp: .* not installed: `pip install 'opnp\[bench\]'`\.\n", run.stderr)
+
+
+@pytest.mark.long
+def test_it_installs_from_the_index(built: Built, cached: Path, tmp_path: Path) -> None:
+    finished([sys.executable, "-m", "venv", str(tmp_path / "venv")])
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    try:
+        finished([*install, "--dry-run", "--no-deps", "typer"])
+    except AssertionError as error:
+        pytest.skip(f"no package index answers: {error}")
+    finished([*install, str(built.wheel)], seconds=3600)
+    fit_and_score(python, cached)
+
+
+def fit_and_score(python: Path, cached: Path) -> None:
+    """Fit a detector on cached features and score others, with the command line of an environment."""
+    command = str(python.with_name("opnp"))
+    fit = ["--features", "train.safetensors", "--head", "head.safetensors", "--validation", "validation.safetensors"]
+    finished([command, "fit", *fit, "--rho-w-min", "0.1", "--out", "detector.safetensors"], folder=cached)
+    score = ["--detector", "detector.safetensors", "--features", "test.safetensors", "--out", "scores.csv"]
+    finished([command, "score", *score], folder=cached)
+    with (cached / "scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == list(range(50))
+    assert all(0 < float(row["p_value"]) <= 1 for row in rows)
+    assert {row["is_ood"] for row in rows} <= {"True", "False"}
