@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from opnp import OPNP, Ratios
 from opnp.adapters import onnx_files
 from opnp.adapters.onnx_files import write_onnx
-from opnp.core import ASHS, SCALE, SCORE_NAMES, Precision, ReAct, Shaping
+from opnp.core import ASHS, SCALE, SCORE_NAMES, Precision, ReAct, ScoreName, Shaping
 from opnp.detector.exported import FeatureJudge
 from opnp.errors import MissingExtraError, ModelRunError, OptionError
 from tests.unit.detector.detector_world import features, loader, model
@@ -137,9 +137,13 @@ class Judges(nn.Module):
         return [judge(rows) for judge in self.judges]
 
 
-def test_every_score_with_every_shaping_converts() -> None:
-    shapings: tuple[Shaping | None, ...] = (None, ReAct(0.9), ASHS(0.6), SCALE(0.6))
-    precisions: tuple[Precision, ...] = ("float32", "float64")
+def test_every_score_and_every_shaping_converts() -> None:
+    cases: list[tuple[ScoreName, Shaping | None, Precision]] = [
+        *(("energy", shaping, "float32") for shaping in (None, ReAct(0.9), ASHS(0.6), SCALE(0.6))),
+        *(("energy", shaping, "float64") for shaping in (ASHS(0.6), SCALE(0.6))),
+        *((score, SCALE(0.6), "float32") for score in SCORE_NAMES if score != "energy"),
+        *((score, None, "float64") for score in SCORE_NAMES if score != "energy"),
+    ]
     detectors = [
         OPNP(
             ratios=Ratios(w_min=0.3, o_max=0.1),
@@ -150,9 +154,7 @@ def test_every_score_with_every_shaping_converts() -> None:
         )
         .fit(model(), loader())
         .calibrate(loader(5, seed=1), keep=0.5)
-        for precision in precisions
-        for shaping in (shapings if precision == "float32" else shapings[-2:])
-        for score in SCORE_NAMES
+        for score, shaping, precision in cases
     ]
     judges = Judges(detector.to_module().judge for detector in detectors).eval()
     exported: Any = torch.onnx.export(

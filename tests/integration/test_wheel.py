@@ -23,7 +23,7 @@ EXTRAS = {
     "hf": {"datasets", "pillow", "transformers"},
     "onnx": {"onnx", "onnxruntime", "onnxscript"},
     "report": {"jinja2", "matplotlib", "plotly", "pyarrow"},
-    "serve": {"fastapi", "pillow", "uvicorn"},
+    "serve": {"fastapi", "pillow", "prometheus-client", "uvicorn"},
     "vision": {"pillow", "timm", "torchvision"},
 }
 FOREIGN = """
