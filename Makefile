@@ -61,11 +61,12 @@ venv:  ## Build .venv, or bring it up to date; does nothing when it is ready
 	mv $(STAMP).new $(STAMP)
 
 demo: venv  ## See it work: fit, prune and score, on this machine and without a download
-	@$(BIN)/opnp demo
+	@$(BIN)/opnp demo --report opnp-demo/report.html
 
-picture: venv  ## Draw the picture of the README from the demo's scores
+picture: venv  ## Draw the pictures of the README from the demo's scores
 	@$(BIN)/opnp demo --out opnp-demo >/dev/null
 	@$(BIN)/python tools/draw_demo.py opnp-demo docs/assets/demo.svg
+	@$(BIN)/python tools/draw_report.py opnp-demo docs/assets/report-demo.png --height 1960
 
 # Everything that the documentation quotes, from the data: about half an hour on two cores.
 records: venv  ## Make the records of docs/records anew (DATA=../shared/data)
@@ -92,6 +93,7 @@ results: venv  ## Write docs/explanation/results.md from the records
 # Two workers on two cores do not fight over threads. pytest fails by itself when it finds no test; the last line
 # also fails when every test was skipped.
 test: venv  ## Run all tests and doctests (WORKERS=2, ARGS="-k energy")
+	@$(BIN)/python tools/install_chromium.py >/dev/null 2>&1 || echo "no browser could be installed: tests of pages are skipped" >&2
 	@rm -f .test-report.xml
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --junit-xml=.test-report.xml $(ARGS)
 	@$(BIN)/python tools/check_tests_ran.py .test-report.xml

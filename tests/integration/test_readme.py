@@ -41,7 +41,9 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_shell_commands_run(opnp: Opnp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run_script(opnp, "opnp demo")
+    run_script(opnp, "opnp inspect")
+    run_script(opnp, "opnp report")
+    assert (tmp_path / "figures" / "figure-5-scores-demo.svg").is_file()
     assert (tmp_path / "scores.csv").is_file()
 
 

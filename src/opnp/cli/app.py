@@ -28,6 +28,9 @@ COMMANDS = {
         "Show what each setting changes, on cached features: ratios, scope, reading, temperature, "
         "training samples, score."
     ),
+    "report": (
+        "Write results as one page: verdict, methods, thresholds, figures, gallery, and what is needed to repeat them."
+    ),
 }
 """The commands in the order of the help, each with the first line of its docstring; a test compares the two.
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from opnp.cli.out_checks import require_out_file
 from opnp.errors import MissingExtraError
 
 __all__ = ["ReportFile", "require_report", "tell_report"]
@@ -17,11 +18,17 @@ ReportFile = Annotated[
 ]
 
 
-def require_report(path: Path | None) -> None:
+def require_report(path: Path | None, *, made: Path | None = None) -> None:
     """Raise, before anything is computed, what would keep a report from being written.
+
+    Args:
+        path: The report, or None where none is asked for.
+        made: Folder that the command makes if it does not exist yet; a report may be written there.
 
     Raises:
         MissingExtraError: If a package that reports need is not installed.
+        MissingFileError: If its folder does not exist, or it is a folder itself.
+        OSError: If no file can be made there.
 
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
@@ -29,6 +36,8 @@ def require_report(path: Path | None) -> None:
         raise MissingExtraError(
             f"`--report` needs {' and '.join(missing)}, not installed: `pip install 'opnp[report]'`.",
         )
+    if path is not None and (path.parent.is_dir() or made is None or path.parent.absolute() != made.absolute()):
+        require_out_file(path)
 
 
 def tell_report(folder: Path, path: Path | None, *, is_quiet: bool) -> None:

@@ -1,0 +1,18 @@
+"""Records and scores in, figures and pages out. Nothing here touches a tensor or a model."""
+
+from opnp.report.named_figures import NamedFigure, named_figures
+from opnp.report.page.page_file import write_report
+from opnp.report.results import ReportedFigures, ReportedModel, ReportedRow, Results, read_results
+from opnp.report.writing import write_figures
+
+__all__ = [
+    "NamedFigure",
+    "ReportedFigures",
+    "ReportedModel",
+    "ReportedRow",
+    "Results",
+    "named_figures",
+    "read_results",
+    "write_figures",
+    "write_report",
+]

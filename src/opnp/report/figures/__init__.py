@@ -1,0 +1,1 @@
+"""Drawers: for print by matplotlib, for pages by plotly."""

@@ -1,0 +1,167 @@
+"""What each threshold does: ID flagged and OOD missed at many shares of ID kept, counted, not estimated."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opnp.bench.bench_record import Nearness
+from opnp.errors import EmptyDataError
+from opnp.report.series.wording import method_label, set_title
+
+__all__ = ["KEEPS", "ExploredMethod", "ExploredSet", "Explorer", "explored", "explorer_values", "threshold_explorer"]
+
+KEEPS = range(500, 1000)
+"""Shares of ID kept, in thousandths."""
+
+_Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ExploredSet:
+    """How many of an OOD set are missed.
+
+    Attributes:
+        set: Name of the set, without ``ood_``.
+        title: Its name for readers, with its nearness.
+        samples: How many there are.
+        missed: How many score no higher than the threshold, by share of ID kept.
+
+    """
+
+    set: str
+    title: str
+    samples: int
+    missed: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExploredMethod:
+    """What the thresholds of one method do.
+
+    Attributes:
+        method: Name of the row.
+        samples: ID samples.
+        thresholds: By share of ID kept: inputs that score above it are flagged.
+        flagged: ID samples that are flagged, by share of ID kept.
+        sets: The OOD sets.
+
+    """
+
+    method: str
+    samples: int
+    thresholds: tuple[float, ...]
+    flagged: tuple[int, ...]
+    sets: tuple[ExploredSet, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explorer:
+    """What the thresholds of some methods do.
+
+    Attributes:
+        keeps: Shares of ID kept, in thousandths, ascending.
+        methods: The methods; all have the same OOD sets.
+
+    """
+
+    keeps: tuple[int, ...]
+    methods: tuple[ExploredMethod, ...]
+
+    def place(self, keep: float) -> int:
+        """Return the place of the share that is nearest to `keep`."""
+        return min(range(len(self.keeps)), key=lambda place: abs(self.keeps[place] - 1000 * keep))
+
+
+def threshold_explorer(
+    scores: Mapping[str, Mapping[str, _Scores]],
+    nearness: Mapping[str, Nearness],
+    *,
+    keeps: Iterable[int] = KEEPS,
+) -> Explorer:
+    """Return what every threshold does to every set.
+
+    Args:
+        scores: Scores by method and set: ``test`` and ``ood_*``.
+        nearness: ``near`` or ``far`` by name of the OOD set, without ``ood_``.
+        keeps: Shares of ID to keep, in thousandths.
+
+    Returns:
+        Thresholds and counts; OOD sets that every method has scores for, near before far.
+
+    Raises:
+        EmptyDataError: If a method has no ID scores.
+
+    Example:
+        >>> scores = {"Energy": {"test": np.array([1.0, 2.0, 3.0, 9.0]), "ood_far": np.array([3.0, 4.0, 10.0])}}
+        >>> [method] = threshold_explorer(scores, {"far": "far"}, keeps=[750, 950]).methods
+        >>> method.thresholds, method.flagged, method.sets[0].missed
+        ((3.0, 9.0), (1, 0), (1, 2))
+
+    """
+    shares = tuple(keeps)
+    names = [name for name in nearness if all(f"ood_{name}" in by_set for by_set in scores.values())]
+    names.sort(key=lambda name: (nearness[name] != "near", name))
+    return Explorer(
+        keeps=shares,
+        methods=tuple(explored(method, by_set, {name: nearness[name] for name in names}, shares)
+                      for method, by_set in scores.items()),
+    )  # fmt: skip
+
+
+def explored(
+    method: str, by_set: Mapping[str, _Scores], nearness: Mapping[str, Nearness], keeps: Iterable[int]
+) -> ExploredMethod:
+    """Return what the thresholds of one method do.
+
+    The threshold at a share of k thousandths is the smallest ID score that at least k of 1000 ID scores do not exceed,
+    as in `opnp.core.fpr_at_tpr`; an input is flagged where its score is above it.
+
+    Args:
+        method: Name of the row.
+        by_set: Scores by set.
+        nearness: The OOD sets in their order, with their nearness.
+        keeps: Shares of ID to keep, in thousandths.
+
+    Raises:
+        EmptyDataError: If there are no ID scores.
+
+    """
+    inside = np.sort(by_set["test"])
+    if len(inside) == 0:
+        raise EmptyDataError("There are no ID scores: a threshold needs at least one.")
+    needed = [-(-keep * len(inside) // 1000) for keep in keeps]  # rounded up, in whole numbers: exact
+    thresholds = inside[np.array(needed, dtype=np.int64) - 1]
+    sets = []
+    for name, side in nearness.items():
+        outside = np.sort(by_set[f"ood_{name}"])
+        missed = np.searchsorted(outside, thresholds, side="right")
+        sets.append(ExploredSet(name, set_title(name, side), len(outside), tuple(missed.tolist())))
+    flagged = len(inside) - np.searchsorted(inside, thresholds, side="right")
+    return ExploredMethod(method, len(inside), tuple(thresholds.tolist()), tuple(flagged.tolist()), tuple(sets))
+
+
+def explorer_values(explorer: Explorer) -> dict[str, Any]:
+    """Return an explorer as JSON values for the script of the page.
+
+    Example:
+        >>> scores = {"Energy": {"test": np.array([1.0, 2.0])}}
+        >>> explorer_values(threshold_explorer(scores, {}, keeps=[500]))["methods"][0]["flagged"]
+        [1]
+
+    """
+    return {
+        "keeps": list(explorer.keeps),
+        "methods": [
+            {
+                "name": method_label(method.method),
+                "samples": method.samples,
+                "thresholds": [f"{threshold:.6g}" for threshold in method.thresholds],
+                "flagged": list(method.flagged),
+                "sets": [{"samples": each.samples, "missed": list(each.missed)} for each in method.sets],
+            }
+            for method in explorer.methods
+        ],
+    }

@@ -1,0 +1,84 @@
+"""What there is to say of one fit without OOD data: what was chosen by what, and what its thresholds flag."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from opnp.bench.fit_record import FIT_FILE, FitRecord
+from opnp.errors import DataFileError
+from opnp.report.page.explorer import Explorer, threshold_explorer
+from opnp.report.page.origins import Fact, facts_of_values
+from opnp.report.page.verdict import Verdict, settings_source
+from opnp.report.page.wording import count_text, settings_words, share_change
+from opnp.report.series.wording import brief_percent, percent
+
+__all__ = ["fit_explorer", "fit_facts", "fit_verdict", "read_fit"]
+
+
+def read_fit(folder: Path) -> FitRecord | None:
+    """Return the record of a fit in a folder, or None if there is none.
+
+    Raises:
+        DataFileError: If it cannot be read.
+
+    """
+    path = folder / FIT_FILE
+    if not path.is_file():
+        return None
+    try:
+        return FitRecord.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, DataFileError) as error:
+        raise DataFileError(f"{path}: {error}") from error
+
+
+def fit_verdict(record: FitRecord) -> Verdict:
+    """Return what a fit says of itself: nothing of OOD, for it has seen none."""
+    verb = "uses" if record.tuning is None else "chose"
+    sentence = f"The detector {verb} {settings_words(record.settings)}"
+    if record.keep is not None and record.threshold is not None:
+        scores = count_text(len(record.calibration_scores))
+        sentence += (
+            f", and flags inputs that score above {record.threshold:.6g}, calibrated by {scores} held-out scores to "
+            f"keep {brief_percent(record.keep)} of ID"
+        )
+    return Verdict(
+        "unknown",
+        "No OOD data",
+        f"{sentence}. No OOD data were given, so what it gains and misses is not known.",
+        (settings_words(record.settings), settings_source(record.settings, record.tuning)),
+        tuple(_gains(record)),
+        tuple(_costs(record)),
+    )
+
+
+def fit_explorer(record: FitRecord) -> Explorer | None:
+    """Return what each threshold flags of the calibration samples, or None without calibration."""
+    if not record.calibration_scores:
+        return None
+    return threshold_explorer({"OPNP": {"test": np.array(record.calibration_scores, dtype=np.float64)}}, {})
+
+
+def fit_facts(record: FitRecord) -> tuple[Fact, ...]:
+    """Return what the detector was fitted on and with."""
+    return (
+        Fact("training samples", count_text(record.training_samples)),
+        Fact("calibration samples", count_text(len(record.calibration_scores))),
+        Fact("settings in words", record.settings_text),
+        Fact("SHA-256 of the head", record.head_sha256),
+        *facts_of_values(record.settings),
+    )
+
+
+def _gains(record: FitRecord) -> Iterator[str]:
+    if (tuning := record.tuning) is not None and tuning.is_changed:
+        change = share_change(tuning.energy.holdout, tuning.chosen.holdout, verbs=("falls", "rises"))
+        yield f"where it was chosen, AUROC against held-out data {change}"
+
+
+def _costs(record: FitRecord) -> Iterator[str]:
+    if record.tuning is not None:
+        yield f"ID accuracy that the pruned head by itself loses: {percent(record.tuning.chosen.loss)}"
+        yield "answers come from the original head and keep its ID accuracy"
+    if record.expected_flagged is not None:
+        yield f"{percent(record.expected_flagged)} of ID inputs are flagged, in expectation"

@@ -1,0 +1,211 @@
+"""Tables of the page: columns, rows, and the values that they are sorted by."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from opnp.bench.bench_record import Nearness
+from opnp.bench.sweep_record import SweepCurve, SweepPoint, SweepRecord, SweptModel
+from opnp.report.page.wording import GROUP_TITLES, count_text
+from opnp.report.reported import ReportedFigures, ReportedModel, ReportedRow
+from opnp.report.series.wording import set_label
+
+__all__ = ["Cell", "Column", "Row", "Table", "methods_table", "sets_table", "sweep_table"]
+
+FPR95_ID = "FPR95, ID positive"
+FPR95_OOD = "FPR95, OOD positive"
+CONVENTIONS = (
+    f"{FPR95_ID} (the papers): share of OOD kept where 95 % of ID is kept, lower is better. "
+    f"{FPR95_OOD} (OpenOOD, pytorch-ood): share of ID flagged where 95 % of OOD is caught, lower is better. "
+    "AUROC is the same for both, higher is better. All in %."
+)
+_HEAD: Mapping[str, Callable[[ReportedRow], float | None]] = {
+    "ID accuracy": lambda row: row.accuracy_after,
+    "ECE": lambda row: None if row.after is None else row.after.ece,
+}
+_SIDES: tuple[tuple[Nearness, str], ...] = (("far", "Far OOD"), ("near", "Near OOD"))
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column.
+
+    Attributes:
+        title: Its title.
+        group: Title above it and its neighbours; empty for none.
+        is_number: Whether it holds numbers.
+
+    """
+
+    title: str
+    group: str = ""
+    is_number: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell: what is shown, and what it is sorted by; None comes last."""
+
+    text: str
+    value: float | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row.
+
+    Attributes:
+        cells: The first names the row.
+        mark: What the row is, in a word, where it stands out; else empty.
+        reason: Why there are no figures; empty where there are.
+
+    """
+
+    cells: tuple[Cell, ...]
+    mark: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: What it shows, in a few words.
+        note: What its columns mean.
+        columns: The columns.
+        rows: The rows, in the order of the record.
+
+    """
+
+    title: str
+    note: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def groups(self) -> tuple[tuple[str, int], ...]:
+        """Titles above the columns, each with the columns that it spans."""
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and spans[-1][0] == column.group:
+                spans[-1] = (column.group, spans[-1][1] + 1)
+            else:
+                spans.append((column.group, 1))
+        return tuple(spans)
+
+
+def methods_table(model: ReportedModel) -> Table:
+    """Return the methods of a model: means over far and over near sets, and the head that they score with."""
+    sides = [(name, title) for name, title in _SIDES if model.sets(name)]
+    columns = [Column("Method", is_number=False), Column("Kind", is_number=False)]
+    for name, title in sides:
+        sets = ", ".join(set_label(each) for each in model.sets(name))
+        group = title if sets == name else f"{title}: {'mean of ' if len(model.sets(name)) > 1 else ''}{sets}"
+        columns += [Column(each, group) for each in (FPR95_ID, FPR95_OOD, "AUROC")]
+    head = [name for name, values in _HEAD.items() if any(values(row) is not None for row in model.rows)]
+    columns += [*(Column(name, "Head scored with") for name in head), Column("ID samples")]
+    return Table(
+        title="Methods",
+        note=CONVENTIONS + " ID accuracy and ECE are those of the logits that the score is read off; answers come from "
+        "the original head.",
+        columns=tuple(columns),
+        rows=tuple(_method_row(model, row, [name for name, _ in sides], head) for row in model.rows),
+    )
+
+
+def sets_table(model: ReportedModel) -> Table:
+    """Return the methods of a model on each OOD set."""
+    titles = (FPR95_ID, FPR95_OOD, "AUROC", "AUPR, ID positive", "AUPR, OOD positive")
+    texts = [Column(title, is_number=False) for title in ("Method", "OOD set", "Side")]
+    return Table(
+        title="Methods on each OOD set",
+        note=CONVENTIONS,
+        columns=(*texts, *map(Column, titles)),
+        rows=tuple(
+            Row((*map(_text, (row.method, set_label(name), model.nearness.get(name, ""))), *_all_figures(figures)),
+                mark=_mark(model, row))
+            for row in model.rows
+            for name, figures in (row.detection or {}).items()
+        ),
+    )  # fmt: skip
+
+
+def sweep_table(record: SweepRecord, model: SweptModel) -> Table:
+    """Return the best point of each curve by mean AUROC over the OOD sets, beside the energy; draws are averaged."""
+    texts = [Column(title, is_number=False) for title in ("Curve", "Best at")]
+    sides = [(name, title) for name, title in _SIDES if getattr(model.energy, name) is not None]
+    columns = [*texts, *(Column(each, title) for _, title in sides for each in (FPR95_ID, "AUROC")), Column("Points")]
+    names = [name for name, _ in sides]
+    rows = [
+        Row(
+            (_text("Energy, original head"), _text(""), *_side_cells([model.energy], names), _number(1)),
+            "compared with",
+        )
+    ]
+    for curve in record.curves:
+        points = [point for point in model.points if point.curve == curve.name]
+        rows.append(_curve_row(curve, points, names))
+    return Table(
+        title="Best point of each curve",
+        note="The point with the largest mean AUROC over the OOD sets, known with hindsight only; opnp tune chooses "
+        f"without OOD data. {FPR95_ID}: share of OOD kept where 95 % of ID is kept, lower is better. AUROC: higher is "
+        "better. All in %; draws are averaged.",
+        columns=tuple(columns),
+        rows=tuple(rows),
+    )
+
+
+def _curve_row(curve: SweepCurve, points: list[SweepPoint], names: list[Nearness]) -> Row:
+    draws: dict[tuple[str, ...], list[SweepPoint]] = {}
+    for point in points:
+        if point.mean is not None:
+            draws.setdefault(point.labels(curve.varies), []).append(point)
+    if not draws:
+        reasons = sorted({point.reason for point in points if point.reason})
+        return Row((_text(curve.name),), reason=reasons[0] if reasons else "no point ran")
+    place = max(draws, key=lambda labels: fmean(point.mean.auroc for point in draws[labels] if point.mean is not None))
+    where = ", ".join(f"{name} {label}" for name, label in zip(curve.varies, place, strict=True))
+    return Row((_text(curve.name), _text(where), *_side_cells(draws[place], names), _number(len(points))))
+
+
+def _side_cells(points: list[SweepPoint], names: list[Nearness]) -> Iterator[Cell]:
+    for name in names:
+        figures = [each for each in (getattr(point, name) for point in points) if each is not None]
+        yield _share(fmean(each.fpr95 for each in figures) if figures else None)
+        yield _share(fmean(each.auroc for each in figures) if figures else None)
+
+
+def _method_row(model: ReportedModel, row: ReportedRow, sides: Iterable[Nearness], head: Iterable[str]) -> Row:
+    first = (_text(row.method), _text(GROUP_TITLES[row.group]))
+    if row.status != "ok":
+        return Row(first, reason=row.reason or "no reason is recorded")
+    cells = [cell for name in sides for cell in _figures(getattr(row, name))]
+    cells += [_share(_HEAD[name](row)) for name in head]
+    return Row((*first, *cells, _number(model.id_samples.get(row.split))), mark=_mark(model, row))
+
+
+def _mark(model: ReportedModel, row: ReportedRow) -> str:
+    return {model.chosen: "chosen", model.baseline: "compared with"}.get(row.method, "")
+
+
+def _figures(figures: ReportedFigures | None) -> tuple[Cell, ...]:
+    if figures is None:
+        return (_share(None),) * 3
+    return tuple(map(_share, (figures.fpr95, figures.fpr95_ood_positive, figures.auroc)))
+
+
+def _all_figures(figures: ReportedFigures) -> tuple[Cell, ...]:
+    return (*_figures(figures), _share(figures.aupr_id_positive), _share(figures.aupr_ood_positive))
+
+
+def _text(text: str) -> Cell:
+    return Cell(text, text)
+
+
+def _number(count: int | None) -> Cell:
+    return Cell("\N{EN DASH}" if count is None else count_text(count), count)
+
+
+def _share(value: float | None) -> Cell:
+    return Cell("\N{EN DASH}" if value is None else f"{100 * value:.2f}", value)

@@ -1,0 +1,219 @@
+"""What a run says, in a sentence: what was chosen, what it gains over the plain energy, and what it costs."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from opnp.bench.bench_record import Nearness
+from opnp.bench.fit_record import TuningFacts
+from opnp.report.page.wording import count_text, settings_words, share_change
+from opnp.report.reported import ReportedFigures, ReportedModel, ReportedRow
+from opnp.report.series.wording import listed, method_label, percent
+
+__all__ = ["Outcome", "Verdict", "model_verdict", "settings_source"]
+
+Outcome = Literal["gain", "mixed", "none", "loss", "unknown"]
+_TITLES: dict[Outcome, str] = {
+    "gain": "Gains",
+    "mixed": "Gains and loses",
+    "none": "No gain",
+    "loss": "Loses",
+    "unknown": "No comparison",
+}
+_SIDES: tuple[Nearness, ...] = ("far", "near")
+_FALLS = ("falls", "rises")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run says.
+
+    Attributes:
+        outcome: What pruning and shaping bring against the plain energy: better or equal on every side is a ``gain``,
+            worse or equal a ``loss``, better here and worse there ``mixed``; differences below a tenth of a per cent
+            count for nothing.
+        title: The outcome in a word or two.
+        sentence: All of it in a sentence.
+        chosen: What was chosen, and by what.
+        gains: What it gains; empty where it gains nothing.
+        costs: What it costs; empty where nothing is known of it.
+
+    """
+
+    outcome: Outcome
+    title: str
+    sentence: str
+    chosen: tuple[str, ...]
+    gains: tuple[str, ...]
+    costs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """How a figure changes: in words, and by how many tenths of a per cent it becomes better."""
+
+    words: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """The energy and the chosen row on near, or on far, OOD."""
+
+    name: Nearness
+    before: ReportedFigures
+    after: ReportedFigures
+
+    @property
+    def changes(self) -> tuple[_Change, ...]:
+        """Return how FPR95 and AUROC change."""
+        return (
+            _change(f"{self.name} OOD: FPR95", self.before.fpr95, self.after.fpr95, is_better_low=True),
+            _change(f"{self.name} OOD: AUROC", self.before.auroc, self.after.auroc, is_better_low=False),
+        )
+
+    @property
+    def words(self) -> str:
+        """Return how FPR95 changes, and AUROC where it goes the other way."""
+        fpr95, auroc = self.changes
+        words = f"FPR95 of {self.name} OOD {share_change(self.before.fpr95, self.after.fpr95, verbs=_FALLS)}"
+        if auroc.step * fpr95.step < 0 or (auroc.step < 0 and fpr95.step == 0):
+            words += f" while AUROC {share_change(self.before.auroc, self.after.auroc, verbs=_FALLS)}"
+        return words
+
+
+def model_verdict(model: ReportedModel) -> Verdict:
+    """Return what the rows of a model say.
+
+    Example:
+        >>> from opnp.report.reported import models_of_demo
+        >>> from opnp.bench.record import DetectionResult, MethodResult, Record
+        >>> def row(name, fpr95, auroc):
+        ...     figures = {"far": DetectionResult(fpr95, 0.5, auroc)}
+        ...     return MethodResult(name, {"ratios": {"w_min": 0.3}}, figures, 0.99, 0.98, 0.05, -5.0)
+        >>> rows = (row("Energy", 0.4, 0.9), row("OPNP", 0.3, 0.92))
+        >>> [model] = models_of_demo(Record("digits", 0, 0.95, {"test": 253}, {}, rows))
+        >>> verdict = model_verdict(model)
+        >>> verdict.outcome, verdict.gains
+        ('gain', ('far OOD: FPR95 falls from 40.0 % to 30.0 %', 'far OOD: AUROC rises from 90.0 % to 92.0 %'))
+        >>> verdict.costs[0]
+        'ID accuracy of the head it scores with falls from 99.0 % to 98.0 %'
+
+    """
+    if model.chosen is None:
+        return _without_choice(model)
+    row = model.row(model.chosen)
+    chosen = (f"{row.method}: {settings_words(row.settings)}", settings_source(row.settings))
+    head, facts = tuple(_head_changes(row)), tuple(_facts(row))
+    if model.baseline is None:
+        sentence = f"{row.method} uses {settings_words(row.settings)}; no energy was judged by the same ID samples."
+        return Verdict("unknown", _TITLES["unknown"], sentence, chosen, _better(head), (*_not_better(head), *facts))
+    baseline = model.row(model.baseline)
+    sides = [
+        _Side(name, before, after)
+        for name in _SIDES
+        if (before := getattr(baseline, name)) is not None and (after := getattr(row, name)) is not None
+    ]
+    changes = [change for side in sides for change in side.changes]
+    outcome = _outcome(changes)
+    worse = tuple(change.words for change in changes if change.step < 0)
+    return Verdict(
+        outcome,
+        _TITLES[outcome],
+        _sentence(model, row, sides, outcome, head),
+        chosen,
+        (*_better(changes), *_better(head)),
+        (*worse, *_not_better(head), *facts),
+    )
+
+
+def _without_choice(model: ReportedModel) -> Verdict:
+    ran = [row for row in model.rows if row.mean is not None]
+    sentence = "No row of opnp as it is used ran, so there is nothing to compare with the energy."
+    best = max(ran, key=lambda row: 0.0 if row.mean is None else row.mean.auroc, default=None)
+    if best is not None and best.mean is not None:
+        sentence += f" Of {len(ran)} methods, {best.method} has the highest mean AUROC, {percent(best.mean.auroc)}."
+    return Verdict("unknown", _TITLES["unknown"], sentence, (), (), ())
+
+
+def _sentence(
+    model: ReportedModel, row: ReportedRow, sides: Sequence[_Side], outcome: Outcome, head: Sequence[_Change]
+) -> str:
+    samples = model.id_samples.get(row.split)
+    same = f"the same {count_text(samples)} ID samples" if samples else "the same ID samples"
+    start = f"{row.method} {'chose' if 'tuning' in row.settings else 'uses'} {settings_words(row.settings)}"
+    against = f"against {method_label(model.baseline or '')} on {same}"
+    parts = listed([side.words for side in sides])
+    if outcome == "unknown":
+        return f"{start}; there are no figures to compare with the energy."
+    word = {"gain": "it gains", "mixed": "it gains and loses", "none": "it gains nothing", "loss": "it loses"}[outcome]
+    worse = [change.words for change in head if change.step < 0]
+    price = f"; its cost: {listed(worse)}" if worse else ""
+    if head and not worse:
+        price = "; the head it scores with is no less accurate" + (
+            " and no worse calibrated" if row.after is not None else ""
+        )
+    return f"{start}: {word} {against}: {parts}{price}."
+
+
+def settings_source(settings: Mapping[str, object], tuning: TuningFacts | None = None) -> str:
+    """Return what settings were chosen by.
+
+    Args:
+        settings: Settings as JSON values; with ``tuning`` among them where they were chosen.
+        tuning: How they were chosen, where the settings do not say.
+
+    Example:
+        >>> settings_source({"tuning": {"samples": 2000, "source": "validation", "tried": 85}})
+        'chosen without OOD data, by 2000 validation samples, 85 settings tried'
+        >>> settings_source({})
+        'fixed settings, not chosen by data'
+
+    """
+    values = settings.get("tuning") if tuning is None else asdict(tuning)
+    if not isinstance(values, Mapping):
+        return "fixed settings, not chosen by data"
+    by = f"{values.get('samples')} {values.get('source')} samples"
+    return f"chosen without OOD data, by {by}, {values.get('tried')} settings tried"
+
+
+def _head_changes(row: ReportedRow) -> Iterator[_Change]:
+    if row.accuracy is not None and row.accuracy_after is not None:
+        name = "ID accuracy of the head it scores with"
+        yield _change(name, row.accuracy, row.accuracy_after, is_better_low=False)
+    if row.before is not None and row.after is not None:
+        name = "calibration error (ECE) of the head it scores with"
+        yield _change(name, row.before.ece, row.after.ece, is_better_low=True)
+
+
+def _facts(row: ReportedRow) -> Iterator[str]:
+    if row.accuracy is not None:
+        yield f"answers come from the original head and keep its ID accuracy, {percent(row.accuracy)}"
+    if row.flagged_id is not None and row.threshold is not None:
+        yield f"{percent(row.flagged_id)} of ID test inputs are flagged at the calibrated threshold {row.threshold:.4g}"
+
+
+def _better(changes: Iterable[_Change]) -> tuple[str, ...]:
+    return tuple(change.words for change in changes if change.step > 0)
+
+
+def _not_better(changes: Iterable[_Change]) -> tuple[str, ...]:
+    return tuple(change.words for change in changes if change.step <= 0)
+
+
+def _change(name: str, before: float, after: float, *, is_better_low: bool) -> _Change:
+    rise = _tenths(after) - _tenths(before)
+    return _Change(f"{name} {share_change(before, after, verbs=_FALLS)}", -rise if is_better_low else rise)
+
+
+def _outcome(changes: Sequence[_Change]) -> Outcome:
+    if not changes:
+        return "unknown"
+    is_better, is_worse = any(each.step > 0 for each in changes), any(each.step < 0 for each in changes)
+    if is_better:
+        return "mixed" if is_worse else "gain"
+    return "loss" if is_worse else "none"
+
+
+def _tenths(share: float) -> int:
+    return round(float(f"{100 * share:.1f}") * 10)

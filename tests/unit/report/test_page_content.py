@@ -1,0 +1,205 @@
+"""What the page says: verdicts, thresholds, tables and galleries, as plain values."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opnp.bench.bench_record import DetectionFigures
+from opnp.bench.fit_record import FitRecord, TriedSetting, TuningFacts
+from opnp.bench.record import DetectionResult, MethodResult, Record
+from opnp.bench.sweep_record import SweepRecord
+from opnp.core import fpr_at_tpr
+from opnp.errors import DataFileError, EmptyDataError
+from opnp.report.page.explorer import KEEPS, threshold_explorer
+from opnp.report.page.fits import fit_explorer, fit_verdict
+from opnp.report.page.galleries import fitting_galleries, galleries
+from opnp.report.page.tables import methods_table, sets_table, sweep_table
+from opnp.report.page.verdict import model_verdict
+from opnp.report.reported import ReportedModel, models_of_bench, models_of_demo
+from tests.unit.report.page_world import gallery
+from tests.unit.report.report_world import MODEL, RECORDS, bench_record
+
+SCORES = st.lists(st.sampled_from([-2.0, -1.5, 0.0, 0.25, 3.0, 7.5]), min_size=1, max_size=40)
+
+
+@given(inside=SCORES, outside=SCORES, keep=st.sampled_from(KEEPS))
+def test_the_explorer_counts_what_the_core_measures(inside: list[float], outside: list[float], keep: int) -> None:
+    scores = {"Energy": {"test": np.array(inside), "ood_far": np.array(outside)}}
+    [method] = threshold_explorer(scores, {"far": "far"}, keeps=[keep]).methods
+    id_scores, ood_scores = torch.tensor(inside), torch.tensor(outside)
+    assert method.sets[0].missed[0] / len(outside) == fpr_at_tpr(id_scores, ood_scores, tpr=keep / 1000)
+    kept_id = Fraction(fpr_at_tpr(id_scores, id_scores, tpr=keep / 1000)).limit_denominator(len(inside))
+    assert Fraction(len(inside) - method.flagged[0], len(inside)) == kept_id
+    assert sum(score > method.thresholds[0] for score in inside) == method.flagged[0]
+
+
+def test_the_explorer_needs_id_scores_and_leaves_out_sets_that_a_method_lacks() -> None:
+    both, one = np.array([1.0, 2.0]), np.array([3.0])
+    explorer = threshold_explorer(
+        {"a": {"test": both, "ood_x": one, "ood_y": one}, "b": {"test": both, "ood_y": one}},
+        {"x": "near", "y": "far"},
+    )
+    assert [[each.set for each in method.sets] for method in explorer.methods] == [["y"], ["y"]]
+    assert explorer.keeps[explorer.place(0.95)] == 950
+    with pytest.raises(EmptyDataError, match="no ID scores"):
+        threshold_explorer({"a": {"test": np.array([])}}, {})
+
+
+def demo_model(
+    energy: tuple[float, float], opnp: tuple[float, float], *, pruned_accuracy: float = 0.99
+) -> ReportedModel:
+    """Return the demo's model with these FPR95 and AUROC on far OOD."""
+    rows = [
+        MethodResult(
+            method=name,
+            settings={"ratios": {"w_min": 0.1}},
+            detection={"far": DetectionResult(fpr95, 0.5, auroc)},
+            accuracy=0.99,
+            pruned_accuracy=pruned_accuracy,
+            flagged_id=0.05,
+            threshold=-5.0,
+        )
+        for name, (fpr95, auroc) in (("Energy", energy), ("OPNP", opnp))
+    ]
+    [model] = models_of_demo(Record("digits", 0, 0.95, {"test": 253}, {}, tuple(rows)))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("opnp", "outcome", "words"),
+    [
+        ((0.3, 0.92), "gain", "it gains against Energy on the same 253 ID samples: FPR95 of far OOD falls from 40.0 %"),
+        ((0.4, 0.92), "gain", "stays at 40.0 %"),
+        ((0.4004, 0.9), "none", "it gains nothing against Energy"),
+        ((0.5, 0.85), "loss", "it loses against Energy"),
+        ((0.3, 0.85), "mixed", "while AUROC falls from 90.0 % to 85.0 %"),
+        ((0.5, 0.95), "mixed", "while AUROC rises from 90.0 % to 95.0 %"),
+    ],
+)
+def test_a_verdict_says_what_is_gained_and_what_is_lost(opnp: tuple[float, float], outcome: str, words: str) -> None:
+    verdict = model_verdict(demo_model((0.4, 0.9), opnp))
+    assert verdict.outcome == outcome
+    assert words in verdict.sentence
+    assert bool(verdict.gains) == (outcome in {"gain", "mixed"})
+    assert any(each.startswith("far OOD") for each in verdict.costs) == (outcome in {"loss", "mixed"})
+
+
+def test_a_verdict_names_the_accuracy_that_the_pruned_head_loses() -> None:
+    verdict = model_verdict(demo_model((0.4, 0.9), (0.3, 0.92), pruned_accuracy=0.97))
+    assert verdict.sentence.endswith("its cost: ID accuracy of the head it scores with falls from 99.0 % to 97.0 %.")
+    assert "no less accurate" in model_verdict(demo_model((0.4, 0.9), (0.3, 0.92))).sentence
+
+
+def test_a_real_verdict_names_choice_gain_loss_and_calibration() -> None:
+    model = next(each for each in models_of_bench(bench_record()) if each.name == MODEL)
+    verdict = model_verdict(model)
+    assert verdict.outcome == "mixed"
+    assert verdict.sentence.startswith("OPNP() chose SCALE shaping at quantile 0.9, no pruning: it gains and loses")
+    assert "near OOD: AUROC falls from 74.0 % to 68.6 %" in verdict.costs
+    assert "calibration error (ECE) of the head it scores with rises from 13.1 % to 24.0 %" in verdict.costs
+    assert verdict.chosen[1] == "chosen without OOD data, by 2000 validation samples, 85 settings tried"
+
+
+def test_without_a_row_of_opnp_there_is_no_comparison() -> None:
+    [first, *_] = models_of_bench(bench_record())
+    alone = replace(first, chosen=None)
+    assert "MSP" not in model_verdict(alone).sentence
+    assert model_verdict(alone).sentence.startswith("No row of opnp as it is used ran")
+    assert model_verdict(replace(first, baseline=None)).outcome == "unknown"
+    assert model_verdict(replace(first, rows=(), chosen=None)).outcome == "unknown"
+
+
+def test_the_table_of_methods_holds_every_row_and_both_conventions() -> None:
+    for model in models_of_bench(bench_record()):
+        table = methods_table(model)
+        assert len(table.rows) == len(model.rows)
+        assert {"FPR95, ID positive", "FPR95, OOD positive"} <= {column.title for column in table.columns}
+        assert sum(span for _, span in table.groups) == len(table.columns)
+        for row, source in zip(table.rows, model.rows, strict=True):
+            assert row.reason == source.reason
+            values = [cell.value for cell in row.cells]
+            if source.far is not None:
+                place = [column.title for column in table.columns].index("FPR95, OOD positive")
+                assert values[place] == source.far.fpr95_ood_positive
+                assert len(row.cells) == len(table.columns)
+        assert {row.mark for row in table.rows} == {"", "chosen", "compared with"}
+        detections = sum(len(row.detection or {}) for row in model.rows)
+        assert len(sets_table(model).rows) == detections
+
+
+def test_a_sweep_shows_the_best_point_of_each_curve() -> None:
+    record = SweepRecord.from_json((RECORDS / "sweep.json").read_text(encoding="utf-8"))
+    model = record.models[0]
+    rows = {row.cells[0].text: row for row in sweep_table(record, model).rows}
+    assert len(rows) == len(record.curves) + 1
+    points = [point for point in model.curve("w_min") if point.mean is not None]
+    best = max(points, key=lambda point: point.mean.auroc if point.mean else 0.0)
+    assert rows["w_min"].cells[1].text == f"w_min {best.labels(['w_min'])[0]}"
+    assert isinstance(best.far, DetectionFigures)
+    assert rows["w_min"].cells[2].value == best.far.fpr95
+    failed = replace(model, points=tuple(
+        replace(point, mean=None, status="failed", reason="why") for point in model.points))  # fmt: skip
+    assert {row.reason for row in sweep_table(record, failed).rows} == {"", "why"}
+
+
+def test_galleries_put_id_first_and_fit_into_their_room() -> None:
+    found = galleries([gallery("ood_dtd"), gallery("test")])
+    assert [each.title for each in found] == ["ID images that look most OOD", "dtd: OOD images that look most ID"]
+    assert [item.verdict for item in found[0].thumbnails[:2]] == ["flagged", "kept"]
+    size = sum(len(item.image) for each in found for item in each.thumbnails)
+    assert fitting_galleries([found], most_bytes=size) == [found]
+    [cut] = fitting_galleries([found], most_bytes=size // 2)
+    assert [(len(each.thumbnails), each.left_out) for each in cut] == [(2, 3), (2, 3)]
+    [none] = fitting_galleries([found], most_bytes=0)
+    assert [(len(each.thumbnails), each.left_out) for each in none] == [(0, 5), (0, 5)]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "https://example.org/a.png",
+        "data:image/svg+xml;base64,aGk=",
+        "data:text/html;base64,aGk=",
+        'data:image/png;base64,"',
+    ],
+)
+def test_only_pictures_without_script_are_shown(image: str) -> None:
+    bad = gallery("test")
+    with pytest.raises(DataFileError, match="is no image as a data URI"):
+        galleries([replace(bad, items=(replace(bad.items[0], image=image),))])
+
+
+def test_a_fit_without_ood_data_says_so() -> None:
+    tuning = TuningFacts(200, "validation", 85, True, TriedSetting(0.8, 0.7, 0.0), TriedSetting(0.9, 0.7, 0.01))
+    record = FitRecord(
+        model="mine",
+        classes=3,
+        features=4,
+        training_samples=100,
+        settings={"ratios": {"w_min": 0.3}, "shaping": None},
+        settings_text="--rho-w-min 0.3",
+        tuning=tuning,
+        keep=0.75,
+        threshold=3.0,
+        expected_flagged=0.2,
+        calibration_scores=(1.0, 2.0, 3.0, 9.0),
+        head_sha256="0",
+        versions={},
+    )
+    verdict = fit_verdict(record)
+    assert verdict.sentence == (
+        "The detector chose pruning rho_w_min 0.3, no shaping, and flags inputs that score above 3, calibrated by 4 "
+        "held-out scores to keep 75 % of ID. No OOD data were given, so what it gains and misses is not known."
+    )
+    assert verdict.gains == ("where it was chosen, AUROC against held-out data rises from 80.0 % to 90.0 %",)
+    explorer = fit_explorer(record)
+    assert explorer is not None
+    assert explorer.methods[0].flagged[explorer.place(0.75)] == 1
+    bare = replace(record, tuning=None, keep=None, threshold=None, expected_flagged=None, calibration_scores=())
+    assert fit_explorer(bare) is None
+    assert (fit_verdict(bare).gains, fit_verdict(bare).costs) == ((), ())

@@ -1,0 +1,157 @@
+"""The page as a file: complete, safe, small, the same for the same results."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from opnp.bench.fit_record import FitRecord
+from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OptionError
+from opnp.report import write_report
+from opnp.report.page.rendering import script_json
+from tests.unit.report.page_world import EVIL, page_folder, picture_record
+from tests.unit.report.report_world import MODEL, RECORDS, demo_folder
+
+MOST_BYTES = 6_000_000
+
+
+class Outline(HTMLParser):
+    """Headings, ids and scripts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.data: dict[str, list[str]] = {}
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.data.setdefault(self.open[-1], []).append(data)
+
+    @property
+    def levels(self) -> list[int]:
+        return [int(tag[1]) for tag, _ in self.tags if re.fullmatch(r"h[1-6]", tag)]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the page of a benchmark with everything."""
+    folder = tmp_path_factory.mktemp("page")
+    return write_report(page_folder(folder / "results"), folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_whole_small_and_in_its_order(page: str) -> None:
+    outline = Outline(page)
+    assert len(page.encode()) < MOST_BYTES
+    first, *rest = outline.levels
+    assert first == 1
+    assert all(level <= before + 1 for before, level in zip(outline.levels, rest, strict=False))
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"] for tag, attributes in outline.tags if tag == "a"}
+    assert targets <= {f"#{name}" for name in ids}
+    parts = [name for name in ids if name and name.startswith("model1-") and name.count("-") == 1]
+    order = ["verdict", "methods", "thresholds", "keep", "figures", "gallery", "data"]
+    assert [name.removeprefix("model1-") for name in parts if name != "model1-heading"] == order
+    addresses = [attributes[name] for _, attributes in outline.tags for name in ("src", "href") if name in attributes]
+    assert all(address and address.startswith(("#", "data:image/")) for address in addresses)
+
+
+def test_every_figure_table_and_image_says_what_it_is(page: str) -> None:
+    outline = Outline(page)
+    assert all(attributes.get("alt") for tag, attributes in outline.tags if tag == "img")
+    assert all(attributes["aria-label"] for _, attributes in outline.tags if attributes.get("role") == "img")
+    tags = [tag for tag, _ in outline.tags]
+    assert tags.count("table") == tags.count("caption") > 0
+    assert tags.count("figure") == tags.count("figcaption") > 0
+    assert all("scope" in attributes for tag, attributes in outline.tags if tag == "th")
+
+
+def test_names_from_data_stay_names(page: str) -> None:
+    outline = Outline(page)
+    scripts = [attributes.get("type") for tag, attributes in outline.tags if tag == "script"]
+    assert scripts == ["application/json", "text/plain", None]
+    assert EVIL not in page
+    assert any(EVIL in text for text in outline.data["h2"])
+    values = json.loads(re.search(r'id="report-data">(.*?)</script>', page, re.DOTALL).group(1))  # type: ignore[union-attr]  # it is there
+    assert set(values) == {"templates", "figures", "explorers"}
+    assert json.loads(script_json({EVIL: "&<!--\u2028"})) == {EVIL: "&<!--\u2028"}
+    assert not set("<>&\u2028") & set(script_json({EVIL: "&<!--\u2028"}))
+
+
+def test_failed_methods_stand_there_with_their_reason(page: str) -> None:
+    assert "Failed: Mahalanobis inverts the covariance" in page
+
+
+def test_equal_results_give_equal_pages(tmp_path: Path) -> None:
+    folder = demo_folder(tmp_path / "one")
+    shutil.copytree(folder, tmp_path / "other")
+    first, second = (write_report(tmp_path / name, tmp_path / f"{name}.html") for name in ("one", "other"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_folder_may_hold_a_sweep_pictures_or_a_fit_alone(tmp_path: Path) -> None:
+    sweep, pictures, fit = (tmp_path / name for name in ("sweep", "pictures", "fit"))
+    for folder in (sweep, pictures, fit):
+        folder.mkdir()
+    shutil.copy(RECORDS / "sweep.json", sweep)
+    (pictures / "pictures.json").write_text(picture_record(MODEL).to_json(), encoding="utf-8")
+    record = FitRecord(
+        model="mine",
+        classes=3,
+        features=4,
+        training_samples=1234,
+        settings={},
+        settings_text="",
+        tuning=None,
+        keep=0.9,
+        threshold=2.5,
+        expected_flagged=0.1,
+        calibration_scores=(1.0, 2.5),
+        head_sha256="0",
+        versions={"opnp": "9.9"},
+    )
+    (fit / "fit.json").write_text(record.to_json(), encoding="utf-8")
+    texts = {folder.name: write_report(folder, tmp_path / "out.html").read_text() for folder in (sweep, pictures, fit)}
+    assert "known with hindsight only" in texts["sweep"]
+    assert "ID images that look most OOD" in texts["pictures"]
+    assert "OPNP() removes" in texts["pictures"]
+    assert "flags inputs that score above 2.5" in texts["fit"]
+    assert "9.9" in texts["fit"]
+
+
+def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
+    folder = demo_folder(tmp_path / "results")
+    with pytest.raises(DataFileError, match="is a folder: name a file for the report"):
+        write_report(folder, tmp_path)
+    with pytest.raises(MissingFileError, match="is no folder"):
+        write_report(folder, tmp_path / "none" / "report.html")
+    with pytest.raises(OptionError, match="keep"):
+        write_report(folder, tmp_path / "report.html", keep=1.0)
+    (tmp_path / "fit").mkdir()
+    (tmp_path / "fit" / "fit.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DataFileError, match=r"fit\.json: This is no record of a fit"):
+        write_report(tmp_path / "fit", tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("package", ["jinja2", "plotly.offline"])
+def test_a_missing_package_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    folder = demo_folder(tmp_path / "results")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[report\]'"):
+        write_report(folder, tmp_path / "report.html")

@@ -1,0 +1,159 @@
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opnp.bench.picture_record import PictureRecord
+from opnp.errors import DataFileError, MissingExtraError, MissingFileError
+from opnp.report import read_results
+from opnp.report.reported import models_of_bench, models_of_demo
+from tests.unit.report.report_world import (
+    MODEL,
+    bench_folder,
+    bench_record,
+    demo_folder,
+    demo_record,
+    pictures_of_head,
+    scores_by_set,
+    small_head,
+)
+
+
+def test_a_bench_is_reported_with_every_row_and_figure() -> None:
+    record = bench_record()
+    for source, model in zip(record.models, models_of_bench(record), strict=True):
+        assert (model.name, model.classes, model.features) == (source.model, source.classes, source.features)
+        assert [row.method for row in model.rows] == [row.method for row in source.methods]
+        for row, given in zip(model.rows, source.methods, strict=True):
+            assert {name: asdict(each) for name, each in (row.detection or {}).items()} == {
+                name: asdict(each) for name, each in (given.detection or {}).items()
+            }
+            for side in ("mean", "near", "far"):
+                mine, theirs = getattr(row, side), getattr(given, side)
+                assert (mine is None) == (theirs is None)
+                assert mine is None or asdict(mine) == asdict(theirs)
+            assert row.accuracy == (None if given.before is None else given.before.accuracy)
+
+
+def test_the_chosen_row_stands_beside_the_energy_on_the_same_samples() -> None:
+    for model in models_of_bench(bench_record()):
+        assert (model.chosen, model.baseline) == ("OPNP()", "Energy, rest of test")
+        assert model.row("OPNP()").split == model.row("Energy, rest of test").split
+    [model] = models_of_demo(demo_record(scores_by_set()))
+    assert (model.chosen, model.baseline) == ("OPNP", "Energy")
+
+
+def test_without_a_chosen_row_the_energy_is_still_the_baseline() -> None:
+    record = bench_record()
+    [first, *_] = record.models
+    rows = tuple(row for row in first.methods if row.group == "reference")
+    [model] = models_of_bench(replace(record, models=(replace(first, methods=rows),)))
+    assert (model.chosen, model.baseline) == (None, "Energy")
+
+
+def test_a_failed_row_is_not_chosen() -> None:
+    record = bench_record()
+    [first, *_] = record.models
+    rows = tuple(
+        replace(row, status="failed", detection=None, mean=None, near=None, far=None) if row.method == "OPNP()" else row
+        for row in first.methods
+    )
+    [model] = models_of_bench(replace(record, models=(replace(first, methods=rows),)))
+    assert model.chosen == "OPNP(shaping=None)"
+    assert model.row("OPNP()").detection == {}
+
+
+def test_an_unknown_row_is_a_key_error() -> None:
+    [model] = models_of_demo(demo_record(scores_by_set()))
+    with pytest.raises(KeyError, match="nothing"):
+        model.row("nothing")
+
+
+def test_scores_of_a_bench_come_by_model_and_method(tmp_path: Path) -> None:
+    results = read_results(bench_folder(tmp_path))
+    assert results.demo is None
+    assert results.sweep is not None
+    scores = results.scores(MODEL, "OPNP()")
+    assert scores is not None
+    assert list(scores) == ["test", "ood_cifar10", "ood_dtd", "ood_mnist", "ood_tiny_imagenet_crop"]
+    np.testing.assert_array_equal(scores["test"], scores_by_set(1)["test"])
+    assert results.scores(MODEL, "KNN") is None
+    assert results.scores("densenet_cifar10", "OPNP()") is None
+
+
+def test_scores_of_the_demo_belong_to_its_chosen_row(tmp_path: Path) -> None:
+    results = read_results(demo_folder(tmp_path))
+    scores = results.scores("demo", "OPNP")
+    assert scores is not None
+    assert list(scores) == ["test", "ood_far", "ood_near"]
+    for name, values in scores_by_set().items():
+        np.testing.assert_array_equal(scores[name], values)
+    assert results.scores("demo", "Energy") is None
+
+
+def test_columns_of_model_and_method_are_heeded_in_csv_as_well(tmp_path: Path) -> None:
+    demo_folder(tmp_path)
+    text = "model,method,set,score\ndemo,Energy,test,1.5\ndemo,OPNP,test,2.5\nother,OPNP,test,3.5\n"
+    (tmp_path / "scores.csv").write_text(text, encoding="utf-8")
+    results = read_results(tmp_path)
+    found = [results.scores("demo", method) for method in ("Energy", "OPNP")]
+    assert [None if each is None else each["test"].tolist() for each in found] == [[1.5], [2.5]]
+
+
+def test_pictures_of_the_only_model_need_no_equal_name(tmp_path: Path) -> None:
+    results = read_results(demo_folder(tmp_path))
+    pictures = results.pictures_of("demo")
+    assert pictures is not None
+    assert pictures.model == "digits"
+    several = PictureRecord(models=tuple(pictures_of_head(name, *small_head()) for name in ("a", "b")))
+    assert replace(results, pictures=several).pictures_of("demo") is None
+
+
+def test_a_folder_without_scores_has_none(tmp_path: Path) -> None:
+    (demo_folder(tmp_path) / "scores.csv").unlink()
+    assert read_results(tmp_path).scores("demo", "OPNP") is None
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"none: no such folder of results\."):
+        read_results(tmp_path / "none")
+
+
+def test_a_folder_without_results_says_what_it_must_hold(tmp_path: Path) -> None:
+    with pytest.raises(DataFileError, match=r"must have one of results\.json, sweep\.json"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", '{"record_version": 9, "models": []}', '{"record_version": 9}', "[]"])
+def test_an_unreadable_record_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "results.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataFileError, match=r"results\.json"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("set,index\ntest,0\n", r"scores\.csv cannot be read as a file of scores \(KeyError: 'score'\)"),
+        ("set,score\ntest,many\n", r"could not convert string to float"),
+        ("set,score\ntest,nan\n", r"holds NaN or infinite scores"),
+    ],
+)
+def test_unreadable_scores_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (demo_folder(tmp_path) / "scores.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataFileError, match=message):
+        read_results(tmp_path).scores("demo", "OPNP")
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    (bench_folder(tmp_path) / "scores.parquet").write_bytes(b"nothing of the kind")
+    with pytest.raises(DataFileError, match=r"scores\.parquet cannot be read as a file of scores"):
+        read_results(tmp_path).scores(MODEL, "OPNP()")
+
+
+def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = read_results(bench_folder(tmp_path))
+    monkeypatch.setattr("opnp.report.score_reading.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[report\]'"):
+        results.scores(MODEL, "OPNP()")
