@@ -1,0 +1,198 @@
+"""``opnp monitor``: whether the stream in score files is still like the calibration samples."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from opnp.cli.options import JsonFlag
+from opnp.cli.output import print_facts, print_json
+from opnp.errors import DataFileError, OptionError
+
+if TYPE_CHECKING:
+    from opnp.data.score_reading import ScoreTable
+    from opnp.detector import OPNP
+    from opnp.serve.drift_test import DriftSummary
+
+__all__ = ["monitor"]
+
+_ALARM_CODE = 3
+_BARS = 10
+_BAR_WIDTH = 40
+
+
+def monitor(
+    files: Annotated[list[Path], typer.Argument(help="Score files of `opnp score`, in the order of the stream.")],
+    *,
+    detector: Annotated[
+        Path | None,
+        typer.Option(help="Detector that scored the files. Without it their p-values are used, and one side is seen."),
+    ] = None,
+    calibration_samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Without --detector: samples that it was calibrated on. Default: told by 100 p-values or more.", min=1
+        ),
+    ] = None,
+    level: Annotated[float, typer.Option(help="Probability of ever raising a false alarm, at most.")] = 0.01,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="With --detector: file to go on from, if it is there, and to write what was seen to."),
+    ] = None,
+    fail_on_alarm: Annotated[
+        bool, typer.Option("--fail-on-alarm", help=f"Leave with exit code {_ALARM_CODE} if there is an alarm.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the numbers that break ties.", min=0)] = 0,
+    json: JsonFlag = False,
+) -> None:
+    """Say whether a stream of scores is still in distribution: a test that is valid at any time, with few false alarms.
+
+    The rows must be in the order in which the inputs came: files sorted by class look like a change. The evidence grows
+    when scores stop looking like the calibration scores; an alarm stays. The exit code is 0 with and without
+    an alarm; with --fail-on-alarm an alarm is exit code 3. Each file belongs to a --state only once.
+    """
+    from opnp.data.score_reading import read_score_table
+
+    tables = [read_score_table(path) for path in files]
+    if detector is not None:
+        if calibration_samples is not None:
+            raise OptionError("`--calibration-samples` is for use without `--detector`, which knows the number.")
+        found, before, samples = _by_detector(files, tables, detector, state=state, level=level, seed=seed)
+    elif state is not None:
+        raise OptionError("`--state` needs the calibration scores: give `--detector` as well.")
+    else:
+        found, before, samples = _by_p_values(files, tables, calibration_samples, level=level, seed=seed)
+    facts = _facts(found, files, tables, before=before, is_two_sided=detector is not None) | {
+        "calibration_samples": samples
+    }
+    if json:
+        print_json(found.to_json() | facts)
+    else:
+        _show(found, facts)
+    if fail_on_alarm and found.alarm_at is not None:
+        raise typer.Exit(_ALARM_CODE)
+
+
+def _by_detector(
+    files: list[Path], tables: list["ScoreTable"], path: Path, *, state: Path | None, level: float, seed: int
+) -> tuple["DriftSummary", int, int]:
+    """Return the verdict, the samples before these files, and the number of calibration samples."""
+    from opnp.detector import OPNP
+    from opnp.serve.monitor import DriftMonitor
+
+    loaded = OPNP.load(path)
+    calibration = loaded.calibration_scores
+    _require_own(files, tables, loaded, path)
+    if state is not None and state.exists():
+        watching = DriftMonitor.load(state)
+        if not watching.is_calibrated_by(calibration):
+            raise OptionError(f"{state} is of another detector than {path}. Start with a new `--state`.")
+        if (watching.level, watching.seed) != (level, seed):
+            raise OptionError(
+                f"{state} was started with `--level {watching.level:g} --seed {watching.seed}`: give the same, or "
+                f"start with a new `--state`.",
+            )
+    else:
+        watching = DriftMonitor(calibration, level=level, seed=seed)
+    before = watching.samples
+    for table in tables:
+        watching.update(table.scores)
+    if state is not None:
+        watching.save(state)
+    return watching.summary(), before, watching.calibration_samples
+
+
+def _by_p_values(
+    files: list[Path], tables: list["ScoreTable"], samples: int | None, *, level: float, seed: int
+) -> tuple["DriftSummary", int, int]:
+    import torch
+
+    from opnp.serve.p_value_stream import drift_of_p_values, inferred_calibration_samples
+
+    columns = [table.p_values for table in tables if table.p_values is not None]
+    for path, table in zip(files, tables, strict=True):
+        if table.p_values is None:
+            raise DataFileError(
+                f"{path} holds no p-values. Give `--detector`, if it is calibrated, or calibrate it and score again.",
+            )
+    scores, p_values = torch.cat([table.scores for table in tables]), torch.cat(columns)
+    known = inferred_calibration_samples(p_values) if samples is None else samples
+    return drift_of_p_values(scores, p_values, calibration_samples=known, level=level, seed=seed), 0, known
+
+
+def _require_own(files: list[Path], tables: list["ScoreTable"], detector: "OPNP", path: Path) -> None:
+    """Raise `DataFileError` if p-values in a file are not those that this detector gives to its scores."""
+    import torch
+
+    from opnp.core import conformal_p_value
+
+    for file, table in zip(files, tables, strict=True):
+        if table.p_values is None:
+            continue
+        if not torch.equal(conformal_p_value(table.scores, detector.calibration_scores), table.p_values):
+            raise DataFileError(f"{file} was scored by another detector than {path}, or before it was calibrated anew.")
+
+
+def _facts(
+    found: "DriftSummary", files: list[Path], tables: list["ScoreTable"], *, before: int, is_two_sided: bool
+) -> dict[str, object]:
+    """Return what the files add to the verdict: where the alarm fell, how many were flagged, what was looked for."""
+    alarm_file, alarm_row, start = None, None, before
+    for path, table in zip(files, tables, strict=True):
+        if found.alarm_at is not None and start <= found.alarm_at < start + len(table.scores):
+            alarm_file, alarm_row = str(path), found.alarm_at - start
+        start += len(table.scores)
+    verdicts = [table.is_ood for table in tables if table.is_ood is not None]
+    judged = sum(map(len, verdicts))
+    return {
+        "verdict": "no alarm" if found.alarm_at is None else "alarm",
+        "looked_for": "any change" if is_two_sided else "scores that became larger",
+        "alarm_file": alarm_file,
+        "alarm_row": alarm_row,
+        "flagged_share": sum(int(flags.sum()) for flags in verdicts) / judged if judged else None,
+    }
+
+
+def _show(found: "DriftSummary", facts: dict[str, object]) -> None:
+    where = "none"
+    if found.alarm_at is not None:
+        row = (
+            "before these files" if facts["alarm_file"] is None else f"{facts['alarm_file']}, row {facts['alarm_row']}"
+        )
+        where = f"sample {found.alarm_at + 1} ({row})"
+    flagged, small = facts["flagged_share"], found.small_share
+    typer.echo(found.sentence + "\n")
+    print_facts(
+        {
+            "alarm": where,
+            "alarm level": f"{found.level:g}",
+            "samples": found.samples,
+            "calibration samples": facts["calibration_samples"],
+            "looked for": facts["looked_for"],
+            "evidence now": _evidence(found.log_wealth),
+            "greatest": f"{_evidence(found.peak_log_wealth)} (alarm at {1 / found.level:g})",
+            "p-value at any time": f"{found.p_value:.3g}",
+            "flagged in these files": "unknown" if flagged is None else f"{flagged:.1%}",
+            "p-values up to 0.05": f"{small:.1%} (5.0% expected)",
+        }
+    )
+    typer.echo("\np-values among calibration and earlier samples; | where ID samples would reach")
+    joined = len(found.counts) // _BARS
+    for start in range(0, len(found.counts), joined):
+        share = sum(found.counts[start : start + joined]) / found.samples
+        length = min(round(share * _BARS * _BAR_WIDTH / 2), 2 * _BAR_WIDTH)
+        bar = ("#" * length).ljust(_BAR_WIDTH // 2)
+        typer.echo(
+            f"  {found.edges[start]:.1f}-{found.edges[start + joined]:.1f}  {share:6.1%}  {_marked(bar)}".rstrip()
+        )
+
+
+def _marked(bar: str) -> str:
+    """Return a bar with a mark where a uniform share would end."""
+    return bar[: _BAR_WIDTH // 2] + "|" + bar[_BAR_WIDTH // 2 :]
+
+
+def _evidence(log_wealth: float) -> str:
+    """Return the wealth as a number, or as a power of ten where it is large or small."""
+    power = log_wealth / 2.302585092994046
+    return f"{10**power:.3g}" if abs(power) < 6 else f"1e{power:+.0f}"

@@ -1,0 +1,151 @@
+"""Score files as ``opnp score`` writes them, read back: scores, p-values and verdicts in the order of the rows."""
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from opnp.errors import DataFileError, EmptyDataError, MissingExtraError
+from opnp.files import existing_file
+
+__all__ = ["ScoreTable", "read_score_table"]
+
+_SCORE, _P_VALUE, _IS_OOD = _COLUMNS = ("score", "p_value", "is_ood")
+_TRUTHS = {"true": 1.0, "false": 0.0}
+_Column = Sequence[object]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ScoreTable:
+    """The columns of a score file that say something of the stream.
+
+    Attributes:
+        scores: Larger = more OOD, shape ``(rows,)``, float64, not NaN.
+        p_values: Conformal p-values, shape ``(rows,)``, float64; None where the detector was not calibrated.
+        is_ood: True = flagged, shape ``(rows,)``, bool; None where the detector was not calibrated.
+
+    """
+
+    scores: Tensor
+    p_values: Tensor | None
+    is_ood: Tensor | None
+
+
+def read_score_table(path: str | os.PathLike[str]) -> ScoreTable:
+    """Return scores, p-values and verdicts of a score file, to the bit as they were written.
+
+    Args:
+        path: File that ends in ``.csv`` or ``.parquet``, with a column `score` and perhaps `p_value` and `is_ood`;
+            others are not looked at.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        DataFileError: If it cannot be read, has no scores, holds what is no number, or lacks values in some rows.
+        EmptyDataError: If it has no rows.
+        MissingExtraError: If pyarrow, which Parquet needs, is not installed.
+
+    """
+    path = existing_file(path, content="scores")
+    match path.suffix.lower():
+        case ".csv":
+            columns = _csv_columns(path)
+        case ".parquet":
+            columns = _parquet_columns(path)
+        case ending:
+            raise DataFileError(f"{path}: a score file must end in .csv or .parquet, got {ending or 'no ending'!r}.")
+    if _SCORE not in columns:
+        raise DataFileError(f"{path} has no column `score`: expected a file that `opnp score` wrote.")
+    if len(columns[_SCORE]) == 0:
+        raise EmptyDataError(f"{path} holds no rows: at least one sample is needed.")
+    scores = _numbers(path, _SCORE, columns, _number)
+    if scores is None:
+        raise DataFileError(f"{path} holds no scores: the column `score` is empty.")
+    p_values, is_ood = _numbers(path, _P_VALUE, columns, _number), _numbers(path, _IS_OOD, columns, _truth)
+    if p_values is not None and not 0 < float(p_values.min()) <= float(p_values.max()) <= 1:
+        raise DataFileError(
+            f"{path}: p-values lie above 0 and at most at 1, got {float(p_values.min()):g} to "
+            f"{float(p_values.max()):g}. Score the data again.",
+        )
+    return ScoreTable(scores=scores, p_values=p_values, is_ood=None if is_ood is None else is_ood.bool())
+
+
+def _csv_columns(path: Path) -> dict[str, _Column]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            header = next(rows, [])
+            wanted = {name: header.index(name) for name in _COLUMNS if name in header}
+            found: dict[str, list[object]] = {name: [] for name in wanted}
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise DataFileError(
+                        f"{path}, line {rows.line_num}: expected {len(header)} values, got {len(row)}. Is it whole?",
+                    )
+                for name, place in wanted.items():
+                    found[name].append(row[place] or None)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataFileError(f"{path} cannot be read as a score file ({type(error).__name__}: {error}).") from error
+    return {**found}
+
+
+def _parquet_columns(path: Path) -> dict[str, _Column]:
+    if find_spec("pyarrow") is None:
+        raise MissingExtraError(f"{path} is a Parquet file, which needs pyarrow: `pip install 'opnp[bench]'`.")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            table = file.read(columns=names)
+            return {name: table[name].to_pylist() for name in names}
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise DataFileError(f"{path} cannot be read as a score file ({type(error).__name__}: {error}).") from error
+
+
+def _numbers(path: Path, name: str, columns: dict[str, _Column], number: Callable[[object], float]) -> Tensor | None:
+    """Return a column as float64, or None if it is not there or has no values."""
+    values = columns.get(name, [])
+    missing = [row for row, value in enumerate(values) if value is None]
+    if len(missing) == len(values):
+        return None
+    if missing:
+        raise DataFileError(
+            f"{path}: `{name}` has no value in {len(missing)} of {len(values)} rows ({_shown(missing)})."
+        )
+    found = []
+    for row, value in enumerate(values):
+        try:
+            found.append(number(value))
+        except (TypeError, ValueError):
+            raise DataFileError(f"{path}: `{name}` of row {row} is {value!r}, which is not a value of it.") from None
+    column = torch.tensor(found, dtype=torch.float64)
+    if bool(column.isnan().any()):
+        raise DataFileError(f"{path}: `{name}` is NaN in {_shown(column.isnan().nonzero().flatten().tolist())}.")
+    return column
+
+
+def _number(value: object) -> float:
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError
+
+
+def _truth(value: object) -> float:
+    if isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str) and value.lower() in _TRUTHS:
+        return _TRUTHS[value.lower()]
+    raise TypeError
+
+
+def _shown(rows: Iterable[int]) -> str:
+    listed = list(rows)
+    return "rows " + ", ".join(map(str, listed[:5])) + (", ..." if len(listed) > 5 else "")

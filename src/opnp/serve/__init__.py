@@ -1,0 +1,1 @@
+"""HTTP service that gives verdicts, and a monitor of the stream of scores."""

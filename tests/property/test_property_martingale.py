@@ -1,0 +1,202 @@
+"""The monitor's promises: a martingale from every state, pieces equal the whole, and few false alarms."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from opnp.core.martingale import (
+    BIN_EDGES,
+    MartingaleState,
+    alarm_threshold,
+    bin_widths,
+    fixed_bets,
+    log_wealth,
+)
+from opnp.core.online_p_values import earlier_counts, numbered_uniforms
+from opnp.serve.monitor import DriftMonitor
+from opnp.serve.p_value_stream import drift_of_p_values
+from tests.unit.serve.stream_world import alarm_share, stream_p_values, stream_wealth
+
+checked = settings(derandomize=True, deadline=None, database=None, max_examples=40)
+
+SEEDS = st.integers(0, 2**31)
+CUTS = st.lists(st.integers(0, 600), max_size=6)
+
+
+def past_of(samples: int, seed: int, *, power: float) -> Tensor:
+    """Return p-values that pile up at 0 for a power above 1, and at 1 below."""
+    return torch.rand(samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** power
+
+
+def pieces_of(values: Tensor, cuts: list[int]) -> list[Tensor]:
+    edges = sorted({0, len(values), *(cut for cut in cuts if cut < len(values))})
+    return [values[low:high] for low, high in itertools.pairwise(edges)]
+
+
+@checked
+@given(samples=st.integers(0, 600), seed=SEEDS, power=st.sampled_from([0.5, 1.0, 1.1, 3.0]), is_one_sided=st.booleans())
+def test_the_next_uniform_p_value_leaves_the_expected_wealth_as_it_is(
+    samples: int, seed: int, power: float, *, is_one_sided: bool
+) -> None:
+    """This is the martingale property, without randomness: wealth is constant on each bin, so the mean is a sum."""
+    past = past_of(samples, seed, power=power)
+    path, state = log_wealth(past, MartingaleState.start(), is_one_sided=is_one_sided)
+    before = float(path[-1]) if samples else 0.0
+    edges = torch.tensor(BIN_EDGES, dtype=torch.float64)
+    after = [
+        log_wealth(middle[None], state, is_one_sided=is_one_sided)[0][0] for middle in (edges[1:] + edges[:-1]) / 2
+    ]
+    mean = float((bin_widths() * (torch.stack(after) - before).exp()).sum())
+    assert mean == pytest.approx(1.0, abs=1e-9)
+
+
+@checked
+@given(samples=st.integers(1, 600), seed=SEEDS, cuts=CUTS)
+def test_wealth_in_pieces_is_that_of_the_whole_to_the_bit(samples: int, seed: int, cuts: list[int]) -> None:
+    p_values = past_of(samples, seed, power=1.3)
+    whole, last = log_wealth(p_values, MartingaleState.start())
+    state, found = MartingaleState.start(), []
+    for piece in pieces_of(p_values, cuts):
+        wealth, state = log_wealth(piece, state)
+        found.append(wealth)
+    assert torch.equal(torch.cat(found), whole)
+    assert torch.equal(state.log_active, last.log_active)
+    assert torch.equal(state.recent, last.recent)
+
+
+@checked
+@given(samples=st.integers(1, 600), digits=st.integers(0, 3), seed=SEEDS, cuts=CUTS)
+def test_a_monitor_fed_in_pieces_is_that_of_the_whole(samples: int, digits: int, seed: int, cuts: list[int]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    calibration = torch.randn(50, generator=generator).round(decimals=digits)
+    scores = torch.randn(samples, generator=generator).round(decimals=digits) + 0.5
+    whole, parts = DriftMonitor(calibration, seed=seed), DriftMonitor(calibration.flip(0), seed=seed)
+    wealth = whole.update(scores)
+    assert torch.equal(torch.cat([parts.update(piece) for piece in pieces_of(scores, cuts)]), wealth)
+    assert parts.summary() == whole.summary()
+    assert whole.alarm_at == next((at for at, value in enumerate(wealth) if value >= alarm_threshold(0.01)), None)
+
+
+@checked
+@given(samples=st.integers(1, 400), digits=st.integers(0, 2), seed=SEEDS)
+def test_p_values_alone_never_show_more_than_the_scores_would(samples: int, digits: int, seed: int) -> None:
+    """Ties with calibration scores, which p-values do not tell, only make online p-values larger and evidence less."""
+    generator = torch.Generator().manual_seed(seed)
+    calibration = torch.randn(30, generator=generator).round(decimals=digits)
+    scores = torch.randn(samples, generator=generator).round(decimals=digits) + 0.5
+    p_values = torch.tensor([(1 + int((calibration >= score).sum())) / 31 for score in scores], dtype=torch.float64)
+    found = drift_of_p_values(scores, p_values, calibration_samples=30, seed=seed).log_wealth
+    chances = numbered_uniforms(0, samples, seed=3 * seed + 2)
+    smoothed = []
+    for number, score in enumerate(scores):
+        pool = torch.cat([calibration, scores[:number]])
+        ties = int((pool == score).sum())
+        smoothed.append((int((pool > score).sum()) + float(chances[number]) * (1 + ties)) / (31 + number))
+    exact, _ = log_wealth(torch.tensor(smoothed, dtype=torch.float64), MartingaleState.start(), is_one_sided=True)
+    assert found <= float(exact[-1]) + 1e-9
+
+
+def test_one_sided_bets_fall_with_the_p_value() -> None:
+    assert bool((fixed_bets()[:, :3].diff(dim=0) <= 0).all())
+    assert torch.allclose(bin_widths() @ fixed_bets(), torch.ones(5, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+@checked
+@given(places=st.lists(st.integers(0, 5), min_size=1, max_size=300), streams=st.integers(1, 3))
+def test_earlier_counts_of_several_streams(places: list[int], streams: int) -> None:
+    rows = torch.tensor(places)
+    several = torch.stack([rows.roll(shift) for shift in range(streams)])
+    smaller, equal, counts = earlier_counts(several, torch.zeros(streams, 6, dtype=torch.int64))
+    for number, row in enumerate(several.tolist()):
+        assert smaller[number].tolist() == [sum(other < own for other in row[:at]) for at, own in enumerate(row)]
+        assert equal[number].tolist() == [row[:at].count(own) for at, own in enumerate(row)]
+        assert counts[number].tolist() == [row.count(place) for place in range(6)]
+
+
+def scores_of(kind: str, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    match kind:
+        case "normal":
+            return torch.randn(shape, generator=generator)
+        case "ties":
+            return torch.randint(0, 5, shape, generator=generator).float()
+        case _:
+            return torch.zeros(shape)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "constant"])
+@pytest.mark.parametrize("samples", [1, 20])
+def test_online_p_values_are_uniform_and_independent(kind: str, samples: int) -> None:
+    """Five p-values after few calibration samples: each uniform, and each pair independent, by chi-squared."""
+    runs, generator = 20_000, torch.Generator().manual_seed(samples)
+    both = scores_of(kind, (runs, samples + 5), generator)
+    p_values = stream_p_values(both[:, :samples], both[:, samples:], generator)
+    cells = (p_values * 5).long()
+    for one in range(5):
+        assert chi_squared(torch.bincount(cells[:, one], minlength=5)) < 27.9  # 1e-5 above, 4 degrees of freedom
+        for other in range(one):
+            pairs = torch.bincount(5 * cells[:, one] + cells[:, other], minlength=25)
+            assert chi_squared(pairs) < 66.0  # 1e-5 above, 24 degrees of freedom
+
+
+def chi_squared(counts: Tensor) -> float:
+    expected = float(counts.sum()) / len(counts)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def most_alarms(runs: int, level: float) -> int:
+    """Return the number of alarms that a probability of `level` exceeds in one of a thousand simulations."""
+    share, total, count = math.exp(runs * math.log1p(-level)), 0.0, 0
+    while total + share < 0.999:
+        total += share
+        count += 1
+        share *= (runs - count + 1) / count * level / (1 - level)
+    return count
+
+
+def wealth_of_id(runs: int, *, samples: int, length: int, kind: str, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    both = scores_of(kind, (runs, samples + length), generator)
+    return stream_wealth(both[:, :samples], both[:, samples:], generator)
+
+
+CASES = [(20, 2000, "normal"), (20, 500, "ties"), (100, 2000, "normal"), (500, 1000, "ties"), (2000, 500, "normal")]
+
+
+@pytest.mark.slow
+def test_false_alarms_of_1000_streams_are_no_more_than_stated() -> None:
+    paths = [
+        wealth_of_id(200, samples=samples, length=length, kind=kind, seed=samples + length)
+        for samples, length, kind in CASES
+    ]
+    for level in (0.01, 0.05, 0.2):
+        shares = [alarm_share(path, level=level) for path in paths]
+        assert sum(shares) / len(shares) <= level, (level, shares)
+        assert max(shares) * 200 <= most_alarms(200, level), (level, shares)
+    # Were the wealth always below 1, there would never be an alarm, and no power either.
+    assert max(alarm_share(path, level=0.2) for path in paths) > 0.01
+
+
+@pytest.mark.long
+def test_false_alarms_of_10000_streams_are_no_more_than_stated() -> None:
+    alarms = {0.01: 0.0, 0.05: 0.0, 0.2: 0.0}
+    for part in range(10):
+        for samples, length, kind in CASES:
+            path = wealth_of_id(200, samples=samples, length=length, kind=kind, seed=10_000 + 100 * part + samples)
+            for level in alarms:
+                alarms[level] += 200 * alarm_share(path, level=level)
+    assert all(count <= level * 10_000 for level, count in alarms.items()), alarms
+
+
+def test_p_values_by_one_calibration_set_would_raise_too_many() -> None:
+    """Why ranks are taken among the stream as well: the same bets on ordinary conformal p-values break the promise."""
+    generator = torch.Generator().manual_seed(0)
+    calibration, streams = (torch.randn(200, width, generator=generator).double() for width in (20, 2000))
+    at_least = 20 - torch.searchsorted(calibration.sort(1).values, streams)
+    chances = torch.rand(streams.shape, generator=generator, dtype=torch.float64)
+    naive, _ = log_wealth((at_least + chances) / 21, MartingaleState.start(200))
+    assert alarm_share(naive, level=0.01) > 0.5
