@@ -29,7 +29,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo picture records results bench test test-long coverage lint format wheel clean
+.PHONY: help venv demo docs picture records results bench test test-long coverage lint format wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -67,6 +67,11 @@ picture: venv  ## Draw the pictures of the README from the demo's scores
 	@$(BIN)/opnp demo --out opnp-demo >/dev/null
 	@$(BIN)/python tools/draw_demo.py opnp-demo docs/assets/demo.svg
 	@$(BIN)/python tools/draw_report.py opnp-demo docs/assets/report-demo.png --height 1960
+
+# The variable silences a notice of mkdocs-material about the end of mkdocs 1.
+docs: venv  ## Build the documentation strictly into build/site; nothing is fetched
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 # Everything that the documentation quotes, from the data: about half an hour on two cores.
 records: venv  ## Make the records of docs/records anew (DATA=../shared/data)

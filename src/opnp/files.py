@@ -7,7 +7,7 @@ from pathlib import Path
 
 from opnp.errors import MissingFileError
 
-__all__ = ["existing_file", "remove_parts", "write_atomically"]
+__all__ = ["existing_file", "remove_parts", "require_writable", "write_atomically"]
 
 _PART = ".part"
 
@@ -43,11 +43,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise MissingFileError(f"{path.parent} is no folder: create it before writing {path.name} there.")
-    if path.is_dir():
-        raise MissingFileError(f"{path} is a folder: name a file to write, such as {path / 'detector.safetensors'}.")
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
+    descriptor, temporary = _opened_part(path)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -61,6 +57,22 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     _flush_folder(path.parent)
 
 
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Raise unless a file can be begun at `path`; what is there stays as it was.
+
+    Args:
+        path: File that shall be written later.
+
+    Raises:
+        MissingFileError: If the folder does not exist, or `path` is a folder.
+        OSError: If no file can be made there.
+
+    """
+    descriptor, temporary = _opened_part(Path(path))
+    os.close(descriptor)
+    Path(temporary).unlink()
+
+
 def remove_parts(path: str | os.PathLike[str]) -> None:
     """Remove what writers of `path` left half-written beside it when they were killed.
 
@@ -70,6 +82,15 @@ def remove_parts(path: str | os.PathLike[str]) -> None:
     for part in path.parent.iterdir() if path.parent.is_dir() else ():
         if part.name.startswith(f".{path.name}.") and part.name.endswith(_PART):
             part.unlink(missing_ok=True)
+
+
+def _opened_part(path: Path) -> tuple[int, str]:
+    """Return descriptor and name of an empty file beside `path`, which shall become it."""
+    if not path.parent.is_dir():
+        raise MissingFileError(f"{path.parent} is no folder: create it before writing {path.name} there.")
+    if path.is_dir():
+        raise MissingFileError(f"{path} is a folder: name a file to write, in it or elsewhere.")
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -232,7 +232,7 @@ def test_class_folders_of_another_number_are_not_taken_for_classes(opnp: Opnp, w
             save_image(world / name / "abcd"[index % folders] / f"{index:03d}.png", image)
     noise = torch.randint(256, (120, 8, 8, 3), generator=torch.Generator().manual_seed(7), dtype=torch.uint8)
     write_tensors(world / "noise.safetensors", noise)
-    told = "holds 3 folders of classes, and the model has 4 classes"
+    told = "three names 3 classes, and the model has 4 classes, so that the sorted names"
     for training, held_out, is_told in (("train.safetensors", "three", True), ("three", "four", False)):
         files = ("--data", training, "--validation", held_out, "--val-ood", "noise.safetensors")
         outcome = opnp("fit", *_module(world).arguments, *files, "--out", "auto.safetensors", "--json")

@@ -61,12 +61,20 @@ def test_a_checkpoint_changes_nothing_and_goes_with_the_run(opnp: Opnp, sharded:
     assert not checkpoint.exists()
 
 
-def test_a_checkpoint_stays_where_the_detector_could_not_be_written(opnp: Opnp, sharded: Path) -> None:
+def test_a_checkpoint_stays_where_the_detector_could_not_be_written(
+    opnp: Opnp, sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_detector: OPNP, path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
     checkpoint = sharded / "fit.checkpoint"
     given = ("--features", sharded / "train", "--head", sharded / "head.safetensors", "--rho-w-min", "0.3")
     kept = ("--batch-size", 16, "--checkpoint", checkpoint, "--checkpoint-every", 2)
-    outcome = opnp("fit", *given, *kept, "--out", sharded / "missing" / "detector")
+    with monkeypatch.context() as patch:
+        patch.setattr(OPNP, "save", full)
+        outcome = opnp("fit", *given, *kept, "--out", sharded / "detector")
     assert outcome.code == 2
+    assert "No space left on device" in outcome.err
     assert checkpoint.exists()
     outcome = opnp("fit", *given, *kept, "--temperature", 2, "--out", sharded / "detector")
     assert outcome.code == 2

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from opnp.detector import OPNP
 from opnp.detector.exported import DetectorModule
-from opnp.detector.program import OUTPUT_NAMES, arguments, exported_program, first_line, input_names, on_cpu, rows
+from opnp.detector.program import (
+    OUTPUT_NAMES,
+    arguments,
+    exported_program,
+    first_line,
+    input_names,
+    on_cpu,
+    require_repeatable,
+    rows,
+)
+from opnp.detector.quiet_torch import quiet_torch
 from opnp.errors import MissingExtraError, ModelRunError, OptionError
 from opnp.files import write_atomically
 
@@ -52,12 +62,15 @@ def write_onnx(
         MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
         NotCalibratedError: If the detector is not calibrated.
         InputTypeError: If the example holds fewer than two inputs.
-        ModelRunError: If the model cannot be exported, or the graph gives other numbers than torch.
-        OptionError: If the model is too large for one ONNX file.
+        ModelRunError: If the model cannot be exported, gives other numbers in each run, or the graph gives other
+            numbers than torch.
+        OptionError: If the model is too large for one ONNX file, or `tolerance` is no share.
         OSError: If the file cannot be written; then nothing is left behind.
 
     """
     require_onnx()
+    if not 0 <= tolerance < 1:
+        raise OptionError(f"`tolerance` must be a share in [0, 1), such as 1e-5, got {tolerance:g}.")
     module = detector.to_module(model).cpu()
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     if size > _LARGEST:
@@ -66,6 +79,7 @@ def write_onnx(
         )
     batch = on_cpu(example)
     content = _content(module, batch, facts=_facts(detector), is_length_dynamic=is_length_dynamic)
+    require_repeatable(module, batch)
     for other in (batch, rows(batch, [0]), rows(batch, [1, 0, 1])):
         _require_equal(content, module, other, tolerance=tolerance)
     write_atomically(path, content)
@@ -94,9 +108,10 @@ def _content(
     program = exported_program(module, batch, is_length_dynamic=is_length_dynamic)
     names = input_names(program)
     try:
-        graph: Any = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=names, output_names=list(OUTPUT_NAMES)
-        )
+        with quiet_torch():
+            graph: Any = torch.onnx.export(
+                program, dynamo=True, verbose=False, input_names=names, output_names=list(OUTPUT_NAMES)
+            )
         proto = graph.model_proto
         _name_axes(proto)
         for node in proto.graph.node:
@@ -143,7 +158,8 @@ def _require_equal(
         if not worst <= limit:
             raise ModelRunError(
                 f"The graph's {name} lie up to {worst:.2g} from torch's, and {limit:.2g} is allowed ({tolerance:g} of "
-                f"the largest). Nothing was written; a larger `tolerance` lets it pass.",
+                f"the largest). Nothing was written. A larger `tolerance` lets rounding pass; where it is more, the "
+                f"graph is another function than the model.",
             )
     if not torch.equal(p_value, module.judge.p_value(score)) or not torch.equal(is_ood, module.judge.is_ood(score)):
         raise ModelRunError("The graph's p-values or verdicts are not those of its scores. Nothing was written.")

@@ -3,6 +3,7 @@
 This module needs pytorch-ood when it is imported, so `opnp.adapters` does not import it.
 """
 
+import hashlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ except ImportError as error:
 
 __all__ = ["EncoderMissingError", "FitMissingError", "OPNPDetector"]
 
+_ROWS = 4096
+"""Rows that a digest takes at a time."""
+
 
 class FitMissingError(NotFittedError, RequiresFittingException):  # type: ignore[misc]  # the package ships no types
     """The detector has not been fitted, or not for the hyper-parameters that it has now."""
@@ -60,7 +64,7 @@ class _Seen:
     Attributes:
         features: The tensor of features.
         labels: The tensor of labels, or None.
-        state: Versions and sum, which tell whether a tensor was written to since.
+        state: Versions and digests, which tell whether a tensor was written to since.
 
     """
 
@@ -323,9 +327,17 @@ def _head(head: nn.Linear | None, w: Tensor | None, b: Tensor | None) -> tuple[T
 
 
 def _state(features: Tensor, labels: Tensor | None) -> tuple[object, ...]:
-    """Return what changes when tensors are written to: the sum sees what is written behind torch's back."""
+    """Return what changes when tensors are written to: the digests see what is written behind torch's back."""
     versions = [None if each is None or each.is_inference() else each._version for each in (features, labels)]  # noqa: SLF001  # torch has no other name for it
-    return (*versions, float(features.sum(dtype=torch.float64)), None if labels is None else float(labels.sum()))
+    return (*versions, *(None if each is None else _digest(each) for each in (features, labels)))
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """Return a digest of a tensor's values in their order, read some rows at a time."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in tensor.detach().split(_ROWS):
+        found.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.digest()
 
 
 def _known(loader: Iterable[object]) -> Iterator[Tensor | tuple[Tensor, Tensor]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from opnp.data.preprocessing import require_area
 from opnp.errors import DataFileError, OptionError
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ class TransformersImageTransform:
         """Return the model's input of one image, shape ``(channels, height, width)``, float32.
 
         Raises:
+            DataFileError: If the image is so long and thin that it has too many pixels once resized.
             OptionError: If the processor makes several inputs of an image, such as a tensor and a mask.
 
         """
+        self._require_area(sample)
         made = self.processor(images=sample.convert("L" if self.channels == 1 else "RGB"), return_tensors="pt")
         if set(made) != {"pixel_values"}:
             raise OptionError(
@@ -53,6 +56,14 @@ class TransformersImageTransform:
             )
         pixels: Tensor = made["pixel_values"][0]
         return pixels.float()
+
+    def _require_area(self, sample: "Image") -> None:
+        """Raise if the shorter side is to be resized to a fixed length, and the other side becomes huge by that."""
+        size = getattr(self.processor, "size", None)
+        known = {name: value for name, value in dict(size or {}).items() if value is not None}
+        if getattr(self.processor, "do_resize", False) and set(known) == {"shortest_edge"}:
+            factor = known["shortest_edge"] / min(sample.size)
+            require_area(round(sample.width * factor), round(sample.height * factor))
 
     def batch(self, items: Sequence[Tensor]) -> Tensor:
         """Return inputs of several images as one tensor, shape ``(batch, channels, height, width)``.

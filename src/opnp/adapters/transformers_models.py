@@ -41,6 +41,7 @@ _TOKENIZERS = (
     "spm.model",
 )
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+_SHOWN = 4
 _UNLIMITED = 1_000_000
 """Tokenizers that know no limit name a larger one than this."""
 
@@ -76,6 +77,7 @@ def transformers_model(
     files = _PROCESSORS if kind == "image" else (*_TOKENIZERS, *_SETTINGS)
     present = [name for name in files if (folder / name).is_file()]
     _require_inputs(folder, present, kind)
+    _require_pillow(kind)
     for name in ("config.json", *_PROCESSORS, "tokenizer_config.json"):
         _require_no_code(folder / name)
     if is_pretrained:
@@ -94,8 +96,14 @@ def transformers_model(
             config.num_labels = classes
         if is_pretrained:
             model, found = built.from_pretrained(
-                folder, config=config, use_safetensors=True, output_loading_info=True, **_LOCAL
+                folder,
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named below, where transformers gives but a number of them
+                **_LOCAL,
             )
+            _require_shapes(folder, sorted(found["mismatched_keys"]))
             _require_whole(folder, sorted(found["missing_keys"]))
         else:
             model = built(config)
@@ -225,9 +233,23 @@ def _require_whole(folder: Path, missing: Sequence[str]) -> None:
     if missing:
         raise DataFileError(
             f"the weights in {folder} lack {len(missing)} tensors of the model, which would be random: "
-            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}. Is it a model that was not yet fine-tuned "
-            f"to classify?",
+            f"{', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}. Is it a model that was not "
+            f"yet fine-tuned to classify?",
         )
+
+
+def _require_shapes(folder: Path, other: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    if other:
+        named = [f"{name} is {tuple(stored)} for {tuple(wanted)}" for name, stored, wanted in other[:_SHOWN]]
+        raise DataFileError(
+            f"config.json in {folder} says other sizes than its weights have, in {len(other)} tensors: "
+            f"{', '.join(named)}{', ...' if len(other) > _SHOWN else ''}. Give config.json the sizes of the training.",
+        )
+
+
+def _require_pillow(kind: Literal["image", "text"]) -> None:
+    if kind == "image" and find_spec("PIL") is None:
+        raise MissingExtraError("`hf:` models of images need Pillow, which is not installed: `pip install 'opnp[hf]'`.")
 
 
 def _limit(tokenizer: Any, model: nn.Module) -> int | None:  # noqa: ANN401  # as above

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, Self
 
+from opnp.bench.record_json import json_values
 from opnp.errors import DataFileError
 
 __all__ = [
@@ -229,7 +230,7 @@ class BenchRecord:
 
         """
         try:
-            fields = dict(json.loads(text))
+            fields = dict(json_values(text))
             version = fields.pop("record_version")
             if version == BENCH_RECORD_VERSION:
                 fields["models"] = tuple(ModelResult.from_values(item) for item in fields["models"])

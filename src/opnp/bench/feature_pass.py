@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 from opnp.bench.compiled_forward import CompiledForward
 from opnp.bench.forward import Forward, target_device
+from opnp.bench.model_failure import model_failure_text
 from opnp.bench.model_run import Progress
 from opnp.core.checks import require_class_indices
 from opnp.data import FeatureSet, InputSet
@@ -115,11 +116,8 @@ class FeaturePass:
                     features, right = self._read(stream, max(1, len(rows)), is_inside=is_inside)
             except (OpnpError, OSError):
                 raise
-            except Exception as error:
-                raise ModelRunError(
-                    f"The model failed on {inputs.source.path}: {type(error).__name__}: {error} Do size, channels and "
-                    f"device fit it?"
-                ) from error
+            except (Exception, SystemExit) as error:
+                raise ModelRunError(model_failure_text(error, self.model, place=inputs.source.path)) from error
         read = sum(row not in inputs.reasons for row in rows)
         return head, features[:read], right if read else 0
 

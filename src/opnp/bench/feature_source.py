@@ -18,6 +18,7 @@ from torch import nn
 
 from opnp.artifact import tensors_digest
 from opnp.data import InputSet, Transform, file_digest
+from opnp.data.file_names import printable_name
 from opnp.errors import DataFileError
 from opnp.files import existing_file, write_atomically
 
@@ -100,7 +101,9 @@ class SetSource:
     def from_inputs(cls, inputs: InputSet) -> Self:
         """Return what is known before the features are there."""
         source = inputs.source
-        return cls(source.path.resolve().name, len(inputs), source.digest(), features_sha256="", accuracy=None)
+        return cls(
+            printable_name(source.path.resolve().name), len(inputs), source.digest(), features_sha256="", accuracy=None
+        )
 
     def after_pass(self, *, unreadable: tuple[tuple[str, str], ...], accuracy: float | None) -> Self:
         """Return the same with what a pass over all inputs has shown."""

@@ -1,11 +1,10 @@
 """The record of one fit: plain values that become JSON and come back. Standard library only."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
-from opnp.errors import DataFileError
+from opnp.bench.record_json import record_of, record_text
 
 __all__ = ["FIT_FILE", "FIT_RECORD_VERSION", "FitRecord", "TriedSetting", "TuningFacts"]
 
@@ -93,9 +92,7 @@ class FitRecord:
             ValueError: If a number is NaN or infinite.
 
         """
-        return json.dumps(
-            {"record_version": FIT_RECORD_VERSION, **asdict(self)}, indent=1, sort_keys=True, allow_nan=False
-        )
+        return record_text(self, version=FIT_RECORD_VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -105,17 +102,15 @@ class FitRecord:
             DataFileError: If it is none, or of another version.
 
         """
-        try:
-            fields = json.loads(text)
-            version = fields.pop("record_version")
-            if version == FIT_RECORD_VERSION:
-                tuning = fields["tuning"]
-                fields["tuning"] = None if tuning is None else _tuning(tuning)
-                fields["calibration_scores"] = tuple(fields["calibration_scores"])
-                return cls(**fields)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataFileError(f"This is no record of a fit ({type(error).__name__}: {error}).") from error
-        raise DataFileError(f"This record has version {version!r}, and this opnp reads version {FIT_RECORD_VERSION}.")
+        return record_of(text, cls._from_values, version=FIT_RECORD_VERSION, kind="a fit")
+
+    @classmethod
+    def _from_values(cls, values: Mapping[str, Any]) -> Self:
+        fields = dict(values)
+        tuning = fields["tuning"]
+        fields["tuning"] = None if tuning is None else _tuning(tuning)
+        fields["calibration_scores"] = tuple(fields["calibration_scores"])
+        return cls(**fields)
 
 
 def _tuning(values: Mapping[str, Any]) -> TuningFacts:

@@ -158,7 +158,7 @@ def _called(module: str, name: str) -> nn.Module:
     with _current_folder_importable():
         try:
             found: object = import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script that leaves would end this process, as if all were well
             raise OptionError(
                 f"`model` must be {_KINDS}: importing {module!r} raised {type(error).__name__}: {error}.",
             ) from error
@@ -171,7 +171,7 @@ def _called(module: str, name: str) -> nn.Module:
         try:
             with torch.random.fork_rng(devices=[]):
                 model = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise OptionError(
                 f"`model`: {module}:{name}() raised {type(error).__name__}: {error}. It must return the model when it "
                 f"is called without arguments.",

@@ -1,11 +1,10 @@
 """The record of what figures of a head and its inputs are drawn from: counts and thumbnails. Standard library only."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
-from opnp.errors import DataFileError
+from opnp.bench.record_json import record_of, record_text
 
 __all__ = [
     "PICTURES_FILE",
@@ -197,9 +196,7 @@ class PictureRecord:
             ValueError: If a number is NaN or infinite.
 
         """
-        return json.dumps(
-            {"record_version": PICTURE_RECORD_VERSION, **asdict(self)}, indent=1, sort_keys=True, allow_nan=False
-        )
+        return record_text(self, version=PICTURE_RECORD_VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -209,16 +206,13 @@ class PictureRecord:
             DataFileError: If it is none, or of another version.
 
         """
-        try:
-            fields = json.loads(text)
-            version = fields.pop("record_version")
-            if version == PICTURE_RECORD_VERSION:
-                return cls(models=tuple(ModelPictures.from_values(item) for item in fields["models"]))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataFileError(f"This is no record of pictures ({type(error).__name__}: {error}).") from error
-        raise DataFileError(
-            f"This record has version {version!r}, and this opnp reads version {PICTURE_RECORD_VERSION}: make it again."
+        return record_of(
+            text, cls._from_values, version=PICTURE_RECORD_VERSION, kind="pictures", again=": make it again"
         )
+
+    @classmethod
+    def _from_values(cls, values: Mapping[str, Any]) -> Self:
+        return cls(models=tuple(ModelPictures.from_values(item) for item in values["models"]))
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Self
 
+from opnp.bench.record_json import json_values
 from opnp.errors import DataFileError
 
 __all__ = ["DEMO_MODEL", "RECORD_VERSION", "DetectionResult", "MethodResult", "Record"]
@@ -93,7 +94,7 @@ class Record:
 
         """
         try:
-            fields = dict(json.loads(text))
+            fields = dict(json_values(text))
             version = fields.pop("record_version")
             if version == RECORD_VERSION:
                 fields["methods"] = tuple(_method_from(item) for item in fields["methods"])

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from opnp.bench.bench_record import DataSource, DetectionFigures, Nearness, Status
+from opnp.bench.record_json import json_values
 from opnp.errors import DataFileError
 
 __all__ = [
@@ -258,7 +259,7 @@ class SweepRecord:
 
         """
         try:
-            fields = dict(json.loads(text))
+            fields = dict(json_values(text))
             version = fields.pop("record_version")
             if version == SWEEP_RECORD_VERSION:
                 return cls.from_values(fields)

@@ -31,6 +31,13 @@ COMMANDS = {
     "report": (
         "Write results as one page: verdict, methods, thresholds, figures, gallery, and what is needed to repeat them."
     ),
+    "serve": (
+        "Answer over HTTP: POST /score an image, numbers or a text, get class, confidence, score, p-value and verdict."
+    ),
+    "monitor": (
+        "Say whether a stream of scores is still in distribution: a test that is valid at any time, "
+        "with few false alarms."
+    ),
 }
 """The commands in the order of the help, each with the first line of its docstring; a test compares the two.
 

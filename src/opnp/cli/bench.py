@@ -29,6 +29,7 @@ from opnp.cli.model_options import (
     named_paths,
 )
 from opnp.cli.options import JsonFlag
+from opnp.cli.out_checks import require_out_folder
 from opnp.cli.output import print_table, progress_bar
 from opnp.cli.report_option import ReportFile, require_report, tell_report
 from opnp.errors import OptionError
@@ -111,7 +112,8 @@ def bench(
     from opnp.cli.bench_images import cached_for_bench
     from opnp.detector import Ratios
 
-    require_report(report)
+    require_report(report, made=out)
+    require_out_folder(out)
     chosen = None if methods is None else [name for text in methods for name in _listed(text)]
     pruned = Ratios(w_min=rho_w_min, w_max=rho_w_max, o_min=rho_o_min, o_max=rho_o_max)
     places, sets = None, None

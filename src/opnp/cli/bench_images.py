@@ -70,7 +70,10 @@ def cached_for_bench(
         train, inside = train_and_test(inside)
     model, transform = options.opened()
     paths = {"train": train, "test": inside, **{f"ood_{name}": path for name, path in outside.items()}}
-    sets = {name: open_inputs(path, transform, is_strict=is_strict) for name, path in paths.items()}
+    sets = {
+        name: open_inputs(path, transform, is_strict=is_strict, is_labelled=not name.startswith("ood_"))
+        for name, path in paths.items()
+    }
     require_bench(methods, test_samples=len(sets["test"]), validation_samples=validation_samples)
     folder = out / folder_name(options.name)
     report = cache_features(

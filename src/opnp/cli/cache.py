@@ -30,6 +30,7 @@ from opnp.cli.model_options import (
     named_paths,
 )
 from opnp.cli.options import JsonFlag, RankTimeout
+from opnp.cli.out_checks import require_out_folder
 from opnp.cli.output import print_json, print_table, progress_bar
 from opnp.errors import OptionError
 
@@ -94,9 +95,14 @@ def cache(
         raise OptionError("Give inputs: at least one of `--train PATH`, `--test PATH` and `--ood NAME=PATH`.")
     with launched(device=device or "cpu", timeout=rank_timeout) as ranks:
         with together(ranks):
+            if ranks.is_first:
+                require_out_folder(out)
             place = checked_device(device)
             network, transform = ModelOptions(model, weights, image_size, resize, mean, std).opened()
-            sets = {name: open_inputs(path, transform, is_strict=strict) for name, path in given.items()}
+            sets = {
+                name: open_inputs(path, transform, is_strict=strict, is_labelled=not name.startswith("ood_"))
+                for name, path in given.items()
+            }
         report = cache_features(
             network,
             sets,

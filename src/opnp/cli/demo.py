@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from opnp.cli.options import JsonFlag
+from opnp.cli.out_checks import require_out_folder
 from opnp.cli.output import print_table
 from opnp.cli.report_option import ReportFile, require_report, tell_report
 
@@ -26,7 +27,8 @@ def demo(
     """Train a small CNN on the digits 0 to 6, fit detectors, and ask them about digits 7 to 9 and photographs."""
     from opnp.bench import run_demo
 
-    require_report(report)
+    require_report(report, made=out)
+    require_out_folder(out)
     with Console(stderr=True, quiet=json).status("training a small CNN, fitting, scoring"):
         record = run_demo(out, seed=seed)
     if json:

@@ -73,12 +73,15 @@ def export(
     The outputs are logits, score, p_value and is_ood; calibration and threshold are in the graph. Larger score = more
     OOD. The file gets its name once it was run and gave the numbers of the detector.
     """
+    from opnp.cli.out_checks import require_out_file
     from opnp.cli.output import print_facts, print_json
     from opnp.detector import OPNP
     from opnp.detector.program import OUTPUT_NAMES, write_program
     from opnp.files import write_atomically
 
-    chosen = _format(file_format, out)
+    chosen, card = _format(file_format, out), out.with_suffix(".card.md")
+    require_out_file(out, card)
+    _require_tolerance(tolerance)
     loaded = OPNP.load(detector)
     if not loaded.is_calibrated:
         raise NotCalibratedError(
@@ -95,8 +98,11 @@ def export(
         write_onnx(out, loaded, example, model=opened, is_length_dynamic=is_text, tolerance=tolerance)
     else:
         write_program(out, loaded.to_module(opened), example, is_length_dynamic=is_text)
-    card = out.with_suffix(".card.md")
-    write_atomically(card, loaded.model_card(inputs=transform.facts()).encode())
+    try:
+        write_atomically(card, loaded.model_card(inputs=transform.facts()).encode())
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
     facts: dict[str, object] = {
         "out": str(out),
         "format": chosen.value,
@@ -125,10 +131,18 @@ def _format(given: FormatName | None, out: Path) -> FormatName:
     return chosen
 
 
+def _require_tolerance(tolerance: float) -> None:
+    if not 0 <= tolerance < 1:
+        raise OptionError(f"`--tolerance` must be a share in [0, 1), such as 1e-5, got {tolerance:g}.")
+
+
 def _example(transform: "Transform") -> "Tensor | Mapping[str, Tensor]":
     """Return a batch of inputs that the transform makes: of images of noise, or of a few sentences."""
     if transform.kind == "text":
         return transform.batch([transform(text) for text in _TEXTS])
+    from opnp.data import require_pillow
+
+    require_pillow()
     import numpy as np
     from PIL import Image
 

@@ -118,7 +118,9 @@ def fit(
     """
     from opnp.cli.fit_features import FeaturesForm
     from opnp.cli.fit_model import ModelForm
+    from opnp.cli.held_out import HeldOut
     from opnp.cli.model_inputs import RunOptions, require_form
+    from opnp.cli.out_checks import require_out_file
     from opnp.detector import OPNP, Checkpoint, Ratios
     from opnp.distributed import launched, together
 
@@ -139,6 +141,7 @@ def fit(
             "--strict": strict,
         },
     )
+    beside = HeldOut(validation, val_ood, keep)
     shares = {"w_min": rho_w_min, "w_max": rho_w_max, "o_min": rho_o_min, "o_max": rho_o_max}
     given = {name: value for name, value in shares.items() if value is not None}
     detector = OPNP(
@@ -162,9 +165,10 @@ def fit(
     else:
         raise OptionError("`--model` needs the inputs that it was trained on: give `--data PATH`.")
     with launched(device=device or "cpu", timeout=rank_timeout) as ranks:
-        facts = form.fit(
-            detector, ranks, validation=validation, val_ood=val_ood, keep=keep, is_quiet=json or not ranks.is_first
-        )
+        with together(ranks):
+            if ranks.is_first:
+                require_out_file(out, checkpoint)
+        facts = form.fit(detector, ranks, beside=beside, is_quiet=json or not ranks.is_first)
         with together(ranks):
             if ranks.is_first:
                 detector.save(out)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from opnp.cli.held_out import HeldOut
 from opnp.cli.output import progress_bar
 from opnp.data import feature_part, open_features, read_head
 from opnp.detector import OPNP, Checkpoint
@@ -31,23 +32,14 @@ class FeaturesForm:
     batch_size: int | None
     checkpoint: Checkpoint | None
 
-    def fit(
-        self,
-        detector: OPNP,
-        ranks: Ranks,
-        *,
-        validation: Path | None,
-        val_ood: Path | None,
-        keep: float,
-        is_quiet: bool,
-    ) -> dict[str, object]:
+    def fit(self, detector: OPNP, ranks: Ranks, *, beside: HeldOut, is_quiet: bool) -> dict[str, object]:
         """Fit the detector with all ranks, and return facts of this form alone: none."""
         with together(ranks):
             training, classifier = open_features(self.features), read_head(self.head)
             place = local_device(self.device or "cpu")
-            held_out, outside = (  # rank 0 alone needs them, perhaps on a machine of its own
-                None if path is None or not ranks.is_first else open_features(path) for path in (validation, val_ood)
-            )
+            held_out, outside = beside.opened(ranks, open_features)
+            if held_out is not None:
+                beside.require_enough(held_out.rows)
         require_equal(f"({training.rows}, {training.width})", ranks, what="features of shape")
         detector.fit_features(
             feature_part(training, *ranks.part(training.rows)),
@@ -55,7 +47,7 @@ class FeaturesForm:
             bias=None if classifier.bias is None else classifier.bias.to(place),
             validation=held_out,
             validation_ood=outside,
-            keep=keep,
+            keep=beside.keep,
             batch_size=BLOCK_ROWS if self.batch_size is None else self.batch_size,
             checkpoint=self.checkpoint,
             distributed=not ranks.is_alone,

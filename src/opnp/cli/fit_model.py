@@ -2,8 +2,9 @@
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
+from opnp.cli.held_out import HeldOut
 from opnp.cli.model_inputs import Batches, OpenedModel, RunOptions, model_errors, unreadable_of_all
 from opnp.cli.output import progress_bar
 from opnp.data import InputSet
@@ -30,29 +31,20 @@ class ModelForm:
     head: str | None
     logits: int | str | None
 
-    def fit(
-        self,
-        detector: OPNP,
-        ranks: Ranks,
-        *,
-        validation: Path | None,
-        val_ood: Path | None,
-        keep: float,
-        is_quiet: bool,
-    ) -> dict[str, object]:
+    def fit(self, detector: OPNP, ranks: Ranks, *, beside: HeldOut, is_quiet: bool) -> dict[str, object]:
         """Fit the detector with all ranks, and return how many inputs of each set could not be read."""
         with together(ranks):
             opened = self.run.opened()
             training = opened.inputs(self.run.data)
-            held_out, outside = (  # rank 0 alone needs them, perhaps on a machine of its own
-                None if path is None or not ranks.is_first else opened.inputs(path) for path in (validation, val_ood)
-            )
+            held_out, outside = beside.opened(ranks, opened.inputs, read_ood=partial(opened.inputs, is_labelled=False))
+            if held_out is not None:
+                beside.require_enough(len(held_out))
         require_equal(str(len(training)), ranks, what="inputs in number")
-        with model_errors(self.run.data):
+        with model_errors(opened.model, self.run.data):
             with together(ranks):
                 is_chosen = detector.settings.is_automatic
                 train_batches = self._batches(
-                    opened, training, ranks.part(len(training)), is_needed=is_chosen and validation is None
+                    opened, training, ranks.part(len(training)), is_needed=is_chosen and beside.validation is None
                 )
                 batches = None if held_out is None else self._batches(opened, held_out, None, is_needed=is_chosen)
             detector.fit(
@@ -62,7 +54,7 @@ class ModelForm:
                 logits=self.logits,
                 validation=batches,
                 validation_ood=None if outside is None else opened.batches(outside),
-                keep=keep,
+                keep=beside.keep,
                 device=opened.device,
                 distributed=not ranks.is_alone,
                 progress=progress_bar("fitting", is_quiet=is_quiet),
@@ -92,8 +84,8 @@ class ModelForm:
         if len(names) == classes:
             return True
         warnings.warn(
-            f"{inputs.source.path} holds {len(names)} folders of classes, and the model has {classes} classes, so that "
-            f"their sorted names do not tell which is which: the classes that the model predicts are used instead.",
+            f"{inputs.source.path} names {len(names)} classes, and the model has {classes} classes, so that "
+            f"the sorted names do not tell which is which: the classes that the model predicts are used instead.",
             TuningWarning,
             stacklevel=2,
         )

@@ -11,6 +11,7 @@ import typer
 from torch import nn
 
 from opnp.bench.forward import target_device
+from opnp.bench.model_failure import model_failure_text
 from opnp.cli.model_options import ModelOptions, checked_device
 from opnp.data import InputSet, Transform, open_inputs, unreadable_summary
 from opnp.data.input_batches import InputBatches
@@ -73,9 +74,9 @@ class OpenedModel:
     device: str | None
     options: RunOptions
 
-    def inputs(self, path: Path) -> InputSet:
-        """Return the inputs at a path."""
-        return open_inputs(path, self.transform, is_strict=self.options.is_strict)
+    def inputs(self, path: Path, *, is_labelled: bool = True) -> InputSet:
+        """Return the inputs at a path, with their labels if there are any, or without."""
+        return open_inputs(path, self.transform, is_strict=self.options.is_strict, is_labelled=is_labelled)
 
     def batches(self, inputs: InputSet, *, rows: range | None = None, is_labelled: bool = True) -> "Batches":
         """Return batches of all rows of the inputs or of some, with their labels or without."""
@@ -112,8 +113,8 @@ class Batches:
 
 
 @contextmanager
-def model_errors(place: Path) -> Iterator[None]:
-    """Turn what the model itself raises on the inputs at a path into one message.
+def model_errors(model: nn.Module, place: Path) -> Iterator[None]:
+    """Turn what the model itself raises on the inputs at a path into one message; leaving the process, too.
 
     Raises:
         ModelRunError: If it raises anything but an error of opnp or of the file system.
@@ -123,10 +124,8 @@ def model_errors(place: Path) -> Iterator[None]:
         yield
     except (OpnpError, OSError):
         raise
-    except Exception as error:
-        raise ModelRunError(
-            f"The model failed on {place}: {type(error).__name__}: {error} Do size, channels and device fit it?"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise ModelRunError(model_failure_text(error, model, place=place)) from error
 
 
 def unreadable_of_all(inputs: InputSet, ranks: Ranks) -> int:

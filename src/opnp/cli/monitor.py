@@ -12,7 +12,7 @@ from opnp.errors import DataFileError, OptionError
 if TYPE_CHECKING:
     from opnp.data.score_reading import ScoreTable
     from opnp.detector import OPNP
-    from opnp.serve.drift_test import DriftSummary
+    from opnp.serve.drift import DriftSummary
 
 __all__ = ["monitor"]
 

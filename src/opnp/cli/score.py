@@ -55,8 +55,9 @@ def score(
     `torchrun --nproc-per-node 2 -m opnp score ...`; the table is in the order of the rows.
     """
     from opnp.cli.model_inputs import RunOptions, require_form
+    from opnp.cli.out_checks import require_out_file
     from opnp.cli.score_tables import feature_scores, input_scores
-    from opnp.data import write_score_table
+    from opnp.data import require_score_file, write_score_table
     from opnp.detector import OPNP
     from opnp.distributed import launched, together
 
@@ -73,8 +74,11 @@ def score(
         "--strict": strict,
     }
     require_form(features=features, model=model, of_features={}, of_model=of_model)
+    require_score_file(out)
     with launched(device=device or "cpu", timeout=rank_timeout) as ranks:
         with together(ranks):
+            if ranks.is_first:
+                require_out_file(out)
             loaded = OPNP.load(detector)
         is_quiet = json or not ranks.is_first
         facts: dict[str, object] = {}

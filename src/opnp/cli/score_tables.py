@@ -45,11 +45,11 @@ def input_scores(
     """Return the score table of inputs, and how many of them could not be read, on every rank."""
     with together(ranks):
         opened = run.opened()
-        inputs = opened.inputs(run.data)
+        inputs = opened.inputs(run.data, is_labelled=False)
     require_equal(str(len(inputs)), ranks, what="inputs in number")
     start, stop = ranks.part(len(inputs))
     own, index = _columns(detector, []), torch.empty(0, dtype=torch.int64)
-    with together(ranks), model_errors(run.data):
+    with together(ranks), model_errors(opened.model, run.data):
         link = replace(_linked(path, opened.model), device=opened.device)
         bar = progress_bar("scoring", is_quiet=is_quiet)
         batches = opened.batches(inputs, rows=range(start, stop), is_labelled=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opnp.cli.options import JsonFlag, NeuronReadingName, ScopeName
+from opnp.cli.out_checks import require_out_folder
 from opnp.cli.output import print_table, progress_bar
 from opnp.cli.report_option import ReportFile, require_report, tell_report
 
@@ -57,7 +58,8 @@ def sweep(
     from opnp.bench import run_sweep
     from opnp.detector import Ratios
 
-    require_report(report)
+    require_report(report, made=out)
+    require_out_folder(out)
     record = run_sweep(
         features,
         out,

@@ -7,7 +7,7 @@ from opnp.data.input_source import InputSource
 from opnp.data.mapped import MappedFeatures, open_features
 from opnp.data.open_inputs import open_inputs
 from opnp.data.preprocessing import Interpolation, Preprocessing, require_pillow
-from opnp.data.score_table import write_score_table
+from opnp.data.score_table import require_score_file, write_score_table
 from opnp.data.shard_writer import FeatureShardWriter
 from opnp.data.source import FeaturePart, FeatureSource, block_edges, feature_part
 from opnp.data.train_and_test import train_and_test
@@ -39,6 +39,7 @@ __all__ = [
     "read_head",
     "read_weights",
     "require_pillow",
+    "require_score_file",
     "train_and_test",
     "unreadable_summary",
     "write_features",

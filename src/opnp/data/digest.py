@@ -17,5 +17,5 @@ def readable_digest(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's content, or an empty text for a file that cannot be read."""
     try:
         return file_digest(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have, with a null character
         return ""

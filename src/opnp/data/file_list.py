@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from opnp.data.class_labels import class_labels
+from opnp.data.csv_columns import LABEL_COLUMNS, column_names
 from opnp.data.digest import readable_digest
-from opnp.data.image_file import decoded_image
+from opnp.data.image_file import IMAGE_ENDINGS, decoded_image
 from opnp.data.preprocessing import require_pillow
 from opnp.data.transform import SampleKind
 from opnp.errors import DataFileError, EmptyDataError
@@ -19,7 +20,7 @@ from opnp.files import existing_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FileList", "csv_header"]
+__all__ = ["FileList"]
 
 _COLUMNS = ("path", "label")
 
@@ -43,14 +44,19 @@ class FileList:
     kind: ClassVar[SampleKind] = "image"
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str]) -> "FileList":
+    def from_path(cls, path: str | os.PathLike[str], *, is_labelled: bool = True) -> "FileList":
         """Return the images of a list: a .csv file of ``path`` or ``path,label``, else a file of one path a line.
 
         A .csv file may name its columns in the first line, `path` and `label`, in any order and among others.
 
+        Args:
+            path: The list.
+            is_labelled: Whether labels are read; else they may be anything.
+
         Raises:
             MissingFileError: If there is no such file.
-            DataFileError: If it is no text of this form, or some labels are missing and others not.
+            DataFileError: If it is no text of this form, its first line names columns and none of them `path`, or
+                labels are some missing and others not, or some numbers and others names.
             EmptyDataError: If it lists nothing.
             MissingExtraError: If Pillow is not installed.
 
@@ -68,7 +74,7 @@ class FileList:
             raise DataFileError(f"{path} is no readable list of images ({error}).") from error
         if not rows:
             raise EmptyDataError(f"{path} lists no image: expected one path a line.")
-        labels, class_names = class_labels([label for _, label in rows], path=path)
+        labels, class_names = class_labels([label for _, label in rows], path=path) if is_labelled else (None, None)
         return cls(path=path, names=tuple(name for name, _ in rows), labels=labels, class_names=class_names)
 
     def __len__(self) -> int:
@@ -96,38 +102,37 @@ class FileList:
         return self.path.parent / self.names[index]
 
 
-def csv_header(path: Path) -> tuple[str, ...]:
-    """Return the first line of a .csv file, which may name its columns.
-
-    Raises:
-        DataFileError: If it cannot be read.
-
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return tuple(next((row for row in csv.reader(file) if row), []))
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise DataFileError(f"{path} is no readable .csv file ({error}).") from error
-
-
 def _rows(path: Path, rows: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
     """Return path and label of each row."""
-    if rows and "path" in rows[0]:
-        columns = [rows[0].index(name) if name in rows[0] else None for name in _COLUMNS]
+    header = [field.strip().casefold() for field in rows[0]] if rows else []
+    if "path" in header:
+        names = column_names(path, rows[0])
+        at, label_at = names.index("path"), next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
         rows = rows[1:]
     else:
-        columns = list(range(max((len(row) for row in rows), default=0)))
-        if len(columns) > len(_COLUMNS):
+        columns = max((len(row) for row in rows), default=0)
+        if set(LABEL_COLUMNS) & set(header) or (columns > 1 and _is_unlike(rows)):
             raise DataFileError(
-                f"{path} has {len(columns)} columns: expected path, or path and label, or a first line that names "
+                f"{path}: its first line, {', '.join(rows[0])}, is read as names of columns, and none of them is "
+                f"`path`: call the columns `path` and `label`, or leave that line out.",
+            )
+        if columns > len(_COLUMNS):
+            raise DataFileError(
+                f"{path} has {columns} columns: expected path, or path and label, or a first line that names "
                 f"`path` and `label`.",
             )
-    at, label_at = (*columns, None)[:2] if columns else (None, None)
+        at, label_at = 0, 1
     found = [(_field(row, at), _field(row, label_at)) for row in rows]
     missing = next((number for number, (name, _) in enumerate(found, start=1) if not name), None)
     if missing is not None:
         raise DataFileError(f"{path}: row {missing} has no path.")
     return found
+
+
+def _is_unlike(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether all rows but the first begin with the name of a picture: then that one names columns."""
+    endings = [Path(_field(row, 0)).suffix.lower() for row in rows]
+    return len(rows) > 1 and not endings[0] and set(endings[1:]) <= set(IMAGE_ENDINGS)
 
 
 def _field(row: Sequence[str], column: int | None) -> str:

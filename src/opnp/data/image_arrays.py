@@ -1,9 +1,10 @@
-"""Images as one array of NumPy: a .npy file, or a .npz file with labels or without."""
+"""Images as one array: a .npy file, or a .npz or .safetensors file with labels or without."""
 
 import os
 import pickle
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from zipfile import BadZipFile
@@ -13,8 +14,9 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from opnp.data.digest import file_digest
+from opnp.data.image_tensors import image_tensors
 from opnp.data.input_source import Names
-from opnp.data.pixel_checks import require_labels, require_pixels
+from opnp.data.pixel_checks import AnyArray, checked_labels, require_pixels
 from opnp.data.preprocessing import require_pillow
 from opnp.data.transform import SampleKind
 from opnp.errors import DataFileError
@@ -28,7 +30,7 @@ __all__ = ["ImageArrays"]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ImageArrays:
-    """Images of a file of NumPy, in its order. Those of a .npy file stay on disk until they are asked for.
+    """Images of a file of arrays, in its order. Those of a .npy file stay on disk until they are asked for.
 
     Attributes:
         path: The file.
@@ -45,8 +47,12 @@ class ImageArrays:
     kind: ClassVar[SampleKind] = "image"
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str]) -> "ImageArrays":
-        """Return the images of a .npy file, or of a .npz file with `images` and, where they are known, `labels`.
+    def from_path(cls, path: str | os.PathLike[str], *, is_labelled: bool = True) -> "ImageArrays":
+        """Return the images of a .npy file, or of `images` and, where they are known, `labels` in another file.
+
+        Args:
+            path: The file, ending in .npy, .npz or .safetensors.
+            is_labelled: Whether labels are read; else they may be anything.
 
         Raises:
             MissingFileError: If there is no such file.
@@ -58,19 +64,17 @@ class ImageArrays:
         """
         require_pillow()
         path = existing_file(path, content="images")
-        arrays = _arrays(path)
+        arrays, held = image_tensors(path) if path.suffix.lower() == ".safetensors" else _arrays(path)
         if "images" not in arrays:
-            held = ", ".join(sorted(arrays)) or "nothing"
-            raise DataFileError(f"{path} must hold the array `images`, but it holds {held}.")
-        pixels, labels = arrays["images"], arrays.get("labels")
-        require_pixels(path, pixels.shape, str(pixels.dtype))
-        if labels is not None:
-            require_labels(path, labels.shape, str(labels.dtype), images=len(pixels))
-        return cls(path=path, pixels=pixels, labels=None if labels is None else tuple(labels.tolist()))
+            raise DataFileError(f"{path} must hold `images`, but it holds {', '.join(held) or 'nothing'}.")
+        require_pixels(path, arrays["images"])
+        pixels = np.asanyarray(arrays["images"])
+        labels = arrays.get("labels") if is_labelled else None
+        return cls(path, pixels, None if labels is None else checked_labels(path, labels, images=len(pixels)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return what opens the file again in another process, instead of its pixels."""
-        return ImageArrays.from_path, (self.path,)
+        return partial(ImageArrays.from_path, is_labelled=self.labels is not None), (self.path,)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -92,15 +96,14 @@ class ImageArrays:
         return file_digest(self.path)
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a file by name; that of a .npy file, mapped into memory, as `images`."""
+def _arrays(path: Path) -> tuple[dict[str, AnyArray], list[str]]:
+    """Return the arrays of a file of NumPy, that of a .npy file mapped into memory, and the names of all it holds."""
     try:
         if path.suffix.lower() == ".npy":
-            return {"images": open_memmap(path, mode="r")}
+            return {"images": open_memmap(path, mode="r")}, ["images"]
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            if "images" not in found.files:
-                return dict.fromkeys(found.files, np.empty(0))  # their names are all that is told of them
-            return {name: found[name] for name in ("images", "labels") if name in found.files}
+            names = ("images", "labels") if "images" in found.files else ()
+            return {name: found[name] for name in names if name in found.files}, sorted(found.files)
     except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error, pickle.UnpicklingError) as error:
         raise DataFileError(
             f"{path} is no readable file of NumPy ({error}): expected images in uint8, written by `numpy.save` or "

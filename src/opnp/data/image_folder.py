@@ -2,12 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from opnp.data.class_labels import class_index
 from opnp.data.digest import readable_digest
+from opnp.data.file_names import name_bytes, printable_name
 from opnp.data.image_file import IMAGE_ENDINGS, decoded_image
 from opnp.data.input_source import Names
 from opnp.data.preprocessing import require_pillow
@@ -40,13 +43,19 @@ class ImageFolder:
     kind: ClassVar[SampleKind] = "image"
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str]) -> "ImageFolder":
+    def from_path(cls, path: str | os.PathLike[str], *, is_labelled: bool = True) -> "ImageFolder":
         """Return the images of a folder. Files and folders whose names begin with a dot are passed over.
+
+        A link to an image that is not there counts as an image that cannot be read.
+
+        Args:
+            path: The folder.
+            is_labelled: Whether subfolders are classes; else all images count, at any depth, without labels.
 
         Raises:
             MissingFileError: If there is no such folder.
             EmptyDataError: If there is no image in it, or none in the folder of a class.
-            DataFileError: If images stand both in it and in its subfolders.
+            DataFileError: If images stand both in it and in its subfolders, or two subfolders are the same class.
             MissingExtraError: If Pillow is not installed.
 
         """
@@ -56,29 +65,26 @@ class ImageFolder:
             raise MissingFileError(f"{path} is no folder: expected one with images.")
         loose = tuple(sorted(file for file in path.iterdir() if _is_image(file)))
         classes = _by_class(path)
-        if loose and any(classes.values()):
-            raise DataFileError(
-                f"{path} holds images ({loose[0].name}, ...) beside folders with images ({_first(classes)}, ...): put "
-                f"them all in folders, one a class, or all together.",
-            )
-        if loose:
-            return cls(path=path, files=loose, labels=None, class_names=None)
-        if not any(classes.values()):
+        if not loose and not any(classes.values()):
             raise EmptyDataError(f"{path} holds no image: expected files ending in {', '.join(IMAGE_ENDINGS)}.")
         is_numbered = all(name.isascii() and name.isdigit() for name in classes)
-        empty = [name for name, files in classes.items() if not files]
+        ordered = sorted(classes, key=_number) if is_numbered else sorted(classes)
+        files = (*loose, *(file for name in ordered for file in classes[name]))
+        if not is_labelled or not any(classes.values()):
+            return cls(path=path, files=files, labels=None, class_names=None)
+        _require_one_kind(path, loose, classes)
+        numbers = _numbers(path, ordered) if is_numbered else {name: index for index, name in enumerate(ordered)}
+        empty = [name for name in ordered if not classes[name]]
         if empty and not is_numbered:
             raise EmptyDataError(
                 f"{path / empty[0]} holds no image. The classes are numbered by the sorted names of their folders: "
                 f"remove the empty ones, or name all folders by the index of their class.",
             )
-        ordered = sorted(classes, key=int) if is_numbered else sorted(classes)
-        numbers = {name: int(name) if is_numbered else index for index, name in enumerate(ordered)}
         return cls(
             path=path,
-            files=tuple(file for name in ordered for file in classes[name]),
+            files=files,
             labels=tuple(numbers[name] for name in ordered for _ in classes[name]),
-            class_names=None if is_numbered else tuple(ordered),
+            class_names=None if is_numbered else tuple(map(printable_name, ordered)),
         )
 
     def __len__(self) -> int:
@@ -87,8 +93,8 @@ class ImageFolder:
 
     @property
     def names(self) -> Names:
-        """Paths of the images in the folder."""
-        return Names(len(self.files), self._name)
+        """Paths of the images in the folder; bytes that are no UTF-8 are escaped."""
+        return Names(len(self.files), lambda row: printable_name(self._name(row)))
 
     def sample(self, index: int) -> "Image":
         """Return an image of 8 bits a channel, decoded; orientation tags are not applied.
@@ -102,8 +108,8 @@ class ImageFolder:
     def digest(self) -> str:
         """Return the SHA-256 over the paths within the folder and the content of all files."""
         digest = hashlib.sha256()
-        for name, file in zip(self.names, self.files, strict=True):
-            digest.update(f"{name}\0{readable_digest(file)}\n".encode())
+        for index, file in enumerate(self.files):
+            digest.update(name_bytes(f"{self._name(index)}\0{readable_digest(file)}\n"))
         return digest.hexdigest()
 
     def _name(self, index: int) -> str:
@@ -137,8 +143,31 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".") and file.is_file()
+    """Return whether a path has the name of an image and is a file, or a link to what is not there."""
+    if file.suffix.lower() not in IMAGE_ENDINGS or file.name.startswith("."):
+        return False
+    return file.is_file() or (file.is_symlink() and not file.exists())
 
 
-def _first(classes: dict[str, tuple[Path, ...]]) -> str:
-    return next(name for name, files in classes.items() if files)
+def _require_one_kind(path: Path, loose: tuple[Path, ...], classes: dict[str, tuple[Path, ...]]) -> None:
+    if loose:
+        first = printable_name(next(name for name, files in classes.items() if files))
+        raise DataFileError(
+            f"{path} holds images ({printable_name(loose[0].name)}, ...) beside folders with images ({first}, ...): "
+            f"put them all in folders, one a class, or all together.",
+        )
+
+
+def _numbers(path: Path, names: Sequence[str]) -> dict[str, int]:
+    """Return the classes of folders that are named by them."""
+    numbers = {name: class_index(name, path=path) for name in names}
+    for one, other in pairwise(names):
+        if numbers[one] == numbers[other]:
+            raise DataFileError(f"{path}: the folders {one} and {other} are the same class: move all images to one.")
+    return numbers
+
+
+def _number(name: str) -> tuple[int, str, int]:
+    """Return what sorts names of digits by their number, however long they are."""
+    digits = name.lstrip("0")
+    return len(digits), digits, len(name)

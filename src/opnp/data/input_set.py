@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from opnp.data.input_batches import InputBatches
 from opnp.data.input_source import InputSource
 from opnp.data.transform import ModelInputs, SampleKind, Transform
-from opnp.errors import DataFileError, EmptyDataError, InputTypeError
+from opnp.errors import DataFileError, EmptyDataError, InputTypeError, ModelRunError, OpnpError
 
 __all__ = ["INPUT_FORMS", "InputSet", "unreadable_summary"]
 
@@ -147,10 +147,23 @@ class InputSet(Dataset[object]):
         """Return the input of a row, without a batch axis.
 
         Raises:
-            DataFileError: If the sample cannot be read; its text is the reason alone.
+            DataFileError: If the sample cannot be read, or the transform fails on it for its values or for want of
+                memory; its text is the reason alone.
+            ModelRunError: If the transform fails otherwise; the message names the sample.
 
         """
-        return self.transform(self.source.sample(row))
+        sample = self.source.sample(row)
+        try:
+            return self.transform(sample)
+        except OpnpError:
+            raise
+        except (OSError, ValueError, MemoryError) as error:
+            raise DataFileError(str(error).partition("\n")[0] or type(error).__name__) from error
+        except Exception as error:
+            raise ModelRunError(
+                f"{self.source.path}: what makes the model's inputs failed on {self.names[row]}: "
+                f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            ) from error
 
     def stacked(self, rows: Sequence[int], contents: Sequence[ModelInputs]) -> Any:  # noqa: ANN401  # as batches are
         """Return the batch of inputs that were read of some rows."""

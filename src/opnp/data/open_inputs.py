@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from opnp.data.file_list import FileList, csv_header
+from opnp.data.csv_columns import csv_header
+from opnp.data.file_list import FileList
 from opnp.data.image_arrays import ImageArrays
 from opnp.data.image_folder import ImageFolder
-from opnp.data.image_tensors import ImageTensors
 from opnp.data.input_set import INPUT_FORMS, InputSet
 from opnp.data.input_source import InputSource
 from opnp.data.saved_dataset import SavedDataset, is_saved_dataset
@@ -17,16 +17,18 @@ from opnp.errors import DataFileError, InputTypeError, MissingFileError
 
 __all__ = ["open_inputs"]
 
-_READERS: dict[str, Callable[[Path], InputSource]] = {
+_READERS: dict[str, Callable[..., InputSource]] = {
     ".jsonl": TextFile.from_path,
     ".npy": ImageArrays.from_path,
     ".npz": ImageArrays.from_path,
-    ".safetensors": ImageTensors.from_path,
+    ".safetensors": ImageArrays.from_path,
     ".txt": FileList.from_path,
 }
 
 
-def open_inputs(path: str | os.PathLike[str], transform: Transform, *, is_strict: bool = False) -> InputSet:
+def open_inputs(
+    path: str | os.PathLike[str], transform: Transform, *, is_strict: bool = False, is_labelled: bool = True
+) -> InputSet:
     """Return the inputs at a path, made ready for a model.
 
     Images come from a folder, of which each subfolder is a class: names that are all numbers are the classes
@@ -43,6 +45,8 @@ def open_inputs(path: str | os.PathLike[str], transform: Transform, *, is_strict
         transform: What is done to each sample: a `Preprocessing` for images, or another `Transform`.
         is_strict: Whether the first sample that cannot be read is an error; else such ones are left out, and are in
             `unreadable` afterwards.
+        is_labelled: Whether labels are read; else they may be anything, and a folder's images count at any depth,
+            beside subfolders too.
 
     Returns:
         The inputs, in an order that does not change.
@@ -77,21 +81,22 @@ def open_inputs(path: str | os.PathLike[str], transform: Transform, *, is_strict
     path = Path(path)
     if not path.exists():
         raise MissingFileError(f"{path} does not exist: expected {INPUT_FORMS[transform.kind]}.")
-    return InputSet(_source(path, transform.kind), transform, is_strict=is_strict)
+    return InputSet(_source(path, transform.kind, is_labelled=is_labelled), transform, is_strict=is_strict)
 
 
-def _source(path: Path, kind: SampleKind) -> InputSource:
+def _source(path: Path, kind: SampleKind, *, is_labelled: bool) -> InputSource:
     if is_saved_dataset(path):
-        return SavedDataset.from_path(path, kind)
+        return SavedDataset.from_path(path, kind, is_labelled=is_labelled)
     if path.is_dir():
         if kind == "text":
             raise InputTypeError(f"{path} is a folder, and the model takes texts: expected {INPUT_FORMS[kind]}.")
-        return ImageFolder.from_path(path)
+        return ImageFolder.from_path(path, is_labelled=is_labelled)
     ending = path.suffix.lower()
     if ending == ".csv":
         header = csv_header(path)
         is_of_texts = kind == "text" or ("text" in header and "path" not in header)
-        return TextFile.from_path(path) if is_of_texts else FileList.from_path(path)
+        reader: Callable[..., InputSource] = TextFile.from_path if is_of_texts else FileList.from_path
+        return reader(path, is_labelled=is_labelled)
     if ending not in _READERS:
         raise DataFileError(f"{path} ends in {ending or 'nothing'!r}: expected {INPUT_FORMS[kind]}.")
-    return _READERS[ending](path)
+    return _READERS[ending](path, is_labelled=is_labelled)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from opnp.data.transform import SampleKind
-from opnp.errors import MissingExtraError, OptionError
+from opnp.errors import DataFileError, MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Interpolation", "Preprocessing", "require_pillow"]
+__all__ = ["Interpolation", "Preprocessing", "require_area", "require_pillow"]
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
@@ -89,6 +89,9 @@ class Preprocessing:
         Args:
             image: An image of Pillow, RGB or grey.
 
+        Raises:
+            DataFileError: If it is so long and thin that it has too many pixels once resized.
+
         """
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
         image = self._cropped(self._resized(image))
@@ -112,6 +115,7 @@ class Preprocessing:
             both = (self.resize, self.resize)
         else:  # the longer side is rounded down, as torchvision does
             both = (self.resize * image.width // min(image.size), self.resize * image.height // min(image.size))
+        require_area(*both)
         return image if both == image.size else image.resize(both, Resampling[self.interpolation.upper()])
 
     def _cropped(self, image: "Image") -> "Image":
@@ -122,6 +126,23 @@ class Preprocessing:
 def _margin(surplus: int) -> int:
     """Return what is cut off before the crop; less than 0 for what is added. Halves are rounded as torchvision does."""
     return round(surplus / 2) if surplus >= 0 else -(-surplus // 2)
+
+
+def require_area(width: int, height: int) -> None:
+    """Raise if a resized image has more pixels than Pillow takes for honest in a file.
+
+    Raises:
+        DataFileError: If so; its text is the reason alone.
+
+    Example:
+        >>> require_area(256, 341)
+
+    """
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise DataFileError(f"too long and thin: it would be resized to {width} x {height} pixels, above {limit}")
 
 
 def require_pillow() -> None:

@@ -51,10 +51,15 @@ class SavedDataset:
     class_names: tuple[str, ...] | None
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str], kind: SampleKind) -> "SavedDataset":
+    def from_path(cls, path: str | os.PathLike[str], kind: SampleKind, *, is_labelled: bool = True) -> "SavedDataset":
         """Return the images or texts of a data set that `save_to_disk` wrote.
 
         Images are in the one column that holds images; texts in the column `text`, or in the one column of strings.
+
+        Args:
+            path: Its folder.
+            kind: What the model takes.
+            is_labelled: Whether labels are read; else they may be anything.
 
         Raises:
             DataFileError: If it cannot be read, consists of several splits, or several columns may be meant.
@@ -81,7 +86,7 @@ class SavedDataset:
         column = _column(path, data.features, kind, label)
         if kind == "image":
             data = data.cast_column(column, datasets.Image(decode=False))
-        labels, class_names = (None, None) if label is None else _labels(path, data, label)
+        labels, class_names = (None, None) if label is None or not is_labelled else _labels(path, data, label)
         return cls(path, kind, column, data.select_columns([column]), labels, class_names)
 
     def __len__(self) -> int:

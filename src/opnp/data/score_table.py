@@ -10,7 +10,7 @@ from pathlib import Path
 from opnp.errors import DataFileError, MissingExtraError
 from opnp.files import write_atomically
 
-__all__ = ["write_score_table"]
+__all__ = ["require_score_file", "write_score_table"]
 
 
 def write_score_table(path: str | os.PathLike[str], columns: Mapping[str, Sequence[object]]) -> None:
@@ -27,15 +27,23 @@ def write_score_table(path: str | os.PathLike[str], columns: Mapping[str, Sequen
 
     """
     path = Path(path)
-    match path.suffix.lower():
-        case ".csv":
-            write_atomically(path, _as_csv(columns))
-        case ".parquet":
-            write_atomically(path, _as_parquet(columns))
-        case _:
-            raise DataFileError(
-                f"{path}: a score file must end in .csv or .parquet, got {path.suffix or 'no ending'!r}."
-            )
+    require_score_file(path)
+    write_atomically(path, _as_csv(columns) if path.suffix.lower() == ".csv" else _as_parquet(columns))
+
+
+def require_score_file(path: str | os.PathLike[str]) -> None:
+    """Raise unless a file of this name can be a score file, by its ending and by what is installed.
+
+    Raises:
+        DataFileError: If it ends in neither ``.csv`` nor ``.parquet``.
+        MissingExtraError: If pyarrow, which Parquet needs, is not installed.
+
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in {".csv", ".parquet"}:
+        raise DataFileError(f"{path}: a score file must end in .csv or .parquet, got {ending or 'no ending'!r}.")
+    if ending == ".parquet" and find_spec("pyarrow") is None:
+        raise MissingExtraError("Parquet needs pyarrow: `pip install 'opnp[bench]'`. Or write a file ending in .csv.")
 
 
 def _as_csv(columns: Mapping[str, Sequence[object]]) -> bytes:
@@ -43,15 +51,20 @@ def _as_csv(columns: Mapping[str, Sequence[object]]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def _as_parquet(columns: Mapping[str, Sequence[object]]) -> bytes:
-    if find_spec("pyarrow") is None:
-        raise MissingExtraError("Parquet needs pyarrow: `pip install 'opnp[bench]'`. Or write a file ending in .csv.")
     import pyarrow as pa  # an extra: loaded only where it is used
     from pyarrow import parquet  # as above
 
     content = io.BytesIO()
-    parquet.write_table(pa.table({name: list(values) for name, values in columns.items()}), content)
+    parquet.write_table(
+        pa.table({name: [_valid(value) for value in values] for name, values in columns.items()}), content
+    )
     return content.getvalue()
+
+
+def _valid(value: object) -> object:
+    """Return a value, a text with escapes for what is no valid Unicode."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 from opnp.data.class_labels import class_labels
+from opnp.data.csv_columns import LABEL_COLUMNS, column_names
 from opnp.data.digest import file_digest
 from opnp.data.input_source import Names
 from opnp.data.text_content import checked_text
@@ -18,8 +19,6 @@ from opnp.errors import DataFileError, EmptyDataError
 from opnp.files import existing_file
 
 __all__ = ["TextFile"]
-
-_LABELS = ("label", "labels")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -45,14 +44,19 @@ class TextFile:
     kind: ClassVar[SampleKind] = "text"
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str]) -> "TextFile":
+    def from_path(cls, path: str | os.PathLike[str], *, is_labelled: bool = True) -> "TextFile":
         """Return the texts of a file of ``{"text": ..., "label": ...}`` a line, or of a .csv file with these columns.
 
         Labels may be left out. A record without a text counts as one that cannot be read.
 
+        Args:
+            path: The file.
+            is_labelled: Whether labels are read; else they may be anything.
+
         Raises:
             MissingFileError: If there is no such file.
-            DataFileError: If a .csv file has no column `text`, or some labels are missing and others not.
+            DataFileError: If a .csv file has no column `text`, or labels are some missing and others not, or some
+                numbers and others names.
             EmptyDataError: If it holds nothing.
 
         """
@@ -71,9 +75,10 @@ class TextFile:
                     lines.append(line)
                     text, label = _taken(record, header)
                     read.append(not isinstance(text, DataFileError))
-                    labels.append(label)
+                    labels.append(label if is_labelled else None)
         except (OSError, UnicodeError, csv.Error) as error:
-            raise DataFileError(f"{path} is no readable file of texts ({error}).") from error
+            way_out = ": longer texts are read from a .jsonl file" if "field limit" in str(error) else ""
+            raise DataFileError(f"{path} is no readable file of texts ({error}){way_out}.") from error
         if not places:
             raise EmptyDataError(f"{path} holds no text.")
         numbers, names = class_labels(
@@ -146,7 +151,8 @@ def _taken(record: object, header: Sequence[str] | None) -> tuple[str | DataFile
     """Return the text of a record, or why there is none, and its label."""
     try:
         values = _values(record, header)
-        return checked_text(values.get("text")), next((values[name] for name in _LABELS if name in values), None)
+        label = next((values[name] for name in LABEL_COLUMNS if name in values), None)
+        return checked_text(values.get("text")), label.strip() if header and isinstance(label, str) else label
     except DataFileError as error:
         return error, None
 
@@ -158,15 +164,18 @@ def _values(record: object, header: Sequence[str] | None) -> dict[str, object]:
         values = json.loads(record.decode("utf-8-sig")) if isinstance(record, bytes) else None
     except ValueError as error:
         raise DataFileError(f"no JSON: {error}") from error
+    except RecursionError as error:
+        raise DataFileError("no JSON: brackets within brackets too deep") from error
     if not isinstance(values, dict):
         raise DataFileError('no object of JSON such as {"text": "..."}')
     return values
 
 
 def _checked_header(path: Path, header: tuple[str, ...]) -> tuple[str, ...]:
-    if "text" not in header:
+    names = column_names(path, header)
+    if "text" not in names:
         raise DataFileError(f"{path} must have a column `text`, but its first line is {', '.join(header)}.")
-    return header
+    return names
 
 
 def _spread(numbers: Sequence[int], read: Sequence[bool]) -> Sequence[int]:

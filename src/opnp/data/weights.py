@@ -1,7 +1,9 @@
 """Weights of a model on disk: a state dict as safetensors, or as torch saves it. Nothing else is unpickled."""
 
 import os
+import re
 from collections.abc import Mapping
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -54,9 +56,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise DataFileError(f"{path} is no readable safetensors file ({error}).") from error
     except Exception as error:  # whatever bytes that are no checkpoint make of torch's reader
-        reason = str(error).partition("\n")[0]
         raise DataFileError(
-            f"{path} is no state dict that can be read without running code ({reason}). Save one with "
+            f"{path} is no state dict that can be read without running code: {_reason(error)}. Save one with "
             f"`torch.save(model.state_dict(), path)`, or as safetensors.",
         ) from error
     if isinstance(found, Mapping):
@@ -65,6 +66,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise DataFileError(f"{path} must hold tensors by name, as `model.state_dict()` does, but it does not.")
     is_parallel = all(str(name).startswith(_PARALLEL) for name in found)
     return {str(name).removeprefix(_PARALLEL) if is_parallel else str(name): value for name, value in found.items()}
+
+
+def _reason(error: Exception) -> str:
+    """Return why torch could not read a file, in words of this project: torch's own advise to run the file's code."""
+    named = re.search(r"GLOBAL ([\w.]*\w)", str(error)) if isinstance(error, UnpicklingError) else None
+    return "it is damaged, or of another format" if named is None else f"it holds more than tensors ({named[1]})"
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, path: str | os.PathLike[str]) -> None:

@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from opnp.detector.exported import DetectorModule
+from opnp.detector.quiet_torch import quiet_torch
 from opnp.errors import InputTypeError, ModelRunError
 from opnp.files import write_atomically
 
@@ -23,6 +25,7 @@ __all__ = [
     "first_line",
     "input_names",
     "on_cpu",
+    "require_repeatable",
     "rows",
     "write_program",
 ]
@@ -74,13 +77,13 @@ def exported_program(
     try:
         with torch.no_grad():
             judged(*args, **kwargs)  # what a model keeps of its first run must be there before torch watches
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelRunError(f"The model failed on the example: {first_line(error)}") from error
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet_torch():
             program = torch.export.export(judged, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        raise ModelRunError(f"torch.export refuses this model: {first_line(error)}") from error
+        raise ModelRunError(f"torch.export refuses this model: {_refusal(error)}") from error
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths of this machine, and most of the file of a small model
@@ -132,12 +135,14 @@ def write_program(
 
     Raises:
         InputTypeError: If the example holds fewer than two inputs.
-        ModelRunError: If `torch.export` refuses the model, or the program read back gives other numbers.
+        ModelRunError: If `torch.export` refuses the model, it gives other numbers in each run, or so does the program
+            read back.
         OSError: If the file cannot be written; then nothing is left behind.
 
     """
     module, batch = copy.deepcopy(detector_module).cpu(), on_cpu(example)
     program = exported_program(module, batch, is_length_dynamic=is_length_dynamic)
+    require_repeatable(module, batch)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     content = buffer.getvalue()
@@ -168,6 +173,36 @@ def first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+def require_repeatable(module: DetectorModule, batch: Tensor | Mapping[str, Any]) -> None:
+    """Raise if the model answers the same batch otherwise in a second run, so that no graph can be held against it.
+
+    Raises:
+        ModelRunError: If so.
+
+    """
+    args, kwargs = arguments(module, batch)
+    with torch.no_grad():
+        first, second = module(*args, **kwargs), module(*args, **kwargs)
+    if any(not torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(first, second, strict=True)):
+        raise ModelRunError(
+            "The model gives other numbers when it is run on the same batch again: random numbers, or what it keeps of "
+            "earlier batches, are in its forward, and a file cannot be checked against it. Nothing was written. Leave "
+            "them out in eval mode, as nn.Dropout does.",
+        )
+
+
+def _refusal(error: BaseException) -> str:
+    """Return in one line why `torch.export` refuses a model, and where in its code, if torch says so."""
+    found = re.search(r'File ".*?([^/\\"]+)", line (\d+), in (\w+)\n\s*(.+)', str(error))
+    place = "" if found is None else f" ({found[1]}, line {found[2]}, in {found[3]}: {found[4].strip()})"
+    if "data-dependent" in str(error).partition("\n")[0].lower():
+        return (
+            f"its forward depends on values of tensors where a graph cannot, as a branch or a shape does{place}. Say "
+            f"it by tensor operations, such as torch.where."
+        )
+    return f"{first_line(error)}{place}"
 
 
 def _named(names: tuple[str, ...]) -> type[_Judged]:

@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
+from opnp.model.kept_buffers import KeptBuffers
+
 __all__ = ["borrowed", "device_of", "unwrapped"]
 
 _LOCK = threading.Lock()
-_LOANS: dict[nn.Module, tuple[int, bool]] = {}
-"""Modules on loan: how many loans, and the mode to give each back in."""
+_LOANS: dict[nn.Module, tuple[int, bool, KeptBuffers]] = {}
+"""Modules on loan: how many loans, the mode to give each back in, and where its buffers are kept."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -48,7 +50,9 @@ def device_of(model: nn.Module) -> torch.device | None:
 def borrowed(model: nn.Module, *, device: torch.device | str | None = None) -> Iterator[torch.device | None]:
     """Hold the model in eval mode, without autograd, on `device`; then give each module back as it was.
 
-    The mode is set module by module and not through `eval()`, so that code a model runs there has no effect.
+    The mode is set module by module and not through `eval()`, so that code a model runs there has no effect. Buffers
+    of the state dict that the model writes to meanwhile, such as a counter of batches, get their values back; a copy
+    of them is held until then. Buffers outside of the state dict are caches of the model, and stay as it left them.
 
     Args:
         model: An unwrapped model.
@@ -56,6 +60,9 @@ def borrowed(model: nn.Module, *, device: torch.device | str | None = None) -> I
 
     Yields:
         The device that inputs belong on.
+
+    Warns:
+        OpnpWarning: If the model wrote to its parameters, of which no copy is held.
 
     """
     home = device_of(model)
@@ -77,21 +84,28 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Hold each module in eval mode until the last of the loans that overlap has ended, in whatever thread."""
     modules = list(model.modules())
     with _LOCK:
+        kept = KeptBuffers.of(module for module in modules if module not in _LOANS)
         for module in modules:
-            loans, was_training = _LOANS.get(module, (0, module.training))
-            _LOANS[module] = loans + 1, was_training
+            loans, was_training, keeper = _LOANS.get(module, (0, module.training, kept))
+            _LOANS[module] = loans + 1, was_training, keeper
         for module in modules:  # after all modes are known: a compiled wrapper shares its module's
             module.training = False
     try:
         yield
     finally:
         with _LOCK:
+            ended: list[KeptBuffers] = []
             for module in modules:
-                loans, was_training = _LOANS.pop(module)
+                loans, was_training, keeper = _LOANS.pop(module)
                 if loans > 1:
-                    _LOANS[module] = loans - 1, was_training
-                else:
-                    module.training = was_training
+                    _LOANS[module] = loans - 1, was_training, keeper
+                    continue
+                module.training = was_training
+                keeper.modules.discard(module)
+                if not keeper.modules:
+                    ended.append(keeper)
+            for keeper in ended:
+                keeper.give_back()
 
 
 def _eager(model: nn.Module) -> AbstractContextManager[object]:

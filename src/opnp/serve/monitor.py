@@ -21,7 +21,7 @@ from opnp.core.online_p_values import (
     ordered_keys,
 )
 from opnp.errors import ArtifactError, ShapeError
-from opnp.serve.drift_test import DriftSummary, DriftTest
+from opnp.serve.drift import DriftSummary, DriftTest
 from opnp.serve.stream_uniforms import StreamUniforms
 
 __all__ = ["DriftMonitor"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from opnp.core.checks import checked_scores
 from opnp.core.online_p_values import earlier_counts, online_p_value
 from opnp.errors import CalibrationError, ShapeError
-from opnp.serve.drift_test import DriftSummary, DriftTest
+from opnp.serve.drift import DriftSummary, DriftTest
 from opnp.serve.stream_uniforms import StreamUniforms
 
 __all__ = ["drift_of_p_values", "inferred_calibration_samples"]

@@ -131,7 +131,17 @@ def test_the_same_data_are_gone_through_once(passes: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["in place", "permuted", "behind torch", "labels in place", "other tensor", "other labels", "none"]
+    "change",
+    [
+        "in place",
+        "permuted",
+        "behind torch",
+        "permuted behind torch",
+        "labels in place",
+        "other tensor",
+        "other labels",
+        "none",
+    ],
 )
 def test_other_data_are_gone_through_again(change: str, passes: list[int]) -> None:
     array = TRAIN.numpy().copy()
@@ -143,6 +153,8 @@ def test_other_data_are_gone_through_again(change: str, passes: list[int]) -> No
         features.copy_(features.roll(1, dims=1))  # the same sum
     elif change == "behind torch":
         array[::2] *= 3
+    elif change == "permuted behind torch":
+        array[:] = array[:, ::-1].copy()
     elif change == "labels in place":
         labels[::2] = -1
     elif change == "other tensor":

@@ -268,6 +268,30 @@ def test_what_is_wrong_with_a_folder_is_told(
         transformers_model(folder)
 
 
+def test_sizes_that_differ_are_named_with_their_tensors(copied: Callable[[str], Path]) -> None:
+    folder = copied("vit")
+    change_json(folder / "config.json", hidden_size=24)
+    message = (
+        r"vit says other sizes than its weights have, in \d\d tensors: "
+        r"classifier\.weight is \(4, 16\) for \(4, 24\), .*, \.\.\.\. Give config\.json"
+    )
+    with pytest.raises(DataFileError, match=message) as caught:
+        transformers_model(folder)
+    assert "ignore_mismatched_sizes" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vit", "bert"])
+def test_without_pillow_the_extra_is_named_where_it_is_needed(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(transformers_models, "find_spec", lambda name: None if name == "PIL" else find_spec(name))
+    if name == "bert":
+        assert transformers_model(folders / name)[1].kind == "text"
+        return
+    with pytest.raises(MissingExtraError, match=r"images need Pillow.*pip install 'opnp\[hf\]'"):
+        transformers_model(folders / name)
+
+
 def test_a_text_model_without_tokenizer_is_refused(copied: Callable[[str], Path]) -> None:
     folder = copied("bert")
     (folder / "tokenizer.json").unlink()

@@ -9,7 +9,7 @@ import torch
 
 from opnp.artifact import write_artifact
 from opnp.errors import MissingFileError
-from opnp.files import existing_file, remove_parts, write_atomically
+from opnp.files import existing_file, remove_parts, require_writable, write_atomically
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
@@ -120,6 +120,33 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
         write_atomically(tmp_path / "file", b"one")
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
     assert not list((tmp_path / "file").iterdir())
+
+
+@pytest.mark.parametrize("name", ["d.onnx", "d.safetensors"])
+def test_the_message_of_a_folder_fits_every_kind_of_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    for check in (require_writable, lambda path: write_atomically(path, b"one")):
+        with pytest.raises(MissingFileError, match=rf"{name} is a folder: name a file to write, in it or elsewhere\.$"):
+            check(tmp_path / name)
+
+
+def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    require_writable(path)
+    assert not list(tmp_path.iterdir())
+    path.write_text("one", encoding="utf-8")
+    require_writable(str(path))
+    assert path.read_text(encoding="utf-8") == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_takes_no_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("opnp.files.tempfile.mkstemp", read_only)
+    with pytest.raises(OSError, match="Read-only"):
+        require_writable(tmp_path / "file")
 
 
 def test_existing_file(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class Trap:
 @pytest.mark.parametrize(
     ("arrays", "error", "message"),
     [
-        ({"pixels": COLOURS}, DataFileError, "must hold the array `images`, but it holds pixels"),
+        ({"pixels": COLOURS}, DataFileError, "must hold `images`, but it holds pixels"),
         ({"images": COLOURS.astype(np.float32)}, DataFileError, "`images` must be uint8 of shape.*got float32"),
         ({"images": COLOURS.transpose(0, 3, 1, 2)}, DataFileError, r"of shape \(5, 3, 8, 8\)"),
         ({"images": COLOURS[:0]}, EmptyDataError, r"`images` has no pixels, got shape \(0, 8, 8, 3\)"),

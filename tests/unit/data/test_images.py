@@ -85,7 +85,7 @@ def test_an_empty_folder_of_a_class_would_shift_the_numbers(tmp_path: Path) -> N
 def test_no_images_at_all(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     write_tree(tmp_path / "of_empty", {"0": 0})
-    with pytest.raises(EmptyDataError, match=rf"{name} holds no image: expected files ending in \.bmp, .*\.webp"):
+    with pytest.raises(EmptyDataError, match=rf"{name} holds no image: expected files ending in \.avif, .*\.webp"):
         read(tmp_path / name)
 
 
@@ -175,7 +175,7 @@ def test_a_file_of_images(tmp_path: Path, labels: Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("tensors", "error", "message"),
     [
-        ({"features": torch.ones(2, 2)}, DataFileError, "must hold the tensor `images`, but it holds features"),
+        ({"features": torch.ones(2, 2)}, DataFileError, "must hold `images`, but it holds features"),
         ({"images": torch.ones(2, 8, 8, 3)}, DataFileError, "`images` must be uint8 of shape.*got torch.float32"),
         ({"images": pixels(2).permute(0, 3, 1, 2).contiguous()}, DataFileError, r"of shape \(2, 3, 8, 8\)"),
         ({"images": pixels(1)[0, 0]}, DataFileError, r"of shape \(8, 3\)"),

@@ -114,6 +114,26 @@ def test_files_that_hold_no_tensors(tmp_path: Path, content: bytes) -> None:
         read_weights(tmp_path / "some.pt")
 
 
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: torch.save(model(), path), r"holds more than tensors \(torch\.nn\.modules\.[\w.]+\)\. Save one"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=2)), "is damaged, or of another format"),
+        (lambda path: path.write_bytes(b"no checkpoint"), "is damaged, or of another format"),
+        (lambda path: path.write_bytes(b""), "is damaged, or of another format"),
+    ],
+    ids=["whole model", "pickle", "text", "empty"],
+)
+def test_torchs_advice_to_run_the_code_of_a_file_is_not_passed_on(tmp_path: Path, write: Any, message: str) -> None:
+    write(tmp_path / "some.pt")
+    with pytest.raises(
+        DataFileError, match=rf"some\.pt is no state dict .* without running code: it {message}"
+    ) as caught:
+        read_weights(tmp_path / "some.pt")
+    for word in ("weights_only", "PyTorch", "trust", "\x1b", " ()"):
+        assert word not in str(caught.value)
+
+
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": state(), "args": Evil()}, tmp_path / "some.pt")
     with pytest.raises(DataFileError, match="without running code") as caught:

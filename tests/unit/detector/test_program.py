@@ -1,3 +1,5 @@
+import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from opnp import OPNP, Ratios
 from opnp.detector.exported import DetectorModule
 from opnp.detector.program import OUTPUT_NAMES, arguments, exported_program, input_names, rows, write_program
+from opnp.detector.quiet_torch import quiet_torch
 from opnp.errors import InputTypeError, MissingFileError, ModelRunError
 from tests.unit.detector.detector_world import features, loader, model
 
@@ -117,6 +120,27 @@ def test_a_model_that_torch_refuses_is_told_in_one_line(net: nn.Module, tmp_path
     with pytest.raises(ModelRunError, match=r"^torch\.export refuses this model: [^\n]+$"):
         write_program(tmp_path / "detector.pt2", module, features(2))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_says_what_and_where_and_leaves_the_terminal_alone(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    levels = {name: logging.getLogger(name).level for name in ("torch", "torch.export", "torch._dynamo")}
+    module = module_of(Branching())
+    place = r"\(test_program\.py, line \d+, in forward: made: Tensor = self\.inner\(values if bool.*\)"
+    with pytest.raises(
+        ModelRunError, match=rf"depends on values of tensors .* as a branch or a shape does {place}\. Say"
+    ):
+        exported_program(module, features(2))
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+    assert {name: logging.getLogger(name).level for name in levels} == levels
+
+
+def test_what_torch_writes_of_what_it_takes_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with quiet_torch():
+        sys.stderr.write("a hint\n")
+    assert capsys.readouterr().err == "a hint\n"
 
 
 def test_a_program_that_reads_back_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

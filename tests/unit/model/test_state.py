@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from opnp.errors import OpnpWarning
 from opnp.model import borrowed, device_of, find_head, head_tap, unwrapped
 from tests.contract.snapshot import unchanged
 from tests.unit.model.tiny_models import CLASSES, INPUTS, batch, compiled, mlp
@@ -136,3 +137,98 @@ def test_the_named_device_is_the_one_yielded() -> None:
         assert device == torch.device("cpu")
     with borrowed(nn.ReLU()) as nowhere:
         assert nowhere is None
+
+
+class Counting(nn.Module):
+    """A model that writes to its buffers whenever it runs: in place, behind autograd's back, and by replacing one."""
+
+    count: Tensor
+    seen: Tensor
+    last: Tensor
+    cache: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(INPUTS)
+        self.fc = nn.Linear(INPUTS, CLASSES)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seen", torch.full((2, 3), float("nan"), dtype=torch.bfloat16).T)
+        self.register_buffer("last", torch.zeros(2))
+        self.register_buffer("cache", torch.zeros(2), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.count += 1
+        self.seen.data.add_(1).nan_to_num_(3.0)
+        self.last = inputs[0, :2].clone()
+        self.cache += 1
+        outputs: Tensor = self.fc(self.norm(inputs))
+        return outputs
+
+
+@pytest.mark.parametrize("is_inference", [False, True])
+def test_buffers_of_the_state_dict_come_back_bit_for_bit(is_inference: bool) -> None:
+    with torch.inference_mode(is_inference):
+        model = Counting().train()
+    held = dict(model.named_buffers())
+    untouched = model.norm.running_mean
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    version = None if untouched is None or is_inference else untouched._version
+    with torch.inference_mode(is_inference), borrowed(model):
+        with borrowed(model):
+            model(batch())
+        assert model.count == 1, "the outer loan has not ended"
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert after[name].contiguous().view(-1).view(torch.uint8).equal(value.contiguous().view(-1).view(torch.uint8))
+    assert all(held[name] is buffer for name, buffer in model.named_buffers())
+    assert model.cache.tolist() == [1, 1], "what is not in the state dict is the model's own"
+    if version is not None and untouched is not None:
+        assert untouched._version == version, "a buffer that was not written to must not be"
+
+
+def test_buffers_come_back_when_the_last_of_overlapping_loans_ends() -> None:
+    model = Counting()
+    inside, leave = Event(), Event()
+
+    def hold() -> None:
+        with borrowed(model):
+            model(batch())
+            inside.set()
+            leave.wait(10)
+
+    holder = Thread(target=hold)
+    holder.start()
+    assert inside.wait(10)
+    with borrowed(model):
+        leave.set()
+        holder.join(10)
+        assert model.count == 1
+    assert model.count == 0
+
+
+def test_a_write_to_parameters_is_told_and_what_says_so_stays() -> None:
+    class SetUpByItsFirstBatch(nn.Module):
+        is_set_up: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = nn.Parameter(torch.zeros(INPUTS))
+            self.register_buffer("is_set_up", torch.tensor(data=False))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if not self.is_set_up:
+                self.mean.data = inputs.mean(0)
+                self.mean.add_(0)
+                self.is_set_up.fill_(value=True)
+            return inputs - self.mean
+
+    model = SetUpByItsFirstBatch()
+    with (
+        pytest.warns(OpnpWarning, match=r"wrote to 1 of its parameters .*\(mean\).*run it once before"),
+        borrowed(model),
+    ):
+        model(batch())
+    assert model.is_set_up
+    with unchanged(model, "the second loan"), borrowed(model):
+        model(batch(seed=3))

@@ -20,7 +20,7 @@ from opnp.errors import (
     OptionError,
     ShapeError,
 )
-from opnp.serve.drift_test import DriftTest
+from opnp.serve.drift import DriftTest
 from opnp.serve.monitor import DriftMonitor
 from opnp.serve.p_value_stream import drift_of_p_values, inferred_calibration_samples
 

@@ -1,0 +1,56 @@
+"""What a fit chooses and calibrates on, beside its training data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from opnp.core.conformal import flagged_rank, minimum_samples
+from opnp.distributed import Ranks
+
+__all__ = ["HeldOut"]
+
+_Opened = TypeVar("_Opened")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Held-out samples as they were named.
+
+    Attributes:
+        validation: ID samples, or None.
+        val_ood: OOD samples, or None.
+        keep: Share of ID to keep.
+
+    Raises:
+        OptionError: If `keep` lies outside (0, 1).
+
+    """
+
+    validation: Path | None
+    val_ood: Path | None
+    keep: float
+
+    def __post_init__(self) -> None:
+        """Check the share, before anything is read."""
+        minimum_samples(keep=self.keep)
+
+    def opened(
+        self, ranks: Ranks, read: Callable[[Path], _Opened], *, read_ood: Callable[[Path], _Opened] | None = None
+    ) -> tuple[_Opened | None, _Opened | None]:
+        """Return both as `read` does; None where the first rank alone needs them, perhaps on a machine of its own.
+
+        OOD samples are returned as `read_ood` does, where that is given.
+        """
+        pairs = ((self.validation, read), (self.val_ood, read_ood or read))
+        validation, val_ood = (None if path is None or not ranks.is_first else how(path) for path, how in pairs)
+        return validation, val_ood
+
+    def require_enough(self, samples: int) -> None:
+        """Raise if these are too few to calibrate on, before a model is run for them.
+
+        Raises:
+            CalibrationError: If so.
+
+        """
+        flagged_rank(samples, keep=self.keep)

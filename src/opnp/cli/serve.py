@@ -1,0 +1,112 @@
+"""``opnp serve``: verdicts over HTTP, with a page to try them."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opnp.cli.model_options import (
+    DeviceName,
+    ImageSize,
+    Means,
+    ModelOptions,
+    Resize,
+    StandardDeviations,
+    WeightsFile,
+    checked_device,
+)
+from opnp.cli.options import DetectorFile
+from opnp.errors import DataFileError, OptionError
+
+__all__ = ["serve"]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def serve(
+    *,
+    detector: DetectorFile,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Model that the detector was fitted on: timm:NAME, torchvision:NAME, hf:FOLDER, or module:callable."
+        ),
+    ],
+    weights: WeightsFile = None,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    mean: Means = None,
+    std: StandardDeviations = None,
+    class_names: Annotated[Path | None, typer.Option(help="Text file with the name of one class a line.")] = None,
+    device: DeviceName = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 for one that is free.")] = 8000,
+    max_bytes: Annotated[str, typer.Option(help="Largest body of a request, such as 10MB or 512KiB.")] = "10MB",
+    max_pixels: Annotated[int, typer.Option(help="Most pixels of an image.")] = 50_000_000,
+    max_batch: Annotated[
+        int, typer.Option(help="Most inputs the model is run on at once. 1: answers equal `opnp score` to the bit.")
+    ] = 32,
+    max_wait_ms: Annotated[float, typer.Option(help="Longest wait for others to join a batch.")] = 5.0,
+    max_requests: Annotated[int, typer.Option(help="Most requests in work at once; more are answered with 503.")] = 256,
+    threads: Annotated[int, typer.Option(help="Threads that decode images.")] = 1,
+) -> None:
+    """Answer over HTTP: POST /score an image, numbers or a text, get class, confidence, score, p-value and verdict.
+
+    Open the address in a browser to try it. /healthz and /metrics (Prometheus) are for machines. SIGTERM or Ctrl-C
+    stops the service once the requests in work are answered.
+    """
+    from opnp.detector import OPNP
+    from opnp.detector.storage import read_detector
+    from opnp.serve.app import require_serving, serve_app
+    from opnp.serve.limits import Limits
+    from opnp.serve.running import listening_socket, run_service
+
+    require_serving()
+    limits = Limits(
+        max_bytes=bytes_from(max_bytes),
+        max_pixels=max_pixels,
+        max_batch=max_batch,
+        max_wait=max_wait_ms / 1000,
+        max_requests=max_requests,
+        threads=threads,
+    )
+    names = None if class_names is None else _lines(class_names)
+    place = checked_device(device)
+    head_name = read_detector(detector).head_name
+    loaded = OPNP.load(detector)
+    network, transform = ModelOptions(model, weights, image_size, resize, mean, std).opened()
+    if place is not None:
+        network.to(place)
+    app = serve_app(loaded, network, transform, head_name=head_name, class_names=names, limits=limits)
+    listening = listening_socket(host, port)
+    kind = f"{transform.kind}s"
+    run_service(
+        app,
+        listening,
+        started=lambda address: typer.echo(f"opnp: verdicts on {kind} at {address}; Ctrl-C stops it.", err=True),
+    )
+
+
+def bytes_from(text: str) -> int:
+    """Return the number of bytes that a text such as ``10MB`` or ``512KiB`` names.
+
+    Raises:
+        OptionError: If it names none.
+
+    Example:
+        >>> bytes_from("10MB"), bytes_from("512 KiB"), bytes_from("2000")
+        (10000000, 524288, 2000)
+
+    """
+    found = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([a-zA-Z]*)\s*", text)
+    if found is None or found[2].upper() not in _UNITS:
+        raise OptionError(f"`--max-bytes` must be a number of bytes such as 10MB or 512KiB, got {text!r}.")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataFileError(f"{path} is no text in UTF-8: expected the name of one class a line.") from error

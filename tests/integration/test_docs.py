@@ -1,0 +1,164 @@
+"""The site: it builds strictly, nothing public is missing in it, no link in it is dead, and it needs no network."""
+
+import ast
+import inspect
+import re
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+import opnp
+import opnp.adapters
+import opnp.data
+import opnp.errors
+from opnp.adapters.openood import OPNPPostprocessor
+from opnp.adapters.pytorch_ood import OPNPDetector
+from opnp.adapters.scikit_learn import OPNPOutlierDetector
+from opnp.cli.app import COMMANDS
+from opnp.cli.lazy_group import imported_command
+from opnp.errors import OpnpError, OpnpWarning
+from tests.integration.core_environment import finished
+from tests.integration.docs_pages import DOCS, pages
+from tests.integration.docs_site import dead_links, read_site
+from tools.docs_docstrings import readable
+
+ROOT = DOCS.parent
+METHOD = DOCS / "explanation" / "method.md"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the site, built from the pages as they are."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    finished(["env", "NO_MKDOCS_2_WARNING=1", *command], folder=ROOT)
+    return folder
+
+
+def anchors(site: Path, place: str) -> set[str]:
+    return set().union(*(page.ids for name, page in read_site(site).items() if name.startswith(place)))
+
+
+@pytest.mark.slow
+def test_every_public_name_has_an_entry(site: Path) -> None:
+    expected = {f"opnp.{name}" for name in opnp.__all__} | {f"opnp.data.{name}" for name in opnp.data.__all__}
+    expected |= {f"opnp.adapters.{name}" for name in opnp.adapters.__all__}
+    expected |= {f"{kind.__module__}.{kind.__name__}" for kind in (OPNPDetector, OPNPOutlierDetector)}
+    expected.add("opnp.adapters.openood.OPNPPostprocessor")
+    assert expected - anchors(site, "reference/") == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [opnp.OPNP, OPNPDetector, OPNPOutlierDetector, OPNPPostprocessor])
+def test_every_method_has_an_entry(site: Path, kind: type) -> None:
+    package = "opnp" if kind is opnp.OPNP else kind.__module__
+    own = {
+        name
+        for base in kind.__mro__
+        if base.__module__.startswith("opnp.")
+        for name, value in vars(base).items()
+        if not name.startswith("_") and (inspect.isroutine(value) or isinstance(value, property))
+    }
+    assert {f"{package}.{kind.__name__}.{name}" for name in own} - anchors(site, "reference/") == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_an_entry(site: Path, command: str) -> None:
+    options = [item for item in imported_command(command).params if "--help" not in item.opts]
+    expected = {f"opnp-{command}-{item.opts[0].lstrip('-').replace('_', '-')}" for item in options}
+    assert options
+    assert {f"opnp-{command}", *expected} - read_site(site)["reference/commands.html"].ids == set()
+
+
+@pytest.mark.slow
+def test_every_error_has_its_meaning(site: Path) -> None:
+    text = (site / "reference" / "errors.html").read_text(encoding="utf-8")
+    kinds = [value for value in map(vars(opnp.errors).get, opnp.errors.__all__) if inspect.isclass(value)]
+    for kind in kinds:
+        assert issubclass(kind, OpnpError | OpnpWarning)
+        meaning = str(inspect.getdoc(kind)).partition("\n")[0]
+        assert text.count(meaning) >= 2, kind  # in the table, and below
+
+
+@pytest.mark.slow
+def test_no_link_is_dead(site: Path) -> None:
+    assert dead_links(site) == []
+
+
+@pytest.mark.slow
+def test_no_page_is_left_out_of_the_navigation(site: Path) -> None:
+    found = read_site(site)
+    assert {name.removesuffix(".md") for name in pages()} <= {
+        name.replace("records/index", "records/README").removesuffix(".html") for name in found
+    }
+    reached = {
+        (site / "index.html").parent.joinpath(urlsplit(link).path).resolve() for link in found["index.html"].links
+    }
+    assert {name for name in found if (site / name).resolve() not in reached} == {"404.html"}
+
+
+@pytest.mark.slow
+def test_nothing_is_loaded_from_the_network(site: Path) -> None:
+    for name, page in read_site(site).items():
+        assert [link for link in page.loaded if urlsplit(link).netloc] == [], name
+    for path in (*site.rglob("*.css"), *(site / "assets").glob("*.css")):
+        found = re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\"']+", path.read_text(encoding="utf-8"))
+        assert found == [], path
+
+
+@pytest.mark.slow
+def test_docstrings_are_shown_as_they_are_meant(site: Path) -> None:
+    for path in sorted(site.glob("reference/*.html")):
+        text = re.sub(r"<details.*?</details>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)  # the sources
+        assert "<blockquote>" not in text, f"{path.name}: an example is taken for a quotation"
+        assert ".. math" not in text, path.name
+        assert "&gt;&gt;&gt;" in text or path.stem in {"index", "commands", "errors", "services"}, path.name
+
+
+def test_an_example_becomes_a_section_and_a_formula_a_block() -> None:
+    assert readable("Return 1.\n\nExample:\n    >>> 1\n    1\n") == "Return 1.\n\nExamples:\n    >>> 1\n    1\n"
+    found = readable("Return.\n\n.. math:: a =\n    b\n\nArgs:\n")
+    assert found == "Return.\n\n```text\na =\nb\n```\n\nArgs:\n"
+
+
+def test_a_dead_link_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text('<a id="here" href="#here"></a><a href="other.html#there"></a>')
+    assert dead_links(tmp_path) == ["index.html: other.html#there"]
+    (tmp_path / "other.html").write_text('<img src="none.png"><a href="https://example.org/none"></a>')
+    assert dead_links(tmp_path) == ["index.html: other.html#there", "other.html: none.png"]
+    (tmp_path / "other.html").write_text('<p id="there"></p>')
+    assert dead_links(tmp_path) == []
+
+
+def test_files_of_the_repository_that_pages_name_are_there() -> None:
+    for name, path in pages().items():
+        text = path.read_text(encoding="utf-8")
+        named = re.findall(r"(?<![\w/])(?:src|docs|tests|tools|examples|studies|benchmarks|notebooks)/[\w./-]*\w", text)
+        assert [each for each in named if not (ROOT / each).exists()] == [], name
+
+
+def test_the_method_quotes_the_code() -> None:
+    text = METHOD.read_text(encoding="utf-8")
+    quoted = 0
+    for block in re.finditer(r"```text\n(.*?)```", text, flags=re.DOTALL):
+        paragraph = text[: block.start()].rstrip().rpartition("\n\n")[2]
+        named = re.search(r"`([\w.]+)`\s+in\s+`(src/[\w/]+\.py)`", paragraph)
+        if named is None:  # a formula
+            continue
+        source = [line.strip() for line in function_source(ROOT / named[2], named[1]).splitlines()]
+        for line in block[1].splitlines():
+            quoted += 1
+            assert line.strip() in source, f"{named[1]}: {line}"
+    assert quoted >= 18
+
+
+def function_source(path: Path, name: str) -> str:
+    """Return the source of a function or method in a file, or of a class."""
+    nodes: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        (node,) = (each for each in nodes if getattr(each, "name", None) == part)
+        nodes = getattr(node, "body", [])
+    return str(ast.get_source_segment(path.read_text(encoding="utf-8"), node))

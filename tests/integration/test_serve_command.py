@@ -1,0 +1,115 @@
+"""``opnp serve`` on the command line: what it refuses before it listens, and what it answers once it does."""
+
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+import opnp.serve.app as app_module
+from opnp import OPNP, Ratios
+from opnp.cli.lazy_group import imported_command
+from opnp.cli.serve import bytes_from
+from opnp.errors import MissingExtraError, NotCalibratedError, OpnpError, OptionError
+from opnp.serve.running import listening_socket, run_service
+from tests.integration.serve_process import serving
+from tests.unit.bench.image_world import OPTIONS
+from tests.unit.serve.serve_world import fitted, image_bytes, inputs_of, pictures, service, verdict_json
+
+MODEL = "tests.unit.bench.image_world:tiny_model"
+
+
+def refused(error: type[OpnpError], message: str, detector: Path, *options: str) -> None:
+    """Fail unless the command raises an error with this message, which `opnp` prints."""
+    arguments = ["--detector", str(detector), "--model", MODEL, *OPTIONS, *options]
+    with pytest.raises(error, match=message):
+        imported_command("serve").main(args=arguments, standalone_mode=False)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "detector.safetensors"
+    fitted()[0].save(path)
+    return path
+
+
+def test_what_cannot_be_served_is_refused(saved: Path, tmp_path: Path) -> None:
+    refused(OptionError, "`--max-bytes` must be a number of bytes such as 10MB", saved, "--max-bytes", "much")
+    refused(OptionError, "`max_batch` must be finite and at least 1", saved, "--max-batch", "0")
+    refused(OptionError, "`max_wait` must be finite and at least 0", saved, "--max-wait-ms", "nan")
+    refused(OptionError, "`--port` must lie in 0 to 65535", saved, "--port", "70000")
+    refused(OptionError, "cannot listen at `--host` 192.0.2.1", saved, "--host", "192.0.2.1")
+    refused(OptionError, "`--device` must be a device", saved, "--device", "nowhere")
+    names = tmp_path / "names.txt"
+    names.write_text("one\ntwo\n", encoding="utf-8")
+    refused(OptionError, "`class_names` must be 4, one a class, got 2", saved, "--class-names", str(names))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused(OptionError, rf"cannot listen at `--host` 127.0.0.1 and `--port` {port} \(", saved, "--port", port)
+
+
+@pytest.mark.filterwarnings("ignore:.*calibrat:opnp.errors.UncalibratedWarning")  # said when such a one is saved
+def test_an_uncalibrated_detector_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    _, model = fitted()
+    path = tmp_path / "uncalibrated.safetensors"
+    OPNP(ratios=Ratios(w_min=0.1)).fit(model, [inputs_of(pictures(60, seed=0))]).save(path)
+    refused(NotCalibratedError, "opnp fit ... --validation PATH", path)
+
+
+def test_a_missing_package_names_the_extra(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "find_spec", lambda name: None if name == "uvicorn" else object())
+    refused(MissingExtraError, r"needs uvicorn, not installed here: `pip install 'opnp\[serve\]'`", saved)
+
+
+def test_with_a_batch_of_one_the_answers_are_the_librarys_to_the_bit(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("red\ngreen\nblue\nyellow\n", encoding="utf-8")
+    images = pictures(3, seed=11)
+    wanted = verdict_json(*fitted(), inputs_of(images))
+    with serving(tmp_path, "--max-batch", "1", "--class-names", str(names), "--max-bytes", "1KB") as served:
+        for image, expected in zip(images, wanted, strict=True):
+            answer = httpx.post(
+                f"{served.address}/score", content=image_bytes(image), headers={"Content-Type": "image/png"}
+            ).json()
+            assert answer.pop("class_name") == ["red", "green", "blue", "yellow"][expected["class"]]
+            assert answer == expected
+        too_large = httpx.post(f"{served.address}/score", content=b"x" * 3000, headers={"Content-Type": "image/png"})
+        assert too_large.status_code == 413
+        served.process.terminate()
+        served.process.join(30)
+        assert served.process.exitcode == 0
+        assert "verdicts on images at http://127.0.0.1:" in served.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_and_the_handlers_are_put_back(number: signal.Signals) -> None:
+    assert threading.current_thread() is threading.main_thread()
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    _, model = fitted()
+    modes = [module.training for module in model.modules()]
+    told: list[str] = []
+
+    def started(address: str) -> None:
+        told.append(address)
+        signal.raise_signal(number)
+
+    listening = listening_socket("127.0.0.1", 0)
+    run_service(service(), listening, started=started)
+    assert told
+    assert listening.fileno() == -1
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_small_answers_do_not_wait_for_an_acknowledgement() -> None:
+    with listening_socket("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP  # by which asyncio knows that it may switch the waiting off
+
+
+def test_sizes_in_words() -> None:
+    assert [bytes_from(text) for text in ("7", "1.5 KB", "2MiB", "1gb")] == [7, 1500, 2 << 20, 10**9]
+    for text in ("", "MB", "-1", "1e9", "10 bananas"):
+        with pytest.raises(OptionError, match="`--max-bytes`"):
+            bytes_from(text)

@@ -1,0 +1,100 @@
+"""A small service in this process: detector, model, images, and a client without a network."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import cache
+from io import BytesIO
+from typing import Any, TypeVar
+
+import httpx
+import torch
+from fastapi import FastAPI
+from PIL import Image
+from torch import Tensor, nn
+
+from opnp import OPNP, Ratios
+from opnp.data import Preprocessing
+from opnp.serve.app import serve_app
+from opnp.serve.limits import Limits
+from tests.unit.bench.image_world import INPUTS, class_images, tiny_model
+
+__all__ = ["answered", "fitted", "image_bytes", "in_service", "inputs_of", "pictures", "service", "verdict_json"]
+
+_Result = TypeVar("_Result")
+
+
+def pictures(rows: int, *, seed: int) -> list[Image.Image]:
+    """Return images of 8 x 8."""
+    return [Image.fromarray(pixels.numpy()) for pixels in class_images(rows, seed=seed)[0]]
+
+
+def inputs_of(images: list[Image.Image], transform: Preprocessing = INPUTS) -> Tensor:
+    """Return images as the model takes them."""
+    return transform.batch([transform(image) for image in images])
+
+
+def image_bytes(image: Image.Image, form: str = "PNG") -> bytes:
+    """Return an image as a file."""
+    file = BytesIO()
+    image.save(file, form)
+    return file.getvalue()
+
+
+@cache
+def fitted() -> tuple[OPNP, nn.Module]:
+    """Return a calibrated detector, and its model in training mode."""
+    model = tiny_model()
+    detector = OPNP(ratios=Ratios(w_min=0.1)).fit(model, [inputs_of(pictures(60, seed=0))])
+    return detector.calibrate([inputs_of(pictures(199, seed=1))]), model
+
+
+def service(limits: Limits | None = None, **options: Any) -> FastAPI:
+    """Return a service of `fitted`."""
+    detector, model = fitted()
+    return serve_app(detector, model, INPUTS, limits=Limits() if limits is None else limits, **options)
+
+
+def in_service(app: FastAPI, work: Callable[[httpx.AsyncClient], Awaitable[_Result]]) -> _Result:
+    """Return what comes of work with a client of a service that runs meanwhile."""
+
+    async def run() -> _Result:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://service", timeout=30) as client,
+        ):
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+def answered(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
+    """Return the answer to one request."""
+
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.request(method, path, **options)
+
+    return in_service(app, ask)
+
+
+def verdict_json(detector: OPNP, model: nn.Module, inputs: Tensor) -> list[dict[str, Any]]:
+    """Return what the service should answer, by the public methods of the library, input by input."""
+    found = []
+    was_training = {module: module.training for module in model.modules()}
+    for each in inputs:
+        verdict = detector.verdict(each[None])
+        model.eval()
+        with torch.no_grad():
+            confidence = model(each[None]).double().softmax(1).max()
+        for module, mode in was_training.items():
+            module.training = mode
+        found.append(
+            {
+                "class": int(verdict.predicted_class),
+                "confidence": float(confidence),
+                "score": float(verdict.score),
+                "p_value": float(verdict.p_value),
+                "is_ood": bool(verdict.is_ood),
+            }
+        )
+    return found

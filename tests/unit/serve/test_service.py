@@ -1,0 +1,302 @@
+"""What the service answers: the library's verdicts, and a reason where there is none."""
+
+import asyncio
+import json
+import re
+import zlib
+from collections.abc import AsyncIterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from opnp import OPNP, Ratios
+from opnp.adapters import transformers_model
+from opnp.errors import HeadMismatchError, ModelRunError, NotCalibratedError, OptionError
+from opnp.serve.app import serve_app
+from opnp.serve.limits import Limits
+from tests.unit.adapters.hub_folders import WORDS, write_bert
+from tests.unit.bench.image_world import INPUTS, tiny_model
+from tests.unit.serve.serve_world import (
+    answered,
+    fitted,
+    image_bytes,
+    in_service,
+    inputs_of,
+    pictures,
+    service,
+    verdict_json,
+)
+
+ALONE = Limits(max_batch=1)
+PNG = {"content-type": "image/png"}
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG"])
+def test_a_picture_gets_the_librarys_verdict_to_the_bit(form: str) -> None:
+    image = pictures(1, seed=3)[0]
+    content = image_bytes(image, form)
+    with Image.open(BytesIO(content)) as opened:
+        wanted = verdict_json(*fitted(), inputs_of([opened.convert("RGB")]))
+    kind = "image/x-portable-pixmap" if form == "PPM" else f"image/{form.lower()}"
+    for content_type in (kind, "application/octet-stream", "image/png"):  # the bytes decide
+        answer = answered(service(ALONE), "POST", "/score", content=content, headers={"content-type": content_type})
+        assert (answer.status_code, answer.json()) == (200, wanted[0])
+
+
+def test_arrays_get_the_librarys_verdicts_one_or_a_list() -> None:
+    inputs = inputs_of(pictures(5, seed=4))
+    wanted = verdict_json(*fitted(), inputs)
+    assert answered(service(ALONE), "POST", "/score", json=inputs[0].tolist()).json() == wanted[0]
+    assert answered(service(ALONE), "POST", "/score", json=inputs.tolist()).json() == wanted
+    together = answered(service(), "POST", "/score", json=inputs.tolist()).json()
+    for one, other in zip(together, wanted, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_the_answer_agrees_with_itself_and_has_names() -> None:
+    detector, _ = fitted()
+    app = service(class_names=["red", "green", "blue", "yellow"])
+    answers = answered(app, "POST", "/score", json=inputs_of(pictures(60, seed=6)).tolist()).json()
+    scores = torch.tensor([answer["score"] for answer in answers], dtype=torch.float64)
+    at_least = (detector.calibration_scores[None] >= scores[:, None]).sum(1)
+    assert [answer["p_value"] for answer in answers] == ((1 + at_least).double() / 200).tolist()
+    assert [answer["is_ood"] for answer in answers] == (at_least < 10).tolist()
+    assert {answer["is_ood"] for answer in answers} == {True, False}
+    assert all(answer["class_name"] == ("red", "green", "blue", "yellow")[answer["class"]] for answer in answers)
+
+
+def test_texts_are_answered(tmp_path: Path) -> None:
+    found: Any = transformers_model(write_bert(tmp_path / "bert"))
+    model, transform = found
+    texts = [" ".join(WORDS[5 + (row * step) % 8] for step in range(1, 2 + row % 9)) for row in range(60)]
+    batch = transform.batch([transform(text) for text in texts])
+    detector = OPNP(ratios=Ratios(w_min=0.1)).fit(model, [batch]).calibrate([batch])
+    app = serve_app(detector, model, transform, limits=ALONE)
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        for text in texts[:3]:
+            verdict = detector.verdict(transform.batch([transform(text)]))
+            answer = (await client.post("/score", json={"text": text})).json()
+            assert answer["score"] == float(verdict.score)
+            assert answer["p_value"] == float(verdict.p_value)
+        several = (await client.post("/score", json=texts[:9])).json()
+        assert [answer["score"] for answer in several] == [
+            float(detector.score(transform.batch([transform(text)]))) for text in texts[:9]
+        ]
+        for refused in (
+            {"text": ""},
+            {"text": 3},
+            {"text": "a", "path": "/etc/passwd"},
+            [],
+            3,
+            [3],
+            {"text": "\ud800"},
+        ):
+            answer = await client.post(
+                "/score", content=json.dumps(refused), headers={"content-type": "application/json"}
+            )
+            assert answer.status_code == 422, refused
+        assert (await client.post("/score", content=b"x", headers=PNG)).status_code == 415
+
+    in_service(app, ask)
+
+
+ROW = [[0.5] * 8] * 8
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "reason"),
+    [
+        (b"", "image/png", 422, "the body is empty"),
+        (b"no picture", "image/png", 422, "no image, or none of BMP, GIF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image/png", 422, "no image, or none of"),
+        (image_bytes(pictures(1, seed=0)[0])[:90], "image/png", 422, "truncated|broken|incomplete"),
+        (image_bytes(Image.new("I;16", (8, 8))), "image/png", 422, "more than 8 bits a channel"),
+        (image_bytes(Image.new("L", (1, 400))), "image/png", 422, "1 x 400 pixels"),
+        (image_bytes(Image.new("1", (1001, 1000))), "image/png", 422, "1001 x 1000 pixels, and 1000000 are the limit"),
+        (b"[1, 2", "application/json", 422, "no JSON"),
+        (b"\xff\xfe\xff", "application/json", 422, "no JSON"),
+        (b"[" * 100_000, "application/json", 422, "nested too deeply"),
+        (b"{}", "application/json", 422, "an array of 3 x 8 x 8 numbers is needed, got an object"),
+        (b'"file:///etc/passwd"', "application/json", 422, "got a text"),
+        (b"[]", "application/json", 422, "3 entries are needed|1 to 64 inputs"),
+        (b"[[[]]]", "application/json", 422, "3 entries are needed, got 1"),
+        (json.dumps([ROW, ROW]).encode(), "application/json", 422, "3 entries are needed, got 2"),
+        (json.dumps([ROW, ROW, [[0.5] * 8] * 7]).encode(), "application/json", 422, r"at \[2\], got 7"),
+        (json.dumps([ROW, ROW, [[0.5] * 7 + [True]] * 8]).encode(), "application/json", 422, r"\[2\]\[0\], got true"),
+        (json.dumps([ROW, ROW, [[0.5] * 7 + ["1"]] * 8]).encode(), "application/json", 422, "got a text"),
+        (json.dumps([ROW, ROW, [[0.5] * 7 + [None]] * 8]).encode(), "application/json", 422, "got null"),
+        (json.dumps([ROW, ROW, [[float("nan")] * 8] * 8]).encode(), "application/json", 422, "NaN is no finite number"),
+        (json.dumps([ROW, ROW, [[-float("inf")] * 8] * 8]).encode(), "application/json", 422, "-Infinity is no"),
+        (json.dumps([ROW, ROW, [[1e39] * 8] * 8]).encode(), "application/json", 422, "too large for float32"),
+        (json.dumps([ROW, ROW, [[10**400] * 8] * 8]).encode(), "application/json", 422, "too large for float32"),
+        (json.dumps([ROW, ROW, [[3e38] * 8] * 8]).encode(), "application/json", 422, "not finite"),
+        (json.dumps([[ROW] * 3] * 65).encode(), "application/json", 422, "1 to 64 inputs a request, got 65"),
+        (b"x", "text/plain", 415, "the content type 'text/plain' is not read: send the bytes of a picture"),
+        (b"x", "multipart/form-data; boundary=a", 415, "multipart/form-data"),
+        (b"x" * 200_001, "image/png", 413, "more than 200000 bytes"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_the_reason(body: bytes, kind: str, status: int, reason: str) -> None:
+    app = service(Limits(max_bytes=200_000, max_pixels=1_000_000))
+    answer = answered(app, "POST", "/score", content=body, headers={"content-type": kind})
+    assert answer.status_code == status
+    assert list(answer.json()) == ["detail"]
+    assert re.search(reason, answer.json()["detail"])
+
+
+@pytest.mark.filterwarnings("ignore:Image size .* exceeds limit")  # Pillow's own bound, which is lower
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    header = bytearray(image_bytes(Image.new("1", (1, 1))))
+    header[16:24] = (60_000).to_bytes(4, "big") * 2
+    header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
+    answer = answered(service(), "POST", "/score", content=bytes(header), headers=PNG)
+    assert answer.status_code == 422
+    assert re.search("exceeds limit|60000 x 60000 pixels", answer.json()["detail"])
+
+
+def test_a_body_without_a_length_is_counted_while_it_is_read() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"x" * 50
+
+    app = service(Limits(max_bytes=100))
+    assert answered(app, "POST", "/score", content=parts(), headers=PNG).status_code == 413
+    exact = service(Limits(max_bytes=150))
+    assert answered(exact, "POST", "/score", content=parts(), headers=PNG).status_code == 422
+
+
+def test_a_body_that_does_not_arrive_and_a_compressed_one_are_refused() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(30)
+
+    slow = answered(service(Limits(read_seconds=1)), "POST", "/score", content=parts(), headers=PNG)
+    assert (slow.status_code, slow.json()["detail"]) == (408, "the body did not arrive within 1 seconds")
+    packed = answered(service(), "POST", "/score", content=b"x", headers=PNG | {"content-encoding": "gzip"})
+    assert packed.status_code == 415
+
+
+def test_other_paths_and_methods_and_the_headers_of_all() -> None:
+    async def ask(client: httpx.AsyncClient) -> list[httpx.Response]:
+        asked = [
+            ("GET", "/nothing"),
+            ("GET", "/score"),
+            ("POST", "/"),
+            ("GET", "/"),
+            ("GET", "/healthz"),
+            ("GET", "/docs"),
+        ]
+        return [await client.request(method, path) for method, path in asked]
+
+    answers = in_service(service(), ask)
+    assert [answer.status_code for answer in answers] == [404, 405, 405, 200, 200, 404]
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        if answer.status_code >= 400:
+            assert list(answer.json()) == ["detail"]
+    assert answers[4].json() == {"status": "ready"}
+    assert "unsafe" not in answers[3].headers["content-security-policy"]
+    assert "http" not in re.sub(r"\bhttps?://www\.w3\.org\S*", "", answers[3].text)
+
+
+def test_the_metrics_count_requests_verdicts_and_p_values() -> None:
+    inputs = inputs_of(pictures(60, seed=6))
+    wanted = verdict_json(*fitted(), inputs)
+
+    async def ask(client: httpx.AsyncClient) -> str:
+        await client.post("/score", json=inputs.tolist())
+        await client.post("/score", content=b"", headers=PNG)
+        await client.get("/a/path/that/nobody/knows")
+        return (await client.get("/metrics")).text
+
+    found = dict(line.rsplit(" ", 1) for line in in_service(service(ALONE), ask).splitlines() if line[0] != "#")
+    assert found['opnp_requests_total{path="/score",status="200"}'] == "1.0"
+    assert found['opnp_requests_total{path="/score",status="422"}'] == "1.0"
+    assert found['opnp_requests_total{path="other",status="404"}'] == "1.0"
+    assert found['opnp_request_seconds_count{path="/score"}'] == "2.0"
+    assert float(found["opnp_inputs_total"]) == 60
+    assert float(found["opnp_flagged_total"]) == sum(answer["is_ood"] for answer in wanted)
+    for tenth in range(1, 11):
+        below = sum(answer["p_value"] <= tenth / 10 for answer in wanted)
+        assert float(found[f'opnp_p_value_bucket{{le="{tenth / 10}"}}']) == below
+
+
+def test_the_model_is_as_it_was_and_two_services_count_apart() -> None:
+    _, model = fitted()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    one, other = service(), service()
+    answered(one, "POST", "/score", json=inputs_of(pictures(3, seed=1)).tolist())
+    assert "opnp_inputs_total 0.0" in answered(other, "GET", "/metrics").text
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes == [True] * len(modes)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+class Moody(nn.Module):
+    """A model that fails on bright inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny_model()
+
+    def forward(self, inputs: Tensor) -> Any:
+        if bool((inputs > 100).any()):
+            message = "secret of the model"
+            raise KeyError(message)
+        if bool((inputs < -100).any()):
+            raise SystemExit(3)
+        return self.inner(inputs)
+
+
+def test_an_input_that_the_model_fails_on_fails_alone_and_nothing_inside_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    detector, _ = fitted()
+    inputs = inputs_of(pictures(8, seed=2))
+    wanted = verdict_json(*fitted(), inputs)
+    bad = torch.full((3, 8, 8), 101.0)
+
+    async def ask(client: httpx.AsyncClient) -> list[httpx.Response]:
+        bodies = [*inputs[:4], bad, *inputs[4:], -bad]
+        return await asyncio.gather(*(client.post("/score", json=body.tolist()) for body in bodies))
+
+    answers = in_service(serve_app(detector, Moody(), INPUTS), ask)
+    assert [answer.status_code for answer in answers] == [200] * 4 + [500] + [200] * 4 + [500]
+    assert answers[4].json() == {"detail": "the service failed on this request; its log says why"}
+    assert "secret of the model" in caplog.text
+    for answer, other in zip(answers[:4] + answers[5:9], wanted, strict=True):
+        assert answer.json() == pytest.approx(other, rel=1e-5)
+
+
+def test_more_requests_than_there_are_places_are_told_to_come_back() -> None:
+    inputs = inputs_of(pictures(1, seed=2))[0].tolist()
+
+    async def ask(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return await asyncio.gather(*(client.post("/score", json=inputs) for _ in range(6)))
+
+    answers = in_service(service(Limits(max_requests=2)), ask)
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503, 503, 503]
+    assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503)
+
+
+def test_what_does_not_fit_together_is_refused_at_the_start() -> None:
+    detector, model = fitted()
+    with pytest.raises(NotCalibratedError, match="no verdict to serve"):
+        serve_app(detector.with_ratios(Ratios()), model, INPUTS)
+    with pytest.raises(HeadMismatchError, match="other weights"):
+        serve_app(detector, tiny_model(seed=1), INPUTS)
+    with pytest.raises(OptionError, match="`class_names` must be 4"):
+        serve_app(detector, model, INPUTS, class_names=["one"])
+    with pytest.raises(ModelRunError, match="failed on a first image: RuntimeError"):
+        serve_app(detector, nn.Sequential(nn.Flatten(), nn.Linear(7, 3), *model.children()), INPUTS)
+    with pytest.raises(OptionError, match="`max_batch` must be finite and at least 1, got 0"):
+        Limits(max_batch=0)

@@ -1,0 +1,230 @@
+"""The reference of the site, made from the package when the site is built: a hook of mkdocs.
+
+Every name of ``opnp.__all__``, and of the ``__all__`` of the modules in `MODULES`, stands on the page of its area;
+which area that is, the module that defines it says. A name whose module is in no area is an error, so that no public
+name is without a page. The page of commands is made from the commands themselves.
+"""
+
+import re
+import sys
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from tools.docs_commands import commands_page  # noqa: E402  # found by the line above
+
+__all__ = ["AREAS", "MODULES", "Area", "on_files", "pages"]
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A page of the reference.
+
+    Attributes:
+        name: Name of the page's file.
+        title: Its heading.
+        text: What stands below the heading.
+        modules: Modules whose public names it shows, each with all that is inside.
+
+    """
+
+    name: str
+    title: str
+    text: str
+    modules: tuple[str, ...] = field(default=())
+
+
+AREAS = (
+    Area(
+        "detector",
+        "Detector",
+        "The detector and what it is made with. Where to begin: [`OPNP`](#opnp.OPNP).",
+        (
+            "opnp.detector.opnp",
+            "opnp.detector.ratios",
+            "opnp.detector.settings",
+            "opnp.detector.compact",
+            "opnp.detector.checkpoint",
+            "opnp.detector.verdicts",
+        ),
+    ),
+    Area(
+        "sensitivity",
+        "Sensitivity",
+        "How much the energy depends on each weight and neuron, of the last layer and of others.",
+        (
+            "opnp.core.sensitivity",
+            "opnp.core.layer_sensitivity",
+            "opnp.core.histogram",
+            "opnp.model.layer_sensitivity",
+        ),
+    ),
+    Area(
+        "pruning",
+        "Pruning",
+        "From sensitivities to masks, and masks on a model.",
+        ("opnp.core.masks", "opnp.core.layer_masks", "opnp.model.pruning"),
+    ),
+    Area("scores", "Scores", "What is read off the logits. Larger = more OOD, everywhere.", ("opnp.core.scores",)),
+    Area("shaping", "Shaping", "What is done to the features before the pruned head.", ("opnp.core.shaping",)),
+    Area(
+        "verdicts",
+        "Verdicts",
+        "From scores to p-values, thresholds and alarms.",
+        ("opnp.core.conformal", "opnp.core.martingale", "opnp.core.online_p_values"),
+    ),
+    Area(
+        "criteria",
+        "Criteria without OOD data",
+        "What the automatic choice of settings goes by, and what it leaves behind.",
+        ("opnp.core.holdout", "opnp.core.failure", "opnp.detector.criterion", "opnp.detector.tuning"),
+    ),
+    Area(
+        "metrics",
+        "Metrics",
+        "How well OOD is told from ID, and how well confidence fits. Each says which class is positive.",
+        ("opnp.core.metrics", "opnp.core.detection", "opnp.core.reliability"),
+    ),
+    Area(
+        "data",
+        "Data",
+        "Files in and out, in `opnp.data`: images and texts, cached features, heads, weights, score tables.",
+        ("opnp.data",),
+    ),
+    Area(
+        "adapters",
+        "Adapters",
+        "Other libraries, one a module of `opnp.adapters`. An error names the extra that one needs.",
+        ("opnp.adapters",),
+    ),
+    Area(
+        "services",
+        "Reports and services",
+        "Pages of results, the HTTP service, the monitor.",
+        ("opnp.report", "opnp.serve"),
+    ),
+    Area("errors", "Errors and warnings", "", ("opnp.errors",)),
+)
+MODULES = (
+    "opnp",
+    "opnp.data",
+    "opnp.adapters",
+    "opnp.adapters.onnx_files",
+    "opnp.adapters.openood",
+    "opnp.adapters.pytorch_ood",
+    "opnp.adapters.scikit_learn",
+    "opnp.report",
+    "opnp.serve",
+    "opnp.serve.app",
+    "opnp.serve.limits",
+    "opnp.serve.monitor",
+    "opnp.serve.drift",
+)
+"""Modules whose `__all__` is documented; those that are not there are passed over."""
+
+_ERRORS = """\
+Every error derives from [`OpnpError`](#opnp.OpnpError) and from the built-in that a caller would expect; every warning
+from [`OpnpWarning`](#opnp.OpnpWarning). A message says which argument, what it must be, what it got and how to mend it.
+The command line prints the message alone and leaves with exit code 2.
+
+| Name | Caught as | Meaning |
+|---|---|---|
+"""
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add the pages of the reference to those of the folder."""
+    for name, content in pages().items():
+        files.append(File.generated(config, f"reference/{name}.md", content=content))
+    return files
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each page by its name."""
+    areas = _by_area()
+    return {
+        "index": _index(areas),
+        "commands": commands_page(),
+        **{area.name: _page(area, names) for area, names in areas.items()},
+    }
+
+
+def _by_area() -> dict[Area, dict[str, Any]]:
+    """Return each area with its names, ``opnp.auroc``, and what griffe knows of them."""
+    package: Any = griffe.load("opnp", search_paths=[str(ROOT / "src")], resolve_aliases=True)
+    found: dict[Area, dict[str, Any]] = {area: {} for area in AREAS}
+    seen: set[str] = set()
+    for module in MODULES:
+        holder = package
+        for part in module.split(".")[1:]:
+            holder = None if holder is None else holder.members.get(part)
+        if holder is None:
+            continue
+        for name in holder.exports or ():
+            item = holder[str(name)]
+            if item.is_module:  # a function of the name of its module, which griffe takes for the module
+                item = item[str(name)]
+            if item.canonical_path not in seen:
+                seen.add(item.canonical_path)
+                found[_area_of(item.canonical_path)][f"{module}.{name}"] = item
+    return found
+
+
+def _area_of(path: str) -> Area:
+    """Return the area of a definition: that which names its module, or the package that its module is in."""
+    module = path.rpartition(".")[0]
+    while module:
+        for area in AREAS:
+            if module in area.modules:
+                return area
+        module = module.rpartition(".")[0]
+    raise PluginError(f"{path} is public and has no page: add its module to an area in tools/docs_reference.py.")
+
+
+def _page(area: Area, names: dict[str, Any]) -> str:
+    text = _ERRORS + "\n".join(map(_error_row, names, names.values())) if area.name == "errors" else area.text
+    ordered = sorted(names, key=lambda name: name != "opnp.OPNP")  # the detector before what it is made with
+    entries = "\n".join(_entry(name, names[name]) for name in ordered)
+    return f"# {area.title}\n\n{text}\n\n{entries}"
+
+
+def _entry(name: str, item: Any) -> str:  # noqa: ANN401  # an object of griffe
+    """Return what mkdocstrings makes the entry of a name from."""
+    module, _, last = item.canonical_path.rpartition(".")
+    if module.endswith(f".{last}"):
+        return f'<a id="{name}"></a>\n\n::: {item.canonical_path}\n'
+    options = "    options:\n      show_bases: true\n" if module == "opnp.errors" else ""
+    return f"::: {name}\n{options}"
+
+
+def _error_row(name: str, item: Any) -> str:  # noqa: ANN401  # an object of griffe
+    kind: type = getattr(import_module("opnp.errors"), item.name)
+    builtin = next(base.__name__ for base in kind.__mro__ if base.__module__ == "builtins")
+    return f"| [`{item.name}`](#{name}) | `{builtin}` | {_first_line(item)} |"
+
+
+def _first_line(item: Any) -> str:  # noqa: ANN401  # an object of griffe
+    """Return the first line of a docstring, fit for a cell of a table."""
+    text = item.docstring.value.partition("\n")[0] if item.docstring is not None else ""
+    return re.sub(r"``", "`", text).replace("|", "\\|")
+
+
+def _index(areas: dict[Area, dict[str, Any]]) -> str:
+    """Return the page that lists every name with its line."""
+    parts = [
+        "# Reference\n",
+        "Everything public, made from the docstrings. [The commands](commands.md) stand on a page of their own.\n",
+    ]
+    for area, names in areas.items():
+        rows = [f"| [`{name}`]({area.name}.md#{name}) | {_first_line(item)} |" for name, item in names.items()]
+        parts += [f"## {area.title}\n", "| Name | |", "|---|---|", *rows, ""]
+    return "\n".join(parts)
