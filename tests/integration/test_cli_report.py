@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opnp.cli.lazy_group import imported_command
-from opnp.errors import MissingFileError
+from opnp.errors import DataFileError, MissingFileError
 from tests.unit.report.report_world import demo_folder
 
 LOADED = """
@@ -39,6 +39,16 @@ def test_a_page_and_figures_are_written(results: Path, tmp_path: Path, capsys: p
     assert facts["bytes"] == page.stat().st_size
     assert sorted(facts["figures"]) == [str(path) for path in drawn]
     assert 'value="90.0"' in page.read_text(encoding="utf-8")
+
+
+def test_figures_that_cannot_be_written_leave_no_page(results: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for place in (file, file / "figures"):
+        arguments = [str(results), "--out", str(tmp_path / "page.html"), "--figures", str(place)]
+        with pytest.raises(DataFileError, match="file is a file: name a folder for the figures"):
+            imported_command("report")(arguments, standalone_mode=False)
+        assert not (tmp_path / "page.html").exists()
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ axe = pytest.importorskip("axe_core_python.sync_playwright", reason="needs axe-c
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LARGE = 100_000
+PAPER = 182 / 25.4 * 96
+"""Width of an A4 page between its margins, in pixels."""
 READY = "html[data-ready]"
 
 Opener = Callable[..., Any]
@@ -188,6 +190,13 @@ def test_it_fits_a_narrow_window(browser: Any, path: Path) -> None:
     page = opened(browser, path, viewport={"width": 400, "height": 800})
     page.evaluate("() => document.querySelectorAll('details').forEach(each => { each.open = true; })")
     assert page.evaluate("() => document.documentElement.scrollWidth") == 400
+    for table in page.locator("#model1 table").all():
+        font = table.evaluate("table => parseFloat(getComputedStyle(table).fontSize)")
+        narrow = table.locator("td, th").evaluate_all(
+            "cells => cells.filter(each => each.clientWidth > 0 && each.innerText.trim().length > 3)"
+            ".map(each => each.clientWidth)"
+        )
+        assert min(narrow, default=3 * font) >= 3 * font, "words break letter by letter"
     box = page.locator("#model1 .scroll").first
     assert box.evaluate("box => box.scrollWidth > box.clientWidth && box.tabIndex === 0")
     box.focus()
@@ -226,6 +235,38 @@ def test_it_prints_white_and_whole_without_controls(browser: Any, path: Path) ->
     assert page.locator("[data-figure] pattern").count() > 0
     assert page.faults == []
     page.close()
+
+
+def test_figures_are_as_wide_as_the_paper_and_then_as_the_window(browser: Any, path: Path) -> None:
+    page = opened(browser, path, viewport={"width": 1280, "height": 900})
+    figures = "[...document.querySelectorAll('[data-figure] .main-svg')]"
+    widths = f"() => {figures}.map(each => each.getBoundingClientRect().width)"
+    page.evaluate(f"() => addEventListener('beforeprint', () => {{ window.printed = ({widths})(); }})")
+    before = page.evaluate(widths)
+    assert min(before) > PAPER
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    printed = page.evaluate("() => window.printed")
+    assert len(printed) >= page.locator("[data-figure]").count()
+    assert 0.9 * PAPER < min(printed) <= max(printed) <= PAPER
+    page.wait_for_function(f"widths => String(({widths})()) === String(widths)", arg=before)
+    page.emulate_media(media="print")
+    page.wait_for_function(f"most => ({widths})().every(width => width <= most)", arg=PAPER)
+    page.emulate_media(media="screen")
+    page.wait_for_function(f"widths => String(({widths})()) === String(widths)", arg=before)
+    page.set_viewport_size({"width": 1000, "height": 900})
+    page.wait_for_function(f"most => ({widths})().every(width => width < most)", arg=min(before))
+    assert page.faults == []
+    page.close()
+
+
+def test_a_very_long_name_is_cut_in_the_contents_and_whole_on_its_title(shared: Any) -> None:
+    link = shared.locator(".top a[href='#model1']")
+    assert link.get_attribute("title") == MODEL
+    assert link.evaluate("link => link.scrollWidth <= link.clientWidth")
+    width = link.evaluate("link => { link.textContent = 'm'.repeat(300); return link.clientWidth; }")
+    assert width <= 320
+    assert link.evaluate("link => link.scrollWidth > link.clientWidth")
+    link.evaluate("(link, name) => { link.textContent = name; }", MODEL)
 
 
 def test_without_script_it_still_says_everything(browser: Any, path: Path) -> None:

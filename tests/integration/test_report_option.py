@@ -39,10 +39,10 @@ def test_a_fit_is_reported_with_its_threshold(opnp: Opnp, tmp_path: Path) -> Non
         rows = torch.rand(100, 30, generator=torch.Generator().manual_seed(seed))
         write_features(tmp_path / f"{name}.safetensors", rows)
     fit = ("fit", "--features", tmp_path / "train.safetensors", "--head", tmp_path / "head.safetensors")
-    fit = (*fit, "--rho-w-min", "0.2", "--out", tmp_path / "d.safetensors")
+    more = ("--rho-w-min", "0.2", "--out", tmp_path / "d.safetensors", "--json")
     for options in ((), ("--validation", tmp_path / "validation.safetensors")):
         page = tmp_path / "report.html"
-        outcome = opnp(*fit, *options, "--json", "--report", page)
+        outcome = opnp(*fit, *more, *options, "--report", page)
         assert outcome.code == 0, outcome.err
         facts = json.loads(outcome.out)
         text = page.read_text(encoding="utf-8")
@@ -68,9 +68,9 @@ def test_a_benchmark_on_images_has_a_gallery_of_what_was_read(
     monkeypatch.chdir(write_module(write_images(tmp_path)))
     monkeypatch.delitem(sys.modules, "tinynets", raising=False)
     model = ("bench", "--model", "tinynets:net", *OPTIONS, "--id", "test.safetensors", "--train", "train.safetensors")
-    model = (*model, "--ood", "noise=noise.safetensors", "--methods", "reference,product", "--out", "results")
+    others = ("--ood", "noise=noise.safetensors", "--methods", "reference,product", "--out", "results")
     for _ in range(2):  # the second time from features that were kept
-        outcome = opnp(*model, "--report", "report.html")
+        outcome = opnp(*model, *others, "--report", "report.html")
         assert outcome.code == 0, outcome.err
         record = PictureRecord.from_json(Path("results/pictures.json").read_text(encoding="utf-8"))
         (pictures,) = record.models

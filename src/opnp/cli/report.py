@@ -18,7 +18,9 @@ def report(
     ],
     *,
     out: Annotated[Path, typer.Option(help="HTML file to write; it needs no network.")] = Path("report.html"),
-    keep: Annotated[float, typer.Option(help="Share of ID kept at the thresholds that are shown first.")] = 0.95,
+    keep: Annotated[
+        float, typer.Option(help="Share of ID kept at the thresholds that are shown first, 0.5 to 0.999.")
+    ] = 0.95,
     figures: Annotated[
         Path | None, typer.Option(help="Folder to write the figures into as well, as SVG, PNG and PDF.")
     ] = None,
@@ -26,7 +28,10 @@ def report(
 ) -> None:
     """Write results as one page: verdict, methods, thresholds, figures, gallery, and what is needed to repeat them."""
     from opnp.report import write_figures, write_report
+    from opnp.report.writing import require_figures_folder
 
+    if figures is not None:
+        require_figures_folder(figures)
     path = write_report(results, out, keep=keep)
     drawn = [] if figures is None else write_figures(results, figures, keep=keep)
     if json:

@@ -1,6 +1,5 @@
 """What a results folder holds, read into records and scores."""
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from opnp.bench.bench_record import BenchRecord
 from opnp.bench.picture_record import PICTURES_FILE, ModelPictures, PictureRecord
 from opnp.bench.record import Record
+from opnp.bench.record_json import json_values
 from opnp.bench.sweep_record import SweepRecord, SweptModel
 from opnp.errors import DataFileError, MissingFileError
 from opnp.report.reported import (
@@ -130,8 +130,8 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
         raise MissingFileError(f"{folder}: no such folder of results.")
     if not any((folder / name).is_file() for name in RESULT_FILES):
         raise DataFileError(
-            f"{folder} holds no results: it must have one of {', '.join(RESULT_FILES)}. `opnp bench`, `opnp sweep`, "
-            f"`opnp fit` and `opnp demo` write them into the folder that `--out` names."
+            f"{folder} holds no results: it must have one of {', '.join(RESULT_FILES)}. `opnp bench`, `opnp sweep` "
+            f"and `opnp demo` write them into the folder that `--out` names; `opnp fit --report` makes its own page."
         )
     results = folder / "results.json"
     is_demo = results.is_file() and _is_demo(results)
@@ -146,7 +146,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
 
 def _is_demo(path: Path) -> bool:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_values(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataFileError(f"{path} cannot be read as JSON ({type(error).__name__}: {error}).") from error
     return isinstance(values, dict) and "models" not in values

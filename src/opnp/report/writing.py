@@ -10,7 +10,23 @@ from opnp.report.figures.print_style import FORMATS, require_matplotlib, write_f
 from opnp.report.named_figures import named_figures
 from opnp.report.results import read_results
 
-__all__ = ["write_figures"]
+__all__ = ["require_figures_folder", "write_figures"]
+
+
+def require_figures_folder(out_folder: str | os.PathLike[str]) -> Path:
+    """Return the folder for figures, which need not exist yet; nothing is written.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        DataFileError: If `out_folder` is a file, or lies in one.
+
+    """
+    require_matplotlib()
+    folder = Path(out_folder)
+    for each in (folder, *folder.parents):
+        if each.exists() and not each.is_dir():
+            raise DataFileError(f"{each} is a file: name a folder for the figures.")
+    return folder
 
 
 def write_figures(
@@ -41,10 +57,9 @@ def write_figures(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats or isinstance(formats, str):
         raise OptionError(f"`formats` must be some of {', '.join(map(repr, FORMATS))}, got {formats!r}.")
-    require_matplotlib()
-    folder = Path(out_folder)
-    if folder.exists() and not folder.is_dir():
-        raise DataFileError(f"{folder} is a file: name a folder for the figures.")
+    if not 0 < keep < 1:
+        raise OptionError(f"`keep` must lie between 0 and 1, got {keep!r}. Give 0.95 for 95 %.")
+    folder = require_figures_folder(out_folder)
     figures = named_figures(read_results(results_folder), keep=keep)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -18,6 +18,7 @@ from opnp.errors import DataFileError, EmptyDataError
 from opnp.report.page.explorer import KEEPS, threshold_explorer
 from opnp.report.page.fits import fit_explorer, fit_verdict
 from opnp.report.page.galleries import fitting_galleries, galleries
+from opnp.report.page.noise import auroc_noise, share_noise
 from opnp.report.page.tables import methods_table, sets_table, sweep_table
 from opnp.report.page.verdict import model_verdict
 from opnp.report.reported import ReportedModel, models_of_bench, models_of_demo
@@ -89,6 +90,61 @@ def test_a_verdict_says_what_is_gained_and_what_is_lost(opnp: tuple[float, float
     assert any(each.startswith("far OOD") for each in verdict.costs) == (outcome in {"loss", "mixed"})
 
 
+def noisy_model(after: tuple[float, float], counts: int) -> ReportedModel:
+    """Return the demo's model from 40 % FPR95 and 90 % AUROC, with so many samples of each kind."""
+    model = demo_model((0.4, 0.9), after)
+    return replace(model, counts={"test": counts, "ood_far": counts}, id_samples={"test": counts})
+
+
+@pytest.mark.parametrize(
+    ("after", "outcome", "fpr95", "auroc"),
+    [
+        ((0.3994, 0.9), "none", "stays at 40.0 % within 0.1 %", "stays at 90.0 %"),  # rounded, it is a tenth less
+        ((0.39955, 0.90048), "none", "stays at 40.0 %", "stays at 90.0 %"),
+        ((0.3988, 0.9012), "gain", "falls from 40.0 % to 39.9 %", "rises from 90.0 % to 90.1 %"),
+    ],
+)
+def test_differences_below_a_tenth_of_a_per_cent_count_for_nothing(
+    after: tuple[float, float], outcome: str, fpr95: str, auroc: str
+) -> None:
+    verdict = model_verdict(demo_model((0.4, 0.9), after))
+    assert verdict.outcome == outcome
+    shown = verdict.gains if outcome == "gain" else verdict.unchanged
+    assert any(each.startswith(f"far OOD: FPR95 {fpr95}") for each in shown)
+    assert any(each.startswith(f"far OOD: AUROC {auroc}") for each in shown)
+
+
+@given(samples=st.integers(1, 100_000))
+def test_what_so_many_samples_show_by_chance_is_no_gain(samples: int) -> None:
+    verdict = model_verdict(noisy_model((0.38, 0.9), samples))
+    is_noise = 2 * (0.39 * 0.61 / samples) ** 0.5 >= 0.02
+    assert verdict.outcome == ("none" if is_noise else "gain")
+    assert ("(within the noise of" in verdict.sentence) == is_noise
+    assert any(each.startswith("far OOD: FPR95") for each in (verdict.unchanged if is_noise else verdict.gains))
+
+
+@given(auroc=st.floats(0.5, 1.0), samples=st.integers(2, 5_000))
+def test_the_noise_of_an_auroc_falls_with_the_samples_and_is_that_of_a_share_at_most(
+    auroc: float, samples: int
+) -> None:
+    noise = auroc_noise(auroc, samples, samples)
+    assert auroc_noise(auroc, 2 * samples, 2 * samples) <= noise
+    assert noise <= 2 * share_noise(auroc, samples) + 1e-9
+    assert auroc_noise(auroc, 0, samples) == 0.0
+
+
+def test_an_auroc_that_falls_is_named_whatever_fpr95_does() -> None:
+    for fpr95 in (0.3, 0.4, 0.5):
+        assert "AUROC falls from 90.0 % to 85.0 %" in model_verdict(demo_model((0.4, 0.9), (fpr95, 0.85))).sentence
+    assert "AUROC" not in model_verdict(demo_model((0.4, 0.9), (0.3, 0.8995))).sentence
+
+
+def test_what_stays_is_no_cost() -> None:
+    verdict = model_verdict(noisy_model((0.3, 0.95), 100_000))
+    assert verdict.costs == ("5.0 % of ID test inputs are flagged at the calibrated threshold -5",)
+    assert "ID accuracy of the head it scores with stays at 99.0 %" in verdict.unchanged
+
+
 def test_a_verdict_names_the_accuracy_that_the_pruned_head_loses() -> None:
     verdict = model_verdict(demo_model((0.4, 0.9), (0.3, 0.92), pruned_accuracy=0.97))
     assert verdict.sentence.endswith("its cost: ID accuracy of the head it scores with falls from 99.0 % to 97.0 %.")
@@ -99,6 +155,7 @@ def test_a_real_verdict_names_choice_gain_loss_and_calibration() -> None:
     model = next(each for each in models_of_bench(bench_record()) if each.name == MODEL)
     verdict = model_verdict(model)
     assert verdict.outcome == "mixed"
+    assert "near OOD rises from 82.4 % to 84.6 % as AUROC falls from 74.0 % to 68.6 %" in verdict.sentence
     assert verdict.sentence.startswith("OPNP() chose SCALE shaping at quantile 0.9, no pruning: it gains and loses")
     assert "near OOD: AUROC falls from 74.0 % to 68.6 %" in verdict.costs
     assert "calibration error (ECE) of the head it scores with rises from 13.1 % to 24.0 %" in verdict.costs
@@ -127,6 +184,8 @@ def test_the_table_of_methods_holds_every_row_and_both_conventions() -> None:
                 place = [column.title for column in table.columns].index("FPR95, OOD positive")
                 assert values[place] == source.far.fpr95_ood_positive
                 assert len(row.cells) == len(table.columns)
+        kinds = {row.cells[0].text: row.cells[1].text for row in table.rows}
+        assert {name for name, kind in kinds.items() if kind == "score alone"} == {"MSP", "Energy"}
         assert {row.mark for row in table.rows} == {"", "chosen", "compared with"}
         detections = sum(len(row.detection or {}) for row in model.rows)
         assert len(sets_table(model).rows) == detections

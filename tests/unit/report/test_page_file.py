@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from opnp.bench.bench_record import BenchRecord
 from opnp.bench.fit_record import FitRecord
+from opnp.bench.picture_record import PictureRecord
 from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OptionError
-from opnp.report import write_report
+from opnp.report import write_figures, write_report
 from opnp.report.page.rendering import script_json
 from tests.unit.report.page_world import EVIL, page_folder, picture_record
-from tests.unit.report.report_world import MODEL, RECORDS, demo_folder
+from tests.unit.report.report_world import MODEL, RECORDS, demo_folder, pictures_of_head, small_head
 
 MOST_BYTES = 6_000_000
 
@@ -139,12 +141,37 @@ def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
         write_report(folder, tmp_path)
     with pytest.raises(MissingFileError, match="is no folder"):
         write_report(folder, tmp_path / "none" / "report.html")
-    with pytest.raises(OptionError, match="keep"):
-        write_report(folder, tmp_path / "report.html", keep=1.0)
+    (folder / "scores.csv").unlink()
+    for keep in (0.3, 0.499, 0.9995, 1.0, 5, float("nan")):
+        with pytest.raises(OptionError, match=r"`keep` must lie between 0\.5 and 0\.999 for a report"):
+            write_report(folder, tmp_path / "report.html", keep=keep)
+        assert not (tmp_path / "report.html").exists()
+    with pytest.raises(OptionError, match="`keep` must lie between 0 and 1, got 5"):
+        write_figures(folder, tmp_path / "figures", keep=5)
     (tmp_path / "fit").mkdir()
     (tmp_path / "fit" / "fit.json").write_text("[]", encoding="utf-8")
     with pytest.raises(DataFileError, match=r"fit\.json: This is no record of a fit"):
         write_report(tmp_path / "fit", tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.999])
+def test_thresholds_may_start_at_either_end(tmp_path: Path, keep: float) -> None:
+    text = write_report(demo_folder(tmp_path / "results"), tmp_path / "report.html", keep=keep).read_text()
+    assert f'value="{100 * keep:.1f}"' in text
+
+
+def test_a_record_without_models_says_so(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(
+        BenchRecord(seed=0, calibration_bins=15, versions={}, models=()).to_json(), encoding="utf-8"
+    )
+    assert "there is nothing to report" in write_report(tmp_path, tmp_path / "report.html").read_text()
+
+
+def test_pictures_of_a_head_that_is_not_pruned_leave_open_what_was_chosen(tmp_path: Path) -> None:
+    pictures = PictureRecord(models=(pictures_of_head("m", *small_head(), ratios=(0, 0, 0, 0)),))
+    (tmp_path / "pictures.json").write_text(pictures.to_json(), encoding="utf-8")
+    text = write_report(tmp_path, tmp_path / "report.html").read_text()
+    assert "Whether it shapes the features instead, the pictures do not say." in text
 
 
 @pytest.mark.parametrize("package", ["jinja2", "plotly.offline"])

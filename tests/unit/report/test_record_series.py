@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from opnp.bench.sweep_record import SweepRecord
+from opnp.report.figures.page_figure import page_figure
 from opnp.report.reported import ReportedModel, models_of_bench, models_of_demo
 from opnp.report.series import (
     calibration_series,
@@ -188,6 +189,24 @@ def test_ratios_off_the_grid_are_not_marked(sweep: SweepRecord) -> None:
         series = grid_series(model, curve, settings=settings)
         assert series is not None
         assert series.chosen is None
+
+
+def test_ratios_that_were_chosen_with_shaping_say_that_it_is_not_drawn(sweep: SweepRecord) -> None:
+    curve = next(curve for curve in sweep.curves if curve.name == "w_min-o_min")
+    [model, *_] = sweep.models
+    plain = chosen(w_min=0.0, o_min=0.0)
+    for settings, words in ((plain, ""), ({**plain, "shaping": {"name": "scale"}}, ", without the shaping")):
+        grid, ratios = grid_series(model, curve, settings=settings), ratio_series(model, settings=settings)
+        assert grid is not None
+        assert ratios is not None
+        assert grid.frames == f"framed: the best; dashed: ratios chosen by OPNP{words}"
+        titles = [page_figure(ratios)["layout"][f"xaxis{number}"]["title"]["text"] for number in ("", "2")]
+        assert all(title.endswith(f"lowest, chosen 0{words}") for title in titles)
+        notes = [note["text"] for note in page_figure(grid)["layout"]["annotations"]]
+        assert f"orange frame: the best; dashed frame: ratios chosen by OPNP{words}" in notes
+    bare = grid_series(model, curve)
+    assert bare is not None
+    assert [note["text"] for note in page_figure(bare)["layout"]["annotations"]][-1] == "orange frame: the best"
 
 
 def test_a_curve_over_one_ratio_is_no_heat_map(sweep: SweepRecord) -> None:

@@ -1,3 +1,4 @@
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -121,8 +122,9 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_results_says_what_it_must_hold(tmp_path: Path) -> None:
-    with pytest.raises(DataFileError, match=r"must have one of results\.json, sweep\.json"):
+    with pytest.raises(DataFileError, match=r"must have one of results\.json, sweep\.json") as caught:
         read_results(tmp_path)
+    assert "`opnp bench`, `opnp sweep` and `opnp demo` write them" in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["{", '{"record_version": 9, "models": []}', '{"record_version": 9}', "[]"])
@@ -130,6 +132,35 @@ def test_an_unreadable_record_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "results.json").write_text(content, encoding="utf-8")
     with pytest.raises(DataFileError, match=r"results\.json"):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["results.json", "sweep.json", "pictures.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"record_version": 1, "models": [], "x": NaN}', "it holds NaN, and every number must be finite"),
+        ('{"record_version": 1, "models": [], "x": -Infinity}', "it holds -Infinity"),
+        ('{"record_version": 1, "models": [], "x": 1e999}', "it holds 1e999"),
+        ("[" * 100_000, "it is nested too deeply"),
+    ],
+)
+def test_a_record_with_numbers_that_are_none_or_nested_without_end_is_named(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataFileError, match=message) as caught:
+        read_results(tmp_path)
+    assert name in str(caught.value)
+
+
+def test_no_number_of_a_real_record_may_become_nan(tmp_path: Path) -> None:
+    bench_folder(tmp_path)
+    for name in ("results.json", "sweep.json"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(re.sub(r'("auroc": )[0-9.]+', r"\1NaN", text, count=1), encoding="utf-8")
+        with pytest.raises(DataFileError, match=rf"{name}.*NaN"):
+            read_results(tmp_path)
+        (tmp_path / name).write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize(

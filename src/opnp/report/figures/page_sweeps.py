@@ -20,7 +20,7 @@ def ratios_page(series: RatioSeries) -> PageFigure:
             places, texts = zip(*panel.ticks, strict=True)
             kind = "weights" if panel.ratio.startswith("w") else "neurons"
             which = "lowest" if panel.ratio.endswith("min") else "highest"
-            chosen = "" if panel.chosen is None else f", chosen {ratio_text(panel.chosen)}"
+            chosen = f", {panel.chosen_text}" if panel.chosen_text else ""
             panels.axes(
                 row,
                 column,
@@ -80,6 +80,8 @@ def grid_page(series: GridSeries) -> PageFigure:
             y={"title": {"text": f"rho_{series.y}"}, "type": "category", "showline": False, "ticks": ""},
             title=f"{panel.nearness} {panel.metric.upper()} (%); Energy {100 * panel.energy:.1f}",
         )
+    words = series.frames.replace("framed", "orange frame").replace("dashed", "dashed frame")
+    panels.note(title=words, x=0, y=0, xanchor="left", yanchor="top", yshift=-54)
     return panels.figure(min_width=320 * columns)
 
 

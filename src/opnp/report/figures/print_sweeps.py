@@ -57,7 +57,7 @@ def _marks(axes: "Axes", panel: RatioPanel) -> None:
     axes.set_xticks(places, texts)
     kind = "weights" if panel.ratio.startswith("w") else "neurons"
     which = "lowest" if panel.ratio.endswith("min") else "highest"
-    chosen = "" if panel.chosen is None else f"\nchosen: {ratio_text(panel.chosen)}"
+    chosen = f"\n{panel.chosen_text}".replace(", ", ",\n") if panel.chosen_text else ""
     axes.set_xlabel(f"rho_{panel.ratio}: share of\n{kind}, {which}{chosen}")
 
 
@@ -76,8 +76,7 @@ def grid_figure(series: GridSeries) -> "Figure":
             axes.set_xlabel(f"rho_{series.x}")
         for axes in grid[:, 0]:
             axes.set_ylabel(f"rho_{series.y}")
-        words = "framed: the best" + ("" if series.chosen is None else "; dashed: ratios chosen by OPNP")
-        grid[-1, -1].set_xlabel(f"rho_{series.x}\n{words}")
+        grid[-1, -1].set_xlabel(f"rho_{series.x}\n{series.frames.replace('; ', chr(10))}")
     return figure
 
 

@@ -8,15 +8,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opnp.bench.bench_record import Nearness
-from opnp.errors import EmptyDataError
+from opnp.errors import EmptyDataError, OptionError
 from opnp.report.series.wording import method_label, set_title
 
-__all__ = ["KEEPS", "ExploredMethod", "ExploredSet", "Explorer", "explored", "explorer_values", "threshold_explorer"]
+__all__ = [
+    "KEEPS",
+    "ExploredMethod",
+    "ExploredSet",
+    "Explorer",
+    "explored",
+    "explorer_values",
+    "require_keep",
+    "threshold_explorer",
+]
 
 KEEPS = range(500, 1000)
 """Shares of ID kept, in thousandths."""
 
 _Scores = NDArray[np.float64]
+
+
+def require_keep(keep: float) -> None:
+    """Raise an error unless the explorer can start at this share of ID kept.
+
+    Raises:
+        OptionError: If `keep` lies outside [0.5, 0.999].
+
+    """
+    if not KEEPS[0] <= 1000 * keep <= KEEPS[-1]:
+        raise OptionError(
+            f"`keep` must lie between {KEEPS[0] / 1000} and {KEEPS[-1] / 1000} for a report, got {keep!r}. "
+            f"Give 0.95 for 95 %."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ def fit_verdict(record: FitRecord) -> Verdict:
         (settings_words(record.settings), settings_source(record.settings, record.tuning)),
         tuple(_gains(record)),
         tuple(_costs(record)),
+        () if record.tuning is None else ("answers come from the original head and keep its ID accuracy",),
     )
 
 
@@ -79,6 +80,5 @@ def _gains(record: FitRecord) -> Iterator[str]:
 def _costs(record: FitRecord) -> Iterator[str]:
     if record.tuning is not None:
         yield f"ID accuracy that the pruned head by itself loses: {percent(record.tuning.chosen.loss)}"
-        yield "answers come from the original head and keep its ID accuracy"
     if record.expected_flagged is not None:
         yield f"{percent(record.expected_flagged)} of ID inputs are flagged, in expectation"

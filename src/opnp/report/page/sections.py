@@ -15,6 +15,7 @@ from opnp.report.page.tables import Table, methods_table, sets_table, sweep_tabl
 from opnp.report.page.verdict import Verdict, model_verdict
 from opnp.report.page.wording import count_text
 from opnp.report.results import ReportedModel, Results
+from opnp.report.score_check import score_faults
 from opnp.report.series.wording import percent
 
 __all__ = ["ModelSection", "PageContent", "page_content"]
@@ -33,6 +34,7 @@ class ModelSection:
         subtitle: What else is known of it.
         verdict: What its rows say, or None where there are none.
         sentence: What is said instead of a verdict; empty where there is one.
+        faults: What its scores lack, or where they are not those of its results.
         tables_title: What the tables are about.
         tables: Tables of results; those after the first are folded.
         explorer: What each threshold does, or None where there are no scores.
@@ -49,6 +51,7 @@ class ModelSection:
     subtitle: str
     verdict: Verdict | None
     sentence: str
+    faults: tuple[str, ...]
     tables_title: str
     tables: tuple[Table, ...]
     explorer: Explorer | None
@@ -150,6 +153,7 @@ def _section(
         subtitle=_subtitle(model, swept or fit),
         verdict=verdict,
         sentence=sentence,
+        faults=() if model is None else score_faults(results, model),
         tables_title="Curves" if model is None else "Methods",
         tables=tables,
         explorer=explorer,
@@ -197,8 +201,9 @@ def _picture_sentence(pictures: ModelPictures | None) -> str:
         return "There are no results of this model."
     weights, neurons = pictures.weights, pictures.neurons
     removed = sum(weights.before) - sum(weights.after)
+    hidden = "" if removed else " Whether it shapes the features instead, the pictures do not say."
     return (
         f"{pictures.method} removes {count_text(removed)} of {count_text(sum(weights.before))} weights, whole neurons' "
         f"weights included, and {count_text(neurons.removed_lowest + neurons.removed_highest)} of "
-        f"{count_text(neurons.neurons)} neurons. What that gains or costs needs results of `opnp bench`."
+        f"{count_text(neurons.neurons)} neurons.{hidden} What it gains or costs needs results of `opnp bench`."
     )

@@ -8,6 +8,7 @@ from opnp.bench.bench_record import Nearness
 from opnp.bench.sweep_record import SweepCurve, SweepPoint, SweepRecord, SweptModel
 from opnp.report.page.wording import GROUP_TITLES, count_text
 from opnp.report.reported import ReportedFigures, ReportedModel, ReportedRow
+from opnp.report.series.ratio_series import chosen_ratios, has_shaping
 from opnp.report.series.wording import set_label
 
 __all__ = ["Cell", "Column", "Row", "Table", "methods_table", "sets_table", "sweep_table"]
@@ -177,12 +178,18 @@ def _side_cells(points: list[SweepPoint], names: list[Nearness]) -> Iterator[Cel
 
 
 def _method_row(model: ReportedModel, row: ReportedRow, sides: Iterable[Nearness], head: Iterable[str]) -> Row:
-    first = (_text(row.method), _text(GROUP_TITLES[row.group]))
+    first = (_text(row.method), _text(_kind(row)))
     if row.status != "ok":
         return Row(first, reason=row.reason or "no reason is recorded")
     cells = [cell for name in sides for cell in _figures(getattr(row, name))]
     cells += [_share(_HEAD[name](row)) for name in head]
     return Row((*first, *cells, _number(model.id_samples.get(row.split))), mark=_mark(model, row))
+
+
+def _kind(row: ReportedRow) -> str:
+    """Return the kind of a row; a reference that neither prunes nor shapes is its score alone."""
+    is_bare = not any(chosen_ratios(row.settings).values()) and not has_shaping(row.settings)
+    return "score alone" if row.group == "reference" and is_bare else GROUP_TITLES[row.group]
 
 
 def _mark(model: ReportedModel, row: ReportedRow) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from opnp.bench.bench_record import Nearness
 from opnp.bench.fit_record import TuningFacts
+from opnp.report.page.noise import auroc_noise, mean_noise, share_noise
 from opnp.report.page.wording import count_text, settings_words, share_change
 from opnp.report.reported import ReportedFigures, ReportedModel, ReportedRow
 from opnp.report.series.wording import listed, method_label, percent
@@ -22,6 +23,7 @@ _TITLES: dict[Outcome, str] = {
 }
 _SIDES: tuple[Nearness, ...] = ("far", "near")
 _FALLS = ("falls", "rises")
+_LEAST = 0.001 - 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,14 @@ class Verdict:
 
     Attributes:
         outcome: What pruning and shaping bring against the plain energy: better or equal on every side is a ``gain``,
-            worse or equal a ``loss``, better here and worse there ``mixed``; differences below a tenth of a per cent
-            count for nothing.
+            worse or equal a ``loss``, better here and worse there ``mixed``; differences below a tenth of a per cent,
+            and those that so few samples show by chance, count for nothing.
         title: The outcome in a word or two.
         sentence: All of it in a sentence.
         chosen: What was chosen, and by what.
         gains: What it gains; empty where it gains nothing.
         costs: What it costs; empty where nothing is known of it.
+        unchanged: What stays as it was, or changes no more than by chance.
 
     """
 
@@ -46,39 +49,60 @@ class Verdict:
     chosen: tuple[str, ...]
     gains: tuple[str, ...]
     costs: tuple[str, ...]
+    unchanged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """How a figure changes: in words, and by how many tenths of a per cent it becomes better."""
+    """How a figure changes: its name, what it does, by how much it becomes better, and whether that counts."""
 
-    words: str
-    step: int
+    name: str
+    what: str
+    gain: float
+    counts: bool
+
+    @property
+    def words(self) -> str:
+        return f"{self.name} {self.what}"
+
+    @property
+    def step(self) -> int:
+        """1 where it becomes better, -1 where it becomes worse, 0 where the difference does not count."""
+        return (self.gain > 0) - (self.gain < 0) if self.counts else 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """The energy and the chosen row on near, or on far, OOD."""
+    """The energy and the chosen row on near, or on far, OOD; samples by set, ID samples first."""
 
     name: Nearness
     before: ReportedFigures
     after: ReportedFigures
+    id_samples: int
+    ood_samples: tuple[int, ...]
 
     @property
     def changes(self) -> tuple[_Change, ...]:
         """Return how FPR95 and AUROC change."""
+        before, after = self.before, self.after
+        middle = (before.fpr95 + after.fpr95) / 2, (before.auroc + after.auroc) / 2
+        noises = (
+            mean_noise([share_noise(middle[0], samples) for samples in self.ood_samples]),
+            mean_noise([auroc_noise(middle[1], self.id_samples, samples) for samples in self.ood_samples]),
+        )
+        name, samples = f"{self.name} OOD", sum(self.ood_samples)
         return (
-            _change(f"{self.name} OOD: FPR95", self.before.fpr95, self.after.fpr95, is_better_low=True),
-            _change(f"{self.name} OOD: AUROC", self.before.auroc, self.after.auroc, is_better_low=False),
+            _change(f"{name}: FPR95", before.fpr95, after.fpr95, sign=-1, noise=noises[0], samples=samples),
+            _change(f"{name}: AUROC", before.auroc, after.auroc, sign=1, noise=noises[1], samples=samples),
         )
 
     @property
     def words(self) -> str:
-        """Return how FPR95 changes, and AUROC where it goes the other way."""
+        """Return how FPR95 changes, and AUROC where it falls or goes the other way."""
         fpr95, auroc = self.changes
-        words = f"FPR95 of {self.name} OOD {share_change(self.before.fpr95, self.after.fpr95, verbs=_FALLS)}"
-        if auroc.step * fpr95.step < 0 or (auroc.step < 0 and fpr95.step == 0):
-            words += f" while AUROC {share_change(self.before.auroc, self.after.auroc, verbs=_FALLS)}"
+        words = f"FPR95 of {self.name} OOD {fpr95.what}"
+        if auroc.gain <= -_LEAST or auroc.step * fpr95.step < 0:
+            words += f" {'as' if fpr95.step < 0 and auroc.gain < 0 else 'while'} AUROC {auroc.what}"
         return words
 
 
@@ -96,34 +120,38 @@ def model_verdict(model: ReportedModel) -> Verdict:
         >>> verdict = model_verdict(model)
         >>> verdict.outcome, verdict.gains
         ('gain', ('far OOD: FPR95 falls from 40.0 % to 30.0 %', 'far OOD: AUROC rises from 90.0 % to 92.0 %'))
-        >>> verdict.costs[0]
-        'ID accuracy of the head it scores with falls from 99.0 % to 98.0 %'
+        >>> verdict.unchanged[0]
+        'ID accuracy of the head it scores with falls from 99.0 % to 98.0 % (within the noise of 253 samples)'
 
     """
     if model.chosen is None:
         return _without_choice(model)
     row = model.row(model.chosen)
     chosen = (f"{row.method}: {settings_words(row.settings)}", settings_source(row.settings))
-    head, facts = tuple(_head_changes(row)), tuple(_facts(row))
+    samples = model.id_samples.get(row.split, 0)
+    head, flagged = tuple(_head_changes(row, samples)), tuple(_flagged(row))
     if model.baseline is None:
         sentence = f"{row.method} uses {settings_words(row.settings)}; no energy was judged by the same ID samples."
-        return Verdict("unknown", _TITLES["unknown"], sentence, chosen, _better(head), (*_not_better(head), *facts))
+        costs = (*_worse(head), *flagged)
+        return Verdict(
+            "unknown", _TITLES["unknown"], sentence, chosen, _better(head), costs, (*_equal(head), *_kept_answers(row))
+        )
     baseline = model.row(model.baseline)
     sides = [
-        _Side(name, before, after)
+        _Side(name, before, after, samples, tuple(model.counts.get(f"ood_{each}", 0) for each in model.sets(name)))
         for name in _SIDES
         if (before := getattr(baseline, name)) is not None and (after := getattr(row, name)) is not None
     ]
     changes = [change for side in sides for change in side.changes]
     outcome = _outcome(changes)
-    worse = tuple(change.words for change in changes if change.step < 0)
     return Verdict(
         outcome,
         _TITLES[outcome],
         _sentence(model, row, sides, outcome, head),
         chosen,
         (*_better(changes), *_better(head)),
-        (*worse, *_not_better(head), *facts),
+        (*_worse(changes), *_worse(head), *flagged),
+        (*_equal(changes), *_equal(head), *_kept_answers(row)),
     )
 
 
@@ -149,7 +177,10 @@ def _sentence(
     word = {"gain": "it gains", "mixed": "it gains and loses", "none": "it gains nothing", "loss": "it loses"}[outcome]
     worse = [change.words for change in head if change.step < 0]
     price = f"; its cost: {listed(worse)}" if worse else ""
-    if head and not worse:
+    slight = [change.words for change in head if change.step == 0 and change.gain <= -_LEAST]
+    if slight and not worse:
+        price = f"; {listed(slight)}"
+    elif head and not worse:
         price = "; the head it scores with is no less accurate" + (
             " and no worse calibrated" if row.after is not None else ""
         )
@@ -177,18 +208,22 @@ def settings_source(settings: Mapping[str, object], tuning: TuningFacts | None =
     return f"chosen without OOD data, by {by}, {values.get('tried')} settings tried"
 
 
-def _head_changes(row: ReportedRow) -> Iterator[_Change]:
+def _head_changes(row: ReportedRow, samples: int) -> Iterator[_Change]:
     if row.accuracy is not None and row.accuracy_after is not None:
         name = "ID accuracy of the head it scores with"
-        yield _change(name, row.accuracy, row.accuracy_after, is_better_low=False)
+        noise = share_noise((row.accuracy + row.accuracy_after) / 2, samples)
+        yield _change(name, row.accuracy, row.accuracy_after, sign=1, noise=noise, samples=samples)
     if row.before is not None and row.after is not None:
         name = "calibration error (ECE) of the head it scores with"
-        yield _change(name, row.before.ece, row.after.ece, is_better_low=True)
+        yield _change(name, row.before.ece, row.after.ece, sign=-1)
 
 
-def _facts(row: ReportedRow) -> Iterator[str]:
+def _kept_answers(row: ReportedRow) -> Iterator[str]:
     if row.accuracy is not None:
         yield f"answers come from the original head and keep its ID accuracy, {percent(row.accuracy)}"
+
+
+def _flagged(row: ReportedRow) -> Iterator[str]:
     if row.flagged_id is not None and row.threshold is not None:
         yield f"{percent(row.flagged_id)} of ID test inputs are flagged at the calibrated threshold {row.threshold:.4g}"
 
@@ -197,13 +232,22 @@ def _better(changes: Iterable[_Change]) -> tuple[str, ...]:
     return tuple(change.words for change in changes if change.step > 0)
 
 
-def _not_better(changes: Iterable[_Change]) -> tuple[str, ...]:
-    return tuple(change.words for change in changes if change.step <= 0)
+def _worse(changes: Iterable[_Change]) -> tuple[str, ...]:
+    return tuple(change.words for change in changes if change.step < 0)
 
 
-def _change(name: str, before: float, after: float, *, is_better_low: bool) -> _Change:
-    rise = _tenths(after) - _tenths(before)
-    return _Change(f"{name} {share_change(before, after, verbs=_FALLS)}", -rise if is_better_low else rise)
+def _equal(changes: Iterable[_Change]) -> tuple[str, ...]:
+    return tuple(change.words for change in changes if change.step == 0)
+
+
+def _change(
+    name: str, before: float, after: float, *, sign: Literal[-1, 1], noise: float = 0.0, samples: int = 0
+) -> _Change:
+    """Return a change; `sign` is 1 where more is better. It counts from a tenth of a per cent and beyond the noise."""
+    what, size = share_change(before, after, verbs=_FALLS), abs(after - before)
+    if _LEAST <= size <= noise:
+        what += f" (within the noise of {count_text(samples)} samples)"
+    return _Change(name, what, sign * (after - before), size >= _LEAST and size > noise)
 
 
 def _outcome(changes: Sequence[_Change]) -> Outcome:
@@ -213,7 +257,3 @@ def _outcome(changes: Sequence[_Change]) -> Outcome:
     if is_better:
         return "mixed" if is_worse else "gain"
     return "loss" if is_worse else "none"
-
-
-def _tenths(share: float) -> int:
-    return round(float(f"{100 * share:.1f}") * 10)

@@ -14,6 +14,7 @@ GROUP_TITLES = {
 }
 """Kinds of rows by name of the group."""
 
+_LEAST_CHANGE = 0.001 - 1e-9
 _SHAPING_TITLES = {"ash_s": "ASH-S", "ashs": "ASH-S", "react": "ReAct", "scale": "SCALE"}
 
 
@@ -40,7 +41,7 @@ def unbroken(text: str) -> str:
 
 
 def share_change(before: float, after: float, *, verbs: tuple[str, str]) -> str:
-    """Return how a share went from one value to another, as far as the first decimal of a per cent shows it.
+    """Return how a share went from one value to another, as far as a tenth of a per cent or more.
 
     Args:
         before: A share in [0, 1].
@@ -52,12 +53,16 @@ def share_change(before: float, after: float, *, verbs: tuple[str, str]) -> str:
         'falls from 25.0 % to 10.1 %'
         >>> share_change(0.25, 0.2501, verbs=("falls", "rises"))
         'stays at 25.0 %'
+        >>> share_change(0.2504, 0.2506, verbs=("falls", "rises"))
+        'stays at 25.0 % within 0.1 %'
 
     """
     first, second = f"{100 * before:.1f}", f"{100 * after:.1f}"
+    if abs(after - before) < _LEAST_CHANGE:
+        return f"stays at {first} %" + ("" if first == second else " within 0.1 %")
     if first == second:
-        return f"stays at {first} %"
-    return f"{verbs[float(second) > float(first)]} from {first} % to {second} %"
+        first, second = f"{100 * before:.2f}", f"{100 * after:.2f}"
+    return f"{verbs[after > before]} from {first} % to {second} %"
 
 
 def settings_words(settings: Mapping[str, object]) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from opnp.bench.bench_record import Nearness
 from opnp.report.series.score_arithmetic import Points, area_under_roc, precision_points, roc_points, thinned
 from opnp.report.series.score_series import ordered_sets
-from opnp.report.series.wording import listed, method_label, percent, set_title
+from opnp.report.series.wording import count_of_sets, listed, method_label, percent, set_title
 
 __all__ = ["CurvePanel", "CurveSeries", "MethodCurve", "curve_series"]
 
@@ -128,7 +128,7 @@ def curve_series(
     ]
     return CurveSeries(
         model=model,
-        title=f"AUROC, mean of the sets: {listed(means[::-1])}",
+        title=f"AUROC, mean of {count_of_sets(len(panels))}: {listed(means[::-1])}",
         alt=f"ROC and precision-recall curves, ID as the positive class. {'; '.join(parts)}.",
         methods=tuple(scores),
         panels=tuple(panels),

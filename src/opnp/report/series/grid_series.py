@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from opnp.bench.bench_record import Nearness
 from opnp.bench.sweep_record import SweepCurve, SweepPoint, SweptModel
-from opnp.report.series.ratio_series import RATIO_NAMES, Metric, chosen_ratios
+from opnp.report.series.ratio_series import RATIO_NAMES, Metric, chosen_ratios, has_shaping
 from opnp.report.series.wording import percent, ratio_text
 
 __all__ = ["GridPanel", "GridSeries", "grid_series"]
@@ -52,6 +52,7 @@ class GridSeries:
         y_values: Its values, ascending.
         chosen: Column and row of what opnp chose, or None where that is no point of the grid.
         panels: AUROC and FPR95, near before far.
+        is_shaped: Whether opnp chose to shape the features as well, which the grid does without.
 
     """
 
@@ -65,6 +66,14 @@ class GridSeries:
     y_values: tuple[float, ...]
     chosen: tuple[int, int] | None
     panels: tuple[GridPanel, ...]
+    is_shaped: bool = False
+
+    @property
+    def frames(self) -> str:
+        """What the frames in the heat maps mean."""
+        if self.chosen is None:
+            return "framed: the best"
+        return "framed: the best; dashed: ratios chosen by OPNP" + (", without the shaping" if self.is_shaped else "")
 
 
 def grid_series(
@@ -116,6 +125,7 @@ def grid_series(
         y_values=tuple(y_values),
         chosen=_chosen(x, y, x_values, y_values, chosen_ratios(settings or {})),
         panels=tuple(panels),
+        is_shaped=has_shaping(settings),
     )
 
 

@@ -9,7 +9,7 @@ from opnp.bench.bench_record import Nearness
 from opnp.bench.sweep_record import SweepPoint, SweptModel
 from opnp.report.series.wording import percent, ratio_text
 
-__all__ = ["RATIO_NAMES", "RatioLine", "RatioPanel", "RatioSeries", "chosen_ratios", "ratio_series"]
+__all__ = ["RATIO_NAMES", "RatioLine", "RatioPanel", "RatioSeries", "chosen_ratios", "has_shaping", "ratio_series"]
 
 RATIO_NAMES = ("w_min", "w_max", "o_min", "o_max")
 """The four ratios."""
@@ -57,6 +57,7 @@ class RatioPanel:
         lines: Near, then far, of those that there are.
         chosen: The value that opnp chose on this model, or None where that is not known.
         is_log: Whether the axis is logarithmic, with zero half a decade before the smallest value.
+        is_shaped: Whether opnp chose to shape the features as well, which the curves do without.
 
     """
 
@@ -65,6 +66,14 @@ class RatioPanel:
     lines: tuple[RatioLine, ...]
     chosen: float | None
     is_log: bool
+    is_shaped: bool = False
+
+    @property
+    def chosen_text(self) -> str:
+        """What was chosen, in words; empty where that is not known."""
+        if self.chosen is None:
+            return ""
+        return f"chosen {ratio_text(self.chosen)}" + (", without the shaping" if self.is_shaped else "")
 
     def position(self, value: float) -> float:
         """Return where a value stands on the axis."""
@@ -124,6 +133,17 @@ def chosen_ratios(settings: Mapping[str, object]) -> dict[str, float]:
     return {name: float(value) for name, value in ratios.items() if isinstance(value, int | float)}
 
 
+def has_shaping(settings: Mapping[str, object] | None) -> bool:
+    """Return whether the settings of a row shape the features.
+
+    Example:
+        >>> has_shaping({"shaping": {"name": "scale", "quantile": 0.9}}), has_shaping({"shaping": None})
+        (True, False)
+
+    """
+    return isinstance((settings or {}).get("shaping"), Mapping)
+
+
 def ratio_series(model: SweptModel, *, settings: Mapping[str, object] | None = None) -> RatioSeries | None:
     """Return FPR95 and AUROC against each ratio, or None where no ratio was swept.
 
@@ -143,7 +163,7 @@ def ratio_series(model: SweptModel, *, settings: Mapping[str, object] | None = N
         lines = tuple(line for side in ("near", "far") if (line := _line(model.energy, points, side)) is not None)
         if points and lines:
             values = tuple(float(point.varied[ratio]) for point in points)
-            panels.append(RatioPanel(ratio, values, lines, chosen.get(ratio), _is_wide(values)))
+            panels.append(RatioPanel(ratio, values, lines, chosen.get(ratio), _is_wide(values), has_shaping(settings)))
     if not panels:
         return None
     return RatioSeries(model=model.model, title=_title(panels), alt=_alt(panels), panels=tuple(panels))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from opnp.bench.bench_record import Nearness
 from opnp.errors import EmptyDataError
 from opnp.report.series.score_arithmetic import keeping_threshold
-from opnp.report.series.wording import brief_percent, listed, method_label, percent, set_title
+from opnp.report.series.wording import brief_percent, count_of_sets, listed, method_label, percent, set_title
 
 __all__ = ["ScorePanel", "ScoreSeries", "ordered_sets", "score_series"]
 
@@ -142,7 +142,8 @@ def score_series(
     ]
     return ScoreSeries(
         model=model,
-        title=f"OOD kept where {brief_percent(keep)} of ID is kept, mean of the sets: {listed(means[::-1])}",
+        title=f"OOD kept where {brief_percent(keep)} of ID is kept, mean of {count_of_sets(len(names))}: "
+        f"{listed(means[::-1])}",
         alt=_alt(panels, keep),
         keep=keep,
         methods=methods,

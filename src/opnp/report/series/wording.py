@@ -6,6 +6,7 @@ __all__ = [
     "METRIC_TITLES",
     "RATIO_TITLES",
     "brief_percent",
+    "count_of_sets",
     "listed",
     "method_label",
     "percent",
@@ -106,3 +107,14 @@ def listed(parts: Sequence[str]) -> str:
 
     """
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
+
+
+def count_of_sets(count: int) -> str:
+    """Return how many OOD sets there are.
+
+    Example:
+        >>> count_of_sets(4), count_of_sets(1)
+        ('4 sets', '1 set')
+
+    """
+    return f"{count} set" + ("" if count == 1 else "s")

@@ -124,13 +124,17 @@
     return { ...trace, marker: { ...marker, opacity: 0.4, line: { color: marker.color, width: 1 } } };
   };
 
+  /* The width of a printed page is known to no script: this one fits A4 and Letter between their margins. */
+  const PRINTED = { width: 670, autosize: false };
+
   const draw = (element, look) => {
     const { data: shown, layout } = data.figures[element.dataset.figure];
-    const traces = look === "print" ? shown.map(printable) : shown;
-    const template = data.templates[look === "print" ? "light" : look];
-    const looks = { ...layout, template, dragmode: isCoarse ? false : "zoom" };
+    const isPrinted = look === "print";
+    const traces = isPrinted ? shown.map(printable) : shown;
+    const template = data.templates[isPrinted ? "light" : look];
+    const looks = { ...layout, template, dragmode: isCoarse ? false : "zoom", ...(isPrinted ? PRINTED : {}) };
     drawn.set(element, look);
-    return window.Plotly.react(element, traces, looks, { displayModeBar: false, responsive: true });
+    return window.Plotly.react(element, traces, looks, { displayModeBar: false, responsive: !isPrinted });
   };
 
   const drawAs = (look) => plots.filter((element) => drawn.get(element) !== look).forEach((element) => draw(element, look));
@@ -165,9 +169,7 @@
 
   const preparePrint = () => {
     document.querySelectorAll("details").forEach((each) => { if (!each.open) { each.open = true; each.dataset.opened = ""; } });
-    if (!window.Plotly) return;
-    drawAs("print");
-    plots.forEach((element) => window.Plotly.Plots.resize(element));
+    if (window.Plotly) drawAs("print");
   };
   const finishPrint = () => {
     document.querySelectorAll("details[data-opened]").forEach((each) => { each.open = false; delete each.dataset.opened; });
