@@ -4,19 +4,16 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from opnp.errors import DataFileError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 __all__ = ["json_values", "record_of", "record_text"]
 
 _Record = TypeVar("_Record")
 
 
-def record_text(record: "DataclassInstance", *, version: int) -> str:
+def record_text(record: Any, *, version: int) -> str:  # noqa: ANN401  # any data class
     """Return a record as JSON, keys sorted, numbers in full.
 
     Raises:

@@ -37,7 +37,7 @@ class Limits:
     max_inputs: int = 64
     max_wait: float = 0.005
     max_requests: int = 256
-    read_seconds: float = 30.0
+    read_seconds: float = 10.0
     threads: int = 1
 
     def __post_init__(self) -> None:
