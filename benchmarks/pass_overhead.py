@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+import opnp.model.head_search
 import opnp.model.stream
 from benchmarks.measuring import Outcome, seconds
 from benchmarks.models import cifar_densenet, large_head
@@ -31,7 +32,7 @@ class _Forward:
 @contextmanager
 def _timed_forward() -> Iterator[_Forward]:
     """Take the time of every forward pass that the library makes meanwhile, wherever it makes it."""
-    spent, places = _Forward(), (opnp.model.stream, opnp.model.head)
+    spent, places = _Forward(), (opnp.model.stream, opnp.model.head_search)
     plain = run_model
 
     def timed(model: nn.Module, inputs: Inputs, *, device: torch.device | None) -> object:
