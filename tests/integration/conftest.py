@@ -1,10 +1,11 @@
 """The command line, run in this process: arguments in; exit code, output and errors out."""
 
+import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -54,3 +55,18 @@ def cached(tmp_path: Path) -> Path:
     write_head(tmp_path / "head.safetensors", weight, bias=bias)
     write_head(tmp_path / "head_without_bias.safetensors", weight)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Yield a headless browser: that of the system, or that of Playwright."""
+    from playwright import sync_api as playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with playwright.sync_playwright() as driver:
+        try:
+            started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium to drive (tools/install_chromium.py installs one): {str(error).splitlines()[0]}")
+        yield started
+        started.close()

@@ -1,7 +1,6 @@
 """The page in a browser: no errors, no network, sorting, thresholds, gallery, narrow windows, dark, print, access."""
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,29 +15,15 @@ from opnp.report import read_results, write_report
 from tests.unit.report.page_world import EVIL, METHODS, large_folder, page_folder
 from tests.unit.report.report_world import MODEL
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+pytest.importorskip("playwright.sync_api", reason="needs playwright")
 axe = pytest.importorskip("axe_core_python.sync_playwright", reason="needs axe-core-python")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LARGE = 100_000
 PAPER = 182 / 25.4 * 96
 """Width of an A4 page between its margins, in pixels."""
 READY = "html[data-ready]"
 
 Opener = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Yield a headless browser: that of the system, or that of Playwright."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with playwright.sync_playwright() as driver:
-        try:
-            started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium to drive (tools/install_chromium.py installs one): {str(error).splitlines()[0]}")
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

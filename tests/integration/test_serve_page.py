@@ -1,7 +1,6 @@
 """The page of the service in a real browser: a picture is dropped, the verdict is read."""
 
 import base64
-import shutil
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,10 +19,9 @@ from opnp.serve.running import listening_socket
 from tests.unit.adapters.hub_folders import WORDS, write_bert
 from tests.unit.serve.serve_world import fitted, image_bytes, inputs_of, pictures, service, verdict_json
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytest.importorskip("axe_core_python", reason="needs axe-core-python")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 DROP = """([name, type, content]) => {
   const bytes = Uint8Array.from(atob(content), (sign) => sign.charCodeAt(0));
@@ -50,19 +48,6 @@ def running(app: FastAPI) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(20)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Yield a headless browser: that of the system, or that of Playwright."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with playwright.sync_playwright() as driver:
-        try:
-            started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium to drive: {str(error).splitlines()[0]}")
-        yield started
-        started.close()
 
 
 @contextmanager

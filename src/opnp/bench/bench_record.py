@@ -1,12 +1,10 @@
 """The record of a benchmark: plain values that become JSON and come back. Standard library only, no times in it."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
-from opnp.bench.record_json import json_values
-from opnp.errors import DataFileError
+from opnp.bench.record_json import record_of, record_text
 
 __all__ = [
     "BENCH_RECORD_VERSION",
@@ -218,8 +216,7 @@ class BenchRecord:
             ValueError: If a figure is NaN or infinite.
 
         """
-        values = {"record_version": BENCH_RECORD_VERSION, **asdict(self)}
-        return json.dumps(values, indent=1, sort_keys=True, allow_nan=False)
+        return record_text(self, version=BENCH_RECORD_VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -229,18 +226,13 @@ class BenchRecord:
             DataFileError: If it is none, or of another version.
 
         """
-        try:
-            fields = dict(json_values(text))
-            version = fields.pop("record_version")
-            if version == BENCH_RECORD_VERSION:
-                fields["models"] = tuple(ModelResult.from_values(item) for item in fields["models"])
-                return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataFileError(f"This is no record of a benchmark ({type(error).__name__}: {error}).") from error
-        raise DataFileError(
-            f"This record has version {version!r}, and this opnp reads version {BENCH_RECORD_VERSION}: run the "
-            f"benchmark again.",
-        )
+        again = ": run the benchmark again"
+        return record_of(text, cls.from_values, version=BENCH_RECORD_VERSION, kind="a benchmark", again=again)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Return the record from JSON values without their version."""
+        return cls(**dict(values) | {"models": tuple(ModelResult.from_values(item) for item in values["models"])})
 
 
 def _listed(value: object) -> list[Mapping[str, object]]:

@@ -8,8 +8,8 @@ from torch import nn
 __all__ = ["model_failure_text"]
 
 
-def model_failure_text(error: BaseException, model: nn.Module, *, place: Path) -> str:
-    """Return in one line that a model raised an error on the inputs at a path, and what to look at.
+def model_failure_text(error: BaseException, model: nn.Module, *, place: Path | str) -> str:
+    """Return in one line that a model raised an error on inputs, named or by their path, and what to look at.
 
     Example:
         >>> model = nn.Linear(2, 2).half()

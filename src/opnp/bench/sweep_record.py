@@ -1,13 +1,11 @@
 """The record of a sweep: plain values that become JSON and come back. Standard library only, no times in it."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from opnp.bench.bench_record import DataSource, DetectionFigures, Nearness, Status
-from opnp.bench.record_json import json_values
-from opnp.errors import DataFileError
+from opnp.bench.record_json import record_of, record_text
 
 __all__ = [
     "SWEEP_RECORD_VERSION",
@@ -247,8 +245,7 @@ class SweepRecord:
             ValueError: If a figure is NaN or infinite.
 
         """
-        values = {"record_version": SWEEP_RECORD_VERSION, **asdict(self)}
-        return json.dumps(values, indent=1, sort_keys=True, allow_nan=False)
+        return record_text(self, version=SWEEP_RECORD_VERSION)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -258,17 +255,8 @@ class SweepRecord:
             DataFileError: If it is none, or of another version.
 
         """
-        try:
-            fields = dict(json_values(text))
-            version = fields.pop("record_version")
-            if version == SWEEP_RECORD_VERSION:
-                return cls.from_values(fields)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataFileError(f"This is no record of a sweep ({type(error).__name__}: {error}).") from error
-        raise DataFileError(
-            f"This record has version {version!r}, and this opnp reads version {SWEEP_RECORD_VERSION}: run the sweep "
-            f"again.",
-        )
+        again = ": run the sweep again"
+        return record_of(text, cls.from_values, version=SWEEP_RECORD_VERSION, kind="a sweep", again=again)
 
     @classmethod
     def from_values(cls, values: Mapping[str, object]) -> Self:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from opnp.bench.model_failure import model_failure_text
 from opnp.core.checks import require_finite
 from opnp.data import ModelInputs, Transform
 from opnp.detector import OPNP
@@ -125,10 +126,8 @@ class Engine:
         except OpnpError:
             raise
         except (Exception, SystemExit) as error:
-            raise ModelRunError(
-                f"The model failed on a first {self.transform.kind}: {type(error).__name__}: {error} Do size and "
-                f"channels fit it?"
-            ) from error
+            place = f"a first {self.transform.kind}"
+            raise ModelRunError(model_failure_text(error, self.link.model, place=place)) from error
         return made
 
     def _answered_or_error(self, inputs: Sequence[ModelInputs]) -> Sequence[Answer | Exception]:
