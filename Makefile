@@ -103,8 +103,11 @@ test: venv  ## Run all tests and doctests (WORKERS=2, ARGS="-k energy")
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --junit-xml=.test-report.xml $(ARGS)
 	@$(BIN)/python tools/check_tests_ran.py .test-report.xml
 
-test-long: venv  ## Run the tests that take minutes: 50 kills of a fit, each resumed, and 20 of two ranks
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long $(ARGS)
+test-long: venv  ## Run simulations, fuzzers, faults and soak, and print one table; it goes into docs/explanation/reliability.md
+	@mkdir -p build
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "long or reliability" --junit-xml=build/reliability.xml $(ARGS) \
+	    || { $(BIN)/python tools/reliability.py build/reliability.xml; exit 1; }
+	@$(BIN)/python tools/reliability.py build/reliability.xml docs/explanation/reliability.md
 
 coverage: venv  ## Run all tests with branch coverage; the core must be covered completely
 	@$(COVERAGE) erase
