@@ -29,7 +29,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo docs picture records results bench test test-long coverage lint format wheel clean
+.PHONY: help venv demo docs picture records results bench test test-long test-minimum audit coverage lint format wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -109,6 +109,21 @@ test-long: venv  ## Run simulations, fuzzers, faults and soak, and print one tab
 	    || { $(BIN)/python tools/reliability.py build/reliability.xml; exit 1; }
 	@$(BIN)/python tools/reliability.py build/reliability.xml docs/explanation/reliability.md
 
+# Old packages warn of newer ones, so warnings are no errors here. The environment is built anew each time.
+test-minimum:  ## Run the tests of the package with the oldest versions that pyproject.toml allows (ARGS as for test)
+	@rm -rf .venv-minimum && $(PYTHON) -m venv .venv-minimum
+	@mkdir -p build && $(PYTHON) tools/minimum_versions.py > build/minimum.txt
+	@.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check --constraint build/minimum.txt \
+	    --editable '.[all,dev]'
+	@OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n $(WORKERS) -W default --disable-warnings \
+	    tests/unit tests/reference tests/property tests/contract tests/integration/test_c*.py $(ARGS)
+
+# Every version that is installed, looked up in the database of the Python Package Index; one that cannot be is an error.
+audit: venv  ## Look for known vulnerabilities in what is installed; needs the network
+	@mkdir -p build
+	@$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable > build/installed.txt
+	@$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement build/installed.txt
+
 coverage: venv  ## Run all tests with branch coverage; the core must be covered completely
 	@$(COVERAGE) erase
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= $(ARGS)
@@ -121,6 +136,7 @@ lint: venv  ## Check style, format, types, floors and file lengths
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python tools/check_core_imports.py
+	@$(BIN)/python tools/check_safe_source.py
 	@$(BIN)/python tools/check_file_length.py
 
 format: venv  ## Format the code and mend what ruff can mend

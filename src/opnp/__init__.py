@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from opnp.detector import OPNP, Checkpoint, CompactHead, Ratios, Settings, Trial, Tuning, Verdict
     from opnp.errors import (
         ArtifactError,
+        BatchSizeWarning,
         CalibrationError,
         CheckpointError,
         DataFileError,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
         HeadMismatchError,
         HeadNotFoundError,
         InputTypeError,
+        InsufficientMemoryError,
         LayerError,
         LayerNotFoundError,
         LayerWarning,
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
         SignedFeaturesWarning,
         TuningWarning,
         UncalibratedWarning,
+        WorkerError,
     )
     from opnp.model import pruned, pruned_copy, sensitivity, sensitivity_sums
 
@@ -102,6 +105,7 @@ __all__ = [
     "SCALE",
     "SCORE_NAMES",
     "ArtifactError",
+    "BatchSizeWarning",
     "CalibrationError",
     "Checkpoint",
     "CheckpointError",
@@ -113,6 +117,7 @@ __all__ = [
     "HeadMismatchError",
     "HeadNotFoundError",
     "InputTypeError",
+    "InsufficientMemoryError",
     "LayerError",
     "LayerNotFoundError",
     "LayerSensitivitySum",
@@ -149,6 +154,7 @@ __all__ = [
     "UncalibratedWarning",
     "ValueHistogram",
     "Verdict",
+    "WorkerError",
     "accuracy",
     "ash_s",
     "at_least_count",
@@ -255,6 +261,7 @@ _NAMES_OF = {
     ),
     "opnp.errors": (
         "ArtifactError",
+        "BatchSizeWarning",
         "CalibrationError",
         "CheckpointError",
         "DataFileError",
@@ -263,6 +270,7 @@ _NAMES_OF = {
         "HeadMismatchError",
         "HeadNotFoundError",
         "InputTypeError",
+        "InsufficientMemoryError",
         "LayerError",
         "LayerNotFoundError",
         "LayerWarning",
@@ -281,6 +289,7 @@ _NAMES_OF = {
         "SignedFeaturesWarning",
         "TuningWarning",
         "UncalibratedWarning",
+        "WorkerError",
     ),
     "opnp.model": (
         "pruned",

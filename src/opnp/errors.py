@@ -6,6 +6,7 @@ caller would expect, so that ``except ValueError`` keeps working.
 
 __all__ = [
     "ArtifactError",
+    "BatchSizeWarning",
     "CalibrationError",
     "CheckpointError",
     "DataFileError",
@@ -14,6 +15,7 @@ __all__ = [
     "HeadMismatchError",
     "HeadNotFoundError",
     "InputTypeError",
+    "InsufficientMemoryError",
     "LayerError",
     "LayerNotFoundError",
     "LayerWarning",
@@ -32,6 +34,7 @@ __all__ = [
     "SignedFeaturesWarning",
     "TuningWarning",
     "UncalibratedWarning",
+    "WorkerError",
 ]
 
 
@@ -52,7 +55,7 @@ class OptionError(OpnpError, ValueError):
 
 
 class RatioError(OptionError):
-    """A pruning ratio is out of range, or the ratios together leave nothing."""
+    """A pruning ratio is out of range, the ratios together leave nothing, or one cuts where the order is not known."""
 
 
 class NonFiniteError(OpnpError, ValueError):
@@ -119,12 +122,24 @@ class ModelRunError(OpnpError, RuntimeError):
     """The user's model raised an error of its own on the inputs it was given."""
 
 
+class InsufficientMemoryError(ModelRunError, MemoryError):
+    """The model, or a batch of inputs in it, needs more memory than there is."""
+
+
+class WorkerError(OpnpError, RuntimeError):
+    """A process that reads inputs ahead of time died."""
+
+
 class OpnpWarning(UserWarning):
     """Base of every warning issued by opnp."""
 
 
 class RatioWarning(OpnpWarning):
     """A ratio above zero is too small to remove a single entry."""
+
+
+class BatchSizeWarning(OpnpWarning):
+    """The model ran out of memory on a batch, which is run in smaller parts."""
 
 
 class SignedFeaturesWarning(OpnpWarning):

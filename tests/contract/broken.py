@@ -4,14 +4,15 @@ import copy
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, Self
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, NotCalibratedError, NotFittedError, Ratios
+from opnp import OPNP, NotCalibratedError, NotFittedError, Ratios, SensitivitySum
 from tests.contract.world import HEAD
 
-__all__ = ["BROKEN"]
+__all__ = ["BROKEN", "MovesTheThresholdByWhatItScores", "SumsInFloat32"]
 
 Broken = type[OPNP]
 
@@ -245,6 +246,37 @@ class MovesTheBias(OPNP):
         return super().predict(inputs)
 
 
+class SumsInFloat32(OPNP):
+    def fit(self, model: nn.Module, loader: Iterable[object], **options: Any) -> Self:
+        def zeros(classes: int, features: int, *, device: object = None) -> SensitivitySum:  # as the true one
+            return SensitivitySum(torch.zeros(classes, features), torch.zeros(features), 0)
+
+        with patch.object(SensitivitySum, "zeros", zeros):
+            super().fit(model, loader, **options)
+        sensitivity = self._fitted().fitted.sensitivity
+        for name in ("weight", "neuron_gradient", "neuron_aggregate"):
+            object.__setattr__(sensitivity, name, getattr(sensitivity, name).double())
+        return self
+
+
+class MovesTheThresholdByWhatItScores(OPNP):
+    def score(self, inputs: object) -> Tensor:
+        found = super().score(inputs)
+        if self.is_calibrated:
+            state, features = self._fitted(), self._linked().features_of(inputs)[0]
+            self._state = state.calibrated([state.scorer.scores(features)], keep=self.keep)
+        return found
+
+
+class FitsWhatItScores(OPNP):
+    """Adds what it scores to the sensitivities."""
+
+    def score_features(self, features: Tensor) -> Tensor:
+        found = super().score_features(features)
+        self._fitted().fitted.sensitivity.weight.add_(1e-6 * features.double().abs().mean(0))
+        return found
+
+
 BROKEN: dict[str, tuple[Callable[..., OPNP], ...]] = {
     "check_calls_change_nothing": (
         PrunesTheUsersModel,
@@ -272,5 +304,7 @@ BROKEN: dict[str, tuple[Callable[..., OPNP], ...]] = {
     "check_verdicts": (FloatVerdicts,),
     "check_single_inputs": (IgnoresSingleInputs,),
     "check_cutting_does_not_matter": (FirstBatchOnly,),
+    "check_scoring_fits_nothing": (MovesTheThresholdByWhatItScores, FitsWhatItScores),
+    "check_sums_are_float64": (SumsInFloat32,),
 }
 """By the name of the check that must fail: the detectors that fail it."""

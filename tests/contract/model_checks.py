@@ -18,6 +18,7 @@ __all__ = [
     "check_modes_do_not_matter",
     "check_two_detectors_get_along",
     "fitted",
+    "lived_in",
 ]
 
 Make = Callable[[], OPNP]
@@ -30,7 +31,7 @@ def fitted(make: Make, model: nn.Module | None = None) -> OPNP:
 
 
 def check_calls_change_nothing(make: Make) -> None:
-    model = _lived_in(classifier())
+    model = lived_in(classifier())
     detector = make()
     inputs = held_out()[:8]
     with unchanged(model, "fit"):
@@ -57,7 +58,7 @@ def check_calls_change_nothing(make: Make) -> None:
 def check_failures_change_nothing(make: Make) -> None:
     errors = (ValueError("broken sample"), KeyboardInterrupt(), SystemExit(3), RuntimeError("worker died"))
     for error in errors:
-        model = _lived_in(classifier())
+        model = lived_in(classifier())
         detector = make()
         _fails(lambda: detector.fit(model, _broken_loader(error)), model, error, "fit")  # noqa: B023  # called at once
         assert not detector.is_fitted, "a failed fit left the detector fitted"
@@ -72,10 +73,10 @@ def check_failures_change_nothing(make: Make) -> None:
             assert detector.is_calibrated, f"a failure in {doing} cost the calibration"
             assert torch.equal(detector.score(outside()), before), f"a failure in {doing} changed the scores"
     for forward in range(1, 4):  # as many as there are batches
-        fragile = _Fragile(_lived_in(classifier()))
+        fragile = _Fragile(lived_in(classifier()))
         fragile.left = forward
         _fails(lambda: make().fit(fragile, batches(training()[:96])), fragile, fragile.error, f"forward {forward}")  # noqa: B023  # as above
-    fragile = _Fragile(_lived_in(classifier()))
+    fragile = _Fragile(lived_in(classifier()))
     detector = fitted(make, fragile)
     for name in ("score", "predict", "verdict"):
         fragile.left = 1
@@ -93,7 +94,7 @@ def check_modes_do_not_matter(make: Make) -> None:
 
 
 def check_two_detectors_get_along(make: Make) -> None:
-    model = _lived_in(classifier())
+    model = lived_in(classifier())
     alone = fitted(make, classifier()).score(outside())
     first = fitted(make, model)
     second = make().fit(model, batches(training()[:64], 16))
@@ -131,7 +132,7 @@ class _Fragile(nn.Module):
         return outputs
 
 
-def _lived_in(model: nn.Module) -> nn.Module:
+def lived_in(model: nn.Module) -> nn.Module:
     """Return the model in mixed modes, partly frozen, with gradients and the owner's hooks."""
     model.train()
     for name, module in model.named_modules():

@@ -1,9 +1,14 @@
 """All that a detector must leave as it found it: of a model, and of the process."""
 
+import logging
+import os
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -60,6 +65,13 @@ def _process() -> dict[str, object]:
     facts: dict[str, object] = {
         "random numbers of torch": torch.random.get_rng_state().numpy().tobytes(),
         "random numbers of Python": hash(random.getstate()),
+        "random numbers of numpy": hash(repr(np.random.get_state())),  # noqa: NPY002  # the global ones, which must stay
+        "default device": str(torch.get_default_device()),
+        "precision of products": torch.get_float32_matmul_precision(),
+        "filters of warnings": tuple(warnings.filters),
+        "logging": (logging.root.level, logging.root.disabled, len(logging.root.handlers)),
+        "environment": dict(os.environ),
+        "current folder": str(Path.cwd()),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
         "default dtype": torch.get_default_dtype(),

@@ -6,12 +6,16 @@ from functools import partial
 import pytest
 
 from opnp import ASHS, OPNP, SCALE, Ratios, ReAct
-from tests.contract import answer_checks, cutting_checks, model_checks
+from tests.contract import answer_checks, cutting_checks, model_checks, state_checks
 from tests.contract.model_checks import Make
+
+TRIED = "checks of detectors under their settings"
+
+pytestmark = pytest.mark.reliability
 
 CHECKS: dict[str, Callable[[Make], None]] = {
     name: getattr(module, name)
-    for module in (model_checks, answer_checks, cutting_checks)
+    for module in (model_checks, answer_checks, cutting_checks, state_checks)
     for name in module.__all__
     if name.startswith("check_")
 }

@@ -9,7 +9,11 @@ from opnp import OPNP, Ratios
 from tests.contract.broken import BROKEN
 from tests.contract.test_contract import CHECKS
 
+TRIED = "broken detectors that a check must fail"
+
 RATIOS = Ratios(w_min=0.3, o_min=0.1)
+
+pytestmark = pytest.mark.reliability
 
 
 @pytest.mark.parametrize(

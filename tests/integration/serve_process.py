@@ -1,5 +1,6 @@
 """``opnp serve`` in a process of its own, with a small model."""
 
+import asyncio
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import httpx
 from torch import Tensor, nn
 
 from opnp.cli.lazy_group import imported_command
@@ -17,7 +19,7 @@ from tests.child_process import started
 from tests.unit.bench.image_world import OPTIONS, tiny_model
 from tests.unit.serve.serve_world import fitted
 
-__all__ = ["SECONDS", "Served", "serving", "slow_model"]
+__all__ = ["SECONDS", "Served", "all_begun", "serving", "slow_model"]
 
 SECONDS = 0.4
 """Seconds that `slow_model` takes for a batch."""
@@ -67,6 +69,19 @@ def serving(folder: Path, *options: str, model: str = "tests.unit.bench.image_wo
     finally:
         process.kill()
         process.join()
+
+
+async def all_begun(address: str, count: int) -> None:
+    """Wait until so many requests are in work or answered."""
+    async with httpx.AsyncClient(base_url=address) as client:
+        begun = 0.0
+        while begun < count:
+            text = (await client.get("/metrics")).text
+            found = re.findall(
+                r'^opnp_(?:requests_in_work|requests_total{path="/score",status="200"}) (\S+)', text, re.MULTILINE
+            )
+            begun = sum(map(float, found))
+            await asyncio.sleep(0.01)
 
 
 def _serve(arguments: list[str]) -> None:

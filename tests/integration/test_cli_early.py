@@ -9,6 +9,7 @@ import torch
 
 from opnp import OPNP, Ratios
 from opnp.data import write_features
+from opnp.errors import OpnpWarning
 from opnp.files import write_atomically
 from tests.integration.conftest import Opnp
 from tests.unit.bench.image_world import CLASSES, OPTIONS, class_images
@@ -168,7 +169,8 @@ def test_a_model_that_leaves_the_process_is_an_error(
 def test_a_model_of_another_dtype_is_named(opnp: Opnp, world: Path, command: str) -> None:
     given = (*command.split(), "train.safetensors", "--model", "earlynets:half", "--out", "new", *OPTIONS)
     message = refused(opnp, *given)
-    assert ". Its weights are float16, and inputs are made as float32: give a model in float32, as `model." in message
+    assert "The model has torch.float16 weights and refused inputs of torch.float32: " in message
+    assert "or take the model in that of the inputs: `model.to(torch.float32)`." in message
     assert (world / "train.safetensors").exists()
 
 
@@ -184,7 +186,8 @@ def saved(world: Path, model: str) -> Path:
 
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
 def test_a_model_with_noise_is_told_to_be_one(opnp: Opnp, world: Path, ending: str) -> None:
-    path = saved(world, "earlynets:Noisy")
+    with pytest.warns(OpnpWarning, match="random numbers in eval mode"):
+        path = saved(world, "earlynets:Noisy")
     given = ("export", "--detector", path, "--model", "earlynets:Noisy", "--out", f"d.{ending}", *OPTIONS)
     message = refused(opnp, *given)
     assert "other numbers when it is run on the same batch again: random numbers" in message

@@ -71,6 +71,7 @@ def test_an_image_model_is_exported_with_its_card(vit: str, file_format: str, tm
     assert '"processor": "ViTImageProcessor' in card
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch.export of 2.6 takes texts of one length alone")
 def test_a_text_model_is_exported_for_texts_of_any_length(tmp_path: Path) -> None:
     name = f"hf:{write_bert(tmp_path / 'bert')}"
     _, transform = model_from_name(name)

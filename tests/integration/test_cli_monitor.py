@@ -11,6 +11,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from opnp import OPNP, Ratios
+from opnp.artifact import read_artifact, write_artifact
 from opnp.cli.monitor import monitor
 from opnp.data import write_score_table
 from opnp.errors import OpnpError
@@ -115,7 +116,46 @@ def test_a_stored_state_goes_on_where_it_was(folder: Path) -> None:
     }
     third = run(folder / "short.csv", *options)
     assert "before these files" in third.stdout.replace("\n", "")
-    assert answer(folder / "short.csv", *options)["alarm_file"] is None
+    assert answer(folder / "short.csv", *options, "--repeated")["alarm_file"] is None
+
+
+@pytest.mark.parametrize("is_grown", [False, True])
+def test_a_file_that_a_state_has_counted_is_refused_under_any_name(folder: Path, *, is_grown: bool) -> None:
+    """Counted again, scores are equal to earlier ones one by one, and that is no news of the stream."""
+    options = ["--detector", folder / "detector.safetensors", "--state", folder / "state.safetensors"]
+    answer(folder / "short.csv", folder / "quiet.csv", *options)
+    before = (folder / "state.safetensors").read_bytes()
+    rows = inputs(400, seed=2)
+    again = torch.cat([rows, inputs(9, seed=8)]) if is_grown else rows
+    write_scores(folder / "again.parquet", fitted(), again)
+    part = "the first 400 of its 409 scores" if is_grown else "its 400 scores"
+    refused(f"again.parquet: {part} are counted in {folder / 'state.safetensors'}", folder / "again.parquet", *options)
+    assert (folder / "state.safetensors").read_bytes() == before
+    found = answer(folder / "again.parquet", *options, "--repeated")
+    assert found["samples"] == 420 + len(again)
+    # What comes next is new, and taken.
+    write_scores(folder / "new.csv", fitted(), inputs(9, seed=8))
+    assert answer(folder / "new.csv", *options)["samples"] == 429 + len(again)
+
+
+@pytest.mark.parametrize("is_detector_given", [True, False])
+def test_a_file_that_is_given_twice_at_once_is_refused(folder: Path, *, is_detector_given: bool) -> None:
+    options = ["--detector", folder / "detector.safetensors"] if is_detector_given else []
+    (folder / "copy.csv").write_bytes((folder / "quiet.csv").read_bytes())
+    files = [folder / "quiet.csv", folder / "copy.csv"]
+    refused(f"copy.csv: its 400 scores are counted with {folder / 'quiet.csv'} already", *files, *options)
+    assert answer(*files, *options, "--repeated")["samples"] == 800
+
+
+def test_a_state_of_an_older_version_is_read_and_notes_files_from_then_on(folder: Path) -> None:
+    state = folder / "state.safetensors"
+    options = ["--detector", folder / "detector.safetensors", "--state", state]
+    answer(folder / "quiet.csv", *options)
+    tensors, metadata = read_artifact(state, kind="monitor", format_version=1)
+    del tensors["counted"]
+    write_artifact(state, kind="monitor", format_version=1, tensors=tensors, metadata=metadata)
+    answer(folder / "quiet.csv", *options)  # it cannot know
+    refused("are counted in", folder / "quiet.csv", *options)
 
 
 def test_a_detector_judges_scores_that_came_before_its_calibration(folder: Path) -> None:

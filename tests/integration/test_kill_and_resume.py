@@ -11,9 +11,11 @@ import pytest
 
 from opnp.bench.random_shards import write_random_shards
 from tests.child_process import command_line, rank_environments, started
+from tests.tried import Tried
 
 SECONDS = 60
 """Limit for a single run."""
+_KILLS = "kills of a fit, each resumed"
 
 
 class Runs:
@@ -110,17 +112,20 @@ COUNTING = (*FIXED, "--shaping", "react:0.9")
 
 
 @pytest.mark.slow
-def test_five_kills(tmp_path: Path) -> None:
+def test_five_kills(tmp_path: Path, tried: Tried) -> None:
+    tried("faults", _KILLS, 5)
     survives(tmp_path, kills=5, options=COUNTING, seed=1)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("options", "kills"), [(FIXED, 20), (COUNTING, 20), ((), 10)])
-def test_fifty_kills(tmp_path: Path, options: tuple[str, ...], kills: int) -> None:
+def test_fifty_kills(tmp_path: Path, options: tuple[str, ...], kills: int, tried: Tried) -> None:
     """Without ratios the sample to choose by is in the checkpoint as well."""
+    tried("faults", _KILLS, kills)
     survives(tmp_path, kills=kills, options=options, seed=2)
 
 
 @pytest.mark.long
-def test_twenty_kills_of_one_of_two_ranks(tmp_path: Path) -> None:
+def test_twenty_kills_of_one_of_two_ranks(tmp_path: Path, tried: Tried) -> None:
+    tried("faults", "kills of one of two ranks of a fit, each resumed", 20)
     survives(tmp_path, kills=20, world=2, options=FIXED, seed=3)

@@ -11,14 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
-from tests.integration.serve_process import Served, serving
-from tests.unit.serve.serve_world import fitted, image_bytes, inputs_of, pictures, verdict_json
+from tests.integration.serve_process import Served, all_begun, serving
+from tests.unit.serve.serve_world import fitted, image_bytes, inputs_of, pictures, require_equal, verdict_json
 
 CLIENTS, REQUESTS, PICTURES = 64, 2000, 50
-TOLERANCE = 1e-5
-"""Relative difference of scores of one input between batches of other sizes."""
 
 
 async def all_answers(address: str, bodies: Sequence[bytes], *, clients: int) -> list[tuple[int, Any]]:
@@ -45,11 +42,6 @@ async def all_answers(address: str, bodies: Sequence[bytes], *, clients: int) ->
     return [found[place] for place in range(len(bodies))]
 
 
-def is_tied(score: float, calibration: torch.Tensor) -> bool:
-    """Return whether a score is as close to a calibration score as scores of other batches are to it."""
-    return bool(((calibration - score).abs() <= 2 * TOLERANCE * abs(score)).any())
-
-
 @pytest.mark.slow
 def test_every_one_of_64_clients_gets_the_librarys_answers(tmp_path: Path) -> None:
     detector, model = fitted()
@@ -68,15 +60,6 @@ def test_every_one_of_64_clients_gets_the_librarys_answers(tmp_path: Path) -> No
     assert batches < REQUESTS  # some are run together
 
 
-def require_equal(answer: dict[str, Any], expected: dict[str, Any], calibration: torch.Tensor) -> None:
-    assert answer["class"] == expected["class"]
-    assert answer["confidence"] == pytest.approx(expected["confidence"], rel=TOLERANCE)
-    assert answer["score"] == pytest.approx(expected["score"], rel=TOLERANCE)
-    if not is_tied(expected["score"], calibration):
-        assert answer["p_value"] == expected["p_value"]
-        assert answer["is_ood"] == expected["is_ood"]
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_what_is_begun_is_answered_when_the_service_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
     detector, model = fitted()
@@ -86,9 +69,7 @@ def test_what_is_begun_is_answered_when_the_service_is_stopped(tmp_path: Path, n
     async def burst(served: Served) -> list[tuple[int, Any]]:
         bodies = [image_bytes(image) for image in images]
         asking = asyncio.create_task(all_answers(served.address, bodies, clients=len(bodies)))
-        async with httpx.AsyncClient(base_url=served.address) as other:
-            while "opnp_requests_in_work 12.0" not in (await other.get("/metrics")).text:  # noqa: ASYNC110  # of another process
-                await asyncio.sleep(0.01)
+        await all_begun(served.address, len(bodies))
         os.kill(served.process.pid or 0, number)
         return await asking
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from opnp.errors import EmptyDataError, InputTypeError, MissingExtraError
-from opnp.model import borrowed, inputs_of, logits_of, run_model, unwrapped
+from opnp.model import BatchHalving, Inputs, borrowed, inputs_of, logits_of, run_model, unwrapped
 
 __all__ = ["ODIN_EPS", "ODIN_TEMPERATURE", "odin_scores", "require_odin"]
 
@@ -43,6 +43,7 @@ def odin_scores(
     temperature: float = ODIN_TEMPERATURE,
     eps: float = ODIN_EPS,
     device: torch.device | str | None = None,
+    halving: BatchHalving | None = None,
 ) -> Tensor:
     r"""Return ODIN's scores of all inputs; the model comes back as it was, and gathers no gradients.
 
@@ -58,6 +59,7 @@ def odin_scores(
         temperature: Temperature.
         eps: Step of the perturbation.
         device: Where to run; None for where the model is.
+        halving: How batches are run that need more memory than there is; None to refuse them.
 
     Returns:
         Scores, larger = more OOD, shape ``(samples,)``, float64, on the CPU.
@@ -65,6 +67,7 @@ def odin_scores(
     Raises:
         EmptyDataError: If there is no batch.
         InputTypeError: If the inputs are no floating-point tensors, or the model's output holds no logits.
+        InsufficientMemoryError: If the model, or a batch in it, needs more memory than there is.
         MissingExtraError: If pytorch-ood is not installed.
         Exception: Whatever model or pytorch-ood raise of their own.
 
@@ -76,16 +79,19 @@ def odin_scores(
     require_odin()
     from pytorch_ood.detector import ODIN
 
-    inner = unwrapped(model)
-    scores = []
+    inner, halving = unwrapped(model), halving or BatchHalving()
+    scores: list[Tensor] = []
     with borrowed(inner, device=device) as target:
         per_channel = None if std is None else list(std)
         detector = ODIN(_Logits(inner, target), temperature=temperature, eps=eps, norm_std=per_channel)
-        for batch in batches:
-            inputs = inputs_of(batch)
+
+        def scored(inputs: Inputs) -> tuple[Tensor]:
             if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
                 raise InputTypeError("ODIN changes the inputs by a small step: they must be floating-point tensors.")
-            scores.append(detector.predict(inputs.to(target)).double().cpu())
+            return (detector.predict(inputs.to(target)).double().cpu(),)
+
+        for batch in batches:
+            scores += halving.outcome(scored, inputs_of(batch))
     if not scores:
         raise EmptyDataError("There is no batch to score.")
     return torch.cat(scores)

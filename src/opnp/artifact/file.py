@@ -3,20 +3,41 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from opnp.artifact.digest import tensors_digest
 from opnp.errors import ArtifactError
 from opnp.files import existing_file, write_atomically
+from opnp.files.json_text import json_values
+from opnp.files.tensor_file import opened_tensors
+from opnp.files.typed_json import typed_value
 
 __all__ = ["read_artifact", "write_artifact"]
 
 _METADATA_KEY = "opnp"
+
+
+@dataclass(frozen=True, slots=True)
+class _Outer:
+    """What stands in the metadata of the file: the body as text, and the digest of text and tensors."""
+
+    body: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """What the text says."""
+
+    kind: str
+    format_version: int
+    versions: Mapping[str, str]
+    metadata: Mapping[str, object]
 
 
 def write_artifact(
@@ -77,28 +98,27 @@ def read_artifact(
     """
     path = existing_file(path, content=f"an opnp {kind}")
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = (file.metadata() or {}).get(_METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no mapping
-    except (SafetensorError, OSError, ValueError) as error:
+        found = opened_tensors(path)
+    except ValueError as error:
         raise ArtifactError(f"{path} is no readable safetensors file ({error}). Write it again.") from error
+    # Copies: what is checked here must not change with the file afterwards.
+    tensors = {name: tensor.clone() for name, tensor in found.tensors.items()}
+    header = found.metadata.get(_METADATA_KEY)
     if header is None:
         raise ArtifactError(f"{path} is a safetensors file, but not one that opnp wrote: it holds no opnp metadata.")
     try:
-        outer = json.loads(header)
-        text, digest = outer["body"], outer["sha256"]
-        body = json.loads(text)
-        found_kind, found_version, metadata = body["kind"], body["format_version"], body["metadata"]
-    except (ValueError, KeyError, TypeError) as error:
+        outer = typed_value(_Outer, json_values(header), name="the header")
+        body = typed_value(_Body, json_values(outer.body), name="the body")
+    except (TypeError, ValueError) as error:
         raise ArtifactError(f"{path} holds opnp metadata that cannot be read ({error!r}). Write it again.") from error
-    if found_kind != kind:
-        raise ArtifactError(f"{path} holds an opnp {found_kind}, not a {kind}.")
-    if found_version != format_version:
+    if body.kind != kind:
+        raise ArtifactError(f"{path} holds an opnp {body.kind[:40]}, not a {kind}.")
+    if body.format_version != format_version:
         raise ArtifactError(
-            f"{path} has format version {found_version} of an opnp {kind}, written by opnp "
-            f"{body.get('versions', {}).get('opnp', '?')}; this opnp {version('opnp')} reads version {format_version}. "
+            f"{path} has format version {body.format_version} of an opnp {kind}, written by opnp "
+            f"{body.versions.get('opnp', '?')}; this opnp {version('opnp')} reads version {format_version}. "
             f"Use a matching opnp, or write the file again.",
         )
-    if tensors_digest(tensors, text=text) != digest:
+    if tensors_digest(tensors, text=outer.body) != outer.sha256:
         raise ArtifactError(f"{path} is damaged: its content does not match its own SHA-256. Write it again.")
-    return tensors, metadata
+    return tensors, dict(body.metadata)

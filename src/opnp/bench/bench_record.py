@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from opnp.bench.record_json import record_of, record_text
+from opnp.files.typed_json import Share
 
 __all__ = [
     "BENCH_RECORD_VERSION",
@@ -37,11 +38,11 @@ class DetectionFigures:
 
     """
 
-    fpr95: float
-    fpr95_ood_positive: float
-    auroc: float
-    aupr_id_positive: float
-    aupr_ood_positive: float
+    fpr95: Share
+    fpr95_ood_positive: Share
+    auroc: Share
+    aupr_id_positive: Share
+    aupr_ood_positive: Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,11 @@ class ClassifierFigures:
 
     """
 
-    accuracy: float
-    ece: float
+    accuracy: Share
+    ece: Share
     bin_count: tuple[int, ...]
-    bin_confidence: tuple[float, ...]
-    bin_accuracy: tuple[float, ...]
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> Self:
-        """Return the figures from JSON values."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})  # type: ignore[arg-type]  # JSON that `to_json` wrote
+    bin_confidence: tuple[Share, ...]
+    bin_accuracy: tuple[Share, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +120,6 @@ class MethodRow:
     before: ClassifierFigures | None = None
     after: ClassifierFigures | None = None
 
-    @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> Self:
-        """Return the row from JSON values."""
-        fields = dict(values)
-        fields["notes"] = tuple(_listed(fields["notes"]))
-        if isinstance(fields["detection"], Mapping):
-            fields["detection"] = {name: DetectionFigures(**item) for name, item in fields["detection"].items()}
-        for name in ("mean", "near", "far"):
-            item = fields[name]
-            fields[name] = DetectionFigures(**item) if isinstance(item, dict) else None
-        for name in ("before", "after"):
-            item = fields[name]
-            fields[name] = ClassifierFigures.from_values(item) if isinstance(item, Mapping) else None
-        return cls(**fields)  # type: ignore[arg-type]  # JSON that `to_json` wrote
-
 
 @dataclass(frozen=True, slots=True)
 class ModelResult:
@@ -176,15 +157,6 @@ class ModelResult:
             if row.method == method:
                 return row
         raise KeyError(method)
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> Self:
-        """Return the result from JSON values."""
-        fields = dict(values)
-        if isinstance(fields["data"], Mapping):
-            fields["data"] = {name: DataSource(**item) for name, item in fields["data"].items()}
-        fields["methods"] = tuple(MethodRow.from_values(item) for item in _listed(fields["methods"]))
-        return cls(**fields)  # type: ignore[arg-type]  # JSON that `to_json` wrote
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,16 +199,4 @@ class BenchRecord:
 
         """
         again = ": run the benchmark again"
-        return record_of(text, cls.from_values, version=BENCH_RECORD_VERSION, kind="a benchmark", again=again)
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """Return the record from JSON values without their version."""
-        return cls(**dict(values) | {"models": tuple(ModelResult.from_values(item) for item in values["models"])})
-
-
-def _listed(value: object) -> list[Mapping[str, object]]:
-    if not isinstance(value, list):
-        message = f"expected a list, got {type(value).__name__}"
-        raise TypeError(message)
-    return value
+        return record_of(text, cls, version=BENCH_RECORD_VERSION, title="a benchmark", again=again)

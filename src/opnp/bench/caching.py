@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,7 +14,14 @@ from opnp.adapters import require_odin
 from opnp.bench.cache_folder import CacheFolder
 from opnp.bench.compiled_forward import CompiledForward
 from opnp.bench.feature_pass import FeaturePass
-from opnp.bench.feature_source import SOURCE_FILE, FeatureSource, ModelSource, SetSource, model_source
+from opnp.bench.feature_source import (
+    SOURCE_FILE,
+    FeatureSource,
+    ModelSource,
+    SetSource,
+    model_source,
+    require_set_names,
+)
 from opnp.bench.forward import Amp, Forward
 from opnp.bench.model_run import Progress
 from opnp.bench.odin_caching import cache_odin
@@ -23,11 +29,11 @@ from opnp.bench.odin_file import OdinScores
 from opnp.data import InputSet, Transform, channel_std
 from opnp.distributed import Ranks, require_equal, sent_by_first, together
 from opnp.errors import DataFileError, EmptyDataError, OpnpError, OptionError
+from opnp.model import BatchHalving
 
 __all__ = ["CacheReport", "cache_features"]
 
 _DTYPES = (torch.float16, torch.float32)
-_SET_NAME = re.compile(r"train|test|ood_[\w.+-]+")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,6 +72,7 @@ def cache_features(
     amp: Amp = "none",
     is_channels_last: bool = False,
     is_compiled: bool = False,
+    auto_batch: bool = False,
     distributed: bool = False,
     progress: Progress = None,
 ) -> CacheReport:
@@ -98,6 +105,8 @@ def cache_features(
             ODIN, stay as they are.
         is_channels_last: Whether images and weights of convolutions lie in memory channels last while the model runs.
         is_compiled: Whether the layers before the head are compiled (`torch.compile`); its output must be the model's.
+        auto_batch: Whether to run a batch that needs more memory than there is in halves, with a warning. Compiled
+            layers take batches of one size.
         distributed: Whether this is one of several processes of a process group of torch, each of which calls this
             with the same arguments, computes a part of every set, and sends it to rank 0, which writes.
         progress: Wrapper of iterables that shows progress, one step a batch.
@@ -113,6 +122,7 @@ def cache_features(
             other features.
         HeadNotFoundError: If the head is not found.
         NonFiniteError: If features are not finite.
+        InsufficientMemoryError: If the model, or a batch in it, needs more memory than there is.
         MissingExtraError: If pytorch-ood is needed and not installed.
         DistributedError: If another rank failed or is lost, or has another model or other inputs.
 
@@ -124,6 +134,10 @@ def cache_features(
         transform = _checked(sets, dtype)
         if is_compiled and logits is not None:
             raise OptionError("`compile` takes models whose output is the logits: leave it out, or `logits`.")
+        if is_compiled and auto_batch:
+            raise OptionError(
+                "`compile` is for batches of one size, which cannot be halved: leave it or auto-batch out."
+            )
         std = channel_std(transform)
         if judged and std is not None:
             _require_odin(ranks)
@@ -138,6 +152,7 @@ def cache_features(
             workers=workers,
             dtype=dtype,
             ranks=ranks,
+            halving=BatchHalving(is_on=auto_batch),
             progress=progress,
         )
         for inputs in sets.values():
@@ -176,6 +191,7 @@ def cache_features(
             samples={each: found.samples for each, found in source.sets.items()},
             features_sha256={each: found.features_sha256 for each, found in source.sets.items()},
             device=device,
+            halving=passing.halving,
         )
     return CacheReport(source=source, computed=computed, kept=kept, odin=odin)
 
@@ -222,11 +238,7 @@ def _checked(sets: Mapping[str, InputSet], dtype: torch.dtype) -> Transform:
         raise OptionError(f"`dtype` must be {' or '.join(map(str, _DTYPES))}, got {dtype}.")
     if not sets:
         raise EmptyDataError("`sets` must hold at least one set of inputs, got none.")
-    wrong = [name for name in sets if not _SET_NAME.fullmatch(name)]
-    if wrong:
-        raise OptionError(
-            f"`sets` must be called train, test or ood_NAME, with letters, digits and ._+- in NAME, got {wrong[0]!r}.",
-        )
+    require_set_names(sets)
     first, *others = (inputs.transform for inputs in sets.values())
     if any(other is not first and (other.kind, other.facts()) != (first.kind, first.facts()) for other in others):
         raise OptionError("`sets` must all have the same transform.")

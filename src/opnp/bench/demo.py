@@ -22,6 +22,7 @@ from opnp.bench.picture_record import PICTURES_FILE, PictureRecord
 from opnp.bench.pictures import detector_pictures
 from opnp.bench.record import DEMO_MODEL, DetectionResult, MethodResult, Record
 from opnp.bench.score_file import ScoreBlock, require_parquet, write_scores
+from opnp.bench.seeds import require_seed
 from opnp.core import accuracy, auroc, fpr_at_tpr
 from opnp.data import write_features, write_head, write_score_table
 from opnp.detector import OPNP, Ratios, Verdict
@@ -61,8 +62,10 @@ def run_demo(folder: str | os.PathLike[str], *, seed: int = 0) -> Record:
     Raises:
         MissingExtraError: If scikit-learn, Pillow or pyarrow is not installed.
         DataFileError: If `folder` is a file.
+        OptionError: If `seed` does not lie in 0 to 2^63 - 1.
 
     """
+    require_seed(seed)
     require_parquet()
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

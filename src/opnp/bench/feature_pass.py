@@ -19,7 +19,7 @@ from opnp.core.checks import require_class_indices
 from opnp.data import FeatureSet, InputSet
 from opnp.distributed import Ranks, gathered, gathered_bytes, together
 from opnp.errors import DataFileError, ModelRunError, OpnpError, OptionError
-from opnp.model import Head, HeadStream, head_stream, inputs_of
+from opnp.model import BatchHalving, Head, HeadStream, head_stream, inputs_of
 
 __all__ = ["FeaturePass", "PassResult"]
 
@@ -59,6 +59,7 @@ class FeaturePass:
         workers: Processes that read and prepare inputs; 0 to do so here.
         dtype: Type of the features.
         ranks: This process's place among those that share the work.
+        halving: How batches are run that need more memory than there is.
         progress: Wrapper of iterables that shows progress, or None.
 
     """
@@ -73,6 +74,7 @@ class FeaturePass:
     workers: int
     dtype: torch.dtype
     ranks: Ranks
+    halving: BatchHalving
     progress: Progress
 
     def batches(self, inputs: InputSet, rows: range | None = None) -> Iterable[Any]:
@@ -133,7 +135,14 @@ class FeaturePass:
     @contextmanager
     def _opened(self, batches: Iterable[object]) -> Iterator[tuple[HeadStream, Head]]:
         if self.compiled is None:
-            with head_stream(self.model, batches, head=self.head, logits=self.logits, device=self.device) as stream:
+            with head_stream(
+                self.model,
+                batches,
+                head=self.head,
+                logits=self.logits,
+                device=self.device,
+                halving=self.halving,
+            ) as stream:
                 yield stream, stream.head
             return
         iterator = iter(batches)

@@ -4,29 +4,34 @@ import inspect
 import json
 import os
 import platform
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from opnp.artifact import tensors_digest
 from opnp.data import InputSet, Transform, file_digest
 from opnp.data.file_names import printable_name
-from opnp.errors import DataFileError
+from opnp.errors import DataFileError, InputTypeError, OptionError
 from opnp.files import existing_file, write_atomically
+from opnp.files.json_text import json_values
+from opnp.files.typed_json import typed_value
+from opnp.model import plain_tensor, require_values
 
-__all__ = ["SOURCE_FILE", "FeatureSource", "ModelSource", "SetSource", "model_source"]
+__all__ = ["SOURCE_FILE", "FeatureSource", "ModelSource", "SetSource", "model_source", "require_set_names"]
 
 SOURCE_FILE = "source.json"
 
 _FORMAT = 1
+_SET_NAME = re.compile(r"train|test|ood_[\w.+-]+")
 _PACKAGES = ("opnp", "torch")
 _OF_SAMPLES = {"image": ("pillow",), "text": ()}
 _OF_HUBS = {"timm": ("timm",), "torchvision": ("torchvision",), "hf": ("transformers", "tokenizers")}
@@ -168,12 +173,12 @@ class FeatureSource:
 
         """
         try:
-            values = json.loads(content.decode("utf-8"))
+            values = json_values(content.decode("utf-8"))
             found = values.pop("format")
             if found == _FORMAT:
-                values["model"] = ModelSource(**values["model"])
-                values["sets"] = {name: _set_source(item) for name, item in values["sets"].items()}
-                return cls(**values)
+                source = typed_value(cls, values)
+                require_set_names(source.sets)
+                return source
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataFileError(f"{path} cannot be read ({error}): remove the folder, and cache again.") from error
         raise DataFileError(f"{path} has format {found!r}, and this opnp reads {_FORMAT}: remove the folder.")
@@ -185,6 +190,20 @@ class FeatureSource:
     def without_set(self, name: str) -> Self:
         """Return the record without a set."""
         return replace(self, sets={each: source for each, source in self.sets.items() if each != name})
+
+
+def require_set_names(names: Iterable[str]) -> None:
+    """Raise unless these can be names of sets, and so of files in a folder of features.
+
+    Raises:
+        OptionError: If one is neither ``train`` nor ``test`` nor ``ood_*``, with letters, digits and ``._+-``.
+
+    """
+    wrong = [name for name in names if not _SET_NAME.fullmatch(name)]
+    if wrong:
+        raise OptionError(
+            f"`sets` must be called train, test or ood_NAME, with letters, digits and ._+- in NAME, got {wrong[0]!r}.",
+        )
 
 
 def model_source(
@@ -210,7 +229,8 @@ def model_source(
         forward: How the model is run, where that changes features.
 
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    require_values(model)
+    tensors = _tensors(model)
     hub = name.partition(":")[0]
     code = sorted({_code_digest(part) for part in (*map(type, model.modules()), sys.modules.get(hub))})
     return ModelSource(
@@ -226,6 +246,30 @@ def model_source(
     )
 
 
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a model computes with, by name, as plain tensors: parameters, buffers, and packed quantised weights.
+
+    Raises:
+        InputTypeError: If one is on the meta device.
+
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, module in model.named_modules():
+        packed = getattr(module, "_weight_bias", None)  # of quantised layers, whose weights are no parameters
+        if callable(packed):
+            weight, bias = packed()
+            tensors[f"{name} weight"] = weight.dequantize()
+            tensors |= {} if bias is None else {f"{name} bias": bias}
+    for name, tensor in tensors.items():
+        whole = plain_tensor(tensor)
+        if whole.is_meta:
+            raise InputTypeError(
+                f"{name!r} of the model is on the meta device, where it has no values: load the model's weights first."
+            )
+        tensors[name] = whole if whole.layout is torch.strided else whole.to_dense()
+    return tensors
+
+
 def _versions(transform: Transform, hub: str) -> dict[str, str]:
     """Return the versions of what the features depend on, of the packages that are installed."""
     found = {"python": platform.python_version()}
@@ -233,12 +277,6 @@ def _versions(transform: Transform, hub: str) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-def _set_source(values: dict[str, Any]) -> SetSource:
-    """Return a set as its record has it; older ones say nothing of unreadable inputs."""
-    unreadable = tuple((str(name), str(reason)) for name, reason in values.pop("unreadable", ()))
-    return SetSource(**values, unreadable=unreadable)
 
 
 def _code_digest(part: type | ModuleType | None) -> str:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from opnp.bench.record_json import record_of, record_text
+from opnp.files.typed_json import Share
 
 __all__ = ["FIT_FILE", "FIT_RECORD_VERSION", "FitRecord", "TriedSetting", "TuningFacts"]
 
@@ -23,8 +24,8 @@ class TriedSetting:
 
     """
 
-    holdout: float
-    failure: float
+    holdout: Share
+    failure: Share
     loss: float
 
 
@@ -78,9 +79,9 @@ class FitRecord:
     settings: Mapping[str, object]
     settings_text: str
     tuning: TuningFacts | None
-    keep: float | None
+    keep: Share | None
     threshold: float | None
-    expected_flagged: float | None
+    expected_flagged: Share | None
     calibration_scores: tuple[float, ...]
     head_sha256: str
     versions: Mapping[str, str]
@@ -102,19 +103,4 @@ class FitRecord:
             DataFileError: If it is none, or of another version.
 
         """
-        return record_of(text, cls._from_values, version=FIT_RECORD_VERSION, kind="a fit")
-
-    @classmethod
-    def _from_values(cls, values: Mapping[str, Any]) -> Self:
-        fields = dict(values)
-        tuning = fields["tuning"]
-        fields["tuning"] = None if tuning is None else _tuning(tuning)
-        fields["calibration_scores"] = tuple(fields["calibration_scores"])
-        return cls(**fields)
-
-
-def _tuning(values: Mapping[str, Any]) -> TuningFacts:
-    fields = dict(values)
-    for name in ("energy", "chosen"):
-        fields[name] = TriedSetting(**fields[name])
-    return TuningFacts(**fields)
+        return record_of(text, cls, version=FIT_RECORD_VERSION, title="a fit")

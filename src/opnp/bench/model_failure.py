@@ -5,6 +5,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from opnp.data.input_batches import is_lost_worker, lost_worker_text
+from opnp.model import is_out_of_memory
+
 __all__ = ["model_failure_text"]
 
 
@@ -19,6 +22,10 @@ def model_failure_text(error: BaseException, model: nn.Module, *, place: Path | 
     """  # noqa: E501  # the line is the message
     reason = " ".join(str(error).split()) or "no reason given"
     stop = "" if reason[-1] in ".!?" else "."
+    if is_out_of_memory(error):
+        return f"Memory ran out on {place}: {type(error).__name__}: {reason}{stop} Give a smaller `--batch-size`."
+    if is_lost_worker(error):
+        return lost_worker_text(error)
     kinds = sorted({str(each.dtype).removeprefix("torch.") for each in model.parameters() if _is_other(each)})
     hint = (
         f"Its weights are {' and '.join(kinds)}, and inputs are made as float32: give a model in float32, as "

@@ -163,9 +163,10 @@ def _called(module: str, name: str) -> nn.Module:
                 f"`model` must be {_KINDS}: importing {module!r} raised {type(error).__name__}: {error}.",
             ) from error
         for attribute in name.split("."):
-            if not hasattr(found, attribute):
-                raise OptionError(f"`model`: the module {module!r} has no {name!r}.")
-            found = getattr(found, attribute)
+            try:
+                found = getattr(found, attribute)
+            except Exception as error:  # modules and classes may look names up by code of their own
+                raise OptionError(f"`model`: the module {module!r} has no {name!r}.") from error
         if not callable(found):
             raise OptionError(f"`model`: {module}:{name} must be callable, got {type(found).__name__}.")
         try:

@@ -11,6 +11,7 @@ from opnp.adapters import ODIN_EPS, ODIN_TEMPERATURE, odin_scores
 from opnp.bench.odin_file import OdinScores, read_odin, write_odin
 from opnp.core.checks import require_finite
 from opnp.errors import DataFileError, OpnpError
+from opnp.model import BatchHalving
 
 __all__ = ["cache_odin"]
 
@@ -28,6 +29,7 @@ def cache_odin(
     samples: Mapping[str, int],
     features_sha256: Mapping[str, str],
     device: torch.device | str | None = None,
+    halving: BatchHalving | None = None,
 ) -> OdinScores:
     """Return ODIN's scores after writing them to a folder of features; those that are there already are kept.
 
@@ -40,6 +42,7 @@ def cache_odin(
         samples: Rows of the files of features by name of the set.
         features_sha256: Digests of the files of features by name of the set.
         device: Where to run; None for where the model is.
+        halving: How batches are run that need more memory than there is; None to refuse them.
 
     Returns:
         The scores of all sets that have any, or why there are none: a model that ODIN fails on is no error.
@@ -62,7 +65,7 @@ def cache_odin(
         if name in scores:
             continue
         try:
-            scores[name] = odin_scores(model, loader, std=std, device=device)
+            scores[name] = odin_scores(model, loader, std=std, device=device, halving=halving)
             _require_scores(scores[name], samples[name], name)
         except Exception as error:  # noqa: BLE001  # model and pytorch-ood may fail as they like: that is the result
             first_line = str(error).partition("\n")[0]

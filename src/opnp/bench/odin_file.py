@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from opnp.errors import DataFileError
 from opnp.files import write_atomically
+from opnp.files.json_text import json_values
+from opnp.files.tensor_file import opened_tensors
+from opnp.files.typed_json import typed_value
 
 __all__ = ["ODIN_FILE", "OdinScores", "read_odin", "write_odin"]
 
@@ -20,6 +22,18 @@ ODIN_FILE = "odin.safetensors"
 
 _FORMAT = 1
 _KEY = "odin"
+
+
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What stands in the metadata of the file; the attributes are those of `OdinScores`."""
+
+    temperature: float
+    eps: float
+    norm_std: tuple[float, ...]
+    computed_with: str
+    reason: str
+    features_sha256: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -88,17 +102,18 @@ def read_odin(folder: str | os.PathLike[str]) -> OdinScores | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            about = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no mapping
-        found = about.pop("format")
-        if found == _FORMAT:
-            return _checked(OdinScores(**(about | {"norm_std": tuple(about["norm_std"])}), scores=tensors))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        found = opened_tensors(path)
+        about = json_values(found.metadata[_KEY])
+        version = about.pop("format")
+        if version == _FORMAT:
+            told = typed_value(_About, about)
+            scores = {name: tensor.clone() for name, tensor in found.tensors.items()}
+            return _checked(OdinScores(**{each: getattr(told, each) for each in _About.__slots__}, scores=scores))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataFileError(
             f"{path} holds no scores of ODIN that can be read ({error}): cache the features again, or remove it.",
         ) from error
-    raise DataFileError(f"{path} has format {found!r}, and this opnp reads {_FORMAT}: cache the features again.")
+    raise DataFileError(f"{path} has format {version!r}, and this opnp reads {_FORMAT}: cache the features again.")
 
 
 def _checked(odin: OdinScores) -> OdinScores:

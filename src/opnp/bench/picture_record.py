@@ -1,10 +1,10 @@
 """The record of what figures of a head and its inputs are drawn from: counts and thumbnails. Standard library only."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from opnp.bench.record_json import record_of, record_text
+from opnp.files.typed_json import Share
 
 __all__ = [
     "PICTURES_FILE",
@@ -111,7 +111,7 @@ class GalleryItem:
     name: str
     index: int
     score: float
-    p_value: float | None
+    p_value: Share | None
     is_ood: bool | None
     predicted_class: int
     predicted_name: str | None
@@ -156,23 +156,6 @@ class ModelPictures:
     neurons: NeuronPicture
     gallery: tuple[GallerySet, ...] = ()
 
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """Return the pictures from JSON values."""
-        fields = dict(values)
-        for name, kind in {
-            "weight_sensitivity": SensitivityPicture,
-            "neuron_sensitivity": SensitivityPicture,
-            "weights": WeightPicture,
-            "neurons": NeuronPicture,
-        }.items():
-            fields[name] = kind(**_with_tuples(fields[name]))
-        fields["gallery"] = tuple(
-            GallerySet(set=each["set"], items=tuple(GalleryItem(**item) for item in each["items"]))
-            for each in fields["gallery"]
-        )
-        return cls(**fields)
-
 
 @dataclass(frozen=True, slots=True)
 class PictureRecord:
@@ -206,14 +189,4 @@ class PictureRecord:
             DataFileError: If it is none, or of another version.
 
         """
-        return record_of(
-            text, cls._from_values, version=PICTURE_RECORD_VERSION, kind="pictures", again=": make it again"
-        )
-
-    @classmethod
-    def _from_values(cls, values: Mapping[str, Any]) -> Self:
-        return cls(models=tuple(ModelPictures.from_values(item) for item in values["models"]))
-
-
-def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return record_of(text, cls, version=PICTURE_RECORD_VERSION, title="pictures", again=": make it again")

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from opnp.bench.record_json import json_values
-from opnp.errors import DataFileError
+from opnp.bench.record_json import record_of
+from opnp.files.typed_json import Share
 
 __all__ = ["DEMO_MODEL", "RECORD_VERSION", "DetectionResult", "MethodResult", "Record"]
 
@@ -26,9 +26,9 @@ class DetectionResult:
 
     """
 
-    fpr95: float
-    fpr95_ood_positive: float
-    auroc: float
+    fpr95: Share
+    fpr95_ood_positive: Share
+    auroc: Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class MethodResult:
     method: str
     settings: Mapping[str, object]
     detection: Mapping[str, DetectionResult]
-    accuracy: float
-    pruned_accuracy: float
-    flagged_id: float
+    accuracy: Share
+    pruned_accuracy: Share
+    flagged_id: Share
     threshold: float
 
 
@@ -71,7 +71,7 @@ class Record:
 
     title: str
     seed: int
-    keep: float
+    keep: Share
     counts: Mapping[str, int]
     versions: Mapping[str, str]
     methods: tuple[MethodResult, ...]
@@ -93,22 +93,4 @@ class Record:
             DataFileError: If it is none, or of another version.
 
         """
-        try:
-            fields = dict(json_values(text))
-            version = fields.pop("record_version")
-            if version == RECORD_VERSION:
-                fields["methods"] = tuple(_method_from(item) for item in fields["methods"])
-                return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataFileError(f"This is no record of a demo ({type(error).__name__}: {error}).") from error
-        raise DataFileError(f"This record has version {version!r}, and this opnp reads version {RECORD_VERSION}.")
-
-
-def _method_from(values: Mapping[str, object]) -> MethodResult:
-    fields = dict(values)
-    detection = fields["detection"]
-    if not isinstance(detection, Mapping):
-        message = f"`detection` is a {type(detection).__name__}"
-        raise TypeError(message)
-    fields["detection"] = {place: DetectionResult(**item) for place, item in detection.items()}
-    return MethodResult(**fields)  # type: ignore[arg-type]  # JSON that `to_json` wrote
+        return record_of(text, cls, version=RECORD_VERSION, title="a demo")

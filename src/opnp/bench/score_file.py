@@ -72,5 +72,5 @@ def write_scores(path: str | os.PathLike[str], blocks: Sequence[ScoreBlock]) -> 
         "score": torch.cat([torch.empty(0, dtype=torch.float64), *(block.score for block in blocks)]).numpy(),
     }
     content = io.BytesIO()
-    parquet.write_table(pa.table(columns), content, compression="zstd")
+    parquet.write_table(pa.table(columns), content, compression="zstd", write_page_checksum=True)
     write_atomically(path, content.getvalue())

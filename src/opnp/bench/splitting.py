@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from opnp.bench.feature_folder import ModelData
+from opnp.bench.seeds import require_seed
 from opnp.data import FeatureSet
 from opnp.errors import OptionError
 
@@ -63,8 +64,7 @@ def split_test(samples: int, *, validation_samples: int | None = None, seed: int
         (3, True)
 
     """
-    if not 0 <= seed < 2**63:
-        raise OptionError(f"`seed` must lie in 0 to 2^63 - 1, got {seed}.")
+    require_seed(seed)
     count = default_validation_samples(samples) if validation_samples is None else validation_samples
     if not 0 < count < samples:
         raise OptionError(

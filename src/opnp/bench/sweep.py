@@ -15,6 +15,7 @@ from opnp.bench.feature_folder import ModelData, feature_folders, read_feature_f
 from opnp.bench.figures import CALIBRATION_BINS
 from opnp.bench.model_run import Progress
 from opnp.bench.protocol import NEAR_SETS
+from opnp.bench.seeds import require_seed
 from opnp.bench.sweep_curves import BASE_RATIOS, chosen_curves
 from opnp.bench.sweep_model import ModelSweep
 from opnp.bench.sweep_record import SweepBase, SweepRecord, SweepSettings, SweptModel
@@ -60,7 +61,7 @@ def run_sweep(
     Raises:
         MissingFileError: If a folder or file is missing.
         DataFileError: If a file does not fit the others.
-        OptionError: If a curve, the scope or the reading is unknown.
+        OptionError: If a curve, the scope or the reading is unknown, or `seed` does not lie in 0 to 2^63 - 1.
         ShapeError: If a head has fewer than two classes.
 
     Example:
@@ -81,6 +82,7 @@ def run_sweep(
         Chen et al., NeurIPS 2023: the rows OPP, ONP and OPNP, and Figure 3.
 
     """
+    require_seed(seed)
     chosen = chosen_curves(curves)
     options = Settings(ratios=base, scope=scope, neuron=neuron)
     near = frozenset(near)

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from opnp.bench.bench_record import DataSource, DetectionFigures, Nearness, Status
 from opnp.bench.record_json import record_of, record_text
+from opnp.files.typed_json import Share
 
 __all__ = [
     "SWEEP_RECORD_VERSION",
@@ -77,8 +78,8 @@ class HeadFigures:
 
     """
 
-    accuracy: float
-    ece: float
+    accuracy: Share
+    ece: Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class SweepPoint:
     notes: tuple[str, ...] = ()
     pruned_weights: int | None = None
     pruned_neurons: int | None = None
-    removed_share: float | None = None
+    removed_share: Share | None = None
     mask_digest: str | None = None
     detection: Mapping[str, DetectionFigures] | None = None
     mean: DetectionFigures | None = None
@@ -149,21 +150,6 @@ class SweepPoint:
         """
         values = [self.varied[name] for name in varies]
         return tuple(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> Self:
-        """Return the point from JSON values."""
-        fields = dict(values)
-        fields["settings"] = SweepSettings(**_named(fields["settings"]))
-        fields["notes"] = tuple(_listed(fields["notes"]))
-        if fields["detection"] is not None:
-            detection = _named(fields["detection"])
-            fields["detection"] = {name: DetectionFigures(**item) for name, item in detection.items()}
-        for name in ("mean", "near", "far"):
-            item = fields[name]
-            fields[name] = None if item is None else DetectionFigures(**_named(item))
-        fields["head"] = None if fields["head"] is None else HeadFigures(**_named(fields["head"]))
-        return cls(**fields)  # type: ignore[arg-type]  # JSON that `to_json` wrote
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +186,6 @@ class SweptModel:
         if not found:
             raise KeyError(name)
         return found
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> Self:
-        """Return the model's curves from JSON values."""
-        fields = dict(values)
-        fields["data"] = {name: DataSource(**item) for name, item in _named(fields["data"]).items()}
-        fields["energy"] = SweepPoint.from_values(_named(fields["energy"]))
-        fields["points"] = tuple(SweepPoint.from_values(item) for item in _listed(fields["points"]))
-        return cls(**fields)  # type: ignore[arg-type]  # JSON that `to_json` wrote
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,28 +233,4 @@ class SweepRecord:
 
         """
         again = ": run the sweep again"
-        return record_of(text, cls.from_values, version=SWEEP_RECORD_VERSION, kind="a sweep", again=again)
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> Self:
-        """Return the record from JSON values without their version."""
-        fields = dict(values)
-        fields["base"] = SweepBase(**_named(fields["base"]))
-        curves = [_named(item) for item in _listed(fields["curves"])]
-        fields["curves"] = tuple(SweepCurve(**item | {"varies": tuple(_listed(item["varies"]))}) for item in curves)
-        fields["models"] = tuple(SweptModel.from_values(item) for item in _listed(fields["models"]))
-        return cls(**fields)  # type: ignore[arg-type]  # JSON that `to_json` wrote
-
-
-def _named(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        message = f"expected names with values, got {type(value).__name__}"
-        raise TypeError(message)
-    return value
-
-
-def _listed(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        message = f"expected a list, got {type(value).__name__}"
-        raise TypeError(message)
-    return value
+        return record_of(text, cls, version=SWEEP_RECORD_VERSION, title="a sweep", again=again)

@@ -4,11 +4,13 @@ import os
 import sys
 import warnings
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
 
 from opnp.cli.lazy_group import LazyGroup
+from opnp.cli.stopping import Stopped, stopped_by_signals
 from opnp.errors import OpnpError
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -79,13 +81,40 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; errors that opnp or the file system raises become one message and exit code 2."""
+    """Run the command line; errors that opnp or the file system raises become one message and exit code 2.
+
+    So does a lack of memory. Ctrl-C and SIGTERM become one line too, and exit codes 130 and 143.
+    """
     warnings.showwarning = _shown
+    _print_any_name()
     try:
-        app(prog_name="opnp")
+        with stopped_by_signals():
+            app(prog_name="opnp")
+    except Stopped as stopped:
+        typer.echo(f"{_speaker()}: {stopped}.", err=True)
+        sys.exit(stopped.exit_code)
     except (OpnpError, OSError) as error:
         typer.echo(f"{_speaker()}: {error}", err=True)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0] or "no more was given"
+        typer.echo(f"{_speaker()}: not enough memory ({reason}): give a smaller `--batch-size`.", err=True)
+        sys.exit(2)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    from opnp.model import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _print_any_name() -> None:
+    """Let names of files that are no valid Unicode be printed, with escapes, instead of failing on them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _shown(message: Warning | str, *_: object, **__: object) -> None:

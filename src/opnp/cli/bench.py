@@ -9,6 +9,7 @@ import typer
 from opnp.cli.model_options import (
     AmpName,
     AmpOption,
+    AutoBatch,
     BatchSize,
     ChannelsLast,
     Compile,
@@ -81,6 +82,7 @@ def bench(
     channels_last: ChannelsLast = False,
     compile: Compile = False,  # noqa: A002  # the name of the option
     strict: Strict = False,
+    auto_batch: AutoBatch = False,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,6 +137,7 @@ def bench(
             workers=workers,
             forward=Forward(amp=amp.value, is_channels_last=channels_last, is_compiled=compile),
             is_strict=strict,
+            auto_batch=auto_batch,
             is_quiet=json,
         )
     elif features is None or model is not None:
@@ -152,6 +155,7 @@ def bench(
             "--channels-last": channels_last or None,
             "--compile": compile or None,
             "--strict": strict or None,
+            "--auto-batch": auto_batch or None,
         }
         _require_none(data | network | inputs | run)
     record = run_bench(

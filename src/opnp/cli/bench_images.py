@@ -32,6 +32,7 @@ def cached_for_bench(
     workers: int,
     forward: Forward,
     is_strict: bool,
+    auto_batch: bool,
     is_quiet: bool,
 ) -> tuple[Path, dict[str, InputSet]]:
     """Return the folder of a model's features, after computing what of them is not there yet, and its inputs.
@@ -51,6 +52,7 @@ def cached_for_bench(
         dtype: Type to store features in.
         workers: Processes that read and prepare inputs; 0 to do so here.
         forward: How the model is run.
+        auto_batch: Whether a batch that needs more memory than there is is run in halves.
         is_strict: Whether an input that cannot be read is an error; else it is left out.
         is_quiet: Whether to show nothing.
 
@@ -93,6 +95,7 @@ def cached_for_bench(
         amp=forward.amp,
         is_channels_last=forward.is_channels_last,
         is_compiled=forward.is_compiled,
+        auto_batch=auto_batch,
         progress=progress_bar("caching", is_quiet=is_quiet),
     )
     tell_unreadable({name: report.source.sets[name] for name in sets})

@@ -9,6 +9,7 @@ import typer
 from opnp.cli.model_options import (
     AmpName,
     AmpOption,
+    AutoBatch,
     BatchSize,
     ChannelsLast,
     Compile,
@@ -76,6 +77,7 @@ def cache(
         typer.Option(help="Compute the scores of ODIN for test and OOD images, which need the model, for opnp bench."),
     ] = True,
     strict: Strict = False,
+    auto_batch: AutoBatch = False,
     rank_timeout: RankTimeout = 1800,
     json: JsonFlag = False,
 ) -> None:
@@ -119,6 +121,7 @@ def cache(
             amp=amp.value,
             is_channels_last=channels_last,
             is_compiled=compile,
+            auto_batch=auto_batch,
             distributed=not ranks.is_alone,
             progress=progress_bar("caching", is_quiet=json or not ranks.is_first),
         )

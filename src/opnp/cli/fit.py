@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opnp.cli.model_options import (
+    AutoBatch,
     DataPath,
     ImageSize,
     LogitsPlace,
@@ -99,6 +100,7 @@ def fit(
     mean: Means = None,
     std: StandardDeviations = None,
     strict: Strict = False,
+    auto_batch: AutoBatch = False,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -139,6 +141,7 @@ def fit(
             "--mean": mean,
             "--std": std,
             "--strict": strict,
+            "--auto-batch": auto_batch,
         },
     )
     beside = HeldOut(validation, val_ood, keep)
@@ -161,7 +164,9 @@ def fit(
         form = FeaturesForm(features, Path(head), device, batch_size, position)
     elif model is not None and data is not None:
         options = ModelOptions(model, weights, image_size, resize, mean, std)
-        form = ModelForm(RunOptions(options, data, device, batch_size, workers, strict), head, logits_place(logits))
+        form = ModelForm(
+            RunOptions(options, data, device, batch_size, workers, strict, auto_batch), head, logits_place(logits)
+        )
     else:
         raise OptionError("`--model` needs the inputs that it was trained on: give `--data PATH`.")
     with launched(device=device or "cpu", timeout=rank_timeout) as ranks:

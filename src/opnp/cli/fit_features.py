@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opnp.cli.held_out import HeldOut
+from opnp.cli.model_options import checked_device
 from opnp.cli.output import progress_bar
 from opnp.data import feature_part, open_features, read_head
 from opnp.detector import OPNP, Checkpoint
@@ -36,7 +37,7 @@ class FeaturesForm:
         """Fit the detector with all ranks, and return facts of this form alone: none."""
         with together(ranks):
             training, classifier = open_features(self.features), read_head(self.head)
-            place = local_device(self.device or "cpu")
+            place = local_device(checked_device(self.device) or "cpu")
             held_out, outside = beside.opened(ranks, open_features)
             if held_out is not None:
                 beside.require_enough(held_out.rows)

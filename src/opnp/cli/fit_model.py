@@ -11,7 +11,7 @@ from opnp.data import InputSet
 from opnp.detector import OPNP
 from opnp.distributed import Ranks, require_equal, together
 from opnp.errors import TuningWarning
-from opnp.model import find_head, inputs_of
+from opnp.model import BatchHalving, find_head, inputs_of
 
 __all__ = ["ModelForm"]
 
@@ -56,6 +56,7 @@ class ModelForm:
                 validation_ood=None if outside is None else opened.batches(outside),
                 keep=beside.keep,
                 device=opened.device,
+                auto_batch=self.run.auto_batch,
                 distributed=not ranks.is_alone,
                 progress=progress_bar("fitting", is_quiet=is_quiet),
             )
@@ -79,7 +80,8 @@ class ModelForm:
         if names is None:
             return True
         probe = inputs_of(inputs.first_batch())
-        found = find_head(opened.model, probe, head=self.head, logits=self.logits, device=opened.device)
+        search = partial(find_head, opened.model, head=self.head, logits=self.logits, device=opened.device)
+        found, _ = BatchHalving(is_on=self.run.auto_batch).beginning(search, probe)
         classes = len(found.weight)
         if len(names) == classes:
             return True

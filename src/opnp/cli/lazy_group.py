@@ -1,10 +1,13 @@
 """Commands that are imported when they are called: help, version and completion wait for no torch."""
 
+import signal
 from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from opnp.cli.stopping import Stopped
 
 __all__ = ["LazyGroup", "imported_command"]
 
@@ -14,6 +17,13 @@ class LazyGroup(TyperGroup):
 
     The stand-ins carry name and help line. A command ``name`` is the function ``name`` of the module ``opnp.cli.name``.
     """
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # as below
+        """Run the command; Ctrl-C in it is not for typer, some versions of which take it for an answer."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Stopped(signal.SIGINT) from error
 
     def resolve_command(
         self,

@@ -35,6 +35,7 @@ class RunOptions:
         batch_size: Inputs a batch, or None for 64.
         workers: Processes that read inputs ahead of time; 0 for none.
         is_strict: Whether an input that cannot be read is an error.
+        auto_batch: Whether a batch that needs more memory than there is is run in halves.
 
     """
 
@@ -44,6 +45,7 @@ class RunOptions:
     batch_size: int | None
     workers: int
     is_strict: bool
+    auto_batch: bool
 
     def opened(self) -> "OpenedModel":
         """Return the model, ready to be run.

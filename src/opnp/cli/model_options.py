@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AmpName",
     "AmpOption",
+    "AutoBatch",
     "BatchSize",
     "ChannelsLast",
     "Compile",
@@ -87,6 +88,10 @@ StandardDeviations = Annotated[str | None, typer.Option(metavar="R,G,B", help="S
 Workers = Annotated[
     int, typer.Option(help="Processes that read and prepare images ahead of time. The features are the same.")
 ]
+AutoBatch = Annotated[
+    bool,
+    typer.Option("--auto-batch", help="Where a batch needs more memory than there is, warn, and run it in halves."),
+]
 ChannelsLast = Annotated[
     bool, typer.Option("--channels-last", help="Run convolutions with channels last in memory, mostly faster on GPUs.")
 ]
@@ -122,6 +127,8 @@ class FeaturesDtype(StrEnum):
 
 
 DtypeName = Annotated[FeaturesDtype, typer.Option(help="Type to store features in.")]
+
+_PLACE_DIGITS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,24 +179,31 @@ def checked_device(name: str | None) -> str | None:
 
     if name is not None:
         try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError) as error:
+            is_real = torch.empty(0, device=name).device.type != "meta"
+        except (RuntimeError, AssertionError, ImportError) as error:  # the last where torch knows a name and no more
             reason = str(error).partition("\n")[0]
             raise OptionError(f"`--device` must be a device of this machine, got {name!r} ({reason}).") from error
+        if not is_real:
+            raise OptionError(f"`--device` must be a device that computes, got {name!r}, which holds no numbers.")
     return name
 
 
 def logits_place(text: str | None) -> int | str | None:
     """Return where the logits are in a model's output: an index of a tuple, a key or attribute, or None for None.
 
+    Raises:
+        OptionError: If it is a number of more than five characters.
+
     Example:
         >>> logits_place("0"), logits_place("-1"), logits_place("logits")
         (0, -1, 'logits')
 
     """
-    if text is not None and text.removeprefix("-").isdecimal():
-        return int(text)
-    return text
+    if text is None or not text.removeprefix("-").isdecimal():
+        return text
+    if len(text) > _PLACE_DIGITS:
+        raise OptionError(f"`--logits` must be a place in a tuple or a name, got a number of {len(text)} characters.")
+    return int(text)
 
 
 def named_paths(texts: Iterable[str], *, option: str) -> dict[str, Path]:

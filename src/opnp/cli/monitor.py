@@ -12,7 +12,9 @@ from opnp.errors import DataFileError, OptionError
 if TYPE_CHECKING:
     from opnp.data.score_reading import ScoreTable
     from opnp.detector import OPNP
+    from opnp.serve.counted import CountedScores
     from opnp.serve.drift import DriftSummary
+    from opnp.serve.monitor import DriftMonitor
 
 __all__ = ["monitor"]
 
@@ -39,6 +41,9 @@ def monitor(
         Path | None,
         typer.Option(help="With --detector: file to go on from, if it is there, and to write what was seen to."),
     ] = None,
+    repeated: Annotated[
+        bool, typer.Option("--repeated", help="Count scores again that were counted before, in files or in --state.")
+    ] = False,
     fail_on_alarm: Annotated[
         bool, typer.Option("--fail-on-alarm", help=f"Leave with exit code {_ALARM_CODE} if there is an alarm.")
     ] = False,
@@ -49,19 +54,29 @@ def monitor(
 
     The rows must be in the order in which the inputs came: files sorted by class look like a change. The evidence grows
     when scores stop looking like the calibration scores; an alarm stays. The exit code is 0 with and without
-    an alarm; with --fail-on-alarm an alarm is exit code 3. Each file belongs to a --state only once.
+    an alarm; with --fail-on-alarm an alarm is exit code 3. Each file belongs to a --state only once: what was counted
+    before, under any name, is refused.
     """
     from opnp.data.score_reading import read_score_table
+    from opnp.serve.counted import CountedScores
 
     tables = [read_score_table(path) for path in files]
     if detector is not None:
         if calibration_samples is not None:
             raise OptionError("`--calibration-samples` is for use without `--detector`, which knows the number.")
-        found, before, samples = _by_detector(files, tables, detector, state=state, level=level, seed=seed)
+        watching = _opened(detector, files, tables, state=state, level=level, seed=seed)
+        counted, before = _counted(files, tables, watching.counted, state=state, repeated=repeated), watching.samples
+        for table in tables:
+            watching.update(table.scores)
+        watching.counted = counted
+        if state is not None:
+            watching.save(state)
+        found, samples = watching.summary(), watching.calibration_samples
     elif state is not None:
         raise OptionError("`--state` needs the calibration scores: give `--detector` as well.")
     else:
-        found, before, samples = _by_p_values(files, tables, calibration_samples, level=level, seed=seed)
+        _counted(files, tables, CountedScores(), state=None, repeated=repeated)
+        before, (found, samples) = 0, _by_p_values(files, tables, calibration_samples, level=level, seed=seed)
     facts = _facts(found, files, tables, before=before, is_two_sided=detector is not None) | {
         "calibration_samples": samples
     }
@@ -73,38 +88,56 @@ def monitor(
         raise typer.Exit(_ALARM_CODE)
 
 
-def _by_detector(
-    files: list[Path], tables: list["ScoreTable"], path: Path, *, state: Path | None, level: float, seed: int
-) -> tuple["DriftSummary", int, int]:
-    """Return the verdict, the samples before these files, and the number of calibration samples."""
+def _opened(
+    path: Path, files: list[Path], tables: list["ScoreTable"], *, state: Path | None, level: float, seed: int
+) -> "DriftMonitor":
+    """Return the monitor of a detector, as `state` left it if there is such a file."""
     from opnp.detector import OPNP
     from opnp.serve.monitor import DriftMonitor
 
     loaded = OPNP.load(path)
     calibration = loaded.calibration_scores
     _require_own(files, tables, loaded, path)
-    if state is not None and state.exists():
-        watching = DriftMonitor.load(state)
-        if not watching.is_calibrated_by(calibration):
-            raise OptionError(f"{state} is of another detector than {path}. Start with a new `--state`.")
-        if (watching.level, watching.seed) != (level, seed):
+    if state is None or not state.exists():
+        return DriftMonitor(calibration, level=level, seed=seed)
+    watching = DriftMonitor.load(state)
+    if not watching.is_calibrated_by(calibration):
+        raise OptionError(f"{state} is of another detector than {path}. Start with a new `--state`.")
+    if (watching.level, watching.seed) != (level, seed):
+        raise OptionError(
+            f"{state} was started with `--level {watching.level:g} --seed {watching.seed}`: give the same, or "
+            f"start with a new `--state`.",
+        )
+    return watching
+
+
+def _counted(
+    files: list[Path], tables: list["ScoreTable"], counted: "CountedScores", *, state: Path | None, repeated: bool
+) -> "CountedScores":
+    """Return what is counted once these files are; raise `OptionError` if some of it was counted before."""
+    from opnp.serve.counted import CountedScores
+
+    given: dict[CountedScores, Path] = {}
+    for path, table in zip(files, tables, strict=True):
+        rows = counted.repeated(table.scores)
+        if rows and not repeated:
+            part = "its" if rows == len(table.scores) else f"the first {rows} of its"
+            earlier = next((other for one, other in given.items() if one.repeated(table.scores)), None)
+            where = f"in {state}" if earlier is None else f"with {earlier}"
             raise OptionError(
-                f"{state} was started with `--level {watching.level:g} --seed {watching.seed}`: give the same, or "
-                f"start with a new `--state`.",
+                f"{path}: {part} {len(table.scores)} scores are counted {where} already; counted twice they look like "
+                f"a change. Leave the file out, or give only the rows that are new. If the stream really repeats "
+                f"itself, give `--repeated`.",
             )
-    else:
-        watching = DriftMonitor(calibration, level=level, seed=seed)
-    before = watching.samples
-    for table in tables:
-        watching.update(table.scores)
-    if state is not None:
-        watching.save(state)
-    return watching.summary(), before, watching.calibration_samples
+        counted = counted.joined(table.scores)
+        given[CountedScores().joined(table.scores)] = path
+    return counted
 
 
 def _by_p_values(
     files: list[Path], tables: list["ScoreTable"], samples: int | None, *, level: float, seed: int
-) -> tuple["DriftSummary", int, int]:
+) -> tuple["DriftSummary", int]:
+    """Return the verdict, and the number of calibration samples."""
     import torch
 
     from opnp.serve.p_value_stream import drift_of_p_values, inferred_calibration_samples
@@ -117,7 +150,7 @@ def _by_p_values(
             )
     scores, p_values = torch.cat([table.scores for table in tables]), torch.cat(columns)
     known = inferred_calibration_samples(p_values) if samples is None else samples
-    return drift_of_p_values(scores, p_values, calibration_samples=known, level=level, seed=seed), 0, known
+    return drift_of_p_values(scores, p_values, calibration_samples=known, level=level, seed=seed), known
 
 
 def _require_own(files: list[Path], tables: list["ScoreTable"], detector: "OPNP", path: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from opnp.cli.options import shaping_text
 
@@ -67,17 +68,17 @@ def print_facts(facts: Mapping[str, object]) -> None:
     """Print facts, one a line."""
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        table.add_row(f"[bold]{name}", str(value))
+        table.add_row(Text(name, style="bold"), Text(str(value)))  # as they are: brackets are no markup
     show_table(table)
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Print a table whose first column is text and the others numbers."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     show_table(table)
 
 

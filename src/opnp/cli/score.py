@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opnp.cli.model_options import (
+    AutoBatch,
     DataPath,
     DeviceName,
     ImageSize,
@@ -45,6 +46,7 @@ def score(
     mean: Means = None,
     std: StandardDeviations = None,
     strict: Strict = False,
+    auto_batch: AutoBatch = False,
     rank_timeout: RankTimeout = 1800,
     json: JsonFlag = False,
 ) -> None:
@@ -72,6 +74,7 @@ def score(
         "--mean": mean,
         "--std": std,
         "--strict": strict,
+        "--auto-batch": auto_batch,
     }
     require_form(features=features, model=model, of_features={}, of_model=of_model)
     require_score_file(out)
@@ -86,7 +89,7 @@ def score(
             table = feature_scores(loaded, features, ranks, is_quiet=is_quiet)
         elif model is not None and data is not None:
             options = ModelOptions(model, weights, image_size, resize, mean, std)
-            run = RunOptions(options, data, device, batch_size, workers, strict)
+            run = RunOptions(options, data, device, batch_size, workers, strict, auto_batch)
             table, facts = input_scores(loaded, detector, run, ranks, is_quiet=is_quiet)
         else:
             raise OptionError("`--model` needs the inputs to score: give `--data PATH`.")

@@ -16,6 +16,7 @@ from opnp.detector.link import ModelLink, linked_by_digest
 from opnp.detector.storage import read_detector
 from opnp.distributed import Ranks, gathered, require_equal, together
 from opnp.errors import EmptyDataError
+from opnp.model import BatchHalving
 
 __all__ = ["feature_scores", "input_scores"]
 
@@ -50,7 +51,7 @@ def input_scores(
     start, stop = ranks.part(len(inputs))
     own, index = _columns(detector, []), torch.empty(0, dtype=torch.int64)
     with together(ranks), model_errors(opened.model, run.data):
-        link = replace(_linked(path, opened.model), device=opened.device)
+        link = replace(_linked(path, opened.model), device=opened.device, halving=BatchHalving(is_on=run.auto_batch))
         bar = progress_bar("scoring", is_quiet=is_quiet)
         batches = opened.batches(inputs, rows=range(start, stop), is_labelled=False)
         place = detector.sensitivity.weight.device

@@ -14,7 +14,11 @@ __all__ = [
     "checked_temperature",
     "require_class_indices",
     "require_finite",
+    "require_finite_sums",
 ]
+
+_LEAST_TEMPERATURE, _LARGEST_TEMPERATURE = 1e-30, 1e30
+"""Beyond, the temperature itself or what is divided by it leaves float32."""
 
 
 def checked_matrix(tensor: Tensor, *, name: str, axes: str) -> Tensor:
@@ -75,9 +79,13 @@ def checked_scores(scores: Tensor, *, name: str) -> Tensor:
 
 
 def checked_temperature(temperature: float) -> float:
-    """Return `temperature` as a float if it is positive and finite, else raise `OptionError`."""
+    """Return `temperature` as a float if it lies between 1e-30 and 1e30, else raise `OptionError`."""
     if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0 < temperature < float("inf"):
         raise OptionError(f"`temperature` must be a positive finite number, got {temperature!r}.")
+    if not _LEAST_TEMPERATURE <= temperature <= _LARGEST_TEMPERATURE:
+        raise OptionError(
+            f"`temperature` must lie between {_LEAST_TEMPERATURE:g} and {_LARGEST_TEMPERATURE:g}, got {temperature!r}."
+        )
     return float(temperature)
 
 
@@ -117,6 +125,16 @@ def require_finite(tensor: Tensor, *, name: str, where: str = "", first_row: int
         f"entries in {len(rows)} of {len(tensor)} rows (rows {shown}). Look for broken inputs there, or for an "
         f"overflow in half precision.",
     )
+
+
+def require_finite_sums(*sums: Tensor) -> None:
+    """Raise `NonFiniteError` if sums of products hold NaN or infinite values."""
+    lost = sum(int((~torch.isfinite(each)).sum()) for each in sums)
+    if lost:
+        raise NonFiniteError(
+            f"{lost} sensitivities are NaN or infinite: features, logits or weights are not finite, or products of "
+            f"them too large for their dtype. Look for broken inputs with `torch.isfinite`, or scale the features down."
+        )
 
 
 def require_class_indices(labels: Tensor, *, classes: int) -> None:

@@ -27,7 +27,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from opnp.core.checks import checked_matrix, checked_temperature
+from opnp.core.checks import checked_matrix, checked_temperature, require_finite_sums
 from opnp.core.position_products import Pair, absolute_sum, aligned, checked_chunk
 from opnp.core.sensitivity import Precision, Sensitivity, product_dtype
 from opnp.errors import EmptyDataError, InputTypeError, ShapeError
@@ -234,10 +234,12 @@ class LayerSensitivitySum:
 
         Raises:
             EmptyDataError: If no sample was summed.
+            NonFiniteError: If inputs or gradients were not finite, or products of them too large.
 
         """
         if self.count == 0:
             raise EmptyDataError("No sample was summed: the sensitivity of no data is undefined.")
+        require_finite_sums(self.weight, self.neuron)
         weight = self.weight / self.count
         groups = len(self.neuron) // weight.shape[1]
         by_input = weight.unflatten(0, (groups, -1)).flatten(3) if weight.ndim > 2 else weight[None, ..., None]

@@ -1,7 +1,8 @@
 """Scores on logits: how much an input looks out of distribution. Larger means more OOD, for every score here.
 
 Each is a function of the logits f, shape ``(batch, classes)``, of any floating dtype, and returns shape ``(batch,)`` in
-float32 or, for float64 logits, float64.
+float32 or, for float64 logits, float64. At a temperature above 1000 it is float64 in any case: there the scores of all
+inputs are nearly equal, and float32 would not tell them apart.
 """
 
 from typing import Literal
@@ -13,6 +14,7 @@ from opnp.core.checks import checked_matrix, checked_temperature
 from opnp.errors import OptionError
 
 __all__ = [
+    "LARGEST_FLOAT32_TEMPERATURE",
     "SCORE_NAMES",
     "ScoreName",
     "energy_score",
@@ -25,6 +27,9 @@ __all__ = [
 
 ScoreName = Literal["energy", "msp", "max_logit", "entropy", "gen"]
 SCORE_NAMES: tuple[ScoreName, ...] = ("energy", "msp", "max_logit", "entropy", "gen")
+
+LARGEST_FLOAT32_TEMPERATURE = 1000.0
+"""Temperature up to which scores of float32 logits are float32."""
 
 
 def energy_score(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -51,7 +56,7 @@ def energy_score(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
 
     """
     temperature = checked_temperature(temperature)
-    prepared = _prepared(logits)
+    prepared = _prepared(logits, temperature=temperature)
     largest = prepared.amax(1, keepdim=True)
     if not bool(torch.isfinite(largest).all()):
         return -temperature * torch.logsumexp(prepared / temperature, dim=1)
@@ -135,9 +140,11 @@ def entropy_score(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
         Segmentation", ICCV 2021, where the entropy serves as the score.
 
     """
-    log_probabilities = _log_probabilities(logits, temperature=temperature)
-    terms = log_probabilities.exp() * log_probabilities
-    return -torch.where(log_probabilities.isneginf(), 0.0, terms).sum(1)
+    exponents = _exponents(logits, temperature=temperature)
+    powers = exponents.exp()
+    others = powers.scatter(1, exponents.argmax(1, keepdim=True), 0.0).sum(1)  # all but that of a largest, which is 1
+    terms = torch.where(exponents.isneginf(), 0.0, powers * exponents)
+    return others.log1p() - terms.sum(1) / (1 + others)  # log sum - mean exponent: nothing cancels
 
 
 def gen_score(logits: Tensor, *, temperature: float = 1.0, gamma: float = 0.1, top: int = 100) -> Tensor:
@@ -213,11 +220,17 @@ def score_logits(logits: Tensor, *, score: ScoreName = "energy", temperature: fl
 
 
 def _log_probabilities(logits: Tensor, *, temperature: float) -> Tensor:
-    """Return log softmax(f / T); the largest logit is taken off before the division, which is exact at any T."""
-    prepared = _prepared(logits)
-    return torch.log_softmax((prepared - prepared.amax(1, keepdim=True)) / checked_temperature(temperature), dim=1)
+    """Return log softmax(f / T)."""
+    return torch.log_softmax(_exponents(logits, temperature=temperature), dim=1)
 
 
-def _prepared(logits: Tensor) -> Tensor:
+def _exponents(logits: Tensor, *, temperature: float) -> Tensor:
+    """Return (f - max f) / T: the largest logit is taken off before the division, which is exact at any T."""
+    prepared = _prepared(logits, temperature=temperature)
+    return (prepared - prepared.amax(1, keepdim=True)) / checked_temperature(temperature)
+
+
+def _prepared(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     checked_matrix(logits, name="logits", axes="(batch, classes)")
-    return logits if logits.dtype == torch.float64 else logits.float()
+    is_wide = logits.dtype == torch.float64 or temperature > LARGEST_FLOAT32_TEMPERATURE
+    return logits.double() if is_wide else logits.float()

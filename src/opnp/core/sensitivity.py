@@ -20,7 +20,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from opnp.core.checks import checked_matrix, checked_temperature
+from opnp.core.block_sums import block_sums
+from opnp.core.checks import checked_matrix, checked_temperature, require_finite_sums
 from opnp.core.row_blocks import row_blocks
 from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
 
@@ -132,7 +133,9 @@ class SensitivitySum:
             precision: Precision of the products. Float64 inputs are never reduced to float32. The sums over
                 blocks of 1024 rows are float64 in either case; how the rows are cut into batches does not matter.
                 In float32 another order of the rows moves a sensitivity by about 1e-6 of itself; the reading
-                `gradient` by up to 4e-5 where many classes share the probability and their weights cancel.
+                `gradient` by up to 4e-5 where many classes share the probability and their weights cancel. A
+                temperature T below 1 makes 1 / T as much of what logits of float32 are rounded by. What float32 does
+                not hold is taken in float64: sums that underflow or overflow, or that are nearly equal for all classes.
 
         Returns:
             The sums, float64, on the device of `features`.
@@ -185,13 +188,12 @@ class SensitivitySum:
 
         for features, logits in row_blocks(checked(), rows=_ROWS):
             dtype = product_dtype(features, logits, weight, precision=precision)
-            outputs = logits.to(dtype)
-            if temperature != 1.0:
-                outputs = (outputs - outputs.amax(1, keepdim=True)) / temperature  # no overflow at small T
-            probabilities = torch.softmax(outputs, dim=1)
             with torch.autocast(weight.device.type, enabled=False):  # the caller's would take half precision
-                total.weight.add_(probabilities.T @ features.to(dtype).abs())
-                total.neuron.add_((probabilities @ weight.detach().to(dtype)).abs_().sum(0))
+                of_weights, of_neurons = block_sums(
+                    features, logits, weight.detach(), temperature=temperature, dtype=dtype
+                )
+            total.weight.add_(of_weights)
+            total.neuron.add_(of_neurons)
         return cls(weight=total.weight, neuron=total.neuron, count=count)
 
     def __add__(self, other: object) -> "SensitivitySum":
@@ -219,10 +221,12 @@ class SensitivitySum:
 
         Raises:
             EmptyDataError: If no sample was summed.
+            NonFiniteError: If features or logits were not finite, or products of them too large for float64.
 
         """
         if self.count == 0:
             raise EmptyDataError("No sample was summed: the sensitivity of no data is undefined.")
+        require_finite_sums(self.weight, self.neuron)
         weight = self.weight / self.count
         return Sensitivity(
             weight=weight,

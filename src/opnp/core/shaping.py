@@ -1,8 +1,9 @@
 """Shaping of features before the head: ReAct, ASH-S and SCALE.
 
 Each function maps features h, shape ``(batch, features)``, to shaped features of the same shape and dtype, row by row.
-A row of zeros stays a row of zeros. The papers assume features that are not negative (after a ReLU); given negative
-ones the functions still return finite values and warn.
+A row of zeros stays a row of zeros. The exponent of ASH-S and SCALE is at most 40, and what they give in half precision
+at most its largest number. The papers assume features that are not negative (after a ReLU); given negative ones the
+functions still return finite values and warn.
 """
 
 import warnings
@@ -12,10 +13,14 @@ import torch
 from torch import Tensor
 
 from opnp.core.checks import checked_fraction, checked_matrix
-from opnp.errors import OptionError, SignedFeaturesWarning
+from opnp.errors import NonFiniteError, OptionError, SignedFeaturesWarning
 
 __all__ = ["ASHS", "SCALE", "ReAct", "Shaping", "ash_s", "react", "scale", "shaped"]
 
+_TOO_LARGE = (
+    "`features` must be finite and small enough to be shaped: {what} is not finite in {dtype}. Look for broken inputs, "
+    "scale the features down, or give them in float64."
+)
 _LARGEST_EXPONENT = 40.0
 """Bound on the exponent of ASH-S and SCALE, far beyond any published setting, that keeps float32 finite."""
 
@@ -167,6 +172,7 @@ def ash_s(features: Tensor, *, quantile: float = 0.9) -> Tensor:
     Raises:
         ShapeError: If `features` is no matrix.
         OptionError: If `quantile` lies outside (0, 1).
+        NonFiniteError: If features are not finite, or too large to be summed or shaped in float32.
 
     Warns:
         SignedFeaturesWarning: If there are negative features.
@@ -199,6 +205,7 @@ def scale(features: Tensor, *, quantile: float = 0.85) -> Tensor:
     Raises:
         ShapeError: If `features` is no matrix.
         OptionError: If `quantile` lies outside (0, 1).
+        NonFiniteError: If features are not finite, or too large to be summed or shaped in float32.
 
     Warns:
         SignedFeaturesWarning: If there are negative features.
@@ -226,15 +233,20 @@ def _growth(features: Tensor, kept: Tensor) -> Tensor:
     """Return exp(s1 / s2) of each row, shape ``(batch, 1)``; 1 where s2 is not positive."""
     wide = torch.float64 if features.dtype == torch.float64 else torch.float32
     whole, part = features.sum(1, keepdim=True, dtype=wide), kept.sum(1, keepdim=True, dtype=wide)
+    if not bool(whole.isfinite().all() & part.isfinite().all()):
+        raise NonFiniteError(_TOO_LARGE.format(what="the sum of a row", dtype=wide))
     is_positive = part > 0
     exponent = torch.where(is_positive, whole / torch.where(is_positive, part, 1.0), 0.0)
     return exponent.clamp_max(_LARGEST_EXPONENT).exp()
 
 
 def _grown(features: Tensor, growth: Tensor) -> Tensor:
-    """Return features times growth, at most the largest number of their dtype."""
+    """Return features times growth; in half precision, at most the largest number of their dtype."""
+    grown = features * growth
+    if not bool(grown.isfinite().all()):
+        raise NonFiniteError(_TOO_LARGE.format(what="a shaped feature", dtype=grown.dtype))
     largest = torch.finfo(features.dtype).max
-    return (features * growth).clamp(-largest, largest).to(features.dtype)
+    return grown.clamp(-largest, largest).to(features.dtype)
 
 
 def _checked_features(features: Tensor, *, method: str) -> None:

@@ -42,7 +42,7 @@ def class_labels(given: Sequence[object], *, path: Path) -> tuple[tuple[int, ...
         raise DataFileError(f"{path}: {missing} of {len(given)} labels are missing: give all of them, or none.")
     wrong = next((label for label in given if isinstance(label, bool) or not isinstance(label, int | str)), None)
     if wrong is not None:
-        raise DataFileError(f"{path}: labels must be integers or names of classes, got {wrong!r}.")
+        raise DataFileError(f"{path}: labels must be integers or names of classes, got {_shown(wrong)}.")
     is_number = [isinstance(label, int) or _INTEGER.fullmatch(str(label)) is not None for label in given]
     if all(is_number):
         return tuple(class_index(label, path=path) for label in given), None

@@ -8,7 +8,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from opnp.core.checks import checked_matrix
-from opnp.data.mapped import mapped_tensors, tensors_of
+from opnp.data.mapped import mapped_tensors, stored_matrix, tensors_of
 from opnp.errors import DataFileError, OpnpError, ShapeError
 from opnp.files import write_atomically
 
@@ -65,10 +65,11 @@ def read_head(path: str | os.PathLike[str]) -> LinearHead:
     """
     tensors = tensors_of(Path(path), needed="weight", optional="bias", content="a classifier's head")
     try:
-        weight = checked_matrix(tensors["weight"], name="weight", axes="(classes, features)")
+        weight = stored_matrix(tensors["weight"], name="weight", axes="(classes, features)").clone()
         bias = tensors.get("bias")
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ShapeError(f"`bias` must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}.")
+        bias = None if bias is None else stored_matrix(bias[:, None], name="bias", axes="(classes, 1)")[:, 0].clone()
     except OpnpError as error:
         raise DataFileError(f"{path}: {error}") from error
     return LinearHead(weight=weight, bias=bias)

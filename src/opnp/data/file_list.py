@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from opnp.data.class_labels import class_labels
 from opnp.data.csv_columns import LABEL_COLUMNS, column_names
 from opnp.data.digest import readable_digest
+from opnp.data.file_names import shown_text
 from opnp.data.image_file import IMAGE_ENDINGS, decoded_image
 from opnp.data.preprocessing import require_pillow
 from opnp.data.transform import SampleKind
@@ -113,8 +114,8 @@ def _rows(path: Path, rows: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
         columns = max((len(row) for row in rows), default=0)
         if set(LABEL_COLUMNS) & set(header) or (columns > 1 and _is_unlike(rows)):
             raise DataFileError(
-                f"{path}: its first line, {', '.join(rows[0])}, is read as names of columns, and none of them is "
-                f"`path`: call the columns `path` and `label`, or leave that line out.",
+                f"{path}: its first line, {shown_text(', '.join(rows[0]))}, is read as names of columns, and none of "
+                f"them is `path`: call the columns `path` and `label`, or leave that line out.",
             )
         if columns > len(_COLUMNS):
             raise DataFileError(

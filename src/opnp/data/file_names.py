@@ -1,6 +1,8 @@
 """Names of files that need not be text: on Linux a name may be any bytes."""
 
-__all__ = ["name_bytes", "printable_name"]
+__all__ = ["name_bytes", "printable_name", "shown_text"]
+
+_SHOWN = 160
 
 
 def name_bytes(name: str) -> bytes:
@@ -23,3 +25,15 @@ def printable_name(name: str) -> str:
 
     """
     return name_bytes(name).decode("utf-8", "backslashreplace")
+
+
+def shown_text(text: str) -> str:
+    r"""Return a text of any content for a message: with escapes for what steers a terminal, and cut where it is long.
+
+    Example:
+        >>> print(shown_text("große.png"), shown_text("a\x1b[31m\nb"), len(shown_text("x" * 10**6)))
+        große.png a\x1b[31m\nb 163
+
+    """
+    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text[: _SHOWN + 1])
+    return shown if len(text) <= _SHOWN else f"{shown[:_SHOWN]}..."

@@ -1,22 +1,20 @@
 """Images as one array: a .npy file, or a .npz or .safetensors file with labels or without."""
 
 import os
-import pickle
-import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from zipfile import BadZipFile
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from opnp.data.digest import file_digest
+from opnp.data.file_names import shown_text
 from opnp.data.image_tensors import image_tensors
 from opnp.data.input_source import Names
-from opnp.data.pixel_checks import AnyArray, checked_labels, require_pixels
+from opnp.data.numpy_files import numpy_arrays
+from opnp.data.pixel_checks import checked_labels, require_pixels
 from opnp.data.preprocessing import require_pillow
 from opnp.data.transform import SampleKind
 from opnp.errors import DataFileError
@@ -30,7 +28,10 @@ __all__ = ["ImageArrays"]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ImageArrays:
-    """Images of a file of arrays, in its order. Those of a .npy file stay on disk until they are asked for.
+    """Images of a file of arrays, in its order.
+
+    Those of a .npy file stay on disk until they are asked for, those of a .safetensors file are pages of it that the
+    system loads and drops as it likes, and those of a .npz file are held in memory as a whole.
 
     Attributes:
         path: The file.
@@ -64,9 +65,9 @@ class ImageArrays:
         """
         require_pillow()
         path = existing_file(path, content="images")
-        arrays, held = image_tensors(path) if path.suffix.lower() == ".safetensors" else _arrays(path)
+        arrays, held = image_tensors(path) if path.suffix.lower() == ".safetensors" else numpy_arrays(path)
         if "images" not in arrays:
-            raise DataFileError(f"{path} must hold `images`, but it holds {', '.join(held) or 'nothing'}.")
+            raise DataFileError(f"{path} must hold `images`, but it holds {shown_text(', '.join(held)) or 'nothing'}.")
         require_pixels(path, arrays["images"])
         pixels = np.asanyarray(arrays["images"])
         labels = arrays.get("labels") if is_labelled else None
@@ -94,18 +95,3 @@ class ImageArrays:
     def digest(self) -> str:
         """Return the SHA-256 of the file."""
         return file_digest(self.path)
-
-
-def _arrays(path: Path) -> tuple[dict[str, AnyArray], list[str]]:
-    """Return the arrays of a file of NumPy, that of a .npy file mapped into memory, and the names of all it holds."""
-    try:
-        if path.suffix.lower() == ".npy":
-            return {"images": open_memmap(path, mode="r")}, ["images"]
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            names = ("images", "labels") if "images" in found.files else ()
-            return {name: found[name] for name in names if name in found.files}, sorted(found.files)
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error, pickle.UnpicklingError) as error:
-        raise DataFileError(
-            f"{path} is no readable file of NumPy ({error}): expected images in uint8, written by `numpy.save` or "
-            f"`numpy.savez`.",
-        ) from error

@@ -55,7 +55,8 @@ class ImageFolder:
         Raises:
             MissingFileError: If there is no such folder.
             EmptyDataError: If there is no image in it, or none in the folder of a class.
-            DataFileError: If images stand both in it and in its subfolders, or two subfolders are the same class.
+            DataFileError: If images stand both in it and in its subfolders, two subfolders are the same class, or a
+                link beside subfolders leads to a folder that is not there.
             MissingExtraError: If Pillow is not installed.
 
         """
@@ -118,7 +119,14 @@ class ImageFolder:
 
 def _by_class(path: Path) -> dict[str, tuple[Path, ...]]:
     """Return the images by name of the subfolder, at any depth in it."""
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    folders = [entry for entry in entries if entry.is_dir()]
+    lost = next((each for each in entries if each.is_symlink() and not each.exists() and not _is_image(each)), None)
+    if folders and lost is not None:
+        raise DataFileError(
+            f"{path} holds {printable_name(lost.name)}, a link that leads nowhere: if it stands for a folder of "
+            f"images, these would be missed. Mend or remove it.",
+        )
     starts = {_identity(folder) for folder in (path, *folders)}  # a link to one of them leads back
     return {folder.name: tuple(sorted(_walked(folder, starts))) for folder in folders}
 

@@ -1,15 +1,21 @@
 """Batches of inputs, made here or by worker processes ahead of time: the same ones in the same order."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from opnp.errors import DataFileError, OpnpError, OptionError
+from opnp.errors import DataFileError, OpnpError, OptionError, WorkerError
 
-__all__ = ["InputBatches"]
+__all__ = ["InputBatches", "is_lost_worker", "lost_worker_text"]
+
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)")
+
+_MOST_WORKERS = 1024
+"""Processes: more would take the memory of the machine before the first input is read."""
 
 
 class _Inputs(Protocol):
@@ -35,11 +41,12 @@ class InputBatches:
         inputs: The set.
         rows: Which of its inputs.
         batch_size: Inputs a batch; the last batch, and those with unreadable inputs, have fewer.
-        workers: Processes that make the inputs ahead of time; 0 to make them here, when they are asked for.
+        workers: Processes that make the inputs ahead of time, no more than there are batches; 0 to make them here, when
+            they are asked for.
         is_pinned: Whether batches lie in page-locked memory, which a CUDA device copies from without waiting.
 
     Raises:
-        OptionError: If `batch_size` is below 1, or `workers` below 0.
+        OptionError: If `batch_size` is no positive integer, or `workers` does not lie in 0 to 1024.
 
     """
 
@@ -53,8 +60,11 @@ class InputBatches:
         """Check the numbers."""
         if self.batch_size < 1:
             raise OptionError(f"`batch_size` must be at least 1, got {self.batch_size}.")
-        if self.workers < 0:
-            raise OptionError(f"`workers` must be 0 or the number of processes that read inputs, got {self.workers}.")
+        if not 0 <= self.workers <= _MOST_WORKERS:
+            raise OptionError(
+                f"`workers` must be 0 or the number of processes that read inputs, at most {_MOST_WORKERS}, got "
+                f"{self.workers}.",
+            )
 
     def __len__(self) -> int:
         """Return the number of batches, those of which nothing can be read counted too."""
@@ -65,18 +75,19 @@ class InputBatches:
 
         Raises:
             OpnpError: As the set raises it, from whichever process.
+            WorkerError: If one of these processes died.
 
         """
         loader: DataLoader[object] = DataLoader(
             _Told(self.inputs),
             batch_size=self.batch_size,
             sampler=self.rows,
-            num_workers=self.workers,
+            num_workers=min(self.workers, len(self)),
             pin_memory=self.is_pinned,
             collate_fn=_Stacked(self.inputs),
             generator=torch.Generator(),
         )
-        for content, unreadable in loader:
+        for content, unreadable in self._received(loader):
             for row, reason in unreadable:
                 self.inputs.skip(row, reason)
             if isinstance(content, OpnpError):
@@ -84,6 +95,29 @@ class InputBatches:
             if content is not None:  # pinning makes lists of tuples
                 yield tuple(content) if isinstance(content, list) else content
         self.inputs.require_some()
+
+    def _received(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Yield what the loader yields; that a worker died may be seen first in what it should have sent."""
+        try:
+            yield from loader
+        except (ConnectionError, EOFError, RuntimeError) as error:
+            if self.workers == 0 or not (isinstance(error, OSError | EOFError) or is_lost_worker(error)):
+                raise
+            raise WorkerError(lost_worker_text(error)) from error
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Return whether torch says that a worker of a loader died; it says so wherever the main process is just then."""
+    return isinstance(error, RuntimeError) and _LOST_WORKER.search(str(error)) is not None
+
+
+def lost_worker_text(error: BaseException) -> str:
+    """Return what to say where a worker died."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    return (
+        f"A process that reads inputs ahead of time died ({reason}). Too little memory is the usual cause: give fewer "
+        f"`--workers`, or a smaller `--batch-size`."
+    )
 
 
 class _Told(Dataset[object]):

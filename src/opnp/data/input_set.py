@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from opnp.data.file_names import shown_text
 from opnp.data.input_batches import InputBatches
 from opnp.data.input_source import InputSource
 from opnp.data.transform import ModelInputs, SampleKind, Transform
@@ -113,7 +114,7 @@ class InputSet(Dataset[object]):
             is_pinned: Whether batches lie in page-locked memory, for a CUDA device.
 
         Raises:
-            OptionError: If `batch_size` is below 1, or `workers` below 0.
+            OptionError: If `batch_size` is below 1, or `workers` does not lie in 0 to 1024.
 
         """
         chosen: Sequence[int] = range(len(self)) if rows is None else rows
@@ -161,7 +162,7 @@ class InputSet(Dataset[object]):
             raise DataFileError(str(error).partition("\n")[0] or type(error).__name__) from error
         except Exception as error:
             raise ModelRunError(
-                f"{self.source.path}: what makes the model's inputs failed on {self.names[row]}: "
+                f"{self.source.path}: what makes the model's inputs failed on {shown_text(self.names[row])}: "
                 f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
             ) from error
 
@@ -196,7 +197,8 @@ class InputSet(Dataset[object]):
             raise EmptyDataError(f"{self.source.path} holds nothing to work on: {summary}")
 
     def _error(self, row: int, reason: str) -> DataFileError:
-        return DataFileError(f"{self.source.path}: {self.names[row]} cannot be read ({reason}): mend or remove it.")
+        name, why = shown_text(self.names[row]), shown_text(reason)
+        return DataFileError(f"{self.source.path}: {name} cannot be read ({why}): mend or remove it.")
 
 
 def unreadable_summary(unreadable: Sequence[tuple[str, str]], *, total: int) -> str:
@@ -213,6 +215,6 @@ def unreadable_summary(unreadable: Sequence[tuple[str, str]], *, total: int) -> 
     """
     if not unreadable:
         return ""
-    shown = ", ".join(f"{name} ({reason})" for name, reason in unreadable[:_SHOWN])
+    shown = ", ".join(f"{shown_text(name)} ({shown_text(reason)})" for name, reason in unreadable[:_SHOWN])
     more = ", ..." if len(unreadable) > _SHOWN else ""
     return f"{len(unreadable)} of {total} inputs could not be read: {shown}{more}"

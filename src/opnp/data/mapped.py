@@ -6,15 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from opnp.core.checks import checked_matrix
 from opnp.data.shard_index import ShardIndex
-from opnp.errors import DataFileError, OpnpError, OptionError, ShapeError
+from opnp.errors import DataFileError, InputTypeError, OpnpError, OptionError, ShapeError
 from opnp.files import existing_file
+from opnp.files.tensor_file import opened_tensors
 
-__all__ = ["MappedFeatures", "mapped_tensors", "open_features", "tensors_of"]
+__all__ = ["MappedFeatures", "mapped_tensors", "open_features", "stored_matrix", "tensors_of"]
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *_UNSIGNED)
 
 
 class MappedFeatures:
@@ -172,15 +177,32 @@ def mapped_tensors(path: Path) -> tuple[Tensor, Tensor | None]:
     tensors = tensors_of(path, needed="features", optional="labels", content="cached features")
     features, labels = tensors["features"], tensors.get("labels")
     try:
-        checked_matrix(features, name="features", axes="(batch, features)")
-        if labels is not None and (labels.shape != features.shape[:1] or labels.is_floating_point()):
+        stored_matrix(features, name="features", axes="(batch, features)")
+        if labels is not None and (labels.shape != features.shape[:1] or labels.dtype not in _INTEGERS):
             raise ShapeError(
                 f"`labels` must be integers of shape {tuple(features.shape[:1])}, got {labels.dtype} of shape "
                 f"{tuple(labels.shape)}.",
             )
     except OpnpError as error:
         raise DataFileError(f"{path}: {error}") from error
-    return features, labels
+    # Of unsigned numbers wider than a byte torch has no minimum and no comparison.
+    return features, labels.to(torch.int64) if labels is not None and labels.dtype in _UNSIGNED else labels
+
+
+def stored_matrix(tensor: Tensor, *, name: str, axes: str) -> Tensor:
+    """Return a matrix out of a file if it has columns, and a dtype that can be computed with.
+
+    Raises:
+        InputTypeError: If its dtype is not float16, bfloat16, float32 or float64.
+        ShapeError: If it has not two axes, or no columns.
+
+    """
+    checked_matrix(tensor, name=name, axes=axes)
+    if tensor.dtype not in _FLOATS:
+        raise InputTypeError(f"`{name}` must be float16, bfloat16, float32 or float64, got {tensor.dtype}.")
+    if tensor.shape[1] == 0:
+        raise ShapeError(f"`{name}` must have shape {axes} with at least one column, got {tuple(tensor.shape)}.")
+    return tensor
 
 
 def tensors_of(path: Path, *, needed: str, optional: str, content: str) -> dict[str, Tensor]:
@@ -193,14 +215,13 @@ def tensors_of(path: Path, *, needed: str, optional: str, content: str) -> dict[
     """
     path = existing_file(path, content=content)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            names = set(file.keys())
-            if needed not in names:
-                held = ", ".join(sorted(names)) or "nothing"
-                raise DataFileError(f"{path} must hold the tensor `{needed}` ({content}), but it holds {held}.")
-            return {name: file.get_tensor(name) for name in (needed, optional) if name in names}
-    except (SafetensorError, OSError) as error:
+        found = opened_tensors(path, wanted=(needed, optional))
+    except ValueError as error:
         raise DataFileError(f"{path} is no readable safetensors file ({error}).") from error
+    if needed not in found.names:
+        held = ", ".join(sorted(found.names)) or "nothing"
+        raise DataFileError(f"{path} must hold the tensor `{needed}` ({content}), but it holds {held}.")
+    return dict(found.tensors)
 
 
 def file_digest(path: Path) -> str:

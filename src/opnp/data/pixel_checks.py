@@ -56,7 +56,7 @@ def checked_labels(path: Path, labels: AnyArray, *, images: int) -> tuple[int, .
         (3, 0)
 
     """
-    shape, dtype = tuple(labels.shape), str(labels.dtype)
+    shape, dtype = tuple(labels.shape), str(getattr(labels.dtype, "name", labels.dtype))  # in either order of bytes
     if shape != (images,) or not dtype.removeprefix("torch.").startswith(("int", "uint")):
         raise DataFileError(f"{path}: `labels` must be integers of shape ({images},), got {dtype} of shape {shape}.")
     return tuple(class_index(label, path=path) for label in labels.tolist())

@@ -21,6 +21,9 @@ __all__ = ["Interpolation", "Preprocessing", "require_area", "require_pillow"]
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
+_MOST_SIDE = 8192
+"""Pixels: an input of float32 with this side takes 800 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
@@ -60,10 +63,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.size < 1:
-            raise OptionError(f"`size` must be at least 1 pixel, got {self.size}.")
-        if self.resize < 1:
-            raise OptionError(f"`resize` must be at least 1 pixel, got {self.resize}.")
+        for name, side in {"size": self.size, "resize": self.resize}.items():
+            if not 1 <= side <= _MOST_SIDE:
+                raise OptionError(f"`{name}` must lie in 1 to {_MOST_SIDE} pixels, got {side}.")
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
             raise OptionError(
                 f"`mean` and `std` must have three values each (red, green, blue), or one each for grey inputs, got "

@@ -130,7 +130,7 @@ def _require_one_split(path: Path) -> None:
         return
     try:
         splits = [str(name) for name in json.loads((path / _SPLITS).read_text(encoding="utf-8"))["splits"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataFileError(f"{path / _SPLITS} cannot be read ({error}).") from error
     first = path / splits[0] if splits else path / "train"
     raise DataFileError(

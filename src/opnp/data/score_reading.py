@@ -12,6 +12,7 @@ from torch import Tensor
 
 from opnp.errors import DataFileError, EmptyDataError, MissingExtraError
 from opnp.files import existing_file
+from opnp.files.row_bound import require_few_rows
 
 __all__ = ["ScoreTable", "read_score_table"]
 
@@ -79,6 +80,9 @@ def _csv_columns(path: Path) -> dict[str, _Column]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, strict=True)
             header = next(rows, [])
+            double = next((name for name in _COLUMNS if header.count(name) > 1), None)
+            if double is not None:
+                raise DataFileError(f"{path} has {header.count(double)} columns called `{double}`: one can be read.")
             wanted = {name: header.index(name) for name in _COLUMNS if name in header}
             found: dict[str, list[object]] = {name: [] for name in wanted}
             for row in rows:
@@ -102,11 +106,13 @@ def _parquet_columns(path: Path) -> dict[str, _Column]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        # Opened here: pyarrow takes no name that is not UTF-8.
+        with path.open("rb") as content, parquet.ParquetFile(content, page_checksum_verification=True) as file:
+            require_few_rows(file.metadata.num_rows, file_bytes=path.stat().st_size)
             names = [name for name in _COLUMNS if name in file.schema_arrow.names]
             table = file.read(columns=names)
             return {name: table[name].to_pylist() for name in names}
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, pa.ArrowException) as error:
         raise DataFileError(f"{path} cannot be read as a score file ({type(error).__name__}: {error}).") from error
 
 
@@ -124,8 +130,9 @@ def _numbers(path: Path, name: str, columns: dict[str, _Column], number: Callabl
     for row, value in enumerate(values):
         try:
             found.append(number(value))
-        except (TypeError, ValueError):
-            raise DataFileError(f"{path}: `{name}` of row {row} is {value!r}, which is not a value of it.") from None
+        except (OverflowError, TypeError, ValueError):
+            shown = repr(value)[:40]
+            raise DataFileError(f"{path}: `{name}` of row {row} is {shown}, which is not a value of it.") from None
     column = torch.tensor(found, dtype=torch.float64)
     if bool(column.isnan().any()):
         raise DataFileError(f"{path}: `{name}` is NaN in {_shown(column.isnan().nonzero().flatten().tolist())}.")

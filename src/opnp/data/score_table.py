@@ -59,9 +59,8 @@ def _as_parquet(columns: Mapping[str, Sequence[object]]) -> bytes:
     from pyarrow import parquet  # as above
 
     content = io.BytesIO()
-    parquet.write_table(
-        pa.table({name: [_valid(value) for value in values] for name, values in columns.items()}), content
-    )
+    table = pa.table({name: [_valid(value) for value in values] for name, values in columns.items()})
+    parquet.write_table(table, content, write_page_checksum=True)
     return content.getvalue()
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Self
 
 from opnp.errors import DataFileError, MissingFileError
-from opnp.files import write_atomically
+from opnp.files import existing_file, write_atomically
+from opnp.files.json_text import json_values
+from opnp.files.typed_json import typed_value
 
 __all__ = ["INDEX_NAME", "Shard", "ShardIndex"]
 
@@ -81,23 +83,18 @@ class ShardIndex:
 
         """
         try:
-            values = json.loads(text)
-            if values["format"] != _FORMAT:
-                raise DataFileError("it is no index of opnp")
-            if values["version"] != _VERSION:
-                raise DataFileError(f"it has version {values['version']}, and this opnp reads version {_VERSION}")
-            index = cls(
-                width=int(values["width"]),
-                dtype=str(values["dtype"]),
-                is_labelled=bool(values["is_labelled"]),
-                shards=tuple(Shard(**shard) for shard in values["shards"]),
-            )
-            is_whole = index.rows == values["rows"] > 0 and all(shard.rows > 0 for shard in index.shards)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise DataFileError(f"it lacks or garbles something ({error!r})") from error
-        if not is_whole or any(Path(shard.file).name != shard.file for shard in index.shards):
-            raise DataFileError("its shards do not add up")
-        return index
+            values = json_values(text)
+            found = values.pop("format"), values.pop("version")
+            if found == (_FORMAT, _VERSION):
+                rows = values.pop("rows")
+                index = typed_value(cls, values)
+                _require_rows(index, rows)
+                return index
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataFileError(f"it lacks or garbles something ({error})") from error
+        if found[0] != _FORMAT:
+            raise DataFileError("it is no index of opnp")
+        raise DataFileError(f"it has version {found[1]!r}, and this opnp reads version {_VERSION}")
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write the index of a folder, whole or not at all."""
@@ -113,14 +110,15 @@ class ShardIndex:
 
         """
         path = Path(folder) / INDEX_NAME
-        try:
-            index = cls.from_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             raise MissingFileError(
                 f"{folder} is a folder without {INDEX_NAME}: expected a safetensors file with cached features, or a "
                 f"folder of feature shards that was written to its end."
-            ) from None
-        except (DataFileError, UnicodeDecodeError) as error:
+            )
+        existing_file(path, content="what a folder of feature shards holds")
+        try:
+            index = cls.from_json(path.read_text(encoding="utf-8"))
+        except (DataFileError, OSError, UnicodeDecodeError) as error:
             raise DataFileError(f"{path} cannot be read: {error}. Write the folder again.") from error
         for shard in index.shards:
             index.require_whole(Path(folder) / shard.file, size=shard.bytes)
@@ -129,9 +127,21 @@ class ShardIndex:
     @staticmethod
     def require_whole(path: Path, *, size: int) -> None:
         """Raise if a shard is missing or has another size than the index says."""
-        if not path.is_file():
+        try:
+            is_there = path.is_file()
+        except OSError:  # such as a name that is too long
+            is_there = False
+        if not is_there:
             raise MissingFileError(f"{path} is missing, but {INDEX_NAME} names it. Copy or write the folder again.")
         if path.stat().st_size != size:
             raise DataFileError(
                 f"{path} has {path.stat().st_size} bytes, but {INDEX_NAME} says {size}. Copy or write the folder again."
             )
+
+
+def _require_rows(index: ShardIndex, rows: object) -> None:
+    """Raise ValueError unless the shards have so many rows, and names within their folder."""
+    is_whole = index.rows == rows and index.shards and all(shard.rows > 0 for shard in index.shards)
+    if not is_whole or any(Path(shard.file).name != shard.file for shard in index.shards):
+        message = "its shards do not add up"
+        raise ValueError(message)

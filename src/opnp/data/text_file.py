@@ -12,6 +12,7 @@ from typing import IO, ClassVar
 from opnp.data.class_labels import class_labels
 from opnp.data.csv_columns import LABEL_COLUMNS, column_names
 from opnp.data.digest import file_digest
+from opnp.data.file_names import shown_text
 from opnp.data.input_source import Names
 from opnp.data.text_content import checked_text
 from opnp.data.transform import SampleKind
@@ -174,7 +175,7 @@ def _values(record: object, header: Sequence[str] | None) -> dict[str, object]:
 def _checked_header(path: Path, header: tuple[str, ...]) -> tuple[str, ...]:
     names = column_names(path, header)
     if "text" not in names:
-        raise DataFileError(f"{path} must have a column `text`, but its first line is {', '.join(header)}.")
+        raise DataFileError(f"{path} must have a column `text`, but its first line is {shown_text(', '.join(header))}.")
     return names
 
 

@@ -83,7 +83,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, path: str |
         path: Where it comes from, for the message.
 
     Raises:
-        DataFileError: If names or shapes differ; then the model is as it was. The message lists the first of them.
+        DataFileError: If names, shapes or kinds (complex, sparse, quantised, without content) differ; then the model is
+            as it was. The message lists the first of them.
 
     """
     own = model.state_dict()
@@ -97,12 +98,26 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, path: str |
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]
+    kinds = [
+        f"{name} {_kind(weights[name])} for {_kind(own[name])}"
+        for name in own
+        if name in weights and _kind(weights[name]) != _kind(own[name])
+    ]
     problems = [
         f"{title} {len(names)}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for title, names in (
+            *(("missing", missing), ("unexpected", unexpected)),
+            *(("of another shape", shapes), ("of another kind", kinds)),
+        )
         if names
     ]
     if problems:
         raise DataFileError(f"{path} does not fit the model. Of its names, {'; '.join(problems)}.")
     counters = {name: value for name, value in own.items() if name not in weights}
     model.load_state_dict({**weights, **counters})
+
+
+def _kind(tensor: Tensor) -> str:
+    """Return what keeps values from being copied between tensors of one shape, as a text."""
+    content = "complex" if tensor.is_complex() else "quantised" if tensor.is_quantized else "real"
+    return f"{content} {str(tensor.layout).removeprefix('torch.')}{' without content' if tensor.is_meta else ''}"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from opnp.core.checks import checked_matrix, require_finite
 from opnp.core.masks import Masks
-from opnp.core.scores import score_logits
+from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, score_logits
 from opnp.core.sensitivity import Sensitivity, product_dtype
 from opnp.detector.blocks import feature_blocks
 from opnp.detector.compact import CompactHead
@@ -38,7 +38,7 @@ class Answers:
             inputs: A batch as the training loader yields them (labels are ignored), or one input without a batch axis.
 
         Returns:
-            Scores, on the model's device; float32, or float64 in that precision.
+            Scores, on the model's device; float32, or float64 in that precision and at a temperature above 1000.
 
         Raises:
             NotFittedError: If nothing was fitted, or there is no model.
@@ -138,9 +138,12 @@ class Answers:
         rows, _ = self._checked(features)
         if not isinstance(ratios, Sequence) or not ratios or not all(isinstance(each, Ratios) for each in ratios):
             raise OptionError(f"`ratios` must be a list of one or more Ratios(...), got {ratios!r}.")
-        settings = [replace(state.scorer.settings, ratios=each) for each in ratios]
+        present = state.scorer.settings
+        settings = [replace(present, ratios=each) for each in ratios]
         found = dict(swept(state.fitted, settings, rows, _score))
-        dtype = product_dtype(rows, precision=state.scorer.settings.precision)
+        dtype = product_dtype(rows, precision=present.precision)
+        if present.score != "max_logit" and present.temperature > LARGEST_FLOAT32_TEMPERATURE:
+            dtype = torch.float64
         return torch.stack([found[place][0] for place in range(len(settings))]).to(dtype)
 
     @property

@@ -12,10 +12,11 @@ from opnp.distributed import Ranks
 from opnp.errors import ArtifactError, CheckpointError, OptionError
 from opnp.files import remove_parts
 
-__all__ = ["Checkpoint", "Progressed", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "Progressed", "read_checkpoint", "require_like", "write_checkpoint"]
 
 FORMAT_VERSION = 1
 _KIND = "fit checkpoint"
+_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def read_checkpoint(checkpoint: Checkpoint, ranks: Ranks, *, run: Mapping[str, o
     except (ArtifactError, OSError) as error:
         raise CheckpointError(f"{str(error).removesuffix(' Write it again.')} {way_out}") from error
     written, blocks = metadata.get("run"), metadata.get("blocks")
-    if not isinstance(written, dict) or not isinstance(blocks, int):
+    if not isinstance(written, dict) or isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1:
         raise CheckpointError(f"{found} lacks something that a checkpoint must hold. {way_out}")
     differing = [name for name in sorted({*run, *written}) if run.get(name) != written.get(name)]
     if differing:
@@ -135,8 +136,20 @@ def read_checkpoint(checkpoint: Checkpoint, ranks: Ranks, *, run: Mapping[str, o
     return Progressed(blocks=blocks, tensors=tensors)
 
 
+def require_like(found: Mapping[str, Tensor], pattern: Mapping[str, Tensor], *, path: str | os.PathLike[str]) -> None:
+    """Raise unless a checkpoint's tensors have names, shapes and dtypes of those that the pass begins with.
+
+    Raises:
+        CheckpointError: If one is missing, is one too many, or has another layout.
+
+    """
+    layouts = [{name: (tensor.shape, tensor.dtype) for name, tensor in each.items()} for each in (found, pattern)]
+    if layouts[0] != layouts[1]:
+        raise CheckpointError(f"{path} holds other sums than those of this run. Remove it to start over.")
+
+
 def _short(value: object) -> str:
     """Return a value in words, a digest by its first digits."""
-    text = str(value)
+    text = str(value)[:_SHOWN]
     is_digest = len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
     return text[:12] if is_digest else text

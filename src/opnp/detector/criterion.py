@@ -220,7 +220,10 @@ class Judge:
         scores = score_logits(logits, score=settings.score, temperature=settings.temperature)
         if unpruned is None:
             energies = energy_score(logits, temperature=settings.temperature)
-            self.levels[settings.fixed_shaping] = float(logits.mean(dtype=torch.float64)), float(energies.std())
+            self.levels[settings.fixed_shaping] = (
+                float(logits.mean(dtype=torch.float64)),
+                float(energies.double().std()),
+            )
         if self.ood is None:
             values = holdout_auroc(
                 logits, self.labels, self.kept, score=settings.score, temperature=settings.temperature

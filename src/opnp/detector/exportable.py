@@ -7,7 +7,7 @@ NaN here, as a graph cannot raise an error.
 import torch
 from torch import Tensor
 
-from opnp.core.scores import ScoreName, score_logits
+from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName, score_logits
 from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping
 
 __all__ = ["exportable_score", "exportable_shaping"]
@@ -25,7 +25,7 @@ def exportable_score(logits: Tensor, *, score: ScoreName, temperature: float) ->
         temperature: Temperature T, above 0.
 
     Returns:
-        Scores, larger = more OOD, shape ``(batch,)``, dtype of `logits`.
+        Scores, larger = more OOD, shape ``(batch,)``, dtype of `logits`; float64 at a temperature above 1000.
 
     Example:
         >>> exportable_score(torch.tensor([[0.0, 0.0], [10.0, 0.0]]), score="energy", temperature=1.0).tolist()
@@ -34,6 +34,8 @@ def exportable_score(logits: Tensor, *, score: ScoreName, temperature: float) ->
     """
     if score != "energy":
         return score_logits(logits, score=score, temperature=temperature)
+    if temperature > LARGEST_FLOAT32_TEMPERATURE:
+        logits = logits.double()
     largest = logits.amax(1, keepdim=True)
     exponents = logits - largest
     if temperature != 1.0:
@@ -43,6 +45,8 @@ def exportable_score(logits: Tensor, *, score: ScoreName, temperature: float) ->
 
 def exportable_shaping(features: Tensor, shaping: Shaping | None, *, threshold: float | None) -> Tensor:
     """Return the features after `shaping`, as `opnp.core.shaped` does, without a warning about negative ones.
+
+    Features that overflow, and are refused there, become infinite or NaN.
 
     Args:
         features: Shape ``(batch, features)``.
@@ -57,15 +61,14 @@ def exportable_shaping(features: Tensor, shaping: Shaping | None, *, threshold: 
         [[0.5, 1.0]]
 
     """
-    match shaping:
-        case ReAct() if threshold is not None:
-            return features.clamp_max(threshold)
-        case ASHS(quantile):
-            largest = _largest(features, quantile)
-            kept = torch.where(features >= largest[:, -1:], features, torch.zeros_like(features))
-            return _grown(kept, whole=features, part=kept)
-        case SCALE(quantile):
-            return _grown(features, whole=features, part=_largest(features, quantile))
+    if isinstance(shaping, ReAct) and threshold is not None:  # no `match`: torch 2.6 does not trace it
+        return features.clamp_max(threshold)
+    if isinstance(shaping, ASHS):
+        largest = _largest(features, shaping.quantile)
+        kept = torch.where(features >= largest[:, -1:], features, torch.zeros_like(features))
+        return _grown(kept, whole=features, part=kept)
+    if isinstance(shaping, SCALE):
+        return _grown(features, whole=features, part=_largest(features, shaping.quantile))
     return features
 
 
@@ -79,10 +82,4 @@ def _grown(features: Tensor, *, whole: Tensor, part: Tensor) -> Tensor:
     all_of_it, kept = whole.sum(1, keepdim=True), part.sum(1, keepdim=True)
     is_positive = kept > 0
     exponent = torch.where(is_positive, all_of_it / torch.where(is_positive, kept, 1.0), 0.0)
-    grown = features * exponent.clamp_max(_LARGEST_EXPONENT).exp()
-    if (
-        features.dtype == torch.float64
-    ):  # beyond 1e290 alone would it be cut, and ONNX's converter takes no such constant
-        return grown
-    largest = torch.finfo(features.dtype).max
-    return grown.clamp(-largest, largest)
+    return features * exponent.clamp_max(_LARGEST_EXPONENT).exp()

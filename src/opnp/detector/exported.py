@@ -170,11 +170,15 @@ class DetectorModule(nn.Module):
             raise ShapeError(
                 f"The head received features of shape {tuple(features.shape)}: it must get one vector a sample."
             )
-        return features, linear(features, weight.flatten(1), bias)
+        dtype = torch.promote_types(features.dtype, weight.dtype)  # a model may run in autocast of its own
+        bias = None if bias is None else bias.to(dtype)
+        return features, linear(features.to(dtype), weight.flatten(1).to(dtype), bias)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002, FBT001, FBT002  # torch's signature
         """Leave the module in eval mode, and return it: dropout or batch statistics would be those of no detector."""
-        return super().train(mode=False)
+        for module in self.modules():  # by itself, as a layer may have a `train` of its own that leaves it in training
+            module.training = False
+        return self
 
 
 _Call = tuple[Tensor, Tensor, Tensor | None]
@@ -192,7 +196,8 @@ _CAUGHT = _Caught()
 
 def _catch(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
     if _CAUGHT.calls is not None:
-        _CAUGHT.calls.append((args[0] if args else kwargs["input"], module.weight, module.bias))  # type: ignore[arg-type]  # tensors
+        given = (args[0] if args else kwargs["input"]).clone()  # the model may write to it afterwards
+        _CAUGHT.calls.append((given, module.weight, module.bias))  # type: ignore[arg-type]  # tensors
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -204,8 +209,9 @@ def _copied(model: nn.Module) -> nn.Module:
             f"The model cannot be copied: copy.deepcopy raised {type(error).__name__}: {error}. A module needs a copy "
             f"of its own, so that the model stays as it is.",
         ) from error
-    result.requires_grad_(requires_grad=False)
     for parameter in result.parameters():
+        parameter.detach_()  # those of a scripted part are copied with a graph
+        parameter.requires_grad = False
         parameter.grad = None
     return result
 

@@ -1,5 +1,6 @@
 """Step 1 of the method on a stream: sums that give the sensitivities of the head, and what shaping needs."""
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
@@ -16,6 +17,8 @@ from opnp.detector.settings import Settings
 from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, ShapeError
 
 __all__ = ["FitSum", "Fitted", "checked_head", "fit_sum", "head_logits"]
+
+_BYTES_OF_FLOAT32 = 4
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -100,17 +103,19 @@ class FitSum:
 
         Raises:
             EmptyDataError: If there was no sample.
+            NonFiniteError: If sums or thresholds are not finite.
 
         """
         if self.sensitivity.count == 0:
             raise EmptyDataError("There are no training samples: sensitivities need at least one.")
         histogram = self.histogram
-        return Fitted(
-            sensitivity=self.sensitivity.mean(),
-            weight=weight,
-            bias=bias,
-            react_thresholds={} if histogram is None else {q: histogram.quantile(q) for q in react_quantiles},
-        )
+        thresholds = {} if histogram is None else {q: histogram.quantile(q) for q in react_quantiles}
+        if not all(map(math.isfinite, thresholds.values())):
+            raise NonFiniteError(
+                f"Thresholds of ReAct must lie within float32, which ends at 3.4e38, got {thresholds} by quantile. "
+                f"Scale the features down, or use another `shaping`."
+            )
+        return Fitted(sensitivity=self.sensitivity.mean(), weight=weight, bias=bias, react_thresholds=thresholds)
 
 
 def fit_sum(
@@ -125,7 +130,8 @@ def fit_sum(
 
     Args:
         batches: Features, shape ``(batch, features)``, with logits, shape ``(batch, classes)``, or None to have them
-            computed. In precision ``"float64"`` they are computed in any case.
+            computed. Those of half precision are computed anew, as they have lost digits that the features have, and
+            in precision ``"float64"`` all are.
         weight: The head's weight, shape ``(classes, features)``.
         bias: The head's bias, shape ``(classes,)``, or None.
         settings: Temperature and precision.
@@ -146,7 +152,7 @@ def fit_sum(
                 raise ShapeError(width_message(tuple(features.shape), weight))
             if histogram is not None:
                 histogram.add_(features)
-            if logits is None or settings.precision == "float64":
+            if logits is None or settings.precision == "float64" or logits.dtype.itemsize < _BYTES_OF_FLOAT32:
                 computed = head_logits(features, weight, bias, precision=settings.precision)
                 require_finite(computed, name="logits")
                 yield features, computed

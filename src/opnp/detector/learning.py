@@ -1,13 +1,14 @@
 """One fit, step by step: the pass over the training data, what is held out, and the state that comes of it."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from opnp.data import FeatureSource
 from opnp.detector.blocks import FeatureBlocks, feature_blocks
-from opnp.detector.checkpoint import Checkpoint, Progressed, read_checkpoint, write_checkpoint
+from opnp.detector.checkpoint import Checkpoint, Progressed, read_checkpoint, require_like, write_checkpoint
 from opnp.detector.choosing import TUNING_SAMPLES, TUNING_SEED, chosen, react_quantiles, tuning_reservoir
 from opnp.detector.fitting import FitSum, Fitted, checked_head, fit_sum
 from opnp.detector.link import ModelLink, head_digest
@@ -18,7 +19,7 @@ from opnp.detector.scoring import Scorer
 from opnp.detector.settings import Settings
 from opnp.detector.state import State
 from opnp.distributed import Ranks, gathered, require_equal, sent_by_first, summed, together
-from opnp.errors import NotFittedError
+from opnp.errors import CheckpointError, NotFittedError
 
 __all__ = ["Learning"]
 
@@ -174,8 +175,8 @@ class Learning:
         total = FitSum.zeros(blocks.weight, is_counting=bool(self._quantiles))
         run = {} if checkpoint is None else self._run(blocks)
         found = None if checkpoint is None else read_checkpoint(checkpoint, self.ranks, run=run)
-        if found is not None:
-            total = self._resumed(found, blocks.weight.device)
+        if found is not None and checkpoint is not None:
+            total = self._resumed(found, total, blocks, path=checkpoint.file(self.ranks))
         done = 0 if found is None else found.blocks
         for rows, labels in shown(blocks.after(done), progress):
             if self._needs_samples:
@@ -207,13 +208,20 @@ class Learning:
             "torch": torch.__version__,
         }
 
-    def _resumed(self, found: Progressed, device: torch.device) -> FitSum:
+    def _resumed(self, found: Progressed, zeros: FitSum, blocks: FeatureBlocks, *, path: Path) -> FitSum:
         """Take over the sums and the samples of a checkpoint."""
         kept = {name.removeprefix(_RESERVOIR): found.tensors[name] for name in found.tensors if _RESERVOIR in name}
+        sums = {name: tensor for name, tensor in found.tensors.items() if _RESERVOIR not in name}
+        require_like(sums, zeros.to_tensors(), path=path)
+        if found.blocks > len(blocks) or int(sums["count"]) < 1:
+            raise CheckpointError(f"{path} speaks of more data than there are. Remove it to start over.")
+        device = blocks.weight.device
         if self._needs_samples:
-            self._reservoir = Reservoir.from_tensors(kept, size=TUNING_SAMPLES, device=device)
-        sums = {name: tensor.to(device, copy=True) for name, tensor in found.tensors.items() if _RESERVOIR not in name}
-        return FitSum.from_tensors(sums)
+            try:
+                self._reservoir = Reservoir.from_tensors(kept, size=TUNING_SAMPLES, device=device)
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise CheckpointError(f"{path} holds no samples of this run. Remove it to start over.") from error
+        return FitSum.from_tensors({name: tensor.to(device, copy=True) for name, tensor in sums.items()})
 
     def _given_head(self) -> tuple[Tensor, Tensor | None]:
         if self._head is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,17 @@ from torch.utils.data import DataLoader
 from opnp.artifact import tensors_digest
 from opnp.core.checks import require_finite
 from opnp.errors import HeadMismatchError, InputTypeError
-from opnp.model import Head, InputAxes, as_batch, head_layers, head_stream, head_tap, inputs_of, unwrapped
+from opnp.model import (
+    BatchHalving,
+    Head,
+    InputAxes,
+    as_batch,
+    head_layers,
+    head_stream,
+    head_tap,
+    inputs_of,
+    unwrapped,
+)
 
 __all__ = ["ModelLink", "head_digest", "linked_by_digest"]
 
@@ -28,6 +38,7 @@ class ModelLink:
         device: Where to run; None for where the model is.
         weight: Weight of the head that the detector was fitted on.
         bias: Its bias, or None.
+        halving: How batches are run that need more memory than there is.
 
     """
 
@@ -37,6 +48,7 @@ class ModelLink:
     device: torch.device | str | None
     weight: Tensor
     bias: Tensor | None
+    halving: BatchHalving = field(default_factory=BatchHalving)
 
     def features_of(self, inputs: object) -> tuple[Tensor, bool]:
         """Return the features of one batch or one input, shape ``(batch, features)``, and whether it was one input.
@@ -45,6 +57,7 @@ class ModelLink:
             InputTypeError: If `inputs` is a loader, or of a kind that cannot be read.
             HeadMismatchError: If the model's head has changed since the detector was fitted.
             NonFiniteError: If features are not finite.
+            InsufficientMemoryError: If the model, or the batch in it, needs more memory than there is.
 
         """
         if isinstance(inputs, DataLoader):
@@ -60,7 +73,7 @@ class ModelLink:
         self.require_unchanged()
         batch, is_single = as_batch(inputs_of(inputs), self.axes)
         with head_tap(self.model, self.head, device=self.device) as tap:
-            features, _ = tap(batch)
+            features, _ = self.halving.outcome(tap, batch)
         require_finite(features, name="features")
         return features, is_single
 
@@ -68,7 +81,7 @@ class ModelLink:
     def feature_batches(self, loader: Iterable[object]) -> Iterator[Iterator[tuple[Tensor, Tensor | None]]]:
         """Open the model for one pass over `loader`; yields an iterator of (features, labels or None)."""
         self.require_unchanged()
-        with head_stream(self.model, loader, head=self.head, device=self.device) as stream:
+        with head_stream(self.model, loader, head=self.head, device=self.device, halving=self.halving) as stream:
             yield ((features, labels) for features, _, labels in stream.batches)
 
     def require_unchanged(self) -> None:

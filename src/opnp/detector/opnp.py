@@ -28,7 +28,7 @@ from opnp.detector.storage import Stored, read_detector, write_detector
 from opnp.detector.tuning import Tuning
 from opnp.distributed import Ranks, together
 from opnp.errors import OptionError
-from opnp.model import LogitsSelector, head_stream
+from opnp.model import BatchHalving, LogitsSelector, head_stream
 
 __all__ = ["OPNP"]
 
@@ -111,6 +111,7 @@ class OPNP(Answers):
         validation_ood: Iterable[object] | None = None,
         keep: float = _KEEP,
         device: torch.device | str | None = None,
+        auto_batch: bool = False,
         distributed: bool = False,
         progress: Progress = None,
     ) -> Self:
@@ -127,6 +128,8 @@ class OPNP(Answers):
                 are needed, and fixed ratios do not use them.
             keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
             device: Where to run; None for where the model is.
+            auto_batch: Whether to run a batch that needs more memory than there is in halves, with a warning; then
+                this detector does so later on as well. The sums are those of the whole batch.
             distributed: Whether the ranks of torch's default process group fit together: each goes through a `loader`
                 of its own part of the data, rank 0 alone reads what is held out, and all come to the same detector.
             progress: Wrapper of iterables that shows progress, such as `tqdm.tqdm`; True for a bar.
@@ -141,16 +144,18 @@ class OPNP(Answers):
             EmptyDataError: If there is no batch.
             NonFiniteError: If features or logits are not finite.
             InputTypeError: If batches cannot be read, or the model refuses their dtype.
+            InsufficientMemoryError: If the model, or a batch in it, needs more memory than there is.
             RatioError: If the ratios leave nothing of this head.
             CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
         """
         ranks = Ranks.joined() if distributed else Ranks()
         learning, state = Learning(self._given, is_held_out=validation is not None, ranks=ranks), None
-        shown_loader = shown(loader, progress)
-        with together(ranks), head_stream(model, shown_loader, head=head, logits=logits, device=device) as stream:
+        halving, batches = BatchHalving(is_on=auto_batch), shown(loader, progress)
+        opened = head_stream(model, batches, head=head, logits=logits, device=device, halving=halving)
+        with together(ranks), opened as stream:
             weight, bias = learning.take(stream.batches, *checked_head(stream.head.weight, stream.head.bias))
-            link = ModelLink(model, stream.head, stream.axes, device, weight=weight, bias=bias)
+            link = ModelLink(model, stream.head, stream.axes, device, weight=weight, bias=bias, halving=halving)
         learning.join()
         with together(ranks):
             if validation is not None and ranks.is_first:
@@ -258,7 +263,8 @@ class OPNP(Answers):
         """
         state = self._fitted()
         with self._linked().feature_batches(shown(loader, progress)) as batches:
-            self._state = state.calibrated((state.scorer.scores(features) for features, _ in batches), keep=keep)
+            state = state.calibrated((state.scorer.scores(features) for features, _ in batches), keep=keep)
+        self._state = state  # once the model was given back
         return self
 
     def calibrate_features(self, features: Tensor | FeatureSource, *, keep: float = _KEEP) -> Self:

@@ -109,15 +109,25 @@ class Reservoir:
 
         Raises:
             KeyError: If a tensor is missing.
+            ValueError: If they do not fit together.
+            RuntimeError: If there is no generator of this state.
+            TypeError: If its state is no tensor of bytes.
 
         """
         reservoir = cls(size=size, seed=0)
         reservoir._generator.set_state(tensors["generator"])
-        reservoir._keys = tensors["keys"]
+        keys, rows, labels = tensors["keys"], tensors.get("features"), tensors.get("labels")
+        is_fitting = keys.ndim == 1 and keys.dtype == torch.float64 and len(keys) <= size
+        if rows is not None:
+            is_fitting &= rows.ndim == 2 and len(rows) == len(keys) and rows.is_floating_point()
+        if labels is not None:
+            is_fitting &= labels.shape == keys.shape and labels.dtype == torch.int64
+        if not is_fitting or tensors["is_labelled"].numel() != 1:
+            message = "keys, rows and labels do not belong together"
+            raise ValueError(message)
+        reservoir._keys, reservoir._labels = keys, labels
         reservoir._is_labelled = bool(tensors["is_labelled"])
-        rows = tensors.get("features")
         reservoir._features = rows if rows is None or device is None else rows.to(device)
-        reservoir._labels = tensors.get("labels")
         return reservoir
 
     def sample(self) -> tuple[Tensor, Tensor | None]:

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from opnp.core.checks import require_finite
-from opnp.core.masks import Masks, neuron_mask, pruned_weight, weight_mask
+from opnp.core.masks import Masks, pruned_weight
 from opnp.core.scores import score_logits
 from opnp.core.sensitivity import product_dtype
 from opnp.core.shaping import ReAct, shaped
 from opnp.detector.fitting import Fitted
+from opnp.detector.masking import neurons_kept, weights_kept
 from opnp.detector.settings import Settings
 
 __all__ = ["Scorer"]
@@ -41,17 +42,13 @@ class Scorer:
         """Return the scorer of these sensitivities under these (resolved) settings.
 
         Raises:
-            RatioError: If the ratios leave no entry.
+            RatioError: If the ratios leave no entry, or cut among sensitivities whose order was lost.
 
         Warns:
             RatioWarning: If a ratio above 0 removes no entry.
 
         """
-        ratios, sensitivity = settings.fixed_ratios, fitted.sensitivity
-        masks = Masks(
-            weight=weight_mask(sensitivity.weight, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope),
-            neuron=neuron_mask(sensitivity.neuron(settings.neuron), lowest=ratios.o_min, highest=ratios.o_max),
-        )
+        masks = Masks(weight=weights_kept(fitted, settings), neuron=neurons_kept(fitted, settings))
         return cls(masks=masks, weight=pruned_weight(fitted.weight, masks), fitted=fitted, settings=settings)
 
     def scores(self, features: Tensor) -> Tensor:
@@ -68,9 +65,11 @@ class Scorer:
         return logits
 
     def classes(self, features: Tensor) -> Tensor:
-        """Return the classes that the original head predicts, shape ``(batch,)``, int64."""
+        """Return the classes that the original head predicts, shape ``(batch,)``, int64; refuse overflow."""
         inputs = self._prepared(features)
-        return _product(inputs, *self._head(inputs, is_pruned=False)).argmax(1)
+        logits = _product(inputs, *self._head(inputs, is_pruned=False))
+        require_finite(logits, name="logits")
+        return logits.argmax(1)
 
     def pruned_head(self) -> nn.Linear:
         """Return the pruned head as a new, plain `nn.Linear` with the dtype and device of the original."""

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from opnp.core.checks import require_finite
-from opnp.core.masks import Masks, neuron_mask, pruned_weight, weight_mask
+from opnp.core.masks import Masks, pruned_weight
 from opnp.core.sensitivity import product_dtype
 from opnp.core.shaping import ReAct, shaped
 from opnp.detector.fitting import Fitted
+from opnp.detector.masking import neurons_kept, weights_kept
 from opnp.detector.settings import Settings
 
 __all__ = ["Readout", "swept"]
@@ -54,7 +55,7 @@ def swept(
         product to rounding.
 
     Raises:
-        RatioError: If ratios leave nothing of the head.
+        RatioError: If ratios leave nothing of the head, or cut among sensitivities whose order was lost.
         NonFiniteError: If logits are not finite.
 
     Warns:
@@ -92,19 +93,15 @@ class _Heads:
 
     def masks(self, settings: Settings) -> Masks:
         """Return the masks of a setting."""
-        ratios, sensitivity = settings.fixed_ratios, self.fitted.sensitivity
+        ratios = settings.fixed_ratios
         weights = (settings.scope, ratios.w_min, ratios.w_max)
         if weights not in self.weights:
-            if len(self.weights) * sensitivity.weight.numel() > _MASKS:
+            if len(self.weights) * self.fitted.weight.numel() > _MASKS:
                 self.weights.clear()
-            self.weights[weights] = weight_mask(
-                sensitivity.weight, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope
-            )
+            self.weights[weights] = weights_kept(self.fitted, settings)
         neurons = (settings.neuron, ratios.o_min, ratios.o_max)
         if neurons not in self.neurons:
-            self.neurons[neurons] = neuron_mask(
-                sensitivity.neuron(settings.neuron), lowest=ratios.o_min, highest=ratios.o_max
-            )
+            self.neurons[neurons] = neurons_kept(self.fitted, settings)
         return Masks(self.weights[weights], self.neurons[neurons])
 
 

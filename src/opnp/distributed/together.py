@@ -33,7 +33,7 @@ def together(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _told(f"{type(error).__name__}: {error}".encode(), ranks, is_failing=True)
+        _told(f"{type(error).__name__}: {error}".encode(errors="backslashreplace"), ranks, is_failing=True)
         raise
     for rank, text in enumerate(_told(_FINE, ranks)):
         if text != _FINE:

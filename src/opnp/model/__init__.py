@@ -1,15 +1,19 @@
 """Models as they are: find the head, stream (features, logits), leave no trace."""
 
+from opnp.model.batch_halving import BatchHalving, is_out_of_memory
 from opnp.model.batches import InputAxes, Inputs, as_batch, axes_of, inputs_of, labels_of, run_model
 from opnp.model.head import Head, HeadLayer, head_layers, linear_layers
+from opnp.model.head_checks import require_values
 from opnp.model.head_search import find_head
 from opnp.model.layer_sensitivity import sensitivity, sensitivity_sums
+from opnp.model.listening import plain_tensor
 from opnp.model.outputs import LogitsSelector, logits_of
 from opnp.model.pruning import pruned, pruned_copy
 from opnp.model.state import borrowed, device_of, unwrapped
 from opnp.model.stream import HeadStream, Tap, head_stream, head_tap
 
 __all__ = [
+    "BatchHalving",
     "Head",
     "HeadLayer",
     "HeadStream",
@@ -26,11 +30,14 @@ __all__ = [
     "head_stream",
     "head_tap",
     "inputs_of",
+    "is_out_of_memory",
     "labels_of",
     "linear_layers",
     "logits_of",
+    "plain_tensor",
     "pruned",
     "pruned_copy",
+    "require_values",
     "run_model",
     "sensitivity",
     "sensitivity_sums",

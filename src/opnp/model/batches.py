@@ -124,17 +124,32 @@ def run_model(model: nn.Module, inputs: Inputs, *, device: torch.device | None) 
     by position.
 
     Raises:
-        InputTypeError: If the model refuses integer inputs, as a model of images does that were left as uint8.
+        InputTypeError: If the model refuses integer inputs, as a model of images does that were left as uint8; or
+            inputs of another precision than its weights; or its forward takes other arguments; or its parameters are on
+            the meta device.
 
     """
+    args: tuple[object, ...] = ()
+    named: dict[str, object] = {}
+    if isinstance(inputs, Tensor):
+        args = (inputs.to(device),)
+    else:
+        named = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
+        if len(named) == 1 and not _accepts(model, next(iter(named))):
+            args, named = tuple(named.values()), {}
     try:
-        if isinstance(inputs, Tensor):
-            return model(inputs.to(device))
-        moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in inputs.items()}
-        if len(moved) == 1 and not _accepts(model, next(iter(moved))):
-            return model(*moved.values())
-        return model(**moved)
+        return model(*args, **named)
+    except TypeError as error:
+        reason = _mismatch(model, args, named)
+        if reason is not None:
+            raise InputTypeError(reason) from error
+        raise
     except RuntimeError as error:
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise InputTypeError(
+                f"The model has parameters on the meta device, where they have no values, and cannot run: {error}. "
+                f"Load its weights first.",
+            ) from error
         integers = _integer_dtypes(inputs)
         floats = sorted({str(parameter.dtype) for parameter in model.parameters() if parameter.is_floating_point()})
         if integers and floats and _is_about_dtypes(error):
@@ -142,6 +157,13 @@ def run_model(model: nn.Module, inputs: Inputs, *, device: torch.device | None) 
                 f"The model has {' and '.join(floats)} weights and refused inputs of {' and '.join(integers)}: "
                 f"{error}. If these are images, scale them first, as in training: `images.float() / 255`, then "
                 f"normalise.",
+            ) from error
+        others = sorted(set(_float_dtypes(inputs)) - set(floats))
+        if others and floats and _is_about_dtypes(error):
+            raise InputTypeError(
+                f"The model has {' and '.join(floats)} weights and refused inputs of {' and '.join(others)}: {error}. "
+                f"Let the loader give inputs in the precision of the first layers, `inputs.to({floats[0]})`, or take "
+                f"the model in that of the inputs: `model.to({others[0]})`.",
             ) from error
         raise
 
@@ -153,6 +175,25 @@ def _is_about_dtypes(error: RuntimeError) -> bool:
 def _accepts(model: nn.Module, keyword: str) -> bool:
     parameters = inspect.signature(model.forward).parameters
     return keyword in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+
+
+def _mismatch(model: nn.Module, args: tuple[object, ...], named: Mapping[str, object]) -> str | None:
+    """Return why the model's forward cannot be called with these arguments, in words; None if it can."""
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args, **named)
+    except TypeError as error:
+        given = f"the keywords {', '.join(named)}" if named else "one tensor by position"
+        return (
+            f"The model's forward takes {signature}, and a batch gave it {given}: {error}. Let the loader give a "
+            f"mapping from names of arguments to tensors."
+        )
+    return None
+
+
+def _float_dtypes(inputs: Inputs) -> list[str]:
+    tensors = [inputs] if isinstance(inputs, Tensor) else [item for item in inputs.values() if isinstance(item, Tensor)]
+    return sorted({str(item.dtype) for item in tensors if item.is_floating_point()})
 
 
 def _integer_dtypes(inputs: Inputs) -> list[str]:

@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from opnp.errors import HeadNotFoundError, ShapeError
-from opnp.model.head_messages import token_message
-from opnp.model.layers import weight_of
-from opnp.model.outputs import LogitsSelector, logits_of
+from opnp.errors import InputTypeError
+from opnp.model.layers import tensor_of, weight_of
+from opnp.model.outputs import LogitsSelector
 
-__all__ = ["Head", "HeadLayer", "head_layers", "head_outcome", "linear_layers"]
+__all__ = ["Head", "HeadLayer", "head_layers", "linear_layers", "require_module"]
 
 HeadLayer = nn.Linear | nn.Conv2d
 """What a head can be: a linear layer, or a 1x1 convolution, which is one at each position."""
@@ -54,7 +52,8 @@ class Head:
     @property
     def bias(self) -> Tensor | None:
         """The bias, shape ``(classes,)``, without gradient, or None."""
-        return None if self.module.bias is None else self.module.bias.detach()
+        bias = tensor_of(self.module, "bias")
+        return None if bias is None else bias.detach()
 
     @property
     def linear(self) -> nn.Linear:
@@ -90,18 +89,15 @@ def head_layers(model: nn.Module) -> dict[str, HeadLayer]:
         ['1', '3']
 
     """
+    require_module(model)
     return {name: module for name, module in model.named_modules() if _can_be_head(module)}
 
 
-def head_outcome(head: Head, received: list[Tensor], answer: object) -> tuple[Tensor, Tensor]:
-    """Return the (features, logits) of one forward pass, from what the head received and what the model answered."""
-    features = _one_vector_a_sample(received, head)
-    logits = logits_of(answer, head.logits) if head.is_output else None
-    if logits is None:
-        logits = torch.nn.functional.linear(features, head.weight, head.bias)
-    elif isinstance(head.module, nn.Conv2d):
-        logits = logits.flatten(1)
-    return features.detach(), logits.detach()
+def require_module(model: object) -> None:
+    """Raise `InputTypeError` if a model is no `nn.Module`."""
+    if not isinstance(model, nn.Module):
+        hint = " Give the module that it calls." if callable(model) and not isinstance(model, type) else ""
+        raise InputTypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.{hint}")
 
 
 def _can_be_head(module: nn.Module) -> bool:
@@ -109,23 +105,3 @@ def _can_be_head(module: nn.Module) -> bool:
         return isinstance(module, nn.Linear)
     is_by_position = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1
     return is_by_position and module.padding in ((0, 0), "same", "valid")
-
-
-def _one_vector_a_sample(received: list[Tensor], head: Head) -> Tensor:
-    if len(received) != 1:
-        raise HeadNotFoundError(
-            f"The head {head.label} ran {len(received)} times in one forward pass: it must run once. Choose another "
-            f"layer with `head=`, or compute the features yourself and use the `*_features` methods.",
-        )
-    features = received[0]
-    if isinstance(head.module, nn.Conv2d) and features.ndim == 4:
-        positions = features.shape[2] * features.shape[3]
-        if positions > 1 and not head.is_averaged:
-            raise ShapeError(
-                f"The head {head.label} received features at {features.shape[2]} x {features.shape[3]} positions, and "
-                f"it was found on inputs that gave it one: give inputs of one size, the larger ones first.",
-            )
-        return features.flatten(1) if positions == 1 else features.mean((2, 3))
-    if features.ndim != 2:
-        raise ShapeError(token_message(f"The head {head.label}", tuple(features.shape)))
-    return features

@@ -21,6 +21,7 @@ class Candidate:
         shape: Shape of what it was given.
         is_convolution: Whether it is a 1x1 convolution.
         output: What it made, one row for each of its inputs' rows; means over positions of a convolution.
+        runs: How often it ran.
 
     """
 
@@ -28,6 +29,7 @@ class Candidate:
     shape: tuple[int, ...]
     is_convolution: bool
     output: Tensor
+    runs: int = 1
 
 
 def listed(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> str:
@@ -41,7 +43,11 @@ def listed(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> str:
 
 
 def absence_message(
-    layers: Mapping[str, nn.Linear | nn.Conv2d], candidates: Sequence[Candidate], logits: Tensor
+    layers: Mapping[str, nn.Linear | nn.Conv2d],
+    candidates: Sequence[Candidate],
+    logits: Tensor,
+    *,
+    idle: Sequence[str] = (),
 ) -> str:
     """Return why no layer is the head of a model with these logits, and what can be done.
 
@@ -49,34 +55,69 @@ def absence_message(
         layers: Every layer that can be a head.
         candidates: Those among them that ran and have as many rows as the logits have columns.
         logits: The model's logits.
+        idle: Names of layers that did not run and have as many rows.
 
     Returns:
         The message.
 
     """
-    if not layers:
-        return (
-            f"{_NO_LAYER}, so it has no linear head to prune. Where the head is of another kind, cache its features "
-            f"and use `fit_features` with the weight and bias of an equal linear layer."
-        )
     reason = f"No nn.Linear has the model's output, of shape {tuple(logits.shape)}, as its own"
     if len(candidates) > 1:
         return _combination_message(reason, layers, candidates, logits)
     if not candidates:
-        return (
-            f"{reason}, nor as many rows as that has columns. If the logits are made of a layer's output in another "
-            f"way, name that layer: `head=...`; if they are not linear in any features, there is nothing to prune. "
-            f"{listed(layers)}"
-        )
+        return f"{reason}{_nothing_fits(idle)} {listed(layers)}"
     (only,) = candidates
-    if only.is_convolution:
+    if only.runs == 1 and only.is_convolution:
         return positions_message(f"`{only.name}`", only.shape)
-    if len(only.shape) != 2:
+    if only.runs == 1 and len(only.shape) != 2:
         is_one_of_many = _is_one_token(only.output, logits)
         return token_message(f"The layer `{only.name}`", only.shape, is_one_of_many=is_one_of_many)
+    return f"{reason}. {_something_else(only)} {listed(layers)}"
+
+
+def _nothing_fits(idle: Sequence[str]) -> str:
+    if idle:
+        return (
+            f". The layer `{idle[-1]}` has as many rows as that has columns, and was never called: does the model take "
+            f"its weight alone, by `functional.linear`? Call the layer instead."
+        )
     return (
-        f"{reason}. If something follows the head (a softmax, a second output), name the head yourself: "
-        f'`head="{only.name}"`, say. {listed(layers)}'
+        ", nor as many rows as that has columns. If the logits are made of a layer's output in another way, name that "
+        "layer: `head=...`; if they are not linear in any features, there is nothing to prune."
+    )
+
+
+def _something_else(only: Candidate) -> str:
+    if only.runs > 1:
+        return (
+            f"The layer `{only.name}` has as many rows as that has columns, but ran {only.runs} times in one forward "
+            f"pass, and the model may combine what it made: a head must run once. Cache the features, pooled as the "
+            f"model combines them, and use `fit_features` with this layer's weight and bias."
+        )
+    return (
+        f"If something follows the head (a softmax, a second output), name the head yourself: "
+        f'`head="{only.name}"`, say.'
+    )
+
+
+def no_layer_message(model: nn.Module) -> str:
+    """Return what to say of a model none of whose layers can be a head, with what looks like one."""
+    alike = [
+        (name, kind)
+        for name, module in model.named_modules()
+        for kind in [str(getattr(module, "original_name", type(module).__name__))]
+        if "linear" in kind.lower()
+    ]
+    found = ", ".join(f"{name!r} ({kind})" for name, kind in alike[-_SHOWN:])
+    other = (
+        f" It has layers of other kinds, as scripted, exported or quantised models do: {found}. Give the model that it "
+        f"was made from."
+        if alike
+        else ""
+    )
+    return (
+        f"{_NO_LAYER}, so it has no linear head to prune.{other} Where the head is of another kind, cache its features "
+        f"and use `fit_features` with the weight and bias of an equal linear layer."
     )
 
 
@@ -114,6 +155,12 @@ def _combination_message(
         " For the mean itself, cache the inputs of these layers side by side and use `fit_features` with "
         f"`weight=torch.cat([...], dim=1) / {len(vectors)}` and the mean of the biases."
     )
+    if any("lora_" in each.name for each in candidates):
+        return (
+            f"{reason}. It is the sum of what the parts of an adapter make: {lines}. Merge the adapter into its layer "
+            f"first, `model.merge_adapter()` or `model = model.merge_and_unload()` in PEFT: then that layer is the "
+            f"head."
+        )
     return (
         f"{reason}. {len(candidates)} layers have as many rows as the logits, {relation}{few}: {lines}. Choose one "
         f"with {' or '.join(names)}: features, sensitivities, scores and predicted classes are then those of that "

@@ -8,15 +8,24 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from opnp.errors import HeadNotFoundError, ShapeError
+from opnp.errors import HeadNotFoundError
 from opnp.model.batches import Inputs, run_model
-from opnp.model.head import Head, HeadLayer, head_layers, head_outcome
-from opnp.model.head_messages import Candidate, absence_message, listed, positions_message
+from opnp.model.head import Head, HeadLayer, head_layers
+from opnp.model.head_checks import (
+    random_state,
+    require_classifier,
+    require_values,
+    tell_random_features,
+    told_batch_statistics,
+)
+from opnp.model.head_messages import Candidate, absence_message, listed, no_layer_message, positions_message
+from opnp.model.head_outcome import head_outcome
 from opnp.model.layers import is_as_its_kind
+from opnp.model.listening import plain_tensor, remove_hooks
 from opnp.model.outputs import LogitsSelector, logits_of, no_logits_message
 from opnp.model.state import borrowed, unwrapped
+from opnp.model.undisturbed import Undisturbed
 
 __all__ = ["HeadRun", "find_head", "head_run"]
 
@@ -86,6 +95,11 @@ def find_head(
         HeadNotFoundError: If no layer, or more than one, fits. The message lists the candidates.
         ShapeError: If the head has fewer than two rows, or the logits are no matrix.
         OptionError: If `logits` leads nowhere.
+        InputTypeError: If `model` is no module, or the head's weights are no plain numbers.
+        NonFiniteError: If the head's weights are not finite.
+
+    Warns:
+        OpnpWarning: If a batch norm takes mean and variance of the batch in eval mode too.
 
     Example:
         >>> import torch
@@ -108,19 +122,19 @@ def head_run(
     with_outcome: bool = True,
 ) -> HeadRun:
     """Return the head as `find_head` does, with the outcome of the batch, which then needs no second run."""
+    require_values(model)
     model = unwrapped(model)
-    if any(is_lazy(parameter) for parameter in model.parameters()):
-        raise HeadNotFoundError(
-            "The model has lazy layers that were never run: they would get their weights now, at random. Run it once "
-            "first, or load its weights.",
-        )
     layers = head_layers(model)
+    if not layers:
+        raise HeadNotFoundError(no_layer_message(model))
     chosen = _given(model, layers, head) if head is not None else None
     recorded = layers if chosen is None else {chosen: layers[chosen]}
     with borrowed(model, device=device) as target:
         run = partial(run_model, model, inputs, device=target)
-        with _recorded(recorded) as calls:
+        state = random_state(target)
+        with told_batch_statistics(model), _recorded(model, recorded) as calls:
             answer = run()
+        is_random = state != random_state(target)
         output = logits_of(answer, logits)
         matching = _matching(recorded, calls, output, lambda: logits_of(run(), logits))
         if chosen is None:
@@ -128,31 +142,25 @@ def head_run(
         made = calls[chosen]
         is_averaged = bool(made) and chosen in matching and _positions(made[-1]) > 1
         found = Head(chosen, layers[chosen], is_output=chosen in matching, is_averaged=is_averaged, logits=logits)
-        _require_linear(found, made, output, answer)
-        return HeadRun(
-            found, None if not with_outcome else head_outcome(found, [call.received for call in made], answer)
-        )
+        require_classifier(found, is_plain=all(call.is_plain for call in made))
+        if isinstance(found.module, nn.Conv2d) and not found.is_output and made and _positions(made[-1]) > 1:
+            raise HeadNotFoundError(
+                no_logits_message(answer) if output is None else positions_message(found.label, made[-1].shape)
+            )
+        outcome = None
+        if with_outcome:
+            outcome = head_outcome(found, [call.received for call in made], answer, inputs)
+            if is_random:
+                tell_random_features(outcome[0], partial(_features_again, model, found, run))
+        return HeadRun(found, outcome)
 
 
-def _require_linear(head: Head, made: list[_Call], output: Tensor | None, answer: object) -> None:
-    """Raise if the head is none of a classifier, or no linear layer in what it does."""
-    classes = len(head.weight)
-    if not all(call.is_plain for call in made):
-        raise HeadNotFoundError(
-            f"The head {head.label} is a {type(head.module).__name__} with a forward of its own: its output is not "
-            f"`features @ weight.T + bias`, so that pruning its weight is not what the method says. Where an equal "
-            f"linear layer exists, cache the features and use `fit_features` with its weight and bias.",
-        )
-    if classes < 2:
-        raise ShapeError(
-            f"The head {head.label} has one output: a classifier needs at least two classes. One logit z says the "
-            f"same as the two logits -z/2 and z/2: give `fit_features` the weight `torch.cat([-w, w]) / 2`, and "
-            f"the bias alike.",
-        )
-    if isinstance(head.module, nn.Conv2d) and not head.is_output and made and _positions(made[-1]) > 1:
-        raise HeadNotFoundError(
-            no_logits_message(answer) if output is None else positions_message(head.label, made[-1].shape)
-        )
+def _features_again(model: nn.Module, head: Head, run: Callable[[], object]) -> Tensor | None:
+    """Return the features that the head has in a further run; None if it has none."""
+    with _recorded(model, {head.name: head.module}) as calls:
+        run()
+    made = calls[head.name]
+    return made[0].received.flatten(1) if len(made) == 1 else None
 
 
 def _given(model: nn.Module, layers: Mapping[str, HeadLayer], head: str | nn.Module) -> str:
@@ -201,11 +209,12 @@ def _only(
         raise HeadNotFoundError(f"{no_logits_message(answer)} Or name the head itself: `head=...`. {listed(layers)}")
     classes = output.flatten(1).shape[1] if output.ndim > 1 else 0
     candidates = [
-        Candidate(name, made[-1].shape, isinstance(layers[name], nn.Conv2d), made[-1].output)
+        Candidate(name, made[-1].shape, isinstance(layers[name], nn.Conv2d), made[-1].output, len(made))
         for name, made in calls.items()
         if made and made[-1].output.ndim > 1 and made[-1].output.shape[-1] == classes
     ]
-    raise HeadNotFoundError(absence_message(layers, candidates, output))
+    idle = [name for name, made in calls.items() if not made and len(layers[name].weight) == classes]
+    raise HeadNotFoundError(absence_message(layers, candidates, output, idle=idle))
 
 
 def _matching(
@@ -214,22 +223,30 @@ def _matching(
     logits: Tensor | None,
     rerun: Callable[[], Tensor | None],
 ) -> list[str]:
-    """Return the names of the layers whose last output is `logits`: the same memory, else equal values."""
+    """Return the names of the layers an output of which is `logits`: the same memory, else equal values."""
     if logits is None:
         return []
-    last = {name: made[-1].output for name, made in calls.items() if made and _is_intact(made[-1])}
-    last = {
-        name: output
-        for name, output in last.items()
-        if output.numel() == logits.numel() and output.device == logits.device
-    }
-    linear = {name: output for name, output in last.items() if isinstance(layers[name], nn.Linear)}
-    same = [name for name, output in linear.items() if output.data_ptr() == logits.data_ptr()]
-    return same or [
-        name
-        for name, output in last.items()
-        if (_is_mean(layers[name], output, logits, rerun) if name not in linear else _is_close(output, logits, 0.0))
+    outputs = [
+        (name, call.output)
+        for name, made in calls.items()
+        for call in made
+        if _is_intact(call) and call.output.numel() == logits.numel() and call.output.device == logits.device
     ]
+    same = [
+        name
+        for name, output in outputs
+        if isinstance(layers[name], nn.Linear) and output.data_ptr() == logits.data_ptr() and not logits.is_meta
+    ]
+    found = same or [
+        name
+        for name, output in outputs
+        if (
+            _is_close(output, logits, 0.0)
+            if isinstance(layers[name], nn.Linear)
+            else _is_mean(layers[name], output, logits, rerun)
+        )
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _is_mean(layer: HeadLayer, mean: Tensor, logits: Tensor, rerun: Callable[[], Tensor | None]) -> bool:
@@ -274,7 +291,7 @@ def _positions(call: _Call) -> int:
 
 
 @contextmanager
-def _recorded(layers: Mapping[str, HeadLayer]) -> Iterator[dict[str, list[_Call]]]:
+def _recorded(model: nn.Module, layers: Mapping[str, HeadLayer]) -> Iterator[dict[str, list[_Call]]]:
     """Yield, by layer, the calls in this thread's forward pass run inside."""
     calls: dict[str, list[_Call]] = {name: [] for name in layers}
     owner = threading.get_ident()
@@ -288,16 +305,17 @@ def _recorded(layers: Mapping[str, HeadLayer]) -> Iterator[dict[str, list[_Call]
         output: Tensor,
     ) -> None:
         if threading.get_ident() == owner:
-            received = args[0] if args else kwargs["input"]
-            made.append(_call(module, received, output))
+            received = plain_tensor(args[0] if args else kwargs["input"])
+            made.append(_call(module, received, plain_tensor(output)))
 
     try:
-        for name, layer in layers.items():
-            handles.append(layer.register_forward_hook(partial(record, calls[name]), with_kwargs=True))
+        with Undisturbed():
+            for name, layer in layers.items():
+                handles.append(layer.register_forward_hook(partial(record, calls[name]), with_kwargs=True))
         yield calls
     finally:
-        for handle in handles:
-            handle.remove()
+        with Undisturbed():
+            remove_hooks(handles, model)
 
 
 def _call(module: HeadLayer, received: Tensor, output: Tensor) -> _Call:
@@ -306,7 +324,7 @@ def _call(module: HeadLayer, received: Tensor, output: Tensor) -> _Call:
     if isinstance(module, nn.Conv2d) and received.ndim == 4 and output.ndim == 4:
         kept, output = received.mean((2, 3)), output.mean((2, 3))
     else:
-        kept = received if received.ndim == 2 else torch.empty(shape, device="meta")
+        kept = received.clone() if received.ndim == 2 else torch.empty(shape, device="meta")
     return _Call(kept, shape, output, _version(output), is_plain)
 
 

@@ -26,6 +26,7 @@ from opnp.model.head import Head
 from opnp.model.layers import Layer, is_as_its_kind
 from opnp.model.outputs import LogitsSelector, logits_of, no_logits_message
 from opnp.model.state import borrowed
+from opnp.model.undisturbed import Undisturbed
 
 __all__ = ["Deliver", "LayerTap", "Use", "Watch", "layer_tap"]
 
@@ -124,16 +125,18 @@ def layer_tap(
             device=target,
         )
         try:
-            if head is not None:
-                handles.append(head.module.register_forward_hook(tap.keep_logits, prepend=True))
-            for watch in watches:
-                for module in watch.layer.sharing:  # before other hooks, which may replace the output
-                    hook = partial(tap.record, watch)
-                    handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+            with Undisturbed():
+                if head is not None:
+                    handles.append(head.module.register_forward_hook(tap.keep_logits, prepend=True))
+                for watch in watches:
+                    for module in watch.layer.sharing:  # before other hooks, which may replace the output
+                        hook = partial(tap.record, watch)
+                        handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
             yield tap.run
         finally:
-            for handle in handles:
-                handle.remove()
+            with Undisturbed():
+                for handle in handles:
+                    handle.remove()
             tap.clear()
 
 

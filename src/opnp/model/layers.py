@@ -1,16 +1,19 @@
 """Choosing layers: which linear layers and convolutions are meant, and whether they do what their kind does."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from opnp.errors import InputTypeError, LayerError, LayerNotFoundError
+from opnp.model.listening import plain_tensor
 from opnp.model.state import borrowed, unwrapped
 
-__all__ = ["Layer", "chosen_layers", "is_as_its_kind", "named_layer", "weight_of"]
+__all__ = ["Layer", "chosen_layers", "is_as_its_kind", "named_layer", "tensor_of", "weight_of"]
 
 _KINDS = (nn.Linear, nn.Conv2d)
 _SHOWN = 20
@@ -141,11 +144,49 @@ def is_as_its_kind(module: nn.Linear | nn.Conv2d, inputs: Tensor, output: Tensor
 
 
 def weight_of(module: nn.Linear | nn.Conv2d) -> Tensor:
-    """Return a layer's weight; one that is parametrized as in eval mode, in which reading it writes to no buffer."""
-    if not parametrize.is_parametrized(module, "weight"):
-        return module.weight
-    with borrowed(module):
-        return module.weight
+    """Return a layer's weight as its forward has it in eval mode, whatever it is computed from."""
+    weight = tensor_of(module, "weight")
+    return module.weight if weight is None else weight
+
+
+def tensor_of(module: nn.Module, name: str) -> Tensor | None:
+    """Return a layer's weight or bias as its forward has it in eval mode, whatever it is computed from; None if none.
+
+    One that is parametrized is read in eval mode, in which that writes to no buffer. Of `torch.nn.utils.prune`, and of
+    the older `weight_norm` and `spectral_norm`, the attribute is what the last forward made: it is computed anew from
+    the parameters of now, and the attribute stays as it is. Of a `DTensor` the whole comes back.
+
+    Example:
+        >>> from torch.nn.utils import prune
+        >>> layer = prune.custom_from_mask(nn.Linear(1, 1), "weight", torch.tensor([[True]]))
+        >>> _ = layer.weight_orig.data.fill_(3.0)
+        >>> tensor_of(layer, "weight").tolist(), tensor_of(layer, "bias") is layer.bias
+        ([[3.0]], True)
+
+    """
+    if parametrize.is_parametrized(module, name):
+        with borrowed(module):
+            found: Tensor | None = getattr(module, name)
+    elif name in module._parameters:  # noqa: SLF001  # an attribute that is none is computed by a hook
+        found = module._parameters[name]  # noqa: SLF001  # as above
+    else:
+        found = _of_hook(module, name)
+        found = getattr(module, name) if found is None else found
+    return None if found is None else plain_tensor(found)
+
+
+def _of_hook(module: nn.Module, name: str) -> Tensor | None:
+    """Return what the hook that sets a tensor before each forward would set now; None if there is no such hook."""
+    for hook in module._forward_pre_hooks.values():  # noqa: SLF001  # torch has no other way to them
+        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == name:  # noqa: SLF001  # as above
+            pruned: Tensor = hook.apply_mask(module)
+            return pruned
+        compute: Any = getattr(hook, "compute_weight", None)
+        if compute is not None and getattr(hook, "name", None) == name:
+            has_iteration = "do_power_iteration" in inspect.signature(compute).parameters
+            made: Tensor = compute(module, **({"do_power_iteration": False} if has_iteration else {}))
+            return made
+    return None
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

@@ -7,7 +7,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
+from opnp.errors import InsufficientMemoryError
+from opnp.model.batch_halving import is_out_of_memory
 from opnp.model.kept_buffers import KeptBuffers
+from opnp.model.undisturbed import Undisturbed
 
 __all__ = ["borrowed", "device_of", "unwrapped"]
 
@@ -40,9 +43,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def device_of(model: nn.Module) -> torch.device | None:
-    """Return the device of the model's first parameter or buffer, None if it has neither."""
+    """Return the device of the model's first parameter or buffer that has values, None if it has none."""
     for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
+        if not tensor.is_meta:
+            return tensor.device
     return None
 
 
@@ -61,6 +65,9 @@ def borrowed(model: nn.Module, *, device: torch.device | str | None = None) -> I
     Yields:
         The device that inputs belong on.
 
+    Raises:
+        InsufficientMemoryError: If there is not enough memory for the model on `device`.
+
     Warns:
         OpnpWarning: If the model wrote to its parameters, of which no copy is held.
 
@@ -68,21 +75,51 @@ def borrowed(model: nn.Module, *, device: torch.device | str | None = None) -> I
     home = device_of(model)
     target = home if device is None else torch.device(device)
     is_moved = home is not None and target is not None and torch.empty(0, device=target).device != home
-    with torch.no_grad(), _eager(model):
-        try:
-            if is_moved:
-                model.to(target)
-            with _in_eval_mode(model):
-                yield target
-        finally:
-            if is_moved:
-                model.to(home)
+    is_differentiating = torch.is_grad_enabled()
+    try:
+        with torch.no_grad(), _eager(model):
+            try:
+                if is_moved:
+                    _move(model, target)
+                with _in_eval_mode(model):
+                    yield target
+            finally:
+                if is_moved:
+                    with Undisturbed():
+                        model.to(home)
+    finally:
+        torch.set_grad_enabled(is_differentiating)  # Ctrl-C may fall between a context's first step and its beginning
+
+
+def _move(model: nn.Module, target: torch.device | None) -> None:
+    try:
+        model.to(target)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise InsufficientMemoryError(
+                f"There is not enough memory on {target} for the model itself ({str(error)[:160]}). Run it where there "
+                f"is more."
+            ) from error
+        raise
 
 
 @contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Hold each module in eval mode until the last of the loans that overlap has ended, in whatever thread."""
     modules = list(model.modules())
+    is_lent = False
+    try:
+        with Undisturbed():
+            _lend(modules)
+            is_lent = True
+        yield
+    finally:
+        if is_lent:
+            with Undisturbed():
+                _take_back(modules)
+
+
+def _lend(modules: list[nn.Module]) -> None:
     with _LOCK:
         kept = KeptBuffers.of(module for module in modules if module not in _LOANS)
         for module in modules:
@@ -90,22 +127,22 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
             _LOANS[module] = loans + 1, was_training, keeper
         for module in modules:  # after all modes are known: a compiled wrapper shares its module's
             module.training = False
-    try:
-        yield
-    finally:
-        with _LOCK:
-            ended: list[KeptBuffers] = []
-            for module in modules:
-                loans, was_training, keeper = _LOANS.pop(module)
-                if loans > 1:
-                    _LOANS[module] = loans - 1, was_training, keeper
-                    continue
-                module.training = was_training
-                keeper.modules.discard(module)
-                if not keeper.modules:
-                    ended.append(keeper)
-            for keeper in ended:
-                keeper.give_back()
+
+
+def _take_back(modules: list[nn.Module]) -> None:
+    with _LOCK:
+        ended: list[KeptBuffers] = []
+        for module in modules:
+            loans, was_training, keeper = _LOANS.pop(module)
+            if loans > 1:
+                _LOANS[module] = loans - 1, was_training, keeper
+                continue
+            module.training = was_training
+            keeper.modules.discard(module)
+            if not keeper.modules:
+                ended.append(keeper)
+        for keeper in ended:
+            keeper.give_back()
 
 
 def _eager(model: nn.Module) -> AbstractContextManager[object]:

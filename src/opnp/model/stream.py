@@ -4,18 +4,24 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from opnp.core.checks import require_finite
 from opnp.errors import EmptyDataError, InputTypeError, ShapeError
+from opnp.model.batch_halving import BatchHalving
 from opnp.model.batches import InputAxes, Inputs, axes_of, inputs_of, is_empty, labels_of, run_model
-from opnp.model.head import Head, head_outcome
+from opnp.model.head import Head
+from opnp.model.head_outcome import head_outcome
 from opnp.model.head_search import head_run
+from opnp.model.listening import given_input, remove_hooks, set_eval_mode
 from opnp.model.outputs import LogitsSelector
 from opnp.model.state import borrowed, unwrapped
+from opnp.model.undisturbed import Undisturbed
 
 __all__ = ["HeadStream", "Tap", "head_stream", "head_tap"]
 
@@ -47,6 +53,7 @@ def head_stream(
     head: str | nn.Module | Head | None = None,
     logits: LogitsSelector | None = None,
     device: torch.device | str | None = None,
+    halving: BatchHalving | None = None,
 ) -> Iterator[HeadStream]:
     """Open a model for one pass over `loader`; on leaving, hooks are gone and the model is as it was.
 
@@ -56,6 +63,7 @@ def head_stream(
         head: The head or its dotted name; None to search. A `Head` that was found before is taken as it is.
         logits: Where the logits are in the model's output, as for `find_head`.
         device: Where to run; None for where the model is.
+        halving: How batches are run that need more memory than there is; None to refuse them.
 
     Yields:
         The open stream.
@@ -67,6 +75,7 @@ def head_stream(
         NonFiniteError: While reading, if features or logits are not finite; the message counts batches from 0.
         ShapeError: While reading, if a batch holds another number of labels than of inputs.
         InputTypeError: If `model` is no module, `loader` is a tensor, or a batch is of a kind that cannot be read.
+        InsufficientMemoryError: If the model, or a batch in it, needs more memory than there is.
 
     """
     if isinstance(loader, Tensor | str) or not isinstance(loader, Iterable):
@@ -82,16 +91,18 @@ def head_stream(
     else:
         raise EmptyDataError("`loader` yields no batch: there is nothing to read.")
     outcomes: list[tuple[Tensor, Tensor]] = []
+    halving = halving or BatchHalving()
     if isinstance(head, Head):
         found = head
     else:
-        run = head_run(model, inputs, head=head, logits=logits, device=device)
-        found, outcomes = run.head, [] if run.outcome is None else [run.outcome]
+        search = partial(head_run, model, head=head, logits=logits, device=device)
+        run, is_whole = halving.beginning(search, inputs)
+        found, outcomes = run.head, [run.outcome] if is_whole and run.outcome is not None else []
         del run  # of the first batch nothing is kept once it is read
     with head_tap(model, found, device=device) as tap:
 
-        def tapped(inputs: Inputs) -> tuple[Tensor, Tensor]:
-            return outcomes.pop() if outcomes else tap(inputs)  # the first batch has run already
+        def tapped(inputs: Inputs) -> tuple[Tensor, ...]:
+            return outcomes.pop() if outcomes else halving.outcome(tap, inputs)  # the first batch has run already
 
         yield HeadStream(head=found, axes=axes_of(inputs), batches=_read(tapped, chain([first], iterator)))
 
@@ -116,26 +127,33 @@ def head_tap(model: nn.Module, head: Head, *, device: torch.device | str | None 
 
     def capture(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if threading.get_ident() == owner:
-            captured.append(args[0] if args else kwargs["input"])
+            captured.append(given_input(args, kwargs))
 
     with borrowed(inner, device=device) as target:
-        handle = head.module.register_forward_pre_hook(capture, with_kwargs=True)
+        modules = list(inner.modules())
+        handles: list[RemovableHandle] = []
 
         def tap(inputs: Inputs) -> tuple[Tensor, Tensor]:
             captured.clear()
+            set_eval_mode(modules)
             output = run_model(inner, inputs, device=target)
-            outcome = head_outcome(head, captured, output)
+            outcome = head_outcome(head, captured, output, inputs)
             captured.clear()
             return outcome
 
         try:
+            with Undisturbed():
+                handles.append(head.module.register_forward_pre_hook(capture, with_kwargs=True))
             yield tap
         finally:
-            handle.remove()
+            with Undisturbed():
+                remove_hooks(handles, inner)
             captured.clear()
 
 
-def _read(tap: Tap, batches: Iterable[object]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+def _read(
+    tap: Callable[[Inputs], tuple[Tensor, ...]], batches: Iterable[object]
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     for index, batch in enumerate(batches):
         features, logits = tap(inputs_of(batch))
         where = f" in batch {index}"

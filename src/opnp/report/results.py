@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from opnp.bench.bench_record import BenchRecord
 from opnp.bench.picture_record import PICTURES_FILE, ModelPictures, PictureRecord
 from opnp.bench.record import Record
-from opnp.bench.record_json import json_values
 from opnp.bench.sweep_record import SweepRecord, SweptModel
 from opnp.errors import DataFileError, MissingFileError
+from opnp.files.json_text import json_values
 from opnp.report.reported import (
     DEMO_MODEL,
     ReportedFigures,

@@ -1,7 +1,7 @@
 """Scores of one method on one model, from the file that a benchmark or the demo wrote."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opnp.errors import DataFileError, MissingExtraError
+from opnp.files.row_bound import require_few_rows
 
 __all__ = ["csv_scores", "parquet_scores"]
 
@@ -35,12 +36,17 @@ def parquet_scores(path: Path, *, model: str, method: str) -> Mapping[str, NDArr
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(
-            path, columns=["set", "score"], filters=[("model", "==", model), ("method", "==", method)]
-        )
+        with path.open("rb") as file:  # opened here: pyarrow takes no name that is not UTF-8
+            require_few_rows(parquet.read_metadata(file).num_rows, file_bytes=path.stat().st_size)
+            table = parquet.read_table(
+                file,
+                columns=["set", "score"],
+                filters=[("model", "==", model), ("method", "==", method)],
+                page_checksum_verification=True,
+            )
         names = table["set"].cast(pa.string()).to_numpy()
         scores = table["score"].cast(pa.float64()).to_numpy()
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (OSError, KeyError, TypeError, ValueError, MemoryError, pa.ArrowException) as error:
         raise DataFileError(f"{path} cannot be read as a file of scores ({type(error).__name__}: {error}).") from error
     return _by_set(names, scores, path)
 
@@ -67,13 +73,31 @@ def csv_scores(
     names, scores = [], []
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
+            for row in _rows(file):
                 if row.get("model", only_model) == model and row.get("method", only_method) == method:
                     names.append(row["set"])
                     scores.append(float(row["score"]))
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataFileError(f"{path} cannot be read as a file of scores ({type(error).__name__}: {error}).") from error
     return _by_set(np.array(names, dtype=object), np.array(scores, dtype=np.float64), path)
+
+
+def _rows(lines: Iterable[str]) -> Iterator[Mapping[str, str]]:
+    """Yield rows by name of the column; raise KeyError if a column that is needed is missing."""
+    rows = csv.DictReader(_whole_lines(lines))
+    missing = {"set", "score"} - set(rows.fieldnames or ())
+    if missing:
+        raise KeyError(min(missing))
+    yield from rows
+
+
+def _whole_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines, and raise ValueError at one without an end: a number that is cut short is still a number."""
+    for line in lines:
+        if not line.endswith(("\n", "\r")):
+            message = "its last line is cut short"
+            raise ValueError(message)
+        yield line
 
 
 def _by_set(names: NDArray[Any], scores: NDArray[np.float64], path: Path) -> _Scores | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from opnp.errors import DataFileError, OptionError
 from opnp.report.figures.print_figure import print_figure
 from opnp.report.figures.print_style import FORMATS, require_matplotlib, write_figure
+from opnp.report.fitting_records import fitting_records
 from opnp.report.named_figures import named_figures
 from opnp.report.results import read_results
 
@@ -60,12 +61,14 @@ def write_figures(
     if not 0 < keep < 1:
         raise OptionError(f"`keep` must lie between 0 and 1, got {keep!r}. Give 0.95 for 95 %.")
     folder = require_figures_folder(out_folder)
-    figures = named_figures(read_results(results_folder), keep=keep)
-    folder.mkdir(parents=True, exist_ok=True)
+    results = read_results(results_folder)
     paths = []
-    for named in figures:
-        figure = print_figure(named.series)
-        for ending in formats:
-            paths.append(folder / f"{named.name}.{ending}")
-            write_figure(figure, paths[-1])
+    with fitting_records(results_folder):
+        figures = named_figures(results, keep=keep)
+        folder.mkdir(parents=True, exist_ok=True)
+        for named in figures:
+            figure = print_figure(named.series)
+            for ending in formats:
+                paths.append(folder / f"{named.name}.{ending}")
+                write_figure(figure, paths[-1])
     return paths

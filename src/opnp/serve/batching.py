@@ -29,14 +29,14 @@ class _Waiting(Generic[_Input, _Output]):
 class Batcher(Generic[_Input, _Output]):
     """Collects inputs into batches, in the order in which they come, and gives each its own output.
 
-    A batch is run when it is full, when no request is being read that could still join it, or when its first input has
-    waited long enough. All methods but `run` itself are called on one event loop.
+    A batch is run when it is full, when no request is being decoded that could still join it, or when its first input
+    has waited long enough. All methods but `run` itself are called on one event loop.
 
     Args:
         run: From inputs to outputs, in their order; an exception in the place of an output is raised where that output
             is waited for. It is called on a thread of its own, never twice at a time.
         max_batch: Inputs a batch.
-        max_wait: Seconds that a batch waits for requests that are being read.
+        max_wait: Seconds that a batch waits for requests that are being decoded.
         max_requests: Requests in work at once.
         observe: Called with the size of each batch that was run.
 
@@ -90,7 +90,24 @@ class Batcher(Generic[_Input, _Output]):
 
     @contextmanager
     def request(self) -> Iterator["Request[_Input, _Output]"]:
-        """Hold a place for a request, from before its body is read until it is answered.
+        """Hold a place for a request, from when its body is there until it is answered.
+
+        Raises:
+            Refusal: With 503, if there is no place, or the service is stopping.
+
+        """
+        self.require_place()
+        self._requests += 1
+        self._preparing += 1
+        place = Request(self)
+        try:
+            yield place
+        finally:
+            self._requests -= 1
+            place.prepared()
+
+    def require_place(self) -> None:
+        """Raise if no request can be taken into work now.
 
         Raises:
             Refusal: With 503, if there is no place, or the service is stopping.
@@ -102,14 +119,6 @@ class Batcher(Generic[_Input, _Output]):
                 "the service is stopping" if self._is_closing else f"{self._requests} requests are in work: come back",
                 headers={"Retry-After": str(_RETRY_SECONDS)},
             )
-        self._requests += 1
-        self._preparing += 1
-        place = Request(self)
-        try:
-            yield place
-        finally:
-            self._requests -= 1
-            place.prepared()
 
     def put(self, contents: Sequence[_Input]) -> "list[asyncio.Future[_Output]]":
         """Append inputs to those that wait; return the promises of their outputs."""
@@ -120,7 +129,7 @@ class Batcher(Generic[_Input, _Output]):
         return [entry.output for entry in entries]
 
     def one_less(self) -> None:
-        """Count a request as read."""
+        """Count a request as decoded."""
         self._preparing -= 1
         self._changed.set()
 
@@ -189,7 +198,7 @@ class Request(Generic[_Input, _Output]):
         return outputs
 
     def prepared(self) -> None:
-        """Count the request as read, once."""
+        """Count the request as decoded, once."""
         if self._is_preparing:
             self._is_preparing = False
             self._batcher.one_less()

@@ -104,7 +104,7 @@ class Engine:
     def answers(self, inputs: Sequence[ModelInputs]) -> list[Answer | Exception]:
         """Return the answer to each input, in their order; in the place of one that fails, the error.
 
-        Inputs of one shape are run together. Where that fails, each is run alone.
+        Inputs of one shape are run together. Where that fails, the halves are, down to the inputs that it fails on.
         """
         found: dict[int, Answer | Exception] = {}
         for rows in _alike(inputs):
@@ -136,7 +136,8 @@ class Engine:
         except (Exception, SystemExit) as error:  # noqa: BLE001  # a model raises what it likes; who asked is told
             if len(inputs) == 1:
                 return [error if isinstance(error, Exception) else ModelRunError(f"The model left: {error!r}.")]
-            return [answer for each in inputs for answer in self._answered_or_error([each])]
+            half = len(inputs) // 2
+            return [*self._answered_or_error(inputs[:half]), *self._answered_or_error(inputs[half:])]
 
     def _answered(self, inputs: Sequence[ModelInputs]) -> list[Answer]:
         features, _ = self.link.features_of(self.transform.batch(inputs))

@@ -17,7 +17,7 @@ class Limits:
         max_batch: Inputs that the model is run on at once. With 1, answers are those of the library on single inputs to
             the bit; else a score of float32 may differ in its last digits, as in the library itself.
         max_inputs: Inputs of one request.
-        max_wait: Seconds that a batch waits for requests that are being read, at most.
+        max_wait: Seconds that a batch waits for requests that are being decoded, at most.
         max_requests: Requests in work at once; more are told to come back.
         read_seconds: Seconds that the body of a request may take to arrive.
         threads: Threads that decode images; texts are made ready on one.

@@ -6,7 +6,8 @@ number of calibration samples. `opnp.core.online_p_values` and `opnp.core.martin
 """
 
 import os
-from typing import Self, cast
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from opnp.core.online_p_values import (
     ordered_keys,
 )
 from opnp.errors import ArtifactError, ShapeError
+from opnp.files.typed_json import typed_value
+from opnp.serve.counted import CountedScores
 from opnp.serve.drift import DriftSummary, DriftTest
 from opnp.serve.stream_uniforms import StreamUniforms
 
@@ -28,6 +31,21 @@ __all__ = ["DriftMonitor"]
 
 _KIND = "monitor"
 _FORMAT_VERSION = 1
+_MOST_RECENT = 512
+"""Samples that `MartingaleState.recent` counts, at most."""
+_LONGEST = 10**12
+"""Samples beyond which what a martingale brings into play at each is lost in rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The metadata of a file, as `DriftMonitor.save` writes them."""
+
+    level: float
+    seed: int
+    samples: int
+    alarm_at: int | None
+    peak_at: int | None
 
 
 class DriftMonitor:
@@ -35,6 +53,9 @@ class DriftMonitor:
 
     Kept are the n calibration scores and n + 1 counts, however long the stream becomes: a sample is known by the
     calibration scores that it lies between. Samples that arrive in pieces lead to the same result as all at once.
+
+    Attributes:
+        counted: Which stretches were taken, for who notes them here; `update` neither looks at it nor changes it.
 
     Args:
         calibration_scores: Scores of held-out ID samples, shape ``(n,)``, any order; such as
@@ -73,6 +94,7 @@ class DriftMonitor:
         ties = self._uniforms.calibration_ties(len(scores))
         self._keys = ordered_keys(self._calibration, ties, values=self._values).sort().values
         self._counts = torch.zeros(len(scores) + 1, dtype=torch.int64)
+        self.counted = CountedScores()
 
     def update(self, scores: Tensor) -> Tensor:
         """Take further scores of the stream, in its order, and return the log wealth after each.
@@ -147,6 +169,7 @@ class DriftMonitor:
             "log_active": test.state.log_active,
             "recent": test.state.recent,
             "wealth": torch.tensor([test.log_wealth, test.peak_log_wealth], dtype=torch.float64),
+            "counted": self.counted.to_tensor(),
         }
         metadata = {
             "level": test.level,
@@ -168,24 +191,45 @@ class DriftMonitor:
         """
         tensors, metadata = read_artifact(path, kind=_KIND, format_version=_FORMAT_VERSION)
         try:
-            level, seed = cast("float", metadata["level"]), cast("int", metadata["seed"])
-            monitor = cls(tensors["calibration"], level=level, seed=seed)
+            told = typed_value(_Told, metadata, name="the metadata")
+            monitor = cls(tensors["calibration"], level=told.level, seed=told.seed)
             monitor._counts, test = _alike(tensors["cells"], monitor._counts), monitor._test
             test.counts = _alike(tensors["bins"], test.counts)
             log_active = _alike(tensors["log_active"], test.state.log_active)
             recent = _alike(tensors["recent"], test.state.recent)
-            samples = int(cast("int", metadata["samples"]))
+            wealth, samples = _alike(tensors["wealth"], torch.empty(2, dtype=torch.float64)), told.samples
             test.state = MartingaleState(samples=samples, log_active=log_active, recent=recent)
-            test.log_wealth, test.peak_log_wealth = tensors["wealth"].tolist()
-            test.alarm_at = cast("int | None", metadata["alarm_at"])
-            test.peak_at = cast("int | None", metadata["peak_at"])
-        except (KeyError, TypeError, ValueError) as error:
+            test.log_wealth, test.peak_log_wealth = wealth.tolist()
+            test.alarm_at, test.peak_at = _place(told.alarm_at, samples), _place(told.peak_at, samples)
+            _require_samples(samples, monitor._counts, test.counts)
+            _require_past(samples, log_active, wealth, recent)
+            if "counted" in tensors:  # older versions did not note it
+                monitor.counted = CountedScores.from_tensor(tensors["counted"])
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} holds no monitor that can be read ({error}). Start a new one.") from error
         return monitor
 
     def is_calibrated_by(self, scores: Tensor) -> bool:
         """Return whether these are the scores that the monitor compares with, in any order."""
         return torch.equal(self._calibration, scores.detach().double().cpu().sort().values)
+
+
+def _place(value: int | None, samples: int) -> int | None:
+    if value is None or 0 <= value < samples:
+        return value
+    raise ValueError(f"sample {value!r} of {samples}")
+
+
+def _require_samples(samples: int, *counts: Tensor) -> None:
+    if any(int(count.min()) < 0 or int(count.sum()) != samples for count in counts):
+        raise ValueError(f"the counts are not those of {samples} samples")
+
+
+def _require_past(samples: int, log_active: Tensor, wealth: Tensor, recent: Tensor) -> None:
+    if samples > _LONGEST or bool(torch.cat([log_active.flatten(), wealth]).isnan().any()):
+        raise ValueError("its wealth cannot be gone on from")
+    if int(recent.min()) < 0 or int(recent.sum()) > min(samples, _MOST_RECENT):
+        raise ValueError("its recent samples are more than there can be")
 
 
 def _alike(tensor: Tensor, pattern: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from torch import Tensor
 from opnp.data import ModelInputs, SampleKind
 from opnp.errors import NonFiniteError
 from opnp.serve.batching import Batcher
-from opnp.serve.body import body_of
+from opnp.serve.body import Bodies
 from opnp.serve.content import IMAGE_TYPES, JSON_TYPE, BodyReader, Prepared
 from opnp.serve.engine import Answer, Engine
+from opnp.serve.head_requests import HeadRequests
 from opnp.serve.limits import Limits
 from opnp.serve.metrics import METRICS_TYPE, Metrics
 from opnp.serve.observing import Observing
@@ -54,6 +55,7 @@ def application(engine: Engine, *, limits: Limits) -> FastAPI:
         max_requests=limits.max_requests,
         observe=metrics.count_batch,
     )
+    bodies = Bodies(limits)
     # Tokenizers of transformers are not made for several threads.
     threads = ThreadPoolExecutor(limits.threads if kind == "image" else 1, thread_name_prefix="opnp-inputs")
 
@@ -75,14 +77,15 @@ def application(engine: Engine, *, limits: Limits) -> FastAPI:
     @app.post("/score", openapi_extra={"requestBody": _described_body(shape)}, responses=_described_refusals())
     async def score(request: Request) -> Response:
         """Return class, confidence, score, p-value and verdict of one input, or a list of those."""
-        with batcher.request() as place:
-            body = await body_of(request, max_bytes=limits.max_bytes, seconds=limits.read_seconds)
-            content_type = request.headers.get("content-type", "")
-            prepared = await _in_thread(threads, reader, body, content_type)
-            try:
-                answers = await place.outputs(prepared.inputs)
-            except NonFiniteError as error:
-                raise Refusal(422, f"the model's values for this input are not finite: {error}") from error
+        batcher.require_place()  # said at once, and again once the body is there
+        async with bodies.read(request) as body:
+            with batcher.request() as place:
+                content_type = request.headers.get("content-type", "")
+                prepared = await _in_thread(threads, reader, body, content_type)
+                try:
+                    answers = await place.outputs(prepared.inputs)
+                except NonFiniteError as error:
+                    raise Refusal(422, f"the model's values for this input are not finite: {error}") from error
         metrics.count_answers(answers)
         found = [answer.to_json() for answer in answers]
         return JSONResponse(found if prepared.is_list else found[0])
@@ -104,6 +107,8 @@ def application(engine: Engine, *, limits: Limits) -> FastAPI:
     async def page() -> Response:
         return HTMLResponse(text, headers={"Content-Security-Policy": page_policy()})
 
+    app.state.stop_reading = bodies.stop  # for who stops the server
+    app.add_middleware(HeadRequests)
     app.add_middleware(Observing, count=metrics.count_request, paths=("/", "/healthz", "/metrics", "/score"))
     return app
 

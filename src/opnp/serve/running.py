@@ -5,11 +5,13 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, cast
 
 from opnp.errors import OptionError
 from opnp.serve.app import require_serving
+from opnp.serve.idle_connections import Connection, IdleConnections
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -20,6 +22,9 @@ __all__ = ["listening_socket", "run_service"]
 _BACKLOG = 2048
 _STOPPING_SECONDS = 30
 """Seconds that requests in work have to be answered after the service was told to stop."""
+
+_IDLE_SECONDS = 15
+"""Seconds after which a connection is closed on which no whole head of a request has come."""
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -65,7 +70,7 @@ def run_service(app: "FastAPI", listening: socket.socket, *, started: Callable[[
     """Answer requests until SIGTERM or SIGINT comes; then answer those that are in work, and return.
 
     Args:
-        app: The application.
+        app: The application, of `serve_app`.
         listening: Where requests come from; it is closed afterwards.
         started: Called with the address once requests are answered.
 
@@ -79,18 +84,30 @@ def run_service(app: "FastAPI", listening: socket.socket, *, started: Callable[[
     host, port = listening.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
+    idle = IdleConnections(_IDLE_SECONDS)
+
     class Told(Server):
-        """A server that says when it has started."""
+        """A server that says when it has started, and keeps neither idle connections nor senders that stall."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
                 started(address)
 
+        async def on_tick(self, counter: int) -> bool:
+            if counter % 10 == 0:  # once a second
+                idle.close(cast("Iterable[Connection]", self.server_state.connections), now=time.monotonic())
+            return await super().on_tick(counter)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.stop_reading()
+            await super().shutdown(sockets)
+
     config = Config(
         app,
         lifespan="on",
         log_config=None,  # logging is the caller's affair; errors go to standard error without it
+        log_level="error",  # else each request that is no HTTP writes a line, as many as a sender likes
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_STOPPING_SECONDS,

@@ -45,8 +45,10 @@ def write_bert(folder: Path, *, seed: int = 0) -> Path:
         num_labels=TEXT_CLASSES,
     )
     _save(_TRANSFORMERS.BertForSequenceClassification, config, folder, seed=seed)
-    vocabulary = {word: index for index, word in enumerate(WORDS)}
-    _TRANSFORMERS.BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(WORDS), encoding="utf-8")
+    # By position: the name of the argument changed in version 5, and so do the files that are written.
+    _TRANSFORMERS.BertTokenizer(str(vocabulary)).save_pretrained(folder)
     return folder
 
 

@@ -294,7 +294,8 @@ def test_without_pillow_the_extra_is_named_where_it_is_needed(
 
 def test_a_text_model_without_tokenizer_is_refused(copied: Callable[[str], Path]) -> None:
     folder = copied("bert")
-    (folder / "tokenizer.json").unlink()
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
     with pytest.raises(OptionError, match=r"bert holds no tokenizer\.json, nor vocab\.txt"):
         transformers_model(folder)
 

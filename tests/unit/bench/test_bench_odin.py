@@ -1,5 +1,6 @@
 """ODIN's scores beside features: stored whole, shown where they belong to the features, and never else."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,10 +162,10 @@ def test_scores_are_computed_once_and_for_what_is_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), "ODIN raised RuntimeError: addmm: mat1 and mat2 shapes"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), r"ODIN raised RuntimeError: .*mat1 and mat2 shapes"),
         (
             nn.Sequential(tiny_model(), nn.Threshold(1e9, float("nan"))),
-            "`scores` of ODIN on test must be finite, got 120 NaN",
+            r"`scores` of ODIN on test must be finite, got 120 NaN",
         ),
     ],
     ids=["foreign", "ours"],
@@ -174,7 +175,7 @@ def test_what_fails_is_stored_as_the_reason(tmp_path: Path, model: nn.Module, re
     loaders = {name: sets[name].batches(60) for name in ("test", "ood_noise")}
     digests = {"test": "aa", "ood_noise": "bb"}
     found = cache_odin(model, loaders, tmp_path, std=INPUTS.std, samples=SAMPLES, features_sha256=digests)
-    assert found.reason.startswith(reason)
+    assert re.match(reason, found.reason)
     assert "\n" not in found.reason
     assert found.scores == {}
     written = read_odin(tmp_path)

@@ -22,6 +22,7 @@ def test_a_floating_matrix_passes_as_it_is(dtype: torch.dtype) -> None:
     ("value", "error", "message"),
     [
         ([[1.0]], InputTypeError, r"`features` must be a torch\.Tensor of shape \(batch, features\), got list"),
+        (torch.ones(2, 3, 7), ShapeError, r"got \(2, 3, 7\)\. Pool the trailing axes first"),
         (torch.ones(2, 3, 7, 7), ShapeError, r"got \(2, 3, 7, 7\)\. Pool the trailing axes.*flatten\(2\)\.mean\(2\)"),
         (torch.ones(3), ShapeError, r"got \(3,\)\. For one sample add the batch axis: `features\[None\]`"),
         (torch.tensor(1.0), ShapeError, r"must have shape \(batch, features\), got \(\)\.$"),
@@ -93,14 +94,18 @@ def test_zero_passes_only_where_it_is_allowed() -> None:
 def test_a_percentage_is_told_its_fraction() -> None:
     with pytest.raises(OptionError, match=r"got 95\. Percentages are written as fractions: 0\.95\."):
         checked_fraction(95, name="keep")
-    with pytest.raises(OptionError, match=r"got 100\.$"):
-        checked_fraction(100, name="keep")
+    with pytest.raises(OptionError, match=r"got 1\.5\. Percentages are written as fractions: 0\.015\.$"):
+        checked_fraction(1.5, name="keep")
+    for no_percentage in (1, 100):
+        with pytest.raises(OptionError, match=rf"got {no_percentage}\.$"):
+            checked_fraction(no_percentage, name="keep")
 
 
 def test_finite_values_pass_without_a_word() -> None:
     require_finite(torch.zeros(2, 3), name="features")
     require_finite(torch.zeros(0, 3), name="features")
     require_finite(torch.ones(3, dtype=torch.int64), name="features")
+    require_finite(torch.full((3, 4), 3e38), name="features")  # their sum is infinite, they are not
 
 
 def test_broken_rows_are_counted_and_named() -> None:

@@ -91,3 +91,9 @@ def test_scores_and_calibration_are_checked(value: Any, error: type[Exception], 
             function(CALIBRATION, value)
     with pytest.raises(error, match=f"`calibration` .*{message}"):
         keep_threshold(value)
+
+
+def test_95_percent_stay_unless_told() -> None:
+    calibration = torch.arange(100.0)
+    assert keep_threshold(calibration) == keep_threshold(calibration, keep=0.95) == 95.0
+    assert is_flagged(torch.tensor([95.0, 95.5]), calibration).tolist() == [False, True]

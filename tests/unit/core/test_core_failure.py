@@ -74,3 +74,5 @@ def test_shapes_and_values_are_checked() -> None:
         failure_auroc(torch.arange(3.0), torch.ones(2))
     with pytest.raises(NonFiniteError, match="`error_probabilities` holds 1 NaN"):
         failure_auroc(torch.arange(2.0), torch.tensor([0.5, math.nan]))
+    with pytest.raises(NonFiniteError, match="`scores` holds 1 NaN"):
+        failure_auroc(torch.tensor([1.0, math.nan]), torch.tensor([0.5, 0.5]))

@@ -55,6 +55,11 @@ def test_values_stay_as_they_were_and_no_graph_is_kept() -> None:
     assert values.tolist() == [3.0, -1.0]
 
 
+def test_the_empty_histogram_lies_on_the_device_it_is_asked_for() -> None:
+    assert ValueHistogram.zeros(device="meta").counts.device.type == "meta"
+    assert ValueHistogram.zeros().counts.device.type == "cpu"
+
+
 def test_nothing_counted_has_no_quantile() -> None:
     empty = ValueHistogram.zeros() + ValueHistogram.from_values(torch.empty(0, 4))
     assert empty.counts.dtype == torch.int64

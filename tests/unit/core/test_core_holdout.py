@@ -47,6 +47,15 @@ def test_shares_are_taken_in_turn() -> None:
     assert (~kept).sum(1).tolist() == [25, 50, 90, 25, 50, 90, 25]
 
 
+def test_the_seed_is_0_unless_told_and_the_common_generator_has_no_say() -> None:
+    labels = torch.arange(100)
+    torch.manual_seed(5)
+    found = class_draws(labels, 100, shares=(0.3, 0.6), draws=4)
+    torch.manual_seed(6)
+    assert torch.equal(found, class_draws(labels, 100, shares=(0.3, 0.6), draws=4, seed=0))
+    assert not torch.equal(found, class_draws(labels, 100, shares=(0.3, 0.6), draws=4, seed=1))
+
+
 @pytest.mark.parametrize(("share", "left_out"), [(0.001, 1), (0.999, 8)])
 def test_at_least_one_class_goes_and_two_stay(share: float, left_out: int) -> None:
     assert (~class_draws(torch.arange(10), 10, shares=(share,), draws=3)).sum(1).tolist() == [left_out] * 3

@@ -255,3 +255,13 @@ def test_the_energys_gradient_of_huge_logits_is_finite() -> None:
         energy_gradient(torch.ones(3))
     with pytest.raises(OptionError, match="`temperature`"):
         energy_gradient(torch.ones(1, 3), temperature=0.0)
+
+
+def test_the_empty_sum_lies_on_the_device_it_is_asked_for() -> None:
+    there, here = (
+        LayerSensitivitySum.zeros((3, 4, 1, 1), groups=2, device="meta"),
+        LayerSensitivitySum.zeros((3, 4, 1, 1), groups=2),
+    )
+    assert (there.weight.device.type, there.neuron.device.type, there.count) == ("meta", "meta", 0)
+    assert (here.weight.device.type, here.neuron.device.type, here.count) == ("cpu", "cpu", 0)
+    assert (here.weight.dtype, here.neuron.dtype) == (torch.float64, torch.float64)

@@ -34,6 +34,28 @@ def test_no_p_value_leaves_the_state_as_it_is() -> None:
     assert (state.samples, int(state.recent.sum())) == (0, 0)
 
 
+def test_a_state_counts_two_windows_of_each_stream_and_begins_empty() -> None:
+    state = MartingaleState.start(3)
+    assert (state.samples, state.log_active.shape, state.recent.shape) == (0, (3, 6), (3, 2, 10))
+    assert bool(state.log_active.isneginf().all())
+    assert int(state.recent.sum()) == 0
+
+
+def test_pieces_that_cross_windows_anywhere_go_on_to_the_same_bits() -> None:
+    p_values = torch.rand(1100, generator=torch.Generator().manual_seed(3), dtype=torch.float64) ** 1.5
+    whole, last = log_wealth(p_values, MartingaleState.start())
+    state, found = MartingaleState.start(), []
+    for piece in p_values.split([1, 255, 300, 212, 332]):
+        wealth, state = log_wealth(piece, state)
+        found.append(wealth)
+    assert torch.equal(torch.cat(found), whole)
+    assert torch.equal(state.log_active, last.log_active)
+    tenths = (p_values * 10).long()
+    expected = [torch.bincount(part, minlength=10).tolist() for part in (tenths[768:1024], tenths[1024:])]
+    assert state.recent.tolist() == last.recent.tolist() == expected
+    assert state.samples == 1100
+
+
 def test_several_streams_are_each_by_itself() -> None:
     p_values = torch.rand(3, 600, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     together, state = log_wealth(p_values, MartingaleState.start(3))
@@ -60,6 +82,8 @@ def test_levels_outside_0_to_1_are_refused(level: float) -> None:
 def test_p_values_that_are_none_are_refused() -> None:
     with pytest.raises(OptionError, match=r"must lie in \[0, 1\], got -0.5 to 0.5"):
         log_wealth(torch.tensor([-0.5, 0.5]), MartingaleState.start())
+    with pytest.raises(OptionError, match=r"must lie in \[0, 1\], got 0.5 to 1.5"):
+        log_wealth(torch.tensor([0.5, 1.5]), MartingaleState.start())
     with pytest.raises(NonFiniteError, match="`p_values` holds 1 NaN"):
         log_wealth(torch.tensor([math.nan, 0.5]), MartingaleState.start())
 
@@ -70,6 +94,15 @@ def test_infinite_scores_tie_with_infinite_calibration_scores() -> None:
     judged = torch.tensor([math.inf, math.inf, 1.0, -math.inf, -math.inf])
     ties = torch.tensor([0.9, 0.1, 0.5, 0.9, 0.1])
     assert cell_of_scores(ordered_keys(judged, ties, values=calibration), keys).tolist() == [0, 1, 1, 2, 3]
+
+
+def test_an_equal_key_lies_below_the_score() -> None:
+    assert cell_of_scores(torch.tensor([2, 5, 7, 8]), torch.tensor([3, 5, 7])).tolist() == [3, 1, 0, 0]
+
+
+def test_scores_without_an_order_have_no_key() -> None:
+    with pytest.raises(NonFiniteError, match="`scores` holds 1 NaN of 2 scores"):
+        ordered_keys(torch.tensor([math.nan, 0.0]), torch.full((2,), 0.5), values=torch.zeros(1).double())
 
 
 def test_uniform_numbers_lie_strictly_between_0_and_1_and_look_uniform() -> None:

@@ -73,6 +73,20 @@ def test_a_ratio_that_removes_nothing_says_so() -> None:
         keep_mask(torch.ones(2, 9), highest=0.01)
 
 
+def test_a_count_names_its_share_and_its_caller() -> None:
+    with pytest.raises(OptionError, match=r"`share` must be a fraction in \[0, 1\), got 1\.5\."):
+        pruned_count(1.5, 10)
+    with pytest.warns(RatioWarning, match="`share` = 0.01 of 10 entries") as caught:
+        pruned_count(0.01, 10)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("ulps", "is_equal"), [(0.75, True), (1.25, False)])
+def test_what_agrees_with_the_cut_to_2_to_the_minus_38_is_equal_to_it(ulps: float, *, is_equal: bool) -> None:
+    above = torch.tensor([1 + ulps * 2**-38, 1.0], dtype=torch.float64)
+    assert neuron_mask(above, lowest=0.5).tolist() == [not is_equal, is_equal]  # among equals the first is the smallest
+
+
 def test_the_hint_of_the_warning_is_enough() -> None:
     for entries in (3, 64, 1000, 2048):
         with pytest.warns(RatioWarning, match="Use at least") as caught:

@@ -115,8 +115,9 @@ def test_shapes_are_checked_under_the_name_of_the_argument() -> None:
         [[-3.0, -1.0], [0.5, 0.5]],
         [[math.nan, 0.5], [0.5, 0.5]],
         [[0.9, -0.5], [0.5, 0.5]],
+        [[1.0001, 0.0], [0.5, 0.5]],
     ],
-    ids=["above one", "all below zero", "not a number", "one below zero"],
+    ids=["above one", "all below zero", "not a number", "one below zero", "a little above one"],
 )
 def test_logits_are_not_taken_for_probabilities(probabilities: list[list[float]]) -> None:
     with pytest.raises(OptionError, match=r"`probabilities` must lie in \[0, 1\]: take `torch\.softmax\(logits, 1\)`"):
@@ -126,6 +127,17 @@ def test_logits_are_not_taken_for_probabilities(probabilities: list[list[float]]
 def test_a_softmax_that_rounds_above_one_is_a_probability() -> None:
     above = torch.tensor([[1 + 1e-7, 0.0], [0.0, 1.0]], dtype=torch.float64)
     assert reliability(above, LABELS, bins=5).count.tolist() == [0, 0, 0, 0, 2]
+
+
+def test_rounding_may_reach_one_millionth_above_one() -> None:
+    largest = torch.tensor([[1 + 1e-6, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    assert int(reliability(largest, LABELS).count[-1]) == 2
+
+
+def test_there_are_15_bins_unless_told() -> None:
+    assert len(reliability(PROBABILITIES, LABELS).count) == 15
+    confident = torch.tensor([[0.62, 0.38], [0.66, 0.34]])  # one bin of 15, two of 16
+    assert expected_calibration_error(confident, LABELS) == pytest.approx(0.14, abs=1e-6)
 
 
 def test_bins_are_checked_and_closed_above() -> None:

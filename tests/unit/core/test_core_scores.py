@@ -134,3 +134,31 @@ def test_options_out_of_range_are_refused() -> None:
     name: Any = "odin"
     with pytest.raises(OptionError, match="`score` must be one of energy, msp, max_logit, entropy, gen, got 'odin'"):
         score_logits(LOGITS, score=name)
+
+
+@pytest.mark.parametrize("name", SCORE_NAMES)
+def test_the_temperature_is_1_unless_told(name: ScoreName) -> None:
+    if name != "max_logit":
+        assert FUNCTIONS[name](LOGITS).equal(FUNCTIONS[name](LOGITS, temperature=1.0))
+        assert not FUNCTIONS[name](LOGITS).equal(FUNCTIONS[name](LOGITS, temperature=2.0))
+    assert score_logits(LOGITS, score=name).equal(score_logits(LOGITS, score=name, temperature=1.0))
+
+
+def test_infinite_logits_leave_the_energy_of_other_rows_alone() -> None:
+    logits = torch.tensor([[math.inf, 0.0], [-math.inf, -math.inf], [2.0, 4.0]], dtype=torch.float64)
+    for temperature in (1.0, 2.0):
+        found = energy_score(logits, temperature=temperature).tolist()
+        exponents = (math.exp(2 / temperature), math.exp(4 / temperature))
+        assert found == [-math.inf, math.inf, pytest.approx(-temperature * math.log(sum(exponents)), abs=1e-12)]
+
+
+def test_gen_takes_the_100_largest_to_the_power_of_a_tenth_unless_told() -> None:
+    logits = torch.randn(3, 120, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert gen_score(logits).equal(gen_score(logits, temperature=1.0, gamma=0.1, top=100))
+    assert bool((gen_score(logits) < gen_score(logits, top=101)).all())
+
+
+def test_gen_of_the_largest_alone() -> None:
+    probability = math.exp(3) / (math.exp(3) + math.exp(1) + 1)
+    found = gen_score(torch.tensor([[1.0, 3.0, 0.0]], dtype=torch.float64), gamma=0.3, top=1)
+    assert found.item() == pytest.approx((probability * (1 - probability)) ** 0.3, rel=1e-12)

@@ -222,3 +222,10 @@ def test_only_sums_of_one_head_merge() -> None:
         _ = SensitivitySum.zeros(2, 3) + SensitivitySum.zeros(2, 4)
     with pytest.raises(TypeError, match="unsupported operand"):
         _ = SensitivitySum.zeros(2, 3) + 1
+
+
+def test_the_empty_sum_lies_on_the_device_it_is_asked_for() -> None:
+    there, here = SensitivitySum.zeros(3, 4, device="meta"), SensitivitySum.zeros(3, 4)
+    assert (there.weight.device.type, there.neuron.device.type, there.count) == ("meta", "meta", 0)
+    assert (here.weight.device.type, here.neuron.device.type, here.count) == ("cpu", "cpu", 0)
+    assert (here.weight.dtype, here.neuron.dtype) == (torch.float64, torch.float64)

@@ -78,8 +78,8 @@ def test_one_mean_makes_grey_inputs_and_loses_nothing_of_grey_images() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 0}, "`size` must be at least 1 pixel, got 0"),
-        ({"resize": 0}, "`resize` must be at least 1 pixel, got 0"),
+        ({"size": 0}, "`size` must lie in 1 to 8192 pixels, got 0"),
+        ({"resize": 0}, "`resize` must lie in 1 to 8192 pixels, got 0"),
         ({"mean": (0.5, 0.5)}, r"three values each \(red, green, blue\), or one each for grey inputs, got 2 and 3"),
         ({"std": (0.5,)}, "got 3 and 1"),
         ({"std": (0.5, 0.0, 0.5)}, "`std` must be finite and above 0"),

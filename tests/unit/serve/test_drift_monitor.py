@@ -126,13 +126,27 @@ def test_a_new_monitor_can_be_stored(tmp_path: Path) -> None:
     assert DriftMonitor.load(tmp_path / "state.safetensors").summary() == DriftMonitor(normal(5)).summary()
 
 
-@pytest.mark.parametrize("name", ["cells", "bins", "log_active", "recent", "wealth", "calibration"])
+@pytest.mark.parametrize("name", ["cells", "bins", "log_active", "recent", "wealth", "calibration", "counted"])
 def test_a_stored_monitor_that_does_not_fit_together_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "state.safetensors"
     DriftMonitor(normal(5)).save(path)
     tensors, metadata = read_artifact(path, kind="monitor", format_version=1)
     tensors[name] = torch.zeros(3, 2)
     write_artifact(path, kind="monitor", format_version=1, tensors=tensors, metadata=metadata)
+    with pytest.raises(ArtifactError, match="holds no monitor that can be read"):
+        DriftMonitor.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("samples", 7), ("samples", -1), ("alarm_at", "soon"), ("alarm_at", 9), ("peak_at", -1)]
+)
+def test_facts_that_do_not_fit_the_counts_are_refused(tmp_path: Path, name: str, value: object) -> None:
+    path = tmp_path / "state.safetensors"
+    monitor = DriftMonitor(normal(5))
+    monitor.update(normal(9, 1))
+    monitor.save(path)
+    tensors, metadata = read_artifact(path, kind="monitor", format_version=1)
+    write_artifact(path, kind="monitor", format_version=1, tensors=tensors, metadata=metadata | {name: value})
     with pytest.raises(ArtifactError, match="holds no monitor that can be read"):
         DriftMonitor.load(path)
 

@@ -19,6 +19,7 @@ from opnp import OPNP, Ratios
 from opnp.adapters import transformers_model
 from opnp.errors import HeadMismatchError, ModelRunError, NotCalibratedError, OptionError
 from opnp.serve.app import serve_app
+from opnp.serve.engine import Engine
 from opnp.serve.limits import Limits
 from tests.unit.adapters.hub_folders import WORDS, write_bert
 from tests.unit.bench.image_world import INPUTS, tiny_model
@@ -207,6 +208,19 @@ def test_other_paths_and_methods_and_the_headers_of_all() -> None:
     assert "http" not in re.sub(r"\bhttps?://www\.w3\.org\S*", "", answers[3].text)
 
 
+def test_head_is_answered_as_get_without_the_content() -> None:
+    async def ask(client: httpx.AsyncClient) -> None:
+        for path in ("/", "/healthz", "/metrics", "/openapi.json", "/nothing"):
+            got, head = await client.get(path), await client.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b"")
+            if path != "/metrics":  # it counts this request, and so has another length
+                assert head.headers == got.headers
+        refused = await client.head("/score")
+        assert (refused.status_code, refused.headers["allow"], refused.content) == (405, "POST", b"")
+
+    in_service(service(), ask)
+
+
 def test_the_metrics_count_requests_verdicts_and_p_values() -> None:
     inputs = inputs_of(pictures(60, seed=6))
     wanted = verdict_json(*fitted(), inputs)
@@ -275,6 +289,23 @@ def test_an_input_that_the_model_fails_on_fails_alone_and_nothing_inside_is_told
     assert "secret of the model" in caplog.text
     for answer, other in zip(answers[:4] + answers[5:9], wanted, strict=True):
         assert answer.json() == pytest.approx(other, rel=1e-5)
+
+
+def test_one_input_that_the_model_fails_on_costs_others_little() -> None:
+    """A batch of 32 is halved down to the one that fails: 11 runs and not 33, or one sender would slow all."""
+    runs = list[int]()
+
+    class Counting(Moody):
+        def forward(self, inputs: Tensor) -> Any:
+            runs.append(len(inputs))
+            return super().forward(inputs)
+
+    detector, _ = fitted()
+    inputs = inputs_of(pictures(31, seed=2))
+    engine = Engine.opened(detector, Counting(), INPUTS)
+    answers = engine.answers([*inputs[:20], torch.full((3, 8, 8), 101.0), *inputs[20:]])
+    assert [isinstance(answer, Exception) for answer in answers] == [place == 20 for place in range(32)]
+    assert sorted(runs, reverse=True) == [32, 16, 16, 8, 8, 4, 4, 2, 2, 1, 1]
 
 
 def test_more_requests_than_there_are_places_are_told_to_come_back() -> None:

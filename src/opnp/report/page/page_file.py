@@ -5,6 +5,7 @@ from pathlib import Path
 
 from opnp.errors import DataFileError
 from opnp.files import write_atomically
+from opnp.report.fitting_records import fitting_records
 from opnp.report.page.explorer import require_keep
 from opnp.report.page.rendering import page_html
 from opnp.report.page.sections import page_content
@@ -37,6 +38,8 @@ def write_report(
     path = Path(out_html)
     if path.is_dir():
         raise DataFileError(f"{path} is a folder: name a file for the report, such as {path / 'report.html'}.")
-    content = page_content(read_results(results_folder), keep=keep)
-    write_atomically(path, page_html(content).encode())
+    results = read_results(results_folder)
+    with fitting_records(results_folder):
+        html = page_html(page_content(results, keep=keep)).encode()
+    write_atomically(path, html)
     return path

@@ -1,0 +1,142 @@
+"""Files on disk: found or named as missing, and written whole or not at all."""
+
+import hashlib
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from opnp.errors import MissingFileError
+
+__all__ = ["existing_file", "remove_parts", "require_writable", "write_atomically"]
+
+_PART = ".part"
+_LONGEST = 200
+"""Bytes of a name that still leave room for what a part has around it, of the 255 that file systems allow."""
+
+
+def existing_file(path: str | os.PathLike[str], *, content: str) -> Path:
+    """Return `path` if it is a file, or a link to one, else say what was expected there.
+
+    Pipes and devices are none: reading them could wait, or go on, without end.
+
+    Args:
+        path: The file.
+        content: What it should hold, for the message.
+
+    Raises:
+        MissingFileError: If there is no such file, or it is a folder, a pipe or a device.
+
+    """
+    path = Path(path)
+    try:
+        if path.is_file():
+            return path
+        reason = "is a folder" if path.is_dir() else _why_no_file(path)
+    except OSError as error:  # such as a name that is too long, or a folder that may not be looked into
+        reason = f"cannot be opened ({error.strerror})"
+    raise MissingFileError(f"{path} {reason}: expected a file with {content}.")
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write `content` to a temporary neighbour, flush it to disk, rename it to `path`, and flush the folder.
+
+    A link stays: the file that it points to is written.
+
+    Args:
+        path: File to write; an existing one is replaced.
+        content: All that it shall hold.
+
+    Raises:
+        MissingFileError: If the folder does not exist, or `path` is a folder, a pipe or a device.
+        OSError: If it cannot be written; then nothing is left behind and an older file stays as it was.
+
+    """
+    path, descriptor, temporary = _opened_part(Path(path))
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Raise unless a file can be begun at `path`; what is there stays as it was.
+
+    Args:
+        path: File that shall be written later.
+
+    Raises:
+        MissingFileError: If the folder does not exist, or `path` is a folder, a pipe or a device.
+        OSError: If no file can be made there.
+
+    """
+    _, descriptor, temporary = _opened_part(Path(path))
+    os.close(descriptor)
+    Path(temporary).unlink()
+
+
+def remove_parts(path: str | os.PathLike[str]) -> None:
+    """Remove what writers of `path` left half-written beside it when they were killed.
+
+    For files that one process at a time writes: the part of a writer still at work would go as well.
+    """
+    path = _target(Path(path))
+    for part in path.parent.iterdir() if path.parent.is_dir() else ():
+        if part.name.startswith(_part_prefix(path)) and part.name.endswith(_PART):
+            part.unlink(missing_ok=True)
+
+
+def _opened_part(path: Path) -> tuple[Path, int, str]:
+    """Return the file to write, and descriptor and name of an empty file beside it, which shall become it."""
+    target = _target(path)
+    if not target.parent.is_dir():
+        raise MissingFileError(f"{target.parent} is no folder: create it before writing {target.name} there.")
+    if path.is_dir():
+        raise MissingFileError(f"{path} is a folder: name a file to write, in it or elsewhere.")
+    if path.exists() and not path.is_file():
+        raise MissingFileError(f"{path} is a pipe or a device: name a file to write.")
+    if target.is_symlink():
+        raise MissingFileError(f"{path} is a link that leads to itself: name a file to write.")
+    return target, *tempfile.mkstemp(dir=target.parent, prefix=_part_prefix(target), suffix=_PART)
+
+
+def _target(path: Path) -> Path:
+    """Return the file that a link points to, over any number of links; what is no link as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _part_prefix(path: Path) -> str:
+    """Return what the names of a file's parts begin with: its name, or a digest of one that is too long for that."""
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}."
+
+
+def _why_no_file(path: Path) -> str:
+    if path.exists():
+        return "is a pipe or a device"
+    return "is a link that leads nowhere" if path.is_symlink() else "does not exist"
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, so that a rename outlasts a power cut; some file systems cannot."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current

@@ -1,0 +1,340 @@
+"""Every kind of file that opnp writes and reads back: how it is made, what reading it gives, and what reads it."""
+
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from opnp.artifact import tensors_digest
+from opnp.bench.bench_record import BenchRecord
+from opnp.bench.feature_source import FeatureSource, ModelSource, SetSource
+from opnp.bench.fit_record import FitRecord, TriedSetting, TuningFacts
+from opnp.bench.odin_file import OdinScores, read_odin, write_odin
+from opnp.bench.sweep_record import SweepRecord
+from opnp.cli import main
+from opnp.data import FeatureShardWriter, open_features, read_features, read_head, write_score_table
+from opnp.data.score_reading import read_score_table
+from opnp.detector import OPNP, Checkpoint, Ratios
+from opnp.errors import OpnpError
+from opnp.report.page.fits import read_fit
+from opnp.report.results import read_results
+from opnp.serve.monitor import DriftMonitor
+from tests.unit.bench.bench_world import world_features, world_weight, write_world
+from tests.unit.report.page_world import picture_record
+from tests.unit.report.report_world import RECORDS, demo_folder, scores_by_set
+
+__all__ = ["KINDS", "Kind", "Opnp", "Outcome", "chance", "command_line", "flipped", "kind", "world"]
+
+
+class Outcome(NamedTuple):
+    """What a run of the command line left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Opnp = Callable[..., Outcome]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file.
+
+    Attributes:
+        name: What it is called in the table of tests, in the plural.
+        file: Its place in a world.
+        read: Returns all that reading gives, as text that two readings of the same content have in common.
+        arguments: Arguments of the command line that read it, by the folder of a world; None where none does.
+        is_sealed: Whether a digest covers every byte, so that a change that is not refused has changed nothing.
+
+    """
+
+    name: str
+    file: str
+    read: Callable[[Path], str]
+    arguments: Callable[[Path], list[str]] | None = None
+    is_sealed: bool = False
+
+    @property
+    def is_safetensors(self) -> bool:
+        """Whether it begins with the length of a header of JSON."""
+        return self.file.endswith(".safetensors")
+
+    def outcome(self, path: Path, expected: str) -> str:
+        """Return what reading a file comes to: ``refused``, ``same`` or ``other``; any error but those of opnp is one.
+
+        What was refused must be named.
+        """
+        try:
+            found = self.read(path)
+        except OpnpError as error:
+            assert path.name in str(error) or str(path.parent) in str(error), error  # noqa: PT017  # one of two names
+            return "refused"
+        return "same" if found == expected else "other"
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
+    """Run ``opnp`` in this process; any exception but that of leaving comes through."""
+    monkeypatch.setattr(sys, "argv", ["opnp", *map(str, arguments)])
+    code = 0
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        try:
+            main()
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+    captured = capsys.readouterr()
+    return Outcome(code, captured.out, captured.err)
+
+
+def chance(seed: str) -> np.random.Generator:
+    """Return a source of random numbers that a text names."""
+    return np.random.default_rng(zlib.crc32(seed.encode()))
+
+
+def flipped(content: bytes, place: int, mask: int) -> bytes:
+    """Return the content with bits of one byte turned over."""
+    return content[:place] + bytes([content[place] ^ mask]) + content[place + 1 :]
+
+
+def world(folder: Path) -> Path:
+    """Return the folder with one file of each kind in it."""
+    write_world(folder / "features", rows=60)
+    features, labels = world_features(60, seed=0)
+    detector = OPNP(ratios=Ratios(w_min=0.1, o_max=0.1))
+    position = Checkpoint(folder / "checkpoint.safetensors", every=1)
+    detector.fit_features(
+        open_features(folder / "features" / "train.safetensors"),
+        weight=world_weight(),
+        bias=None,
+        batch_size=16,
+        checkpoint=position,
+        validation=world_features(40, seed=1)[0],
+    )
+    detector.save(folder / "detector.safetensors")
+    monitor = DriftMonitor(detector.calibration_scores)
+    monitor.update(detector.score_features(features))
+    monitor.save(folder / "monitor.safetensors")
+    with FeatureShardWriter(folder / "shards", rows_per_shard=32) as writer:
+        writer.write(features, labels)
+    _source().write(folder)
+    write_odin(
+        folder,
+        OdinScores(1000.0, 0.0014, (0.25,), "pytorch-ood 0", "", {"test": "00"}, {"test": torch.arange(9).double()}),
+    )
+    _records(folder)
+    verdict = detector.verdict_features(features)
+    columns = {"score": verdict.score.tolist(), "p_value": verdict.p_value.tolist(), "is_ood": verdict.is_ood.tolist()}
+    for ending in ("csv", "parquet"):
+        write_score_table(folder / f"scored.{ending}", columns)
+    return folder
+
+
+def _source() -> FeatureSource:
+    model = ModelSource("timm:a", "w.pt", "00", "11", None, "float16", {"size": 8}, {"torch": "2"}, {"amp": "bf16"})
+    inputs = SetSource("images", 3, "22", "33", 0.5, (("a.png", "it is cut short"),))
+    return FeatureSource(model, "fc", "44", {"train": inputs, "ood_far": inputs})
+
+
+def _records(folder: Path) -> None:
+    """Write one folder of results for each kind of record, as small as it can be."""
+    for name in ("bench", "swept", "fit"):
+        (folder / name).mkdir()
+    demo_folder(folder / "demo")
+    bench = BenchRecord.from_json((RECORDS / "bench.json").read_text(encoding="utf-8"))
+    model = bench.models[0]
+    chosen = [row for row in model.methods if row.group == "product" or row.status == "failed"]
+    model = replace(model, methods=(*model.methods[:2], *chosen))
+    (folder / "bench" / "results.json").write_text(replace(bench, models=(model,)).to_json(), encoding="utf-8")
+    columns: dict[str, list[object]] = {"model": [], "set": [], "method": [], "index": [], "score": []}
+    for name, values in scores_by_set(samples=60).items():
+        columns["model"] += [model.model] * len(values)
+        columns["set"] += ["test" if name == "test" else f"ood_{next(iter(model.nearness))}"] * len(values)
+        columns["method"] += ["OPNP()"] * len(values)
+        columns["index"] += range(len(values))
+        columns["score"] += values.tolist()
+    write_score_table(folder / "bench" / "scores.parquet", columns)
+    sweep = SweepRecord.from_json((RECORDS / "sweep.json").read_text(encoding="utf-8"))
+    curves = (sweep.curves[0], next(curve for curve in sweep.curves if len(curve.varies) == 2))
+    swept = sweep.models[0]
+    points = tuple(point for curve in curves for point in swept.curve(curve.name))
+    small = replace(sweep, curves=curves, models=(replace(swept, points=points),))
+    (folder / "swept" / "sweep.json").write_text(small.to_json(), encoding="utf-8")
+    (folder / "demo" / "pictures.json").write_text(picture_record("digits", items=2).to_json(), encoding="utf-8")
+    tried = TriedSetting(0.8, 0.7, 0.01)
+    fit = FitRecord(
+        model="net",
+        classes=4,
+        features=16,
+        training_samples=60,
+        settings={"ratios": {"w_min": 0.1, "w_max": 0.0, "o_min": 0.0, "o_max": 0.0}, "shaping": None},
+        settings_text="--rho-w-min 0.1",
+        tuning=TuningFacts(40, "validation", 3, is_changed=True, energy=tried, chosen=tried),
+        keep=0.95,
+        threshold=-3.0,
+        expected_flagged=0.05,
+        calibration_scores=tuple(-5 + number / 10 for number in range(30)),
+        head_sha256="00",
+        versions={"torch": "2"},
+    )
+    (folder / "fit" / "fit.json").write_text(fit.to_json(), encoding="utf-8")
+
+
+def _text(value: object) -> str:
+    """Return tensors by their digest, and all else by its representation."""
+    if isinstance(value, Tensor):
+        return tensors_digest({"": value})
+    if isinstance(value, dict):
+        return f"{ {key: _text(item) for key, item in value.items()} }"
+    return repr(value)
+
+
+def _detector(path: Path) -> str:
+    loaded = OPNP.load(path)
+    with torch.no_grad():
+        scores = loaded.score_features(world_features(8, seed=3)[0])
+    return _text({"scores": scores, "repr": repr(loaded), "calibration": loaded.calibration_scores})
+
+
+def _monitor(path: Path) -> str:
+    watching = DriftMonitor.load(path)
+    before = watching.summary()
+    wealth = watching.update(torch.linspace(-9, 3, 40))
+    return _text({"before": before, "wealth": wealth, "after": watching.summary()})
+
+
+def _checkpoint(path: Path) -> str:
+    """Go on from a checkpoint of the run of this world."""
+    features = open_features(path.parent / "features" / "train.safetensors")
+    detector = OPNP(ratios=Ratios(w_min=0.1, o_max=0.1))
+    detector.fit_features(
+        features,
+        weight=world_weight(),
+        bias=None,
+        batch_size=16,
+        checkpoint=Checkpoint(path, every=1000),
+        validation=world_features(40, seed=1)[0],
+    )
+    return _text({"weight": detector.sensitivity.weight, "repr": repr(detector)})
+
+
+def _features(path: Path) -> str:
+    found, opened = read_features(path), open_features(path)
+    rows, labels = opened.read(0, opened.rows)
+    assert _text(rows) == _text(found.features)  # by their bits, as NaN is no equal of itself
+    return _text({"features": found.features, "labels": labels})
+
+
+def _head(path: Path) -> str:
+    found = read_head(path)
+    return _text({"weight": found.weight, "bias": found.bias})
+
+
+def _shards(path: Path) -> str:
+    opened = open_features(path.parent)
+    opened.verify()
+    rows, labels = opened.read(0, opened.rows)
+    return _text({"rows": rows, "labels": labels})
+
+
+def _odin(path: Path) -> str:
+    found = read_odin(path.parent)
+    return "none" if found is None else _text({"scores": dict(found.scores), "settings": found.settings})
+
+
+def _results(path: Path) -> str:
+    found = read_results(path.parent)
+    return repr((found.bench, found.demo, found.sweep, found.pictures))
+
+
+def _scores_of_results(path: Path) -> str:
+    results = read_results(path.parent)
+    found = results.scores(results.models[0].name, results.models[0].chosen or "")
+    return repr(None if found is None else {name: values.tolist() for name, values in found.items()})
+
+
+def _scored(path: Path) -> str:
+    found = read_score_table(path)
+    return _text({"scores": found.scores, "p": found.p_values, "is_ood": found.is_ood})
+
+
+def _report(folder: Path, name: str) -> list[str]:
+    return ["report", str(folder / name), "--out", str(folder / "page.html")]
+
+
+def _scoring(folder: Path, *, features: str, detector: str = "detector.safetensors") -> list[str]:
+    inputs = str(folder / features)
+    return ["score", "--detector", str(folder / detector), "--features", inputs, "--out", str(folder / "out.csv")]
+
+
+def _fit(folder: Path, *more: str) -> list[str]:
+    given = ["--features", str(folder / "features" / "train.safetensors"), "--out", str(folder / "new.safetensors")]
+    return ["fit", *given, "--head", str(folder / "features" / "head.safetensors"), "--rho-w-min", "0.1", *more]
+
+
+def _watch(folder: Path, *files: str, state: str | None = None) -> list[str]:
+    given = (
+        [] if state is None else ["--detector", str(folder / "detector.safetensors"), "--state", str(folder / state)]
+    )
+    return ["monitor", *(str(folder / name) for name in files), *given]
+
+
+def _reading(command: Callable[..., list[str]], *names: str, **more: str) -> Callable[[Path], list[str]]:
+    """Return the arguments of a command by the folder of a world."""
+    return lambda folder: command(folder, *names, **more)
+
+
+def _inspect(folder: Path) -> list[str]:
+    return ["inspect", str(folder / "detector.safetensors")]
+
+
+def _resume(folder: Path) -> list[str]:
+    return _fit(folder, "--checkpoint", str(folder / "checkpoint.safetensors"))
+
+
+KINDS = (
+    Kind("detector files", "detector.safetensors", _detector, _inspect, is_sealed=True),
+    Kind(
+        "monitor states",
+        "monitor.safetensors",
+        _monitor,
+        _reading(_watch, "scored.csv", state="monitor.safetensors"),
+        is_sealed=True,
+    ),
+    Kind("checkpoints", "checkpoint.safetensors", _checkpoint, _resume, is_sealed=True),
+    Kind(
+        "files of features",
+        "features/train.safetensors",
+        _features,
+        _reading(_scoring, features="features/train.safetensors"),
+    ),
+    Kind("files of heads", "features/head.safetensors", _head, _fit),
+    Kind("shards", "shards/features-00000.safetensors", _shards, _reading(_scoring, features="shards"), is_sealed=True),
+    Kind("indexes of shards", "shards/index.json", _shards, _reading(_scoring, features="shards")),
+    Kind("sources of features", "source.json", lambda path: repr(FeatureSource.read(path.parent))),
+    Kind("scores of ODIN", "odin.safetensors", _odin),
+    Kind("records of benchmarks", "bench/results.json", _results, _reading(_report, "bench")),
+    Kind("records of demos", "demo/results.json", _results, _reading(_report, "demo")),
+    Kind("records of sweeps", "swept/sweep.json", _results, _reading(_report, "swept")),
+    Kind("records of pictures", "demo/pictures.json", _results, _reading(_report, "demo")),
+    Kind("records of fits", "fit/fit.json", lambda path: repr(read_fit(path.parent)), _reading(_report, "fit")),
+    Kind("scores of benchmarks", "bench/scores.parquet", _scores_of_results, _reading(_report, "bench")),
+    Kind("scores of demos", "demo/scores.csv", _scores_of_results, _reading(_report, "demo")),
+    Kind("score files in CSV", "scored.csv", _scored, _reading(_watch, "scored.csv")),
+    Kind("score files in Parquet", "scored.parquet", _scored, _reading(_watch, "scored.parquet")),
+)
+
+
+def kind(name: str) -> Kind:
+    """Return the kind of this name."""
+    return next(each for each in KINDS if each.name == name)

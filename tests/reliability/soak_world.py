@@ -1,0 +1,295 @@
+"""A soak of a service: clients that ask well, badly, slowly, in pieces, and not at all, side by side."""
+
+import asyncio
+import json
+import socket
+import statistics
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tests.reliability.soak_checks import MIB, Footprint, fifths, footprint, p95
+from tests.reliability.soak_requests import Good, bad_requests, good_requests, request
+from tests.unit.bench.image_world import tiny_model
+from tests.unit.serve.serve_world import fitted, require_equal
+
+__all__ = ["Line", "Soak", "leaking_model", "lines_open", "shown"]
+
+_Case = TypeVar("_Case")
+
+_PATIENCE = 60
+"""Seconds after which a connection on which nothing comes must have been closed by the service."""
+
+
+class Line:
+    """A connection to the service."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def opened(cls, port: int) -> "Line":
+        """Return a connection."""
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of the next answer."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+        if "content-length" in headers:
+            body = await self.reader.readexactly(int(headers["content-length"]))
+        else:
+            body = await self.reader.read()
+        return int(head[0].split()[1]), headers, body
+
+    async def ask(self, content: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Return the answer to a request."""
+        self.writer.write(content)
+        await self.writer.drain()
+        return await self.answer()
+
+    async def close(self, *, rudely: bool = False) -> None:
+        """Close the connection; rudely with a reset, as where a process is killed."""
+        if rudely:
+            peer: socket.socket = self.writer.get_extra_info("socket")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.close()
+        with suppress(OSError):  # the service closed it first
+            await self.writer.wait_closed()
+
+
+@dataclass
+class Soak:
+    """A soak of one service, and what was seen in it.
+
+    Attributes:
+        port: Port of the service.
+        seconds: How long it lasts.
+        process: Process of the service.
+        good: Good requests that were answered.
+        latencies: When each good request was sent, and the seconds to its answer.
+        bad: How often each kind of bad request was sent.
+        wrong: What went wrong, in words.
+        controls: As `latencies`, of requests that ask for no work.
+        footprints: What the process took, about ten times a second.
+
+    """
+
+    port: int
+    seconds: float
+    process: int
+    latencies: list[tuple[float, float]] = field(default_factory=list)
+    controls: list[tuple[float, float]] = field(default_factory=list)
+    bad: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    footprints: list[Footprint] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    good: int = 0
+
+    @property
+    def now(self) -> float:
+        """Seconds since the soak began."""
+        return time.monotonic() - self.began
+
+    async def run(self, *, clients: int, pause: float) -> None:
+        """Send requests from so many good clients, with a pause after each answer, and from as many bad ones."""
+        good = [self._ask_well(number, pause) for number in range(clients)]
+        bad = [self._ask_badly(number, pause) for number in range(clients)]
+        await asyncio.gather(
+            *good, *bad, self._send_slowly(), self._leave(), self._send_together(), self._stall(), self._watch()
+        )
+
+    async def _watch(self) -> None:
+        """Note what the process takes, and how long an answer takes that asks for no work: the control."""
+        content = request("/healthz", method="GET")
+        while self.now < self.seconds:
+            answered = self.good + self.bad.total()
+            self.footprints.append(footprint(self.process, at=self.now, answered=answered))
+            line, sent = await Line.opened(self.port), time.perf_counter()
+            status, _, _ = await line.ask(content)
+            self.controls.append((self.now, time.perf_counter() - sent))
+            if status != 200:
+                self.wrong.append(f"/healthz: {status}")
+            await line.close()
+            await asyncio.sleep(0.1)
+
+    async def _ask_well(self, number: int, pause: float) -> None:
+        """Send good requests on one connection; a new one after every hundred, or where the machine stood still.
+
+        A connection that was quiet for 5 seconds is the service's to close.
+        """
+        cases, count = good_requests(), 0
+        while self.now < self.seconds:
+            line, sent = await Line.opened(self.port), time.perf_counter()
+            for _ in range(100):
+                if self.now >= self.seconds or time.perf_counter() - sent > 3:
+                    break
+                case, sent = cases[(7 * number + count) % len(cases)], time.perf_counter()
+                status, _, body = await line.ask(case.content)
+                self.latencies.append((self.now, time.perf_counter() - sent))
+                self._judge(case, status, body)
+                count += 1
+                await asyncio.sleep(pause)
+            await line.close()
+
+    async def _ask_badly(self, number: int, pause: float) -> None:
+        """Send bad requests, each on a connection of its own."""
+        cases, count = bad_requests(), 5 * number
+        while self.now < self.seconds:
+            case = cases[count % len(cases)]
+            line = await Line.opened(self.port)
+            try:
+                status, _, body = await asyncio.wait_for(line.ask(case.content), _PATIENCE)
+                if status != case.status:
+                    self.wrong.append(f"{case.name}: {status} {body[:200]!r}")
+            except (OSError, EOFError, TimeoutError) as error:
+                self.wrong.append(f"{case.name}: {error!r} after {self.now:.0f} s")
+            self.bad[case.name] += 1
+            await line.close()
+            count += 1
+            await asyncio.sleep(pause)
+
+    async def _send_slowly(self) -> None:
+        """Send good requests in small parts, which are answered."""
+        for case in _endless(good_requests()):
+            if self.now >= self.seconds:
+                return
+            line = await Line.opened(self.port)
+            step = len(case.content) // 10 + 1
+            for start in range(0, len(case.content), step):
+                line.writer.write(case.content[start : start + step])
+                await line.writer.drain()
+                await asyncio.sleep(0.02)
+            status, _, body = await line.answer()
+            self._judge(case, status, body)
+            await line.close()
+
+    async def _leave(self) -> None:
+        """Begin requests and leave, politely or not, at every point."""
+        for number, case in enumerate(_endless(good_requests())):
+            if self.now >= self.seconds:
+                return
+            line = await Line.opened(self.port)
+            end = (number * 37) % (len(case.content) + 1)
+            line.writer.write(case.content[:end])
+            await line.writer.drain()
+            await line.close(rudely=number % 2 == 0)
+            self.bad["leaving in the middle of a request"] += 1
+            await asyncio.sleep(0.02)
+
+    async def _send_together(self) -> None:
+        """Send several good requests in one piece, and a last one with a bad one behind it."""
+        cases = good_requests()
+        for number, bad in enumerate(_endless([case for case in bad_requests() if case.status == 422])):
+            if self.now >= self.seconds:
+                return
+            chosen = [cases[(number + step) % len(cases)] for step in range(3)]
+            line = await Line.opened(self.port)
+            line.writer.write(b"".join(case.content for case in chosen) + bad.content)
+            await line.writer.drain()
+            for case in chosen:
+                status, _, body = await line.answer()
+                self._judge(case, status, body)
+            if (await line.answer())[0] != bad.status:
+                self.wrong.append(f"{bad.name}, behind good requests")
+            self.bad[bad.name] += 1
+            await line.close()
+            await asyncio.sleep(0.1)
+
+    async def _stall(self) -> None:
+        """Open connections on which nothing comes any more, and see that the service closes them."""
+        while self.now < self.seconds - _PATIENCE:
+            whole = good_requests()[0].content
+            cut = whole.index(b"\r\n\r\n")
+            lines = await lines_open(self.port, [b"", whole[: cut // 2], whole[: cut + 9]] * 5)
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    statuses = {(await line.answer())[0] for line in lines[2::3]}
+                    rests = {await line.reader.read() for line in lines}
+                if (statuses, rests) != ({408}, {b""}):
+                    self.wrong.append(f"senders that stall: {statuses} {rests}")
+            except (OSError, EOFError, TimeoutError) as error:
+                self.wrong.append(f"senders that stall: {error!r}")
+            self.bad["stalling"] += len(lines)
+            for line in lines:
+                await line.close()
+
+    def _judge(self, case: Good, status: int, body: bytes) -> None:
+        """Note an answer to a good request that is not the library's."""
+        self.good += 1
+        if status != 200:
+            self.wrong.append(f"a good request: {status} {body[:200]!r}")
+            return
+        found = json.loads(body)
+        answers = found if case.is_list else [found]
+        try:
+            for answer, expected in zip(answers, case.expected, strict=True):
+                require_equal(answer, expected, fitted()[0].calibration_scores)
+        except (AssertionError, ValueError) as error:
+            self.wrong.append(f"a wrong verdict: {error}")
+
+
+def _endless(cases: Sequence[_Case]) -> Iterator[_Case]:
+    while True:
+        yield from cases
+
+
+async def lines_open(port: int, contents: Sequence[bytes]) -> list[Line]:
+    """Return connections on each of which some bytes were sent, and no more come."""
+    lines = [await Line.opened(port) for _ in contents]
+    for line, content in zip(lines, contents, strict=True):
+        line.writer.write(content)
+        await line.writer.drain()
+    return lines
+
+
+class _Leaking(nn.Module):
+    """Keeps a mebibyte of each batch, and becomes slow after a few seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny_model()
+        self.kept: list[Tensor] = []
+        self.began = time.monotonic()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.kept.append(torch.ones(1 << 18))
+        if time.monotonic() - self.began > 8:
+            time.sleep(0.25)
+        logits: Tensor = self.inner(inputs)
+        return logits
+
+
+def leaking_model() -> nn.Module:
+    """Return a model that answers as `tiny_model`, and is what a soak is to find."""
+    return _Leaking()
+
+
+def shown(soak: Soak) -> str:
+    """Return the figures of a soak in words."""
+    parts = [part for part in fifths(soak.latencies, soak.seconds) if len(part) > 1]
+    memory = [each.memory / MIB for each in soak.footprints]
+    sizes = fifths([(each.at, each.memory / MIB) for each in soak.footprints], soak.seconds)
+    lines: list[str] = [
+        f"{soak.good} good, {sum(soak.bad.values())} bad, {len(soak.wrong)} wrong in {soak.seconds:g} s",
+        f"memory MiB by fifth: {', '.join(f'{statistics.median(part):.1f}' for part in sizes)}; most {max(memory):.1f}",
+        f"files {soak.footprints[0].files} to {soak.footprints[-1].files}",
+        f"threads {soak.footprints[0].threads} to {soak.footprints[-1].threads}",
+    ]
+    of: list[tuple[str, Callable[[Sequence[float]], float]]] = [("median", statistics.median), ("p95", p95)]
+    work = [(each.at, each.work) for each in soak.footprints]
+    spent = [part[-1] - part[0] for part in fifths(work, soak.seconds)]
+    counts = [(each.at, each.answered) for each in soak.footprints]
+    done = [part[-1] - part[0] for part in fifths(counts, soak.seconds)]
+    lines += [
+        "work ms a request by fifth: " + ", ".join(f"{1000 * a / b:.2f}" for a, b in zip(spent, done, strict=True))
+    ]
+    lines += [f"{name} ms by fifth: " + ", ".join(f"{1000 * take(part):.2f}" for part in parts) for name, take in of]
+    return "\n".join(lines)

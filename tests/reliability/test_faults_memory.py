@@ -1,0 +1,355 @@
+"""A batch that needs more memory than there is: told in one message, or run in halves to the same result."""
+
+import json
+import re
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opnp import OPNP
+from opnp.adapters import odin_scores
+from opnp.data import read_features
+from opnp.errors import BatchSizeWarning, InsufficientMemoryError, ModelRunError
+from opnp.model import BatchHalving, Inputs, head_stream, is_out_of_memory
+from tests.contract.snapshot import unchanged
+from tests.integration.conftest import Opnp, opnp
+from tests.reliability.faults_world import (
+    SHORTAGES,
+    Faulty,
+    answers,
+    batches,
+    detector,
+    same_answers,
+)
+from tests.tried import Tried
+from tests.unit.bench.image_world import OPTIONS, class_images
+from tests.unit.data.image_files import write_tensors
+
+__all__ = ["opnp"]
+
+
+class Limit:
+    """Raises where there are more rows than a number.
+
+    Attributes:
+        rows: The number.
+        seen: Rows of the runs that went well.
+
+    """
+
+    def __init__(self, rows: int, make: Callable[[], BaseException] = MemoryError) -> None:
+        self.rows, self.make = rows, make
+        self.seen: list[int] = []
+
+    def __call__(self, hidden: Tensor) -> None:
+        """Look at the rows."""
+        if len(hidden) > self.rows:
+            raise self.make()
+        self.seen.append(len(hidden))
+
+
+@contextmanager
+def told_sizes() -> Iterator[list[str]]:
+    """Yield the sizes of batches that warnings speak of, once it is left; there must be no other warnings."""
+    sizes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield sizes
+    assert {each.category for each in caught} <= {BatchSizeWarning}
+    message = r"The model ran out of memory on a batch of (\d+ inputs: it is run on \d+) at once from here on\."
+    found = [re.fullmatch(message, str(each.message)) for each in caught]
+    sizes += ["" if each is None else each[1] for each in found]
+
+
+def fitted(limit: Limit | None, rows: int = 8, *, auto_batch: bool = True) -> tuple[OPNP, Faulty]:
+    """Return a detector fitted and calibrated on batches of some rows, with so much memory."""
+    faulty = Faulty() if limit is None else Faulty(limit)
+    given = batches(4, rows=rows)
+    held_out = batches(10, rows=rows, seed=1)
+    found = detector().fit(faulty.model, given, validation=held_out, keep=0.9, auto_batch=auto_batch)
+    return found, faulty
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+def test_without_the_option_one_message_says_what_to_do(shortage: str, tried: Tried) -> None:
+    tried("faults", "batches that need more memory than there is")
+    limit = Limit(7, SHORTAGES[shortage])
+    faulty, found = Faulty(limit), detector()
+    message = r"ran out of memory on a batch of 8 inputs \(.+\)\. .*`--batch-size`.*`--auto-batch`.*`auto_batch=True`"
+    with unchanged(faulty.model, "a fit"), pytest.raises(InsufficientMemoryError, match=message) as caught:
+        found.fit(faulty.model, batches())
+    assert isinstance(caught.value, ModelRunError)
+    assert isinstance(caught.value, RuntimeError | MemoryError)
+    assert isinstance(caught.value.__cause__, type(SHORTAGES[shortage]()))
+    assert not found.is_fitted
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit", "shortage"),
+    [
+        (8, 4, "of torch"),
+        (9, 2, "of Python"),
+        (1, 1, "of Python"),
+        *(
+            pytest.param(rows, limit, shortage, marks=pytest.mark.long)
+            for rows, limit in ((8, 7), (8, 1), (7, 3), (5, 4), (33, 1))
+            for shortage in SHORTAGES
+        ),
+    ],
+)
+def test_halves_come_to_what_whole_batches_come_to(rows: int, limit: int, shortage: str, tried: Tried) -> None:
+    tried("faults", "batches that need more memory than there is", 15)
+    memory = Limit(limit, SHORTAGES[shortage])
+    with told_sizes() as told:
+        found, faulty = fitted(memory, rows)
+    whole, _ = fitted(None, rows)
+    assert found.sensitivity.count == whole.sensitivity.count == 4 * rows
+    torch.testing.assert_close(found.sensitivity.weight, whole.sensitivity.weight, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.calibration_scores, whole.calibration_scores, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.masks.weight, whole.masks.weight)
+    sizes, size = [], rows
+    while size > limit:
+        sizes.append((size, size := size // 2))
+    assert told == [f"{old} inputs: it is run on {new}" for old, new in sizes]
+    assert max(memory.seen) == size  # remembered: never again more than that
+    with unchanged(faulty.model, "a score"):
+        inputs = batches(1, rows=rows)[0]
+        torch.testing.assert_close(found.score(inputs), whole.score(inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_every_input_counts_once_where_memory_runs_out_now_and_then(tried: Tried) -> None:
+    """Memory is short in the middle of the second batch, of its second half, and of the last."""
+    tried("faults", "batches that need more memory than there is", 3)
+    calls: list[int] = []
+
+    def now_and_then(hidden: Tensor) -> None:
+        calls.append(len(hidden))
+        if len(calls) in {2, 4, 9}:
+            raise MemoryError
+
+    faulty = Faulty(now_and_then)
+    with told_sizes() as sizes:
+        found = detector().fit(faulty.model, batches(rows=8), auto_batch=True)
+    assert sizes == ["8 inputs: it is run on 4", "4 inputs: it is run on 2", "2 inputs: it is run on 1"]
+    assert found.sensitivity.count == 32
+    whole = detector().fit(Faulty().model, batches(rows=8))
+    torch.testing.assert_close(found.sensitivity.weight, whole.sensitivity.weight, rtol=1e-5, atol=0)
+
+
+def test_a_single_input_that_does_not_fit_is_told(tried: Tried) -> None:
+    tried("faults", "batches that need more memory than there is")
+    faulty, found = Faulty(Limit(0)), detector()
+    with (
+        unchanged(faulty.model, "a fit"),
+        told_sizes() as sizes,
+        pytest.raises(InsufficientMemoryError, match=r"a batch of one input .*There is no smaller batch"),
+    ):
+        found.fit(faulty.model, batches(), auto_batch=True)
+    assert len(sizes) == 3
+    assert not found.is_fitted
+
+
+def test_a_fit_that_ran_out_of_memory_leaves_the_old_one(tried: Tried) -> None:
+    tried("faults", "batches that need more memory than there is")
+    found, faulty = fitted(None)
+    before = answers(found)
+    faulty.trigger = Limit(3)
+    with pytest.raises(InsufficientMemoryError, match="batch of 8 inputs"):
+        found.fit(faulty.model, batches(seed=7))
+    with pytest.raises(InsufficientMemoryError, match="batch of 8 inputs"):
+        detector().fit(faulty.model, batches())
+    assert same_answers(answers(found), before)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tried: Tried) -> None:
+    tried("faults", "errors that are no lack of memory", 4)
+    calls = []
+
+    def failing(hidden: Tensor) -> None:
+        calls.append(hidden)
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (8x6 and 5x3)")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2") as caught:
+        detector().fit(Faulty(failing).model, batches(), auto_batch=True)
+    assert not isinstance(caught.value, InsufficientMemoryError)
+    assert len(calls) == 1
+    assert not any(
+        map(is_out_of_memory, (OSError(12, "Cannot allocate memory"), ValueError("out of memory"), KeyError()))
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "is_cut"),
+    [
+        ({"ids": torch.ones(4, 2), "mask": torch.ones(4), "use_cache": False, "scale": torch.tensor(2.0)}, True),
+        ({"ids": torch.ones(4, 2), "patches": torch.ones(7, 2)}, False),
+        ({"ids": torch.ones(4, 2), "names": ["a", "b", "c", "d"]}, False),
+        (torch.tensor(1.0), False),
+    ],
+)
+def test_batches_are_cut_only_where_inputs_can_be_told_apart(inputs: Inputs, is_cut: bool, tried: Tried) -> None:
+    tried("faults", "batches that need more memory than there is")
+    calls: list[Inputs] = []
+
+    def run(part: Inputs) -> tuple[Tensor, ...]:
+        calls.append(part)
+        ids = part if isinstance(part, Tensor) else part["ids"]
+        assert isinstance(ids, Tensor)
+        if ids.ndim == 0 or len(ids) > 3:
+            raise MemoryError
+        return (ids,)
+
+    halving = BatchHalving(is_on=True)
+    if not is_cut:
+        with pytest.raises(InsufficientMemoryError, match=r"cannot be told apart, so that it cannot be halved"):
+            halving.outcome(run, inputs)
+        return
+    with pytest.warns(BatchSizeWarning, match="of 4 inputs"):
+        assert torch.equal(halving.outcome(run, inputs)[0], torch.ones(4, 2))
+    parts = [part for part in calls[1:] if not isinstance(part, Tensor)]
+    assert [(len(part["mask"]), part["use_cache"], float(part["scale"])) for part in parts] == [(2, False, 2.0)] * 2  # type: ignore[arg-type]  # tensors
+
+
+def test_a_model_that_uses_its_memory_again_does_not_overwrite_the_first_half(tried: Tried) -> None:
+    tried("faults", "batches that need more memory than there is")
+    memory = torch.empty(2, 1)
+
+    def run(part: Inputs) -> tuple[Tensor, ...]:
+        assert isinstance(part, Tensor)
+        if len(part) > 2:
+            raise MemoryError
+        return (memory[: len(part)].copy_(part),)
+
+    with pytest.warns(BatchSizeWarning, match="of 5 inputs"):
+        found = BatchHalving(is_on=True).outcome(run, torch.arange(5.0)[:, None])
+    assert found[0].flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_a_failed_try_had_made_is_given_back_before_the_next(tried: Tried) -> None:
+    tried("faults", "batches that need more memory than there is")
+    made: list[weakref.ref[Tensor]] = []
+
+    def run(part: Inputs) -> tuple[Tensor, ...]:
+        assert isinstance(part, Tensor)
+        assert all(each() is None for each in made)
+        hidden = part * 2
+        made.append(weakref.ref(hidden))
+        if len(part) > 1:
+            raise MemoryError
+        return (part,)
+
+    with told_sizes() as sizes:
+        BatchHalving(is_on=True).outcome(run, torch.ones(4, 1))
+    assert len(sizes) == 2
+    assert len(made) == 6
+
+
+def test_odin_takes_halves_too(tried: Tried) -> None:
+    tried("faults", "batches that need more memory than there is")
+    whole = odin_scores(Faulty().model, batches(), std=None)
+    faulty = Faulty(Limit(3))
+    with unchanged(faulty.model, "ODIN"), told_sizes() as sizes:
+        halves = odin_scores(faulty.model, batches(), std=None, halving=BatchHalving(is_on=True))
+    assert len(sizes) == 2
+    torch.testing.assert_close(halves, whole)
+
+
+class TooLarge(nn.Linear):
+    """A layer that one device has no memory for."""
+
+    def to(self, place: object, *_: object, **__: object) -> "TooLarge":  # type: ignore[override]  # it never moves
+        """Find no memory there."""
+        if str(place) == "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self
+
+
+def test_a_model_that_does_not_fit_itself_is_not_tried_on_smaller_batches(tried: Tried) -> None:
+    tried("faults", "models that need more memory than there is")
+    opened = head_stream(TooLarge(6, 3), batches(), device="meta", halving=BatchHalving(is_on=True))
+    with pytest.raises(InsufficientMemoryError, match="not enough memory on meta for the model itself"):
+        opened.__enter__()
+
+
+_MODULE = """
+import torch
+from tests.unit.bench.image_world import tiny_model
+
+
+class Hungry(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = tiny_model()
+
+    def forward(self, inputs):
+        if len(inputs) > 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return self.inner(inputs)
+
+
+class Starving(Hungry):
+    def forward(self, inputs):
+        raise MemoryError
+"""
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current folder, with models that need much memory, and inputs."""
+    (tmp_path / "hungrynets.py").write_text(_MODULE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "hungrynets", raising=False)
+    for seed, (name, rows) in enumerate({"train": 60, "validation": 24, "test": 10}.items()):
+        write_tensors(tmp_path / f"{name}.safetensors", *class_images(rows, seed=seed))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command", ["fit", *(pytest.param(name, marks=pytest.mark.long) for name in ("score", "cache", "bench"))]
+)
+def test_commands_halve_batches_or_say_how(opnp: Opnp, world: Path, command: str, tried: Tried) -> None:
+    tried("faults", "commands whose batches need more memory than there is", 3)
+    model: tuple[object, ...] = ("--model", "hungrynets:Hungry", *OPTIONS)
+    fit = ("fit", *model, "--data", "train.safetensors", "--validation", "validation.safetensors", "--rho-w-min", "0.2")
+    sets = ("--train", "train.safetensors", "--ood", "far=test.safetensors")
+    given = {
+        "fit": (*fit, "--out", "made"),
+        "score": ("score", *model, "--detector", "d", "--data", "test.safetensors", "--out", "made.csv"),
+        "cache": ("cache", *model, *sets, "--test", "test.safetensors", "--dtype", "float32", "--out", "made"),
+        "bench": ("bench", *model, *sets, "--id", "validation.safetensors", "--methods", "energy", "--out", "made"),
+    }[command]
+    if command == "score":
+        assert opnp(*fit, "--batch-size", "4", "--out", "d").code == 0
+    refused = opnp(*given)
+    assert refused.code == 2
+    assert len(refused.err.splitlines()) == 1
+    assert "of memory on a batch of " in refused.err
+    assert "`--batch-size`" in refused.err
+    assert "`--auto-batch`" in refused.err
+    assert not (world / "made").is_file()
+    outcome = opnp(*given, "--auto-batch")
+    assert outcome.code == 0, outcome.err
+    assert "ran out of memory on a batch of " in outcome.err
+    assert "Traceback" not in outcome.err
+    if command == "fit":
+        assert opnp(*fit, "--batch-size", "4", "--out", "small").code == 0
+        halves, small = OPNP.load("made"), OPNP.load("small")
+        assert halves.sensitivity.count == 60
+        assert torch.equal(halves.masks.weight, small.masks.weight)
+        torch.testing.assert_close(halves.calibration_scores, small.calibration_scores, rtol=1e-5, atol=1e-6)
+    if command == "cache":
+        assert len(read_features("made/train.safetensors").features) == 60
+        assert json.loads(Path("made/source.json").read_text(encoding="utf-8"))
+    starved = opnp(
+        *(str(each).replace("Hungry", "Starving").replace("made", "other") for each in given), "--auto-batch"
+    )
+    assert starved.code == 2
+    assert "Traceback" not in starved.err
+    assert "There is no smaller batch" in starved.err or "another" in starved.err

@@ -1,0 +1,274 @@
+"""Commands that are stopped, that find the disk full, or lose a process of theirs: what is left, and what is said."""
+
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opnp.bench.random_shards import write_random_shards
+from tests.child_process import command_line, started
+from tests.integration.conftest import Opnp, opnp
+from tests.tried import Tried
+from tests.unit.bench.image_world import OPTIONS, class_images
+from tests.unit.data.image_files import write_tensors
+
+__all__ = ["opnp"]
+
+SECONDS = 60
+FIXED = ("--rho-w-min", "0.3", "--shaping", "none")
+
+
+class Run:
+    """A fit on cached features with a checkpoint, in a process of its own."""
+
+    def __init__(self, folder: Path, *, rows: int = 12_000) -> None:
+        shards, head = write_random_shards(folder, rows=rows, features=64, classes=12)
+        self.folder, self.out, self.checkpoint = folder, folder / "d.safetensors", folder / "fit.checkpoint"
+        self.log = folder / "log"
+        options = ("--batch-size", "256", "--checkpoint", str(self.checkpoint), "--checkpoint-every", "4", *FIXED)
+        self.arguments = ["fit", "--features", str(shards), "--head", str(head), *options, "--out", str(self.out)]
+
+    def start(self, task: Callable[..., object] = command_line, *more: object) -> BaseProcess:
+        """Start the command."""
+        return started(task, self.arguments, {}, *more, log=self.log)
+
+    def said(self) -> str:
+        """Return what the command has said."""
+        return self.log.read_text(encoding="utf-8")
+
+    def finished(self) -> bytes:
+        """Run the command to its end, and return the detector."""
+        process = self.start()
+        process.join(SECONDS)
+        assert process.exitcode == 0, self.said()
+        assert not self.checkpoint.exists()
+        return self.out.read_bytes()
+
+    def parts(self) -> list[str]:
+        """Return what is half-written."""
+        return [path.name for path in self.folder.iterdir() if path.name.endswith(".part")]
+
+
+def wait_for(path: Path, process: BaseProcess) -> None:
+    """Wait until there is a file, or the process is over."""
+    while not path.exists() and process.is_alive():
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [
+        (signal.SIGINT, 1),
+        (signal.SIGTERM, 1),
+        *(pytest.param(number, 6, marks=pytest.mark.long) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
+def test_a_signal_ends_a_fit_in_order_and_it_goes_on(
+    tmp_path: Path, number: signal.Signals, times: int, tried: Tried
+) -> None:
+    tried("faults", "signals to a fit, each resumed", times)
+    run, chance = Run(tmp_path), random.Random(int(number))  # noqa: S311  # moments, no secrets
+    expected = run.finished()
+    run.out.unlink()
+    for _ in range(times):
+        run.checkpoint.unlink(missing_ok=True)
+        process = run.start()
+        wait_for(run.checkpoint, process)
+        time.sleep(chance.uniform(0, 0.02))
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        process.join(SECONDS)
+        words = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+        if process.exitcode != 0:  # else it had ended before
+            assert process.exitcode == 128 + number
+            assert run.said() == f"opnp: {words}.\n"
+            assert not run.out.exists()
+            assert run.checkpoint.exists()
+        assert run.parts() == []
+        assert run.finished() == expected
+        run.out.unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.long
+def test_a_signal_to_the_module_as_a_program(tmp_path: Path, number: signal.Signals, tried: Tried) -> None:
+    tried("faults", "signals to a fit, each resumed")
+    run = Run(tmp_path, rows=100_000)
+    command = [sys.executable, "-m", "opnp", *run.arguments, "--batch-size", "8", "--checkpoint-every", "4"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while not run.checkpoint.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 128 + number
+    assert said.splitlines()[-1] == f"opnp: {'interrupted' if number == signal.SIGINT else 'stopped by SIGTERM'}."
+    assert "Traceback" not in said
+    assert run.parts() == []
+
+
+def limited(arguments: list[str], environment: dict[str, str], size: int) -> None:
+    """Run ``opnp`` where no file can grow beyond a size, as on a full disk; a task for `started`."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    command_line(arguments, environment)
+
+
+def filling(arguments: list[str], environment: dict[str, str], writes: int) -> None:
+    """Run ``opnp`` on a disk that is full after some writings; a task for `started`."""
+    left, flush = [writes], os.fsync
+
+    def full(descriptor: Any) -> None:  # whatever `os.fsync` takes
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    vars(os)["fsync"] = full
+    command_line(arguments, environment)
+
+
+@pytest.mark.parametrize("writes", [(5,), pytest.param(range(0, 26, 2), marks=pytest.mark.long)])
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path: Path, writes: range, tried: Tried) -> None:
+    """Each writing of a checkpoint flushes twice, the file and its folder; that of the folder may fail."""
+    tried("faults", "disks full at a writing of a checkpoint, the fit then resumed", len(writes))
+    run = Run(tmp_path)
+    expected = run.finished()
+    for count in writes:
+        run.out.write_bytes(b"of before")
+        process = run.start(filling, count)
+        process.join(SECONDS)
+        if process.exitcode != 0:
+            assert process.exitcode == 2
+            assert run.said().startswith("opnp: ")
+            assert "No space left on device" in run.said()
+            assert "Traceback" not in run.said()
+            assert run.out.read_bytes() == b"of before"
+            assert run.checkpoint.exists() is (count > 0)
+        assert run.parts() == []
+        assert run.finished() == expected
+
+
+@pytest.mark.parametrize("size", [4000, pytest.param(1000, marks=pytest.mark.long)])
+def test_a_file_that_cannot_grow_is_not_left_behind(tmp_path: Path, size: int, tried: Tried) -> None:
+    """The checkpoint is larger than either; the detector is written without one, too."""
+    tried("faults", "disks full at a writing of a checkpoint, the fit then resumed", 2)
+    run = Run(tmp_path)
+    expected = run.finished()
+    run.out.write_bytes(b"of before")
+    for is_kept in (True, False):
+        if not is_kept:
+            place = run.arguments.index("--checkpoint")
+            del run.arguments[place : place + 2]
+        process = run.start(limited, size)
+        process.join(SECONDS)
+        assert process.exitcode == 2
+        assert run.said().startswith("opnp: ")
+        assert "File too large" in run.said()
+        assert "Traceback" not in run.said()
+        assert run.out.read_bytes() == b"of before"
+        assert run.parts() == []
+        assert not run.checkpoint.exists()
+    assert run.finished() == expected
+
+
+_MODULE = """
+import multiprocessing
+import os
+import torch
+from tests.unit.bench.image_world import tiny_model
+
+CALLS = []
+
+
+class Killing(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = tiny_model()
+
+    def forward(self, inputs):
+        CALLS.append(len(inputs))
+        if len(CALLS) == 2:
+            for child in multiprocessing.active_children():
+                child.kill()
+        return self.inner(inputs)
+
+
+class Interrupting(Killing):
+    def forward(self, inputs):
+        CALLS.append(len(inputs))
+        if len(CALLS) == 2:
+            raise KeyboardInterrupt
+        return self.inner(inputs)
+"""
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current folder, with models that bring harm, and inputs."""
+    (tmp_path / "harmnets.py").write_text(_MODULE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "harmnets", raising=False)
+    for seed, (name, rows) in enumerate({"train": 90, "test": 20}.items()):
+        write_tensors(tmp_path / f"{name}.safetensors", *class_images(rows, seed=seed))
+    return tmp_path
+
+
+_FIT = ("--data", "train.safetensors", "--rho-w-min", "0.2", "--batch-size", "5", "--out", "made")
+_CACHE = ("--train", "train.safetensors", "--batch-size", "5", "--no-odin", "--out", "made")
+
+
+@pytest.mark.parametrize(("command", "options"), [("fit", _FIT), ("cache", _CACHE)])
+def test_a_reading_process_that_dies_is_named_as_the_cause(
+    opnp: Opnp, world: Path, command: str, options: tuple[str, ...], tried: Tried
+) -> None:
+    tried("faults", "processes that read inputs, killed")
+    outcome = opnp(command, "--model", "harmnets:Killing", *OPTIONS, *options, "--workers", "1")
+    assert outcome.code == 2, outcome
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert "A process that reads inputs ahead of time died (" in outcome.err
+    assert "fewer `--workers`" in outcome.err
+    assert not (world / "made").is_file()
+    assert not list((world / "made").glob("*train*"))
+
+
+@pytest.mark.parametrize(("command", "options"), [("fit", _FIT), ("cache", _CACHE)])
+def test_ctrl_c_in_a_forward_is_one_line(
+    opnp: Opnp, world: Path, command: str, options: tuple[str, ...], tried: Tried
+) -> None:
+    tried("faults", "signals to a fit, each resumed")
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    outcome = opnp(command, "--model", "harmnets:Interrupting", *OPTIONS, *options)
+    assert (outcome.code, outcome.err) == (130, "opnp: interrupted.\n")
+    assert not (world / "made").is_file()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_memory_that_runs_out_elsewhere_is_one_line(
+    opnp: Opnp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Tried
+) -> None:
+    tried("faults", "batches that need more memory than there is", 2)
+    shards, head = write_random_shards(tmp_path, rows=100, features=8, classes=3)
+    monkeypatch.chdir(tmp_path)
+    fit = ("fit", "--features", shards, "--head", head, *FIXED, "--out", "d")
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")):
+
+        def short(*_: object, raised: Exception = error, **__: object) -> None:
+            raise raised
+
+        monkeypatch.setattr("opnp.detector.learning.fit_sum", short)
+        outcome = opnp(*fit)
+        assert outcome.code == 2
+        assert outcome.err.startswith("opnp: not enough memory (")
+        assert "`--batch-size`" in outcome.err
+        assert outcome.err.count("\n") == 1
+        assert not (tmp_path / "d").exists()

@@ -1,0 +1,161 @@
+"""A service under load with bad requests mixed in: all good ones answered, memory and latency flat, a clean stop."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.serve_process import Served, all_begun, serving
+from tests.reliability.soak_checks import (
+    MIB,
+    Footprint,
+    require_flat_latency,
+    require_flat_memory,
+    require_flat_work,
+)
+from tests.reliability.soak_requests import LIMITS, bad_requests, good_requests
+from tests.reliability.soak_world import Line, Soak, lines_open, shown
+from tests.tried import Tried
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="what a process takes is read from /proc, which Linux alone has"
+)
+
+QUICK, LONG = 6.0, 300.0
+GROWTH = {QUICK: 24 * MIB, LONG: 12 * MIB}
+"""Bytes by which memory may grow from the second fifth to the last."""
+
+
+def port_of(served: Served) -> int:
+    return int(served.address.rpartition(":")[2])
+
+
+def soaked(served: Served, seconds: float) -> Soak:
+    good_requests(), bad_requests()  # made before the clock starts
+    soak = Soak(port_of(served), seconds, served.process.pid or 0)
+    asyncio.run(soak.run(clients=4, pause=0.02))
+    print(shown(soak))  # noqa: T201  # figures, for where the test fails or -s asks for them
+    return soak
+
+
+@pytest.mark.parametrize("seconds", [QUICK, pytest.param(LONG, marks=pytest.mark.long)])
+def test_a_service_under_load_answers_all_and_grows_in_nothing(tmp_path: Path, tried: Tried, seconds: float) -> None:
+    with serving(tmp_path, *LIMITS) as served:
+        soak = soaked(served, seconds)
+        tried("serving", "good requests to a service under load, each verdict compared with the library's", soak.good)
+        tried("serving", "bad requests among them, from garbage to senders that stall", soak.bad.total())
+        assert soak.wrong == []
+        assert len(soak.bad) == len(bad_requests()) + (1 if seconds == QUICK else 2)
+        require_flat_latency(soak.latencies, soak.controls, seconds)
+        require_flat_work(soak.footprints, seconds)
+        require_flat_memory(soak.footprints, seconds, most=GROWTH[seconds])
+        assert 'status="5' not in httpx.get(f"{served.address}/metrics").text
+        stop_among_stalled_senders(served)
+        log = served.log.read_text(encoding="utf-8")
+        assert len(log.splitlines()) == 1, log  # the address alone: no traceback, and no line for each bad request
+
+
+def stop_among_stalled_senders(served: Served) -> None:
+    """Fail unless senders that stall hinder neither good requests nor a stop."""
+    whole = good_requests()[0].content
+    cut = whole.index(b"\r\n\r\n")
+
+    async def stop() -> list[int]:
+        lines = await lines_open(port_of(served), [b"", whole[: cut // 2], whole[: cut + 9]] * 100)
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        for case in good_requests()[:10]:
+            line = await Line.opened(port_of(served))
+            assert (await line.ask(case.content))[0] == 200
+            await line.close()
+        assert time.monotonic() - began < 5
+        os.kill(served.process.pid or 0, signal.SIGTERM)
+        statuses = [(await line.answer())[0] for line in lines[2::3]]
+        for line in lines:
+            assert await line.reader.read() == b""
+            await line.close()
+        return statuses
+
+    began = time.monotonic()
+    assert asyncio.run(stop()) == [503] * 100
+    served.process.join(30)
+    assert served.process.exitcode == 0, served.log.read_text(encoding="utf-8")
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.long
+def test_a_soak_finds_a_model_that_leaks_and_slows_down(tmp_path: Path, tried: Tried) -> None:
+    tried("serving", "services that leak memory and slow down, found by the soak", 1)
+    with serving(tmp_path, *LIMITS, model="tests.reliability.soak_world:leaking_model") as served:
+        soak = soaked(served, 16)
+    with pytest.raises(AssertionError, match="slower"):
+        require_flat_latency(soak.latencies, soak.controls, 16)
+    with pytest.raises(AssertionError, match="memory grew"):
+        require_flat_memory(soak.footprints, 16, most=GROWTH[QUICK])
+
+
+@pytest.mark.reliability
+def test_the_checks_of_a_soak_find_growth_of_each_kind(tried: Tried) -> None:
+    tried("serving", "soaks with growth of one kind, found by their checks", 6)
+    times = [step / 50 for step in range(3000)]
+
+    def taken(memory: float = 300.0, files: float = 20, threads: int = 5, *, work: float = 0.002) -> list[Footprint]:
+        """Return what a process took, growing to these values."""
+        shares = [at / 60 for at in times]
+        return [
+            Footprint(
+                at,
+                int((300 + share * (memory - 300)) * MIB),
+                int(20 + share * (files - 20)),
+                threads if share > 0.9 else 5,
+                step * (0.002 + share * (work - 0.002)),
+                step,
+            )
+            for step, (at, share) in enumerate(zip(times, shares, strict=True))
+        ]
+
+    require_flat_memory(taken(), 60, most=12 * MIB)
+    require_flat_work(taken(), 60)
+    for what, found in {
+        "memory grew by 1": taken(memory=325),
+        "threads appeared": taken(threads=6),
+        "open files grew": taken(files=80),
+    }.items():
+        with pytest.raises(AssertionError, match=what):
+            require_flat_memory(found, 60, most=12 * MIB)
+    with pytest.raises(AssertionError, match="work grew"):
+        require_flat_work(taken(work=0.006), 60)
+
+    def taking(slow: float, *, since: float = 0.0, every: int = 1) -> list[tuple[float, float]]:
+        return [(at, slow if at >= since and step % every == 0 else 0.02) for step, at in enumerate(times)]
+
+    require_flat_latency(taking(0.02), taking(0.02), 60)
+    require_flat_latency(taking(0.1, since=40), taking(0.1, since=40), 60)  # the machine's affair
+    with pytest.raises(AssertionError, match="median became slower"):
+        require_flat_latency(taking(0.1, since=40), taking(0.02), 60)
+    with pytest.raises(AssertionError, match="p95 became slower"):
+        require_flat_latency(taking(0.2, since=40, every=5), taking(0.02), 60)
+
+
+def test_what_is_in_work_is_answered_though_others_stall_when_the_service_stops(tmp_path: Path) -> None:
+    cases = [case for case in good_requests() if not case.is_list][:8]
+    stalled = cases[0].content[: cases[0].content.index(b"\r\n\r\n") + 9]
+
+    async def stop(served: Served) -> list[int]:
+        lines = await lines_open(port_of(served), [stalled] * 300)
+        working = await lines_open(port_of(served), [case.content for case in cases])
+        await all_begun(served.address, len(cases))
+        os.kill(served.process.pid or 0, signal.SIGTERM)
+        statuses = [(await line.answer())[0] for line in (*working, *lines)]
+        for line in (*working, *lines):
+            await line.close()
+        return statuses
+
+    with serving(tmp_path, "--max-batch", "4", model="tests.integration.serve_process:slow_model") as served:
+        assert asyncio.run(stop(served)) == [200] * len(cases) + [503] * 300  # and not 408, for which they would wait
+        served.process.join(30)
+        assert served.process.exitcode == 0, served.log.read_text(encoding="utf-8")
