@@ -31,7 +31,8 @@ from tools.mutation_workers import MutationRun, Outcome, Reach, quick_settings
 
 ROOT = Path(__file__).parents[1]
 CORE = "src/opnp/core"
-TESTS = ("tests/unit/core", "tests/reference", "tests/property", CORE)
+NUMERICS = [f"tests/reliability/test_numerics_{part}.py" for part in ("metrics", "scores", "sensitivities", "shaping")]
+TESTS = ("tests/unit/core", "tests/reference", "tests/property", *NUMERICS, CORE)
 REASONS = ROOT / "tools" / "mutation_survivors.toml"
 LOG = ROOT / "build" / "mutation.jsonl"
 REACH = ROOT / "build" / "mutation_reach.json"

@@ -4,7 +4,7 @@ mutmut makes the changes; what is left out here, and counted as excluded:
 
 - texts of messages: whatever stands in the call after `raise`, in the call of an error that is returned, and in the
   first argument of `warnings.warn`;
-- module-level statements other than plain constants: `__all__`, type aliases.
+- module-level statements other than plain constants: `__all__`, type aliases, texts (of messages as well).
 
 mutmut itself leaves out docstrings, annotations, imports, decorators, and calls of `len` and `isinstance`. It skips
 decorated functions; here `@property` and `@cache` are hidden from it, so that they are mutated too.
@@ -156,7 +156,7 @@ def _is_constant(statement: cst.SimpleStatementLine) -> bool:
     """Return whether a statement at the level of the module assigns a constant."""
     match statement.body[0]:
         case cst.Assign(targets=[cst.AssignTarget(target=cst.Name(value=name))], value=value):
-            return name.lstrip("_").isupper() and name != "__all__" and not isinstance(value, cst.Subscript)
+            return name.lstrip("_").isupper() and not isinstance(value, cst.Subscript | cst.BaseString)
         case cst.AnnAssign(target=cst.Name(value=name)):
             return name.lstrip("_").isupper()
         case _:

@@ -87,10 +87,11 @@ def test_a_checkpoint_stays_where_the_detector_could_not_be_written(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--device", "abacus"), "`device` must be one that torch finds here, got 'abacus'"),
+        (("--device", "abacus"), "`--device` must be a device of this machine, got 'abacus'"),
         (("--batch-size", 0), "`batch_size` must be a positive number of rows, got 0"),
         (("--checkpoint", "file", "--checkpoint-every", 0), "`Checkpoint.every` must be a positive number"),
         (("--rank-timeout", -1), "`timeout` must be a positive number of seconds"),
+        (("--rank-timeout", "1e30"), "`timeout` must be a positive number of seconds, at most 1000000000, got 1e+30"),
     ],
 )
 def test_options_out_of_range(opnp: Opnp, sharded: Path, options: tuple[object, ...], message: str) -> None:

@@ -1,5 +1,6 @@
 """``opnp serve`` on the command line: what it refuses before it listens, and what it answers once it does."""
 
+import os
 import signal
 import socket
 import threading
@@ -12,7 +13,7 @@ import opnp.serve.app as app_module
 from opnp import OPNP, Ratios
 from opnp.cli.lazy_group import imported_command
 from opnp.cli.serve import bytes_from
-from opnp.errors import MissingExtraError, NotCalibratedError, OpnpError, OptionError
+from opnp.errors import MissingExtraError, MissingFileError, NotCalibratedError, OpnpError, OptionError
 from opnp.serve.running import listening_socket, run_service
 from tests.integration.serve_process import serving
 from tests.unit.bench.image_world import OPTIONS
@@ -45,6 +46,8 @@ def test_what_cannot_be_served_is_refused(saved: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("one\ntwo\n", encoding="utf-8")
     refused(OptionError, "`class_names` must be 4, one a class, got 2", saved, "--class-names", str(names))
+    os.mkfifo(tmp_path / "pipe")
+    refused(MissingFileError, "pipe is a pipe or a device: exp", saved, "--class-names", str(tmp_path / "pipe"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         refused(OptionError, rf"cannot listen at `--host` 127.0.0.1 and `--port` {port} \(", saved, "--port", port)

@@ -151,6 +151,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path: Path, writes:
             assert process.exitcode == 2
             assert run.said().startswith("opnp: ")
             assert "No space left on device" in run.said()
+            assert any(str(path) in run.said() for path in (run.checkpoint, run.out)), "it does not say which file"
             assert "Traceback" not in run.said()
             assert run.out.read_bytes() == b"of before"
             assert run.checkpoint.exists() is (count > 0)

@@ -18,6 +18,7 @@ from opnp.cli.model_options import (
 )
 from opnp.cli.options import DetectorFile
 from opnp.errors import DataFileError, OptionError
+from opnp.files import existing_file
 
 __all__ = ["serve"]
 
@@ -106,6 +107,7 @@ def bytes_from(text: str) -> int:
 
 
 def _lines(path: Path) -> list[str]:
+    path = existing_file(path, content="the name of one class a line")
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -13,6 +13,9 @@ from opnp.errors import DistributedError, OptionError
 
 __all__ = ["launched", "local_device"]
 
+_LONGEST = 10**9
+"""Seconds, thirty years: what the clocks of the backends hold."""
+
 _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -30,12 +33,12 @@ def launched(*, device: str = "cpu", timeout: float = 1800) -> Iterator[Ranks]:
         This process's place.
 
     Raises:
-        OptionError: If `timeout` is not positive.
+        OptionError: If `timeout` is not positive, or beyond 1e9.
         DistributedError: If the ranks do not find each other.
 
     """
-    if not timeout > 0:
-        raise OptionError(f"`timeout` must be a positive number of seconds, got {timeout!r}.")
+    if not 0 < timeout <= _LONGEST:
+        raise OptionError(f"`timeout` must be a positive number of seconds, at most {_LONGEST}, got {timeout!r}.")
     if distributed.is_available() and distributed.is_initialized():
         yield Ranks.joined()
         return

@@ -83,3 +83,23 @@ def test_gradients_whose_terms_cancel_are_taken_in_float64_and_their_rounding_is
 def test_weights_of_any_size_have_gradients(size: float) -> None:
     _, found = block_sums(FEATURES, LOGITS, torch.full((4, 7), size), temperature=1.0, dtype=torch.float32)
     torch.testing.assert_close(found, torch.full((7,), 30 * float(torch.tensor(size)), dtype=torch.float64))
+
+
+def test_small_weights_keep_their_gradients_and_their_dtype() -> None:
+    _, found = block_sums(FEATURES, LOGITS, WEIGHT * 1e-3, temperature=1.0, dtype=torch.float32)
+    assert found.dtype == torch.float32
+    _, tiny = block_sums(FEATURES, LOGITS, WEIGHT * 1e-38, temperature=1.0, dtype=torch.float32)
+    torch.testing.assert_close(tiny, wide(FEATURES, LOGITS, WEIGHT * 1e-38)[1], rtol=1e-12, atol=0)
+
+
+def test_the_largest_logit_of_each_row_is_taken_off_it() -> None:
+    logits = torch.tensor([[1e9, 0.0], [0.0, 1.0]])
+    found, _ = block_sums(torch.ones(2, 1), logits, torch.ones(2, 1), temperature=1e-30, dtype=torch.float32)
+    assert found.tolist() == [[1.0], [1.0]]
+
+
+@pytest.mark.parametrize(("gap", "dtype"), [(1 / 24, torch.float32), (1 / 48, torch.float64)])
+def test_sums_that_agree_to_a_32nd_are_nearly_equal(gap: float, dtype: torch.dtype) -> None:
+    logits = torch.tensor([[1.0, 1.0 - gap]]).log()
+    found, _ = block_sums(torch.ones(1, 1), logits, torch.ones(2, 1), temperature=1.0, dtype=torch.float32)
+    assert found.dtype == dtype

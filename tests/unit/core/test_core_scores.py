@@ -162,3 +162,16 @@ def test_gen_of_the_largest_alone() -> None:
     probability = math.exp(3) / (math.exp(3) + math.exp(1) + 1)
     found = gen_score(torch.tensor([[1.0, 3.0, 0.0]], dtype=torch.float64), gamma=0.3, top=1)
     assert found.item() == pytest.approx((probability * (1 - probability)) ** 0.3, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in SCORE_NAMES if name != "max_logit"])
+def test_above_a_temperature_of_1000_scores_are_float64(name: ScoreName) -> None:
+    assert score_logits(LOGITS, score=name, temperature=1000.0).dtype == torch.float32
+    assert score_logits(LOGITS, score=name, temperature=1000.5).dtype == torch.float64
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 3.0])
+def test_the_energy_is_that_of_the_definition(temperature: float) -> None:
+    logits = LOGITS.double()
+    expected = [-temperature * math.log(sum(math.exp(value / temperature) for value in row)) for row in logits.tolist()]
+    assert energy_score(logits, temperature=temperature).tolist() == pytest.approx(expected, rel=1e-13)

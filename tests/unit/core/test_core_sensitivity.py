@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from opnp.core import Precision, SensitivitySum, neuron_sensitivity, weight_mask, weight_sensitivity
+from opnp.core.sensitivity import product_dtype
 from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
 
 
@@ -229,3 +230,45 @@ def test_the_empty_sum_lies_on_the_device_it_is_asked_for() -> None:
     assert (there.weight.device.type, there.neuron.device.type, there.count) == ("meta", "meta", 0)
     assert (here.weight.device.type, here.neuron.device.type, here.count) == ("cpu", "cpu", 0)
     assert (here.weight.dtype, here.neuron.dtype) == (torch.float64, torch.float64)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_products_are_float32_unless_one_tensor_is_float64_or_it_is_asked_for(place: int) -> None:
+    tensors = [torch.ones(2, 2, dtype=dtype) for dtype in (torch.float16, torch.float32, torch.bfloat16)]
+    assert product_dtype(*tensors, precision="float32") == torch.float32
+    assert product_dtype(*tensors, precision="float64") == torch.float64
+    tensors[place] = tensors[place].double()
+    assert product_dtype(*tensors, precision="float32") == torch.float64
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_float64_argument_makes_the_sums_those_of_float64(place: int) -> None:
+    given = list(random_data())
+    given[place] = given[place].double()
+    found = SensitivitySum.from_batch(given[0], given[1], given[2])
+    exact = SensitivitySum.from_batch(*(tensor.double() for tensor in given))
+    torch.testing.assert_close(found.weight, exact.weight, rtol=1e-14, atol=0)
+    torch.testing.assert_close(found.neuron, exact.neuron, rtol=1e-12, atol=0)
+
+
+def test_the_plain_functions_take_products_in_float64() -> None:
+    features, logits, weight = random_data()
+    shares = torch.softmax(logits.double(), 1)
+    expected = shares.T @ features.double().abs() / len(features)
+    torch.testing.assert_close(weight_sensitivity(features, logits), expected, rtol=1e-13, atol=0)
+    gradient = (shares @ weight.double()).abs().mean(0)
+    torch.testing.assert_close(neuron_sensitivity(features, logits, weight), gradient, rtol=1e-12, atol=0)
+
+
+def test_shapes_are_told_with_name_and_axes() -> None:
+    features, logits, weight = random_data()
+    for name, axes, given in (
+        ("features", r"\(batch, features\)", (features[0], logits, weight)),
+        ("logits", r"\(batch, classes\)", (features, logits[0], weight)),
+        ("weight", r"\(classes, features\)", (features, logits, weight[0])),
+    ):
+        with pytest.raises(ShapeError, match=rf"^`{name}` must have shape {axes}, got"):
+            SensitivitySum.from_batch(*given)
+        if name != "weight":
+            with pytest.raises(ShapeError, match=rf"^`{name}` must have shape {axes}, got"):
+                weight_sensitivity(*given[:2])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opnp.core import ASHS, SCALE, ReAct, ash_s, react, scale, shaped
-from opnp.errors import InputTypeError, OptionError, ShapeError, SignedFeaturesWarning
+from opnp.errors import InputTypeError, NonFiniteError, OptionError, ShapeError, SignedFeaturesWarning
 
 FEATURES = torch.rand(6, 20, generator=torch.Generator().manual_seed(0)) * 3
 PUBLISHED = [(ash_s, 0.9), (ash_s, 0.95), (scale, 0.85)]
@@ -131,3 +131,9 @@ def test_react_without_a_threshold_and_unknown_shapings_are_refused() -> None:
     unknown: Any = "ash_s"
     with pytest.raises(OptionError, match=r"`shaping` must be None, ReAct\(\.\.\.\).*got 'ash_s'"):
         shaped(FEATURES, unknown)
+
+
+@pytest.mark.parametrize("method", [ash_s, scale])
+def test_a_row_whose_sum_overflows_is_refused_although_its_largest_do_not(method: Callable[..., Tensor]) -> None:
+    with pytest.raises(NonFiniteError, match=r"the sum of a row is not finite in torch\.float32"):
+        method(torch.full((1, 10), 1e38), quantile=0.9)

@@ -106,3 +106,37 @@ def test_neurons_of_a_head_that_saw_nothing_are_not_known() -> None:
     dead = sensitivity(torch.zeros(3, 4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))
     with pytest.raises(RatioError, match="cuts among 4 of 4"):
         require_known_neurons(dead, HEAD, lowest=0.25, highest=0.0, temperature=1.0)
+
+
+def test_a_loss_is_below_2_to_the_minus_980_of_the_mean_or_of_1() -> None:
+    """The bound is a multiple of a class's whole mean of a feature where that is above 1."""
+    for mean, level in ((2.0**-3, 2.0**-980), (2.0**10, 2.0**-970)):
+        for lost, is_lost in ((0.9 * level, True), (1.1 * level, False)):
+            weights = torch.tensor([[mean, mean], [lost, lost / 4]], dtype=torch.float64)
+            weights[1, 1] = lost
+            if is_lost:
+                with pytest.raises(RatioError, match="cuts among 2 of 4"):
+                    check(lowest=0.25, weights=weights)
+            else:
+                check(lowest=0.25, weights=weights)
+
+
+def test_the_level_of_one_class_is_not_that_of_another() -> None:
+    """The first class lost a weight of its large third feature; the second lost none, though one is as small."""
+    weights = torch.tensor([[1.0, 2.0, 2.0**-950], [1.0, 2.0**-970, 2.0**40]], dtype=torch.float64)
+    check(lowest=1 / 3, scope="class", weights=weights)
+    lost = torch.tensor([[1.0, 2.0**-945, 2.0**-950], [1.0, 2.0, 2.0**40]], dtype=torch.float64)
+    with pytest.raises(RatioError, match="cuts among 2 of 3"):
+        check(lowest=1 / 3, scope="class", weights=lost)
+
+
+def test_large_heads_lose_more_neurons_and_dead_features_none() -> None:
+    for factor, level in ((1.0, 2.0**-980), (2.0**10, 2.0**-970)):
+        head = HEAD * torch.tensor([1.0, 0.5, 1.0, 1.0]) * factor
+        with pytest.raises(RatioError, match="cuts among 2 of 4"):
+            check_neurons([factor, 0.9 * level, 0.8 * level, factor], lowest=0.25, head=head)
+        check_neurons([factor, 1.1 * level, 1.2 * level, factor], lowest=0.25, head=head)
+    weights = REACHED.clone()
+    weights[:, 3] = 0  # the last feature is dead
+    found = sensitivity(weights, torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64))
+    require_known_neurons(found, HEAD, lowest=0.25, highest=0.0, temperature=0.25)
