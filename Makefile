@@ -100,12 +100,12 @@ results: venv  ## Write docs/explanation/results.md from the records
 test: venv  ## Run all tests and doctests (WORKERS=2, ARGS="-k energy")
 	@$(BIN)/python tools/install_chromium.py >/dev/null 2>&1 || echo "no browser could be installed: tests of pages are skipped" >&2
 	@rm -f .test-report.xml
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --junit-xml=.test-report.xml $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --junit-xml=.test-report.xml $(ARGS)
 	@$(BIN)/python tools/check_tests_ran.py .test-report.xml
 
 test-long: venv  ## Run simulations, fuzzers, faults and soak, and print one table; it goes into docs/explanation/reliability.md
 	@mkdir -p build
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "long or reliability" --junit-xml=build/reliability.xml $(ARGS) \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "long or reliability" --junit-xml=build/reliability.xml $(ARGS) \
 	    || { $(BIN)/python tools/reliability.py build/reliability.xml; exit 1; }
 	@$(BIN)/python tools/reliability.py build/reliability.xml docs/explanation/reliability.md
 

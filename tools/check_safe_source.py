@@ -5,6 +5,7 @@ It reads the syntax trees of ``src/opnp`` and lists, as ``file:line``:
 
 - readers that unpickle unless they are told not to: ``torch.load``, ``numpy.load``, ``torch.jit.load``, ``joblib``;
 - ``trust_remote_code`` with any other value than False;
+- calls that evaluate code, start processes or open connections, under whatever name they were imported;
 - imports of modules that unpickle, start processes or reach the network, and of ``socket`` outside ``opnp.serve``;
 - ``noqa`` comments that silence a security rule.
 
@@ -13,22 +14,28 @@ It reads the syntax trees of ``src/opnp`` and lists, as ``file:line``:
 import ast
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "opnp"
 
-# Calls by the end of their dotted name, the argument that makes them safe, and its value.
+# Calls by their full name, that of numpy also as it is usually imported; the argument that makes them safe; its value.
 SAFE_WITH = {
     "torch.load": ("weights_only", True),
+    "torch.serialization.load": ("weights_only", True),
     "np.load": ("allow_pickle", False),
     "numpy.load": ("allow_pickle", False),
 }
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.jit.load", "jit.load", "os.system", "os.popen"}
+FORBIDDEN_CALLS = {
+    *("eval", "exec", "compile", "__import__", "torch.jit.load", "jit.load", "os.system", "os.popen"),
+    *("asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell"),
+    *("asyncio.open_connection", "asyncio.open_unix_connection"),
+}
 FORBIDDEN_MODULES = {
     *("cloudpickle", "dill", "joblib", "marshal", "shelve"),
     *("ftplib", "http.client", "httpx", "requests", "smtplib", "telnetlib", "urllib.request", "urllib3"),
-    *("pty", "subprocess"),
+    *("asyncio.subprocess", "multiprocessing", "pty", "subprocess", "torch.multiprocessing"),
 }
 SILENCED = re.compile(r"#\s*noqa:[^#]*\bS\d{3}\b")
 
@@ -52,9 +59,21 @@ def imported(node: ast.AST) -> list[str]:
     return []
 
 
-def call_findings(node: ast.Call) -> list[str]:
-    """Return what is unsafe about one call."""
-    name = dotted(node.func)
+def full_names(tree: ast.AST) -> dict[str, str]:
+    """Return what the names that import statements bring stand for."""
+    names: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def call_findings(node: ast.Call, names: Mapping[str, str]) -> list[str]:
+    """Return what is unsafe about one call, given what imported names stand for."""
+    first, dot, rest = dotted(node.func).partition(".")
+    name = f"{names.get(first, first)}{dot}{rest}".removeprefix("builtins.")
     given = {keyword.arg: keyword.value for keyword in node.keywords}
     found = [f"call of `{name}`"] if name in FORBIDDEN_CALLS else []
     if name in SAFE_WITH:
@@ -68,7 +87,8 @@ def call_findings(node: ast.Call) -> list[str]:
 def import_findings(node: ast.AST, *, may_listen: bool) -> list[str]:
     """Return the forbidden modules that a statement imports."""
     names = imported(node)
-    found = [f"import of `{name}`" for name in names if name in FORBIDDEN_MODULES]
+    forbidden = {module for module in FORBIDDEN_MODULES for name in names if f"{name}.".startswith(f"{module}.")}
+    found = [f"import of `{module}`" for module in sorted(forbidden)]
     if not may_listen and "socket" in names:
         found.append("import of `socket`: only `opnp.serve` listens")
     return found
@@ -96,10 +116,12 @@ def findings_in(source: str, *, may_listen: bool = False) -> list[tuple[int, str
         for number, line in enumerate(source.splitlines(), start=1)
         if SILENCED.search(line)
     ]
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    names = full_names(tree)
+    for node in ast.walk(tree):
         messages = [*import_findings(node, may_listen=may_listen), *trust_findings(node)]
         if isinstance(node, ast.Call):
-            messages += call_findings(node)
+            messages += call_findings(node, names)
         found += [(getattr(node, "lineno", 1), message) for message in messages]
     return sorted(found)
 

@@ -4,8 +4,8 @@
 
 Run in the root of the repository. Nothing is written to the source (see tools/mutation_workers.py); what counts as a
 change is told in tools/mutation_operators.py. Outcomes are kept in build/mutation.jsonl as they come: with ``--resume``
-those of files that have not changed since are taken from there; with ``--survivors`` too, but what survived is tried
-again, which is what to do after tests were added.
+those of files that have not changed since are taken from there; with ``--survivors`` too, but what survived without a
+reason is tried again, which is what to do after tests were added.
 
 Why a survivor cannot be killed stands in tools/mutation_survivors.toml, written by hand; one that is not there is
 "unexplained" in the record, and the exit code is 1. It is 1 as well below a score of 90 %.
@@ -54,8 +54,13 @@ def main(arguments: Sequence[str]) -> int:
     digests = {file: _digest([ROOT / file]) for file in files}
     is_kept = options.resume or options.survivors
     outcomes = {key: entry for key, entry in _logged() if digests.get(key[0]) == entry["digest"]} if is_kept else {}
-    settled = {key for key, entry in outcomes.items() if entry["status"] == "killed" or not options.survivors}
-    waiting = [mutant for mutant in mutants if mutant.key not in settled]
+    reason_of = _reasons()
+    waiting = [
+        mutant
+        for mutant in mutants
+        if mutant.key not in outcomes
+        or (options.survivors and outcomes[mutant.key]["status"] == "survived" and reason_of(mutant) == UNEXPLAINED)
+    ]
     sys.stdout.write(f"{len(mutants)} mutants in {len(files)} files, {len(waiting)} of them to run\n")
     if waiting:
         LOG.parent.mkdir(exist_ok=True)

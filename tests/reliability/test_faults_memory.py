@@ -188,7 +188,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tried: Tried) -> None:
 @pytest.mark.parametrize(
     ("inputs", "is_cut"),
     [
-        ({"ids": torch.ones(4, 2), "mask": torch.ones(4), "use_cache": False, "scale": torch.tensor(2.0)}, True),
+        ({"ids": torch.ones(4, 3), "mask": torch.ones(4), "use_cache": False, "scale": torch.tensor(2.0)}, True),
         ({"ids": torch.ones(4, 2), "patches": torch.ones(7, 2)}, False),
         ({"ids": torch.ones(4, 2), "names": ["a", "b", "c", "d"]}, False),
         (torch.tensor(1.0), False),
@@ -212,7 +212,7 @@ def test_batches_are_cut_only_where_inputs_can_be_told_apart(inputs: Inputs, is_
             halving.outcome(run, inputs)
         return
     with pytest.warns(BatchSizeWarning, match="of 4 inputs"):
-        assert torch.equal(halving.outcome(run, inputs)[0], torch.ones(4, 2))
+        assert torch.equal(halving.outcome(run, inputs)[0], torch.ones(4, 3))
     parts = [part for part in calls[1:] if not isinstance(part, Tensor)]
     assert [(len(part["mask"]), part["use_cache"], float(part["scale"])) for part in parts] == [(2, False, 2.0)] * 2  # type: ignore[arg-type]  # tensors
 
@@ -276,6 +276,37 @@ def test_a_model_that_does_not_fit_itself_is_not_tried_on_smaller_batches(tried:
     opened = head_stream(TooLarge(6, 3), batches(), device="meta", halving=BatchHalving(is_on=True))
     with pytest.raises(InsufficientMemoryError, match="not enough memory on meta for the model itself"):
         opened.__enter__()
+
+
+class Sequences(nn.Module):
+    """A recurrent classifier with time on axis 0 and samples on axis 1, which runs out of memory on long ones."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.recurrent, self.fc, self.limit = nn.LSTM(4, 5), nn.Linear(5, 3), limit
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if len(inputs) > self.limit:
+            raise MemoryError
+        logits: Tensor = self.fc(self.recurrent(inputs)[0][-1])
+        return logits
+
+
+@pytest.mark.parametrize("steps", [10, 12, 13])
+def test_samples_on_the_second_axis_are_not_cut_by_time(steps: int, tried: Tried) -> None:
+    """Six samples: half of 12 or 13 steps are as many as these, by chance."""
+    tried("faults", "batches that need more memory than there is", 2)
+    given = torch.randn(steps, 6, 4, generator=torch.Generator().manual_seed(0))
+    model = Sequences(steps)
+    found = detector().fit(model, [given], auto_batch=True)
+    assert found.sensitivity.count == len(found.score(given)) == 6
+    model.limit = steps - 1
+    message = r"ran out of memory on a batch, which cannot be cut: a part of . inputs gave 6 rows\. .*`--batch-size`"
+    with pytest.warns(BatchSizeWarning), pytest.raises(InsufficientMemoryError, match=message):
+        found.score(given)
+    with pytest.warns(BatchSizeWarning), pytest.raises(InsufficientMemoryError, match=message):
+        detector().fit(model, [given], auto_batch=True)
 
 
 _MODULE = """

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,13 +56,15 @@ def require_mask(kept: Sequence[bool], exact: Sequence[Any], low: float, high: f
 
 def require_masks(detector: OPNP, exact: Sensitivities, slack: float) -> None:
     """Compare the mask of the weights and that of the neurons, in the detector's reading."""
-    of_weights = [value for row in exact.weight for value in row]
+    temperature = detector.settings.temperature
+    of_weights = [value for row in with_ties(exact.weight, temperature) for value in row]
     require_mask(detector.masks.weight.flatten().tolist(), of_weights, RATIOS.w_min, RATIOS.w_max, slack)
     neurons = exact.aggregate
     if detector.settings.neuron == "gradient":
-        # Rounding is all there is of a sum whose terms cancel.
+        # Rounding is all there is of a sum whose terms cancel, and a class that was switched off leaves a tie.
+        least = 2.0**-980 if temperature >= 0.2 else 0.0
         neurons = [
-            value if value > 2.0**-43 * terms else EXACT.mpf(0)
+            value if value > 2.0**-43 * terms and terms >= least else EXACT.mpf(0)
             for value, terms in zip(exact.gradient, exact.terms, strict=True)
         ]
     require_mask(detector.masks.neuron.tolist(), neurons, RATIOS.o_min, RATIOS.o_max, 20 * slack)
@@ -86,6 +89,17 @@ def require_answers(detector: OPNP, head: Head) -> None:
         rank = 1 + sum(other >= score for other in calibration)
         assert float(verdict.p_value[place]) == rank / (len(calibration) + 1)
         assert bool(verdict.is_ood[place]) is (rank * 20 <= len(calibration) + 1)
+
+
+def with_ties(rows: Sequence[Sequence[Any]], temperature: float) -> list[Sequence[Any]]:
+    """Return the values by class, 0 for a class that was lost as a whole at an ordinary temperature: switched off."""
+    totals = [EXACT.fsum(column) for column in zip(*rows, strict=True)]
+    return [
+        [EXACT.mpf(0)] * len(row)
+        if temperature >= 0.2 and all(value <= 2.0**-980 * total for value, total in zip(row, totals, strict=True))
+        else row
+        for row in rows
+    ]
 
 
 def is_lost(exact: Sensitivities) -> bool:
@@ -178,11 +192,12 @@ def test_a_cut_among_lost_sensitivities_is_refused_and_one_beside_them_is_not(tr
     generator = torch.Generator().manual_seed(4)
     features = torch.rand(50, 10, generator=generator, dtype=dtype)
     weight = torch.randn(4, 10, generator=generator, dtype=dtype)
-    bias = torch.tensor([0.0, 1.0, 0.0, -1e4], dtype=dtype)
-    assert int((weight_sensitivity(features, linear(features, weight, bias)) == 0).sum()) == 10
+    bias = torch.tensor([0.0, 1.0, 0.0, -1e3], dtype=dtype)
+    logits = linear(features, weight, bias)
+    assert int((weight_sensitivity(features, logits, temperature=0.1)[3] == 0).sum()) == 10
 
     def detector(scope: Scope, **ratios: float) -> OPNP:
-        chosen = OPNP(ratios=Ratios(**ratios), shaping=None, scope=scope)
+        chosen = OPNP(ratios=Ratios(**ratios), shaping=None, scope=scope, temperature=0.1)
         return chosen.fit_features(features, weight=weight, bias=bias)
 
     with pytest.raises(RatioError, match=r"`w_min` = 0.1 cuts among 10 of 40 .* a ratio of 0 or of at least 0.25\."):
@@ -198,6 +213,39 @@ def test_a_cut_among_lost_sensitivities_is_refused_and_one_beside_them_is_not(tr
         fitted_once.with_ratios(Ratios(w_min=0.1))
     with pytest.raises(RatioError, match="cuts among 10 of 40"):
         fitted_once.sweep_features(features, [Ratios(), Ratios(w_min=0.1)])
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("scope", ["layer", "class"])
+def test_a_class_that_was_switched_off_keeps_index_order(tried: Tried, scope: Scope) -> None:
+    tried("numerics", "masks of heads with a class switched off", 2)
+    generator = torch.Generator().manual_seed(7)
+    features, weight = torch.rand(50, 8, generator=generator), torch.randn(10, 8, generator=generator)
+    bias = torch.zeros(10)
+    bias[3] = -1e4
+    detector = OPNP(ratios=Ratios(w_min=0.05 if scope == "layer" else 0.25), shaping=None, scope=scope)
+    kept = detector.fit_features(features, weight=weight, bias=bias).masks.weight
+    removed = 4 if scope == "layer" else 2
+    assert kept[3].tolist() == [False] * removed + [True] * (8 - removed)
+    assert int((~kept).sum()) == (4 if scope == "layer" else 20)
+
+
+@pytest.mark.reliability
+def test_a_saved_detector_whose_cut_would_be_refused_now_still_loads(
+    tried: Tried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried("numerics", "saved detectors that cut among what was lost")
+    features, weight = torch.rand(40, 6), torch.randn(3, 6)
+    chosen = OPNP(ratios=Ratios(w_min=0.1), shaping=None, temperature=0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr("opnp.detector.scoring.require_known_order", lambda *_: None)
+        saved = chosen.fit_features(features, weight=weight, bias=torch.tensor([0.0, 0.0, -1e3]))
+    saved.save(tmp_path / "detector")
+    loaded = OPNP.load(tmp_path / "detector")
+    assert torch.equal(loaded.masks.weight, saved.masks.weight)
+    assert torch.equal(loaded.score_features(features), saved.score_features(features))
+    with pytest.raises(RatioError, match="cuts among 6 of 18"):
+        loaded.with_ratios(Ratios(w_min=0.1))
 
 
 @pytest.mark.reliability

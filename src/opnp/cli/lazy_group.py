@@ -1,12 +1,14 @@
 """Commands that are imported when they are called: help, version and completion wait for no torch."""
 
 import signal
+from functools import wraps
 from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from opnp.cli.distinct_files import require_distinct_files
 from opnp.cli.stopping import Stopped
 
 __all__ = ["LazyGroup", "imported_command"]
@@ -38,5 +40,12 @@ class LazyGroup(TyperGroup):
 def imported_command(name: str) -> Any:  # noqa: ANN401  # a command of click, or of the click in typer
     """Return the command of this name, imported now."""
     alone = typer.Typer(add_completion=False)
-    alone.command(name)(getattr(import_module(f"opnp.cli.{name}"), name))
+    run = getattr(import_module(f"opnp.cli.{name}"), name)
+
+    @wraps(run)
+    def checked(**given: object) -> None:
+        require_distinct_files(given)
+        run(**given)
+
+    alone.command(name)(checked)
     return typer.main.get_command(alone)

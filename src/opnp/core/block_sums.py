@@ -56,7 +56,7 @@ def block_sums(
     of_weights = probabilities.T @ absolute
     of_neurons = (probabilities @ weight.to(dtype)).abs_().sum(0)
     columns = _inexact_weights(of_weights, absolute) if dtype == torch.float32 else ()
-    neurons = _inexact_neurons(of_neurons, weight, rows=len(features))
+    neurons = _inexact_neurons(of_neurons, probabilities, weight.to(dtype))
     if len(columns) or len(neurons):
         probabilities = probabilities if dtype == torch.float64 else _probabilities(logits.double(), temperature)
     if len(columns):
@@ -82,10 +82,11 @@ def _inexact_weights(of_weights: Tensor, absolute: Tensor) -> Tensor:
     return (~(is_held & is_told_apart) & (largest != 0)).nonzero().flatten()
 
 
-def _inexact_neurons(of_neurons: Tensor, weight: Tensor, *, rows: int) -> Tensor:
+def _inexact_neurons(of_neurons: Tensor, probabilities: Tensor, weight: Tensor) -> Tensor:
     """Return the columns whose terms cancel, or are too small or too large; a column of zeros is none of them."""
-    largest = weight.abs().amax(0).double()
-    least = rows * (_CANCELLED * largest).clamp_min(_LOST)
+    sizes = weight.abs()
+    largest, terms = sizes.amax(0), probabilities.sum(0) @ sizes
+    least = torch.maximum(_CANCELLED * terms, _LOST * probabilities.numel() * (largest + 1))
     is_held = (of_neurons >= least) & of_neurons.isfinite()
     return (~is_held & (largest > 0)).nonzero().flatten()
 

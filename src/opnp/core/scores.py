@@ -226,8 +226,9 @@ def _log_probabilities(logits: Tensor, *, temperature: float) -> Tensor:
 
 def _exponents(logits: Tensor, *, temperature: float) -> Tensor:
     """Return (f - max f) / T: the largest logit is taken off before the division, which is exact at any T."""
+    temperature = checked_temperature(temperature)
     prepared = _prepared(logits, temperature=temperature)
-    return (prepared - prepared.amax(1, keepdim=True)) / checked_temperature(temperature)
+    return (prepared - prepared.amax(1, keepdim=True)) / temperature
 
 
 def _prepared(logits: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -4,6 +4,10 @@ A probability is never zero, but below 1e-308 float64 says so; a low temperature
 weight whose feature is not dead and whose sensitivity is that small has lost its place among the others of its kind. A
 cut that takes all of them, or none, is exact all the same. One between them would go by index, and is refused. Ties on
 paper, as those of dead features and of copies, are none of this: they keep index order.
+
+So does a class that was lost as a whole, at a temperature of 0.2 or more: it was switched off, as by a bias of -1e4,
+and which of its weights goes first does not matter. Below 0.2 the temperature alone makes classes vanish whose weights
+do differ: a cut among them is refused.
 """
 
 import torch
@@ -17,6 +21,8 @@ __all__ = ["require_known_neurons", "require_known_weights"]
 
 _LEAST = 2.0**-980
 """Means of products below it may have lost digits: 1e-295."""
+_ORDINARY = 0.2
+"""Temperature from which on a class that was lost as a whole is one that was switched off."""
 
 
 def require_known_weights(
@@ -29,7 +35,8 @@ def require_known_weights(
         lowest: Share of the weights to remove from the bottom (rho_w_min), in [0, 1).
         highest: Share to remove from the top (rho_w_max), in [0, 1).
         scope: What is ranked together: the weights of the ``"layer"``, or those of each ``"class"``.
-        temperature: Temperature that the sensitivities were taken at, for the message.
+        temperature: Temperature that the sensitivities were taken at. From 0.2 on, a class that was lost as a whole
+            keeps index order.
 
     Raises:
         RatioError: If the order at the cut is not known.
@@ -48,7 +55,10 @@ def require_known_weights(
     values, means = sensitivity.weight, sensitivity.neuron_aggregate * len(sensitivity.weight)
     level = torch.where(means > 0, _LEAST * means.clamp_min(1.0), 0.0)
     if (lowest or highest) and bool((values < level).any()):
-        levels = torch.where(values < level, level, 0.0)
+        is_lost = values < level
+        if temperature >= _ORDINARY:
+            is_lost &= ~_is_lost_class(sensitivity)
+        levels = torch.where(is_lost, level, 0.0)
         if scope == "layer":
             values, levels = values.reshape(1, -1), levels.reshape(1, -1)
         _require_order(values, levels, (lowest, highest), name="w_", temperature=temperature)
@@ -60,14 +70,14 @@ def require_known_neurons(
     """Raise `RatioError` if these shares of the neurons, in the reading `gradient`, cut among lost sensitivities.
 
     A gradient sum_i p_i W_ij is lost if every class that the neuron has a weight of was; one that is zero because its
-    terms cancel is not.
+    terms cancel is not. From a temperature of 0.2 on such classes were switched off, and their neurons are ties.
 
     Args:
         sensitivity: Sensitivities of a head.
         weight: Weight of the head, shape ``(classes, features)``.
         lowest: Share of the neurons to remove from the bottom (rho_o_min), in [0, 1).
         highest: Share to remove from the top (rho_o_max), in [0, 1).
-        temperature: Temperature that the sensitivities were taken at, for the message.
+        temperature: Temperature that the sensitivities were taken at.
 
     Raises:
         RatioError: If the order at the cut is not known.
@@ -86,12 +96,17 @@ def require_known_neurons(
     """
     values, largest = sensitivity.neuron_gradient, weight.abs().amax(0).double()
     level = torch.where(largest > 0, _LEAST * largest.clamp_min(1.0), 0.0)
-    if (lowest or highest) and bool((values < level).any()):
-        means = sensitivity.neuron_aggregate * len(weight)
-        shares = sensitivity.weight / torch.where(means > 0, means, torch.inf)
-        is_reached = ((weight != 0) & (shares.amax(1, keepdim=True) >= _LEAST)).any(0)
+    if temperature < _ORDINARY and (lowest or highest) and bool((values < level).any()):
+        is_reached = ((weight != 0) & ~_is_lost_class(sensitivity)).any(0)
         levels = torch.where((values < level) & ~is_reached, level, 0.0)
         _require_order(values[None], levels[None], (lowest, highest), name="o_", temperature=temperature)
+
+
+def _is_lost_class(sensitivity: Sensitivity) -> Tensor:
+    """Return whether the whole row of a class was lost, shape ``(classes, 1)``: its share of every feature's mean."""
+    means = sensitivity.neuron_aggregate * len(sensitivity.weight)
+    shares = sensitivity.weight / torch.where(means > 0, means, torch.inf)
+    return shares.amax(1, keepdim=True) < _LEAST
 
 
 def _require_order(

@@ -56,7 +56,8 @@ class ImageFolder:
             MissingFileError: If there is no such folder.
             EmptyDataError: If there is no image in it, or none in the folder of a class.
             DataFileError: If images stand both in it and in its subfolders, two subfolders are the same class, or a
-                link beside subfolders leads to a folder that is not there.
+                link beside subfolders leads nowhere and may stand for a folder: its name has no ending, or those of the
+                subfolders have one too, and it is no file of git-annex.
             MissingExtraError: If Pillow is not installed.
 
         """
@@ -121,7 +122,8 @@ def _by_class(path: Path) -> dict[str, tuple[Path, ...]]:
     """Return the images by name of the subfolder, at any depth in it."""
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     folders = [entry for entry in entries if entry.is_dir()]
-    lost = next((each for each in entries if each.is_symlink() and not each.exists() and not _is_image(each)), None)
+    has_endings = any(folder.suffix for folder in folders)
+    lost = next((each for each in entries if _is_lost_folder(each, has_endings=has_endings)), None)
     if folders and lost is not None:
         raise DataFileError(
             f"{path} holds {printable_name(lost.name)}, a link that leads nowhere: if it stands for a folder of "
@@ -155,6 +157,19 @@ def _is_image(file: Path) -> bool:
     if file.suffix.lower() not in IMAGE_ENDINGS or file.name.startswith("."):
         return False
     return file.is_file() or (file.is_symlink() and not file.exists())
+
+
+def _is_lost_folder(entry: Path, *, has_endings: bool) -> bool:
+    """Return whether an entry is a link that leads nowhere, and may stand for a folder of images.
+
+    Args:
+        entry: What stands beside the folders.
+        has_endings: Whether the names of folders have endings, so that one does not tell a file.
+
+    """
+    if not entry.is_symlink() or entry.exists() or _is_image(entry) or (entry.suffix and not has_endings):
+        return False
+    return ("annex", "objects") not in pairwise(entry.readlink().parts)  # git-annex puts links for files alone
 
 
 def _require_one_kind(path: Path, loose: tuple[Path, ...], classes: dict[str, tuple[Path, ...]]) -> None:

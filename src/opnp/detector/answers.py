@@ -130,7 +130,8 @@ class Answers:
 
         Raises:
             NotFittedError: If nothing was fitted.
-            RatioError: If ratios leave nothing of the head.
+            RatioError: If any of the ratios leaves nothing of the head, or cuts among sensitivities too small for
+                float64: there are no scores then, of the other ratios neither.
             OptionError: If `ratios` is empty, or no list of them.
 
         """

@@ -120,7 +120,10 @@ def read_checkpoint(checkpoint: Checkpoint, ranks: Ranks, *, run: Mapping[str, o
     try:
         tensors, metadata = read_artifact(found, kind=_KIND, format_version=FORMAT_VERSION)
     except (ArtifactError, OSError) as error:
-        raise CheckpointError(f"{str(error).removesuffix(' Write it again.')} {way_out}") from error
+        raise CheckpointError(
+            f"{str(error).removesuffix(' Write it again.')} If it is a checkpoint, remove it to start over; if not, "
+            f"give another file for the checkpoint."
+        ) from error
     written, blocks = metadata.get("run"), metadata.get("blocks")
     if not isinstance(written, dict) or isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1:
         raise CheckpointError(f"{found} lacks something that a checkpoint must hold. {way_out}")

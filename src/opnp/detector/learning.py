@@ -218,7 +218,8 @@ class Learning:
         device = blocks.weight.device
         if self._needs_samples:
             try:
-                self._reservoir = Reservoir.from_tensors(kept, size=TUNING_SAMPLES, device=device)
+                width = blocks.weight.shape[1]
+                self._reservoir = Reservoir.from_tensors(kept, size=TUNING_SAMPLES, width=width, device=device)
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{path} holds no samples of this run. Remove it to start over.") from error
         return FitSum.from_tensors({name: tensor.to(device, copy=True) for name, tensor in sums.items()})

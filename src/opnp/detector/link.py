@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from opnp.model import (
     head_stream,
     head_tap,
     inputs_of,
+    labels_of,
     unwrapped,
 )
 
@@ -72,8 +74,8 @@ class ModelLink:
             )
         self.require_unchanged()
         batch, is_single = as_batch(inputs_of(inputs), self.axes)
-        with head_tap(self.model, self.head, device=self.device) as tap:
-            features, _ = self.halving.outcome(tap, batch)
+        with head_tap(self.model, self.head, device=self.device, is_checked=False) as tap:
+            features, _ = self.halving.outcome(partial(tap, labels=labels_of(inputs)), batch)
         require_finite(features, name="features")
         return features, is_single
 
@@ -81,7 +83,10 @@ class ModelLink:
     def feature_batches(self, loader: Iterable[object]) -> Iterator[Iterator[tuple[Tensor, Tensor | None]]]:
         """Open the model for one pass over `loader`; yields an iterator of (features, labels or None)."""
         self.require_unchanged()
-        with head_stream(self.model, loader, head=self.head, device=self.device, halving=self.halving) as stream:
+        opened = head_stream(
+            self.model, loader, head=self.head, device=self.device, halving=self.halving, is_checked=False
+        )
+        with opened as stream:
             yield ((features, labels) for features, _, labels in stream.batches)
 
     def require_unchanged(self) -> None:

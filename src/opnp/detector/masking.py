@@ -7,21 +7,45 @@ from opnp.core.underflow import require_known_neurons, require_known_weights
 from opnp.detector.fitting import Fitted
 from opnp.detector.settings import Settings
 
-__all__ = ["neurons_kept", "weights_kept"]
+__all__ = ["neurons_kept", "require_known_order", "weights_kept"]
 
 
 def weights_kept(fitted: Fitted, settings: Settings) -> Tensor:
     """Return the mask of the weights, shape ``(classes, features)``, under resolved settings.
 
     Raises:
-        RatioError: If the ratios leave no weight, or cut among sensitivities whose order was lost.
+        RatioError: If the ratios leave no weight.
 
     Warns:
         RatioWarning: If a ratio above 0 removes no weight.
 
     """
     ratios, sensitivity = settings.fixed_ratios, fitted.sensitivity
-    mask = weight_mask(sensitivity.weight, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope)
+    return weight_mask(sensitivity.weight, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope)
+
+
+def neurons_kept(fitted: Fitted, settings: Settings) -> Tensor:
+    """Return the mask of the neurons, shape ``(features,)``, under resolved settings.
+
+    Raises:
+        RatioError: If the ratios leave no neuron.
+
+    Warns:
+        RatioWarning: If a ratio above 0 removes no neuron.
+
+    """
+    ratios, sensitivity = settings.fixed_ratios, fitted.sensitivity
+    return neuron_mask(sensitivity.neuron(settings.neuron), lowest=ratios.o_min, highest=ratios.o_max)
+
+
+def require_known_order(fitted: Fitted, settings: Settings) -> None:
+    """Raise `RatioError` if resolved settings cut among sensitivities whose order was lost.
+
+    Raises:
+        RatioError: If they do.
+
+    """
+    ratios, sensitivity = settings.fixed_ratios, fitted.sensitivity
     require_known_weights(
         sensitivity,
         lowest=ratios.w_min,
@@ -29,21 +53,6 @@ def weights_kept(fitted: Fitted, settings: Settings) -> Tensor:
         scope=settings.scope,
         temperature=settings.temperature,
     )
-    return mask
-
-
-def neurons_kept(fitted: Fitted, settings: Settings) -> Tensor:
-    """Return the mask of the neurons, shape ``(features,)``, under resolved settings.
-
-    Raises:
-        RatioError: If the ratios leave no neuron, or cut among sensitivities whose order was lost.
-
-    Warns:
-        RatioWarning: If a ratio above 0 removes no neuron.
-
-    """
-    ratios, sensitivity = settings.fixed_ratios, fitted.sensitivity
-    mask = neuron_mask(sensitivity.neuron(settings.neuron), lowest=ratios.o_min, highest=ratios.o_max)
     if settings.neuron == "gradient":
         require_known_neurons(
             sensitivity,
@@ -52,4 +61,3 @@ def neurons_kept(fitted: Fitted, settings: Settings) -> Tensor:
             highest=ratios.o_max,
             temperature=settings.temperature,
         )
-    return mask

@@ -145,7 +145,7 @@ class OPNP(Answers):
             NonFiniteError: If features or logits are not finite.
             InputTypeError: If batches cannot be read, or the model refuses their dtype.
             InsufficientMemoryError: If the model, or a batch in it, needs more memory than there is.
-            RatioError: If the ratios leave nothing of this head.
+            RatioError: If the ratios leave nothing of this head, or cut among sensitivities too small for float64.
             CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
         """
@@ -213,7 +213,7 @@ class OPNP(Answers):
             ShapeError: If the shapes do not fit together, or there are fewer than two classes.
             EmptyDataError: If there are no rows.
             NonFiniteError: If features or head are not finite.
-            RatioError: If the ratios leave nothing of this head.
+            RatioError: If the ratios leave nothing of this head, or cut among sensitivities too small for float64.
             CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
         """
@@ -298,7 +298,7 @@ class OPNP(Answers):
 
         Raises:
             NotFittedError: If nothing was fitted.
-            RatioError: If the ratios leave nothing of this head.
+            RatioError: If the ratios leave nothing of this head, or cut among sensitivities too small for float64.
 
         """
         state = self._fitted()
@@ -364,7 +364,7 @@ class OPNP(Answers):
             link = linked_by_digest(model, weight=weight, bias=bias, name=stored.head_name, axes=stored.axes)
         state = State(
             fitted=stored.fitted,
-            scorer=Scorer.from_fitted(stored.fitted, stored.settings),
+            scorer=Scorer.from_fitted(stored.fitted, stored.settings, is_stored=True),
             link=link,
             calibration=stored.calibration,
             tuning=stored.tuning,

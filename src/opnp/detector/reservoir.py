@@ -104,8 +104,21 @@ class Reservoir:
         return tensors
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], *, size: int, device: torch.device | None = None) -> Self:
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        *,
+        size: int,
+        width: int | None = None,
+        device: torch.device | None = None,
+    ) -> Self:
         """Return the reservoir that `to_tensors` gave, with its rows on a device: the next key is the same.
+
+        Args:
+            tensors: What `to_tensors` gave.
+            size: Number of rows to keep.
+            width: Number of features that its rows must have; None for any.
+            device: Where its rows go; None to leave them where they are.
 
         Raises:
             KeyError: If a tensor is missing.
@@ -118,10 +131,15 @@ class Reservoir:
         reservoir._generator.set_state(tensors["generator"])
         keys, rows, labels = tensors["keys"], tensors.get("features"), tensors.get("labels")
         is_fitting = keys.ndim == 1 and keys.dtype == torch.float64 and len(keys) <= size
-        if rows is not None:
+        if rows is None:
+            is_fitting &= keys.numel() == 0
+        else:
             is_fitting &= rows.ndim == 2 and len(rows) == len(keys) and rows.is_floating_point()
+            is_fitting &= width is None or rows.shape[-1:] == (width,)
         if labels is not None:
             is_fitting &= labels.shape == keys.shape and labels.dtype == torch.int64
+        if is_fitting and len(keys):
+            is_fitting = (labels is not None) == bool(tensors["is_labelled"].all())
         if not is_fitting or tensors["is_labelled"].numel() != 1:
             message = "keys, rows and labels do not belong together"
             raise ValueError(message)

@@ -13,7 +13,7 @@ from opnp.core.scores import score_logits
 from opnp.core.sensitivity import product_dtype
 from opnp.core.shaping import ReAct, shaped
 from opnp.detector.fitting import Fitted
-from opnp.detector.masking import neurons_kept, weights_kept
+from opnp.detector.masking import neurons_kept, require_known_order, weights_kept
 from opnp.detector.settings import Settings
 
 __all__ = ["Scorer"]
@@ -38,8 +38,14 @@ class Scorer:
     _copies: dict[tuple[bool, torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     @classmethod
-    def from_fitted(cls, fitted: Fitted, settings: Settings) -> Self:
+    def from_fitted(cls, fitted: Fitted, settings: Settings, *, is_stored: bool = False) -> Self:
         """Return the scorer of these sensitivities under these (resolved) settings.
+
+        Args:
+            fitted: Sensitivities and head.
+            settings: Resolved settings.
+            is_stored: Whether they come from a saved detector, which gives the masks that it gave: that the order at
+                a cut is known was a matter of its fit.
 
         Raises:
             RatioError: If the ratios leave no entry, or cut among sensitivities whose order was lost.
@@ -49,6 +55,8 @@ class Scorer:
 
         """
         masks = Masks(weight=weights_kept(fitted, settings), neuron=neurons_kept(fitted, settings))
+        if not is_stored:
+            require_known_order(fitted, settings)
         return cls(masks=masks, weight=pruned_weight(fitted.weight, masks), fitted=fitted, settings=settings)
 
     def scores(self, features: Tensor) -> Tensor:

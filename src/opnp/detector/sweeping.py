@@ -19,7 +19,7 @@ from opnp.core.masks import Masks, pruned_weight
 from opnp.core.sensitivity import product_dtype
 from opnp.core.shaping import ReAct, shaped
 from opnp.detector.fitting import Fitted
-from opnp.detector.masking import neurons_kept, weights_kept
+from opnp.detector.masking import neurons_kept, require_known_order, weights_kept
 from opnp.detector.settings import Settings
 
 __all__ = ["Readout", "swept"]
@@ -95,11 +95,13 @@ class _Heads:
         """Return the masks of a setting."""
         ratios = settings.fixed_ratios
         weights = (settings.scope, ratios.w_min, ratios.w_max)
+        neurons = (settings.neuron, ratios.o_min, ratios.o_max)
+        if weights not in self.weights or neurons not in self.neurons:
+            require_known_order(self.fitted, settings)
         if weights not in self.weights:
             if len(self.weights) * self.fitted.weight.numel() > _MASKS:
                 self.weights.clear()
             self.weights[weights] = weights_kept(self.fitted, settings)
-        neurons = (settings.neuron, ratios.o_min, ratios.o_max)
         if neurons not in self.neurons:
             self.neurons[neurons] = neurons_kept(self.fitted, settings)
         return Masks(self.weights[weights], self.neurons[neurons])

@@ -106,7 +106,11 @@ def _opened_part(path: Path) -> tuple[Path, int, str]:
         raise MissingFileError(f"{path} is a pipe or a device: name a file to write.")
     if target.is_symlink():
         raise MissingFileError(f"{path} is a link that leads to itself: name a file to write.")
-    return target, *tempfile.mkstemp(dir=target.parent, prefix=_part_prefix(target), suffix=_PART)
+    try:
+        return target, *tempfile.mkstemp(dir=target.parent, prefix=_part_prefix(target), suffix=_PART)
+    except OSError as error:  # which names the temporary neighbour
+        error.filename = str(path)
+        raise
 
 
 def _target(path: Path) -> Path:

@@ -60,9 +60,10 @@ def _finite(digits: str) -> float:
 
 
 def _with_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        message = f"it holds {next(name for name in names if names.count(name) > 1)!r} twice"
-        raise ValueError(message)
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            message = f"it holds {name!r} twice"
+            raise ValueError(message)
+        values[name] = value
     return values

@@ -32,6 +32,7 @@ class BatchHalving:
     Attributes:
         is_on: Whether batches may be cut. If not, running out of memory is an error.
         rows: Inputs that are run at once; None for whole batches.
+        apart: Inputs of the last part that was seen to give one row for each of them.
 
     Example:
         >>> def run(inputs):
@@ -46,12 +47,14 @@ class BatchHalving:
 
     is_on: bool = False
     rows: int | None = None
+    apart: int | None = None
 
     def outcome(self, run: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the tensors, with a row for each input, that `run` gives for a batch, the parts joined.
 
         Raises:
-            InsufficientMemoryError: If the batch needs more memory than there is, and cannot be cut.
+            InsufficientMemoryError: If the batch needs more memory than there is, and cannot be cut; as where the
+                model gives other numbers of rows than inputs, because samples lie on another axis than the first.
 
         Warns:
             BatchSizeWarning: If it is cut.
@@ -60,20 +63,46 @@ class BatchHalving:
         found, stop = self._part(run, inputs, start=0)
         if stop is None:
             return found
-        parts = [found]
-        while stop is not None:
-            parts[-1] = tuple(each.clone() for each in parts[-1])  # a model may use the memory of its output again
-            found, stop = self._part(run, inputs, start=stop)
+        parts: list[tuple[Tensor, ...]] = []
+        start, total = 0, _rows(inputs)
+        while True:
+            for each in found:
+                _require_row_each(len(each), ((total or 0) if stop is None else stop) - start)
             parts.append(found)
+            if stop is None:
+                break
+            parts[-1] = tuple(each.clone() for each in found)  # a model may use the memory of its output again
+            if start == 0:
+                self._require_apart(run, inputs, stop)
+            start = stop
+            found, stop = self._part(run, inputs, start=start)
         return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
-    def beginning(self, run: Callable[[Inputs], _Result], inputs: Inputs) -> tuple[_Result, bool]:
+    def beginning(
+        self,
+        run: Callable[[Inputs], _Result],
+        inputs: Inputs,
+        *,
+        rows: Callable[[_Result], int | None] = lambda _: None,
+    ) -> tuple[_Result, bool]:
         """Return what `run` gives for as many inputs, from the first on, as fit, and whether that is all of the batch.
 
-        Errors and warnings are those of `outcome`.
+        Errors and warnings are those of `outcome`; `rows` says how many rows there are in what `run` gave.
         """
         found, stop = self._part(run, inputs, start=0)
+        count = rows(found)
+        if stop is not None and count is not None:
+            _require_row_each(count, stop)
         return found, stop is None
+
+    def _require_apart(self, run: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs, stop: int) -> None:
+        """Raise if a part had as many rows as inputs by chance: axis 1 is as long, and one input less changes none."""
+        values = [inputs] if isinstance(inputs, Tensor) else [*inputs.values()]
+        is_square = any(isinstance(each, Tensor) and each.ndim > 1 and each.shape[1] == stop for each in values)
+        if is_square and stop > 1 and self.apart != stop:
+            for each in run(_cut(inputs, 0, stop - 1)):
+                _require_row_each(len(each), stop - 1)
+            self.apart = stop
 
     def _part(self, run: Callable[[Inputs], _Result], inputs: Inputs, *, start: int) -> tuple[_Result, int | None]:
         """Return what `run` gives for inputs from `start` on, and where those end; None where the batch does."""
@@ -129,6 +158,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     is_plain = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return is_plain or (isinstance(error, RuntimeError) and _SHORTAGE.search(str(error)) is not None)
+
+
+def _require_row_each(rows: int, inputs: int) -> None:
+    """Raise if a part of a batch did not give one row for each of its inputs."""
+    if rows != inputs:
+        raise InsufficientMemoryError(
+            f"The model ran out of memory on a batch, which cannot be cut: a part of {inputs} inputs gave {rows} rows. "
+            f"The samples do not lie on the first axis, or there are several inputs to one. Give smaller batches, "
+            f"`--batch-size` on the command line.",
+        )
 
 
 def _rows(inputs: Inputs) -> int | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Candidate", "absence_message", "listed", "positions_message", "token_message"]
+__all__ = ["Candidate", "absence_message", "listed", "no_layer_message", "positions_message", "token_message"]
 
 _SHOWN = 20
 _NO_LAYER = "The model has no nn.Linear layer and no 1x1 convolution"

@@ -20,9 +20,9 @@ from opnp.model.head_checks import (
     told_batch_statistics,
 )
 from opnp.model.head_messages import Candidate, absence_message, listed, no_layer_message, positions_message
-from opnp.model.head_outcome import head_outcome
+from opnp.model.head_outcome import OwnLogits, head_outcome
 from opnp.model.layers import is_as_its_kind
-from opnp.model.listening import plain_tensor, remove_hooks
+from opnp.model.listening import plain_tensor, remove_hooks, sole_input
 from opnp.model.outputs import LogitsSelector, logits_of, no_logits_message
 from opnp.model.state import borrowed, unwrapped
 from opnp.model.undisturbed import Undisturbed
@@ -119,9 +119,13 @@ def head_run(
     head: str | nn.Module | None = None,
     logits: LogitsSelector | None = None,
     device: torch.device | str | None = None,
+    labels: Tensor | None = None,
     with_outcome: bool = True,
 ) -> HeadRun:
-    """Return the head as `find_head` does, with the outcome of the batch, which then needs no second run."""
+    """Return the head as `find_head` does, with the outcome of the batch, which then needs no second run.
+
+    Labels of the batch, where there are any, say how many samples it holds.
+    """
     require_values(model)
     model = unwrapped(model)
     layers = head_layers(model)
@@ -136,7 +140,7 @@ def head_run(
             answer = run()
         is_random = state != random_state(target)
         output = logits_of(answer, logits)
-        matching = _matching(recorded, calls, output, lambda: logits_of(run(), logits))
+        matching = _matching(recorded, calls, output, lambda: logits_of(run(), logits), model)
         if chosen is None:
             chosen = _only(matching, layers, calls, output, answer)
         made = calls[chosen]
@@ -149,7 +153,8 @@ def head_run(
             )
         outcome = None
         if with_outcome:
-            outcome = head_outcome(found, [call.received for call in made], answer, inputs)
+            outcome = head_outcome(found, [call.received for call in made], answer, inputs, labels)
+            OwnLogits(found).require(*outcome)
             if is_random:
                 tell_random_features(outcome[0], partial(_features_again, model, found, run))
         return HeadRun(found, outcome)
@@ -222,6 +227,7 @@ def _matching(
     calls: Mapping[str, list[_Call]],
     logits: Tensor | None,
     rerun: Callable[[], Tensor | None],
+    model: nn.Module,
 ) -> list[str]:
     """Return the names of the layers an output of which is `logits`: the same memory, else equal values."""
     if logits is None:
@@ -243,13 +249,15 @@ def _matching(
         if (
             _is_close(output, logits, 0.0)
             if isinstance(layers[name], nn.Linear)
-            else _is_mean(layers[name], output, logits, rerun)
+            else _is_mean(layers[name], output, logits, rerun, model)
         )
     ]
     return list(dict.fromkeys(found))
 
 
-def _is_mean(layer: HeadLayer, mean: Tensor, logits: Tensor, rerun: Callable[[], Tensor | None]) -> bool:
+def _is_mean(
+    layer: HeadLayer, mean: Tensor, logits: Tensor, rerun: Callable[[], Tensor | None], model: nn.Module
+) -> bool:
     """Return whether the logits are the mean of a convolution's output, on this batch and on made-up outputs."""
     tolerance = max(torch.finfo(mean.dtype).eps, torch.finfo(logits.dtype).eps) ** 0.5
     if not _is_close(mean, logits, tolerance):
@@ -263,7 +271,7 @@ def _is_mean(layer: HeadLayer, mean: Tensor, logits: Tensor, rerun: Callable[[],
         expected.append(values.mean((2, 3)))
         return values
 
-    with _hooked(layer, replaced):
+    with _hooked(model, layer, replaced):
         found = rerun()
     return found is not None and len(expected) == 1 and _is_close(expected[0], found, tolerance)
 
@@ -305,7 +313,7 @@ def _recorded(model: nn.Module, layers: Mapping[str, HeadLayer]) -> Iterator[dic
         output: Tensor,
     ) -> None:
         if threading.get_ident() == owner:
-            received = plain_tensor(args[0] if args else kwargs["input"])
+            received = plain_tensor(sole_input(args, kwargs))
             made.append(_call(module, received, plain_tensor(output)))
 
     try:
@@ -329,15 +337,20 @@ def _call(module: HeadLayer, received: Tensor, output: Tensor) -> _Call:
 
 
 @contextmanager
-def _hooked(layer: nn.Module, replaced: Callable[[nn.Module, object, Tensor], Tensor]) -> Iterator[None]:
+def _hooked(
+    model: nn.Module, layer: nn.Module, replaced: Callable[[nn.Module, object, Tensor], Tensor]
+) -> Iterator[None]:
     """Replace a layer's output in this thread, as long as this is open."""
     owner = threading.get_ident()
 
     def hook(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
         return replaced(module, args, output) if threading.get_ident() == owner else None
 
-    handle = layer.register_forward_hook(hook)
+    handles = []
     try:
+        with Undisturbed():
+            handles.append(layer.register_forward_hook(hook))
         yield
     finally:
-        handle.remove()
+        with Undisturbed():
+            remove_hooks(handles, model)

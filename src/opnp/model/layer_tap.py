@@ -24,6 +24,7 @@ from opnp.errors import EmptyDataError, HeadNotFoundError, LayerError, ShapeErro
 from opnp.model.batches import Inputs, run_model
 from opnp.model.head import Head
 from opnp.model.layers import Layer, is_as_its_kind
+from opnp.model.listening import sole_input
 from opnp.model.outputs import LogitsSelector, logits_of, no_logits_message
 from opnp.model.state import borrowed
 from opnp.model.undisturbed import Undisturbed
@@ -201,7 +202,7 @@ class _Tap:
                 f"layers of one side, with `layers=[...]`.",
             )
         watch.has_run = True
-        inputs = (args[0] if args else kwargs["input"]).detach()
+        inputs = sole_input(args, kwargs).detach()
         if not is_as_its_kind(module, inputs, output):
             self._refuse(
                 watch, f"{type(module).__name__} has a forward of its own, which changes weight or input first"

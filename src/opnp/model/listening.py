@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["given_input", "plain_tensor", "remove_hooks", "set_eval_mode"]
+from opnp.errors import HeadNotFoundError
+
+__all__ = ["given_input", "plain_tensor", "remove_hooks", "set_eval_mode", "sole_input"]
 
 
 def given_input(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
@@ -19,7 +21,31 @@ def given_input(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tenso
         (tensor([[1., 1.]]), tensor([[0., 0.]]))
 
     """
-    return plain_tensor(args[0] if args else kwargs["input"]).detach().clone()
+    return plain_tensor(sole_input(args, kwargs)).detach().clone()
+
+
+def sole_input(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
+    """Return what a layer was called with: the first by position, else the one tensor among the keywords.
+
+    Raises:
+        HeadNotFoundError: If there is no such tensor, or more than one.
+
+    Example:
+        >>> import torch
+        >>> sole_input((), {"x": torch.ones(2), "scale": None})
+        tensor([1., 1.])
+
+    """
+    if args:
+        return args[0]
+    tensors = [kwargs["input"]] if "input" in kwargs else [each for each in kwargs.values() if isinstance(each, Tensor)]
+    if len(tensors) != 1:
+        raise HeadNotFoundError(
+            f"A linear layer of the model was called with {len(tensors)} tensors, all by keyword "
+            f"({', '.join(kwargs) or 'none'}): which of them is its input cannot be told. Give it its input by "
+            f"position, `layer(features)`, or name it `input`.",
+        )
+    return tensors[0]
 
 
 def plain_tensor(tensor: Tensor) -> Tensor:

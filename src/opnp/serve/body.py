@@ -101,7 +101,7 @@ class Bodies:
     async def _arrived(self, request: Request, *, is_too_large: bool) -> bytes:
         """Return the body; its bytes count as held from now on."""
         if len(self._arriving) >= self._max_senders:
-            self._give_up(next(iter(self._arriving)))
+            self._give_up_one()
         late = Refusal(408, f"the body did not arrive within {self._seconds:g} seconds")
         late = self._too_large() if is_too_large else late
         arriving = _Arriving(asyncio.timeout(self._seconds), 0, late)
@@ -149,8 +149,11 @@ class Bodies:
             raise Refusal(503, f"{self._held} bytes of bodies are held: come back", headers={"Retry-After": "1"})
         self._held, arriving.size = held, size
 
-    def _give_up(self, arriving: _Arriving) -> None:
-        """Let one wait no longer, for others want to be read."""
+    def _give_up_one(self) -> None:
+        """Let the first wait no longer, for others want to be read; those whose time has just passed leave anyway."""
+        arriving = next((each for each in self._arriving if not each.timeout.expired()), None)
+        if arriving is None:
+            return
         del self._arriving[arriving]
         arriving.refusal = Refusal(408, "the body did not arrive while many others wait: send it again, and faster")
         arriving.timeout.reschedule(asyncio.get_running_loop().time())

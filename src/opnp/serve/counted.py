@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["CountedScores"]
 
 _FEWEST_COMMON = 20
-"""Scores that must agree before a longer stretch counts as one that has grown; fewer can be equal by chance."""
+"""Scores that a stretch must have to be known again; fewer can be equal by chance."""
 
 _BYTES = 16
 _WORDS = 3
@@ -19,6 +19,8 @@ _WORDS = 3
 @dataclass(frozen=True, slots=True)
 class CountedScores:
     """Lengths and digests of the stretches of scores that were counted; a stretch is a file, as a rule.
+
+    Stretches of fewer than 20 scores are not noted, for they can be equal by chance; each other takes 24 bytes.
 
     Attributes:
         stretches: Number of scores and digest of each, in no order.
@@ -37,8 +39,8 @@ class CountedScores:
     def repeated(self, scores: Tensor) -> int:
         """Return how many of these scores, from the first on, were counted before as one stretch; 0 where none were.
 
-        All of them, or at least 20: so a file that was given is known again under another name and in another format,
-        and one that had rows appended too.
+        At least 20, all of them or the first: so a file that was given is known again under another name and in
+        another format, and one that had rows appended too.
 
         Args:
             scores: A stretch of the stream, shape ``(samples,)``.
@@ -46,7 +48,7 @@ class CountedScores:
         """
         values = _plain(scores)
         lengths = {length for length, _ in self.stretches}
-        known = sorted(n for n in lengths if n == len(values) or _FEWEST_COMMON <= n < len(values))
+        known = sorted(n for n in lengths if _FEWEST_COMMON <= n <= len(values))
         digest, start, longest = hashlib.sha256(), 0, 0
         for length in known:
             digest.update(values[start:length].numpy().tobytes())
@@ -56,8 +58,10 @@ class CountedScores:
         return longest
 
     def joined(self, scores: Tensor) -> "CountedScores":
-        """Return the same with one more stretch, of the shape ``(samples,)``."""
+        """Return the same with one more stretch, of the shape ``(samples,)``; one of fewer than 20 is not noted."""
         values = _plain(scores)
+        if len(values) < _FEWEST_COMMON:
+            return self
         digest = hashlib.sha256(values.numpy().tobytes()).digest()[:_BYTES]
         return CountedScores(self.stretches | {(len(values), digest)})
 

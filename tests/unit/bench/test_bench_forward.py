@@ -57,7 +57,9 @@ def test_a_broken_image_in_a_worker_is_told_as_here(tmp_path: Path) -> None:
 
 
 def test_numbers_of_workers(tmp_path: Path, sets: dict[str, InputSet]) -> None:
-    with pytest.raises(OptionError, match="`workers` must be 0 or the number of processes that read inputs, got -1"):
+    with pytest.raises(
+        OptionError, match="`workers` must be 0 or the number of processes that read inputs, at most 1024, got -1"
+    ):
         cached(tiny_model(), sets, tmp_path / "out", workers=-1)
     assert not (tmp_path / "out").exists()
 

@@ -103,3 +103,25 @@ def test_sums_that_agree_to_a_32nd_are_nearly_equal(gap: float, dtype: torch.dty
     logits = torch.tensor([[1.0, 1.0 - gap]]).log()
     found, _ = block_sums(torch.ones(1, 1), logits, torch.ones(2, 1), temperature=1.0, dtype=torch.float32)
     assert found.dtype == dtype
+
+
+def test_a_gradient_below_2_to_the_minus_44_of_its_terms_is_rounding() -> None:
+    logits = torch.zeros(1, 2)
+    for gap, is_kept in ((1.5 * 2**-44, False), (2.5 * 2**-44, True)):
+        weight = torch.tensor([[1.0], [-1 + gap]], dtype=torch.float64)
+        _, found = block_sums(torch.ones(1, 1), logits, weight, temperature=1.0, dtype=torch.float64)
+        assert found.item() == (gap / 2 if is_kept else 0.0)
+
+
+def test_small_gradients_of_a_sparse_head_are_none_that_cancel() -> None:
+    """Each neuron speaks for one class alone; of all but the first class there is little in this block."""
+    weight, logits = torch.eye(4), LOGITS + torch.tensor([12.0, 0.0, 0.0, 0.0])
+    _, found = block_sums(FEATURES[:, :4], logits, weight, temperature=1.0, dtype=torch.float32)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wide(FEATURES, logits, weight)[1], rtol=1e-5, atol=0)
+
+
+def test_gradients_of_a_class_that_float32_does_not_hold_are_those_of_float64() -> None:
+    logits = LOGITS - torch.tensor([0.0, 0.0, 0.0, 95.0])
+    _, found = block_sums(FEATURES[:, :4], logits, torch.eye(4) * 1e3, temperature=1.0, dtype=torch.float32)
+    torch.testing.assert_close(found[3], wide(FEATURES, logits, torch.eye(4) * 1e3)[1][3], rtol=1e-12, atol=0)

@@ -120,6 +120,8 @@ def test_broken_rows_are_counted_and_named() -> None:
 def test_a_long_list_of_broken_entries_is_cut() -> None:
     with pytest.raises(NonFiniteError, match=r"7 NaN and 0 infinite .* in 7 of 8 rows \(rows 1, 2, 3, 4, 5, \.\.\.\)"):
         require_finite(torch.tensor([0.0] + [math.nan] * 7), name="scores")
+    with pytest.raises(NonFiniteError, match=r"in 6 of 6 rows \(rows 0, 1, 2, 3, 4, \.\.\.\)"):
+        require_finite(torch.full((6,), math.inf), name="scores")
     with pytest.raises(NonFiniteError, match=r"\(rows 0, 1, 2, 3, 4\)\."):
         require_finite(torch.full((5,), math.inf), name="scores")
 
@@ -127,3 +129,10 @@ def test_a_long_list_of_broken_entries_is_cut() -> None:
 def test_rows_of_a_part_are_numbered_from_its_first() -> None:
     with pytest.raises(NonFiniteError, match=r"in 1 of 3 rows \(rows 1002\)"):
         require_finite(torch.tensor([[0.0], [0.0], [math.nan]]), name="features", first_row=1000)
+
+
+def test_temperatures_are_those_that_float32_can_be_divided_by() -> None:
+    assert [checked_temperature(value) for value in (1e-30, 1e30)] == [1e-30, 1e30]
+    for value in (0.99e-30, 1.01e30):
+        with pytest.raises(OptionError, match=r"`temperature` must lie between 1e-30 and 1e\+30, got"):
+            checked_temperature(value)

@@ -35,3 +35,14 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         detection_metrics(scores[:0], [scores])
     with pytest.raises(ShapeError, match=r"`ood_scores` must have shape \(batch,\)"):
         detection_metrics(scores, [scores[None]])
+
+
+def test_95_percent_of_the_positive_class_are_kept() -> None:
+    """Of a hundred samples the 95th decides, from below for ID and from above for OOD."""
+    hundred = torch.arange(100.0)
+    for score, fpr in ((93.5, 1.0), (94.5, 0.0)):
+        [figures] = detection_metrics(hundred, [torch.full((3,), score)])
+        assert figures.fpr95 == fpr
+    for score, fpr in ((4.5, 0.0), (5.5, 1.0)):
+        [figures] = detection_metrics(torch.full((3,), score), [hundred])
+        assert figures.fpr95_ood_positive == fpr

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from opnp.core import Geometry, LayerSensitivitySum, Precision, energy_gradient
 from opnp.core.position_products import aligned
-from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
+from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
 
 
 class LargestOutput(TorchDispatchMode):
@@ -265,3 +265,39 @@ def test_the_empty_sum_lies_on_the_device_it_is_asked_for() -> None:
     assert (there.weight.device.type, there.neuron.device.type, there.count) == ("meta", "meta", 0)
     assert (here.weight.device.type, here.neuron.device.type, here.count) == ("cpu", "cpu", 0)
     assert (here.weight.dtype, here.neuron.dtype) == (torch.float64, torch.float64)
+
+
+def test_sums_that_are_not_finite_have_no_mean() -> None:
+    finite, infinite = torch.ones(1, 2, dtype=torch.float64), torch.full((1, 2), torch.inf, dtype=torch.float64)
+    for weight, neuron in ((infinite, finite[0]), (finite, infinite[0])):
+        with pytest.raises(NonFiniteError, match="2 sensitivities are NaN or infinite"):
+            LayerSensitivitySum(weight=weight, neuron=neuron, count=1).mean()
+
+
+def test_the_gradient_of_the_energy_is_at_temperature_1_unless_told() -> None:
+    logits = torch.tensor([[1.0, 3.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(energy_gradient(logits), -torch.softmax(logits, 1), rtol=1e-14, atol=0)
+    torch.testing.assert_close(energy_gradient(logits, temperature=2.0), -torch.softmax(logits / 2, 1))
+
+
+def test_the_gradient_of_one_row_does_not_depend_on_the_size_of_another() -> None:
+    found = energy_gradient(torch.tensor([[3e38, 0.0], [0.0, 1.0]]), temperature=0.1)
+    torch.testing.assert_close(found, -torch.softmax(torch.tensor([[1e3, 0.0], [0.0, 10.0]]), 1))
+
+
+def test_half_precision_gradients_are_those_of_float32_rounded_once() -> None:
+    logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(0)).half() * 20
+    found = energy_gradient(logits, temperature=0.7)
+    assert torch.equal(found, energy_gradient(logits.float(), temperature=0.7).half())
+
+
+def test_a_kernel_slides_by_one_without_padding_unless_told() -> None:
+    plain = Geometry(stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+    assert Geometry() == plain
+    generator = torch.Generator().manual_seed(0)
+    inputs, gradients = torch.randn(2, 1, 5, 5, generator=generator), torch.randn(2, 1, 4, 4, generator=generator)
+    parts = [
+        LayerSensitivitySum.from_convolution([(inputs, gradients, geometry)], torch.ones(1, 1, 2, 2))
+        for geometry in (Geometry(), plain)
+    ]
+    assert torch.equal(parts[0].weight, parts[1].weight)

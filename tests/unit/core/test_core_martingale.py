@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from opnp.core import online_p_values
 from opnp.core.martingale import MartingaleState, alarm_threshold, bin_of_p_value, bin_widths, log_wealth
 from opnp.core.online_p_values import (
     cell_of_scores,
@@ -105,6 +106,11 @@ def test_scores_without_an_order_have_no_key() -> None:
         ordered_keys(torch.tensor([math.nan, 0.0]), torch.full((2,), 0.5), values=torch.zeros(1).double())
 
 
+def test_words_are_read_as_the_integers_with_the_same_bits() -> None:
+    words = {0: 0, 2**63 - 1: 2**63 - 1, 2**63: -(2**63), 2**64 - 1: -1, 2**64 + 5: 5, -1: -1}
+    assert {word: online_p_values._signed(word) for word in words} == words
+
+
 def test_uniform_numbers_lie_strictly_between_0_and_1_and_look_uniform() -> None:
     numbers = numbered_uniforms(0, 100_000, seed=0)
     assert 0 < float(numbers.min()) < 1e-4
@@ -117,6 +123,11 @@ def test_uniform_numbers_lie_strictly_between_0_and_1_and_look_uniform() -> None
 def test_counts_of_other_streams_are_refused() -> None:
     with pytest.raises(ShapeError, match="same leading axes"):
         earlier_counts(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(5, dtype=torch.int64))
+
+
+def test_later_p_values_count_all_samples_before() -> None:
+    found = online_p_value(torch.tensor([1, 4]), torch.tensor([0, 2]), torch.tensor([0.5]), calibration=7, start=12)
+    assert found.tolist() == pytest.approx([1.5 / 20, 5.5 / 21], rel=1e-15)
 
 
 def test_a_stream_needs_a_calibration() -> None:

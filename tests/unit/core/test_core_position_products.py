@@ -23,7 +23,7 @@ def test_what_is_no_number_of_bytes_is_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 100, 500, 1000, 5000, 2**20])
-@pytest.mark.parametrize("positions", [[1], [2], [1, 1], [3, 2], [0, 2]])
+@pytest.mark.parametrize("positions", [[1], [2], [1, 1], [3, 2], [0, 2], [0, 1]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_chunk_gives_the_sum_of_absolute_gradients(
     chunk_bytes: int, positions: list[int], dtype: torch.dtype
@@ -36,7 +36,8 @@ def test_every_chunk_gives_the_sum_of_absolute_gradients(
     each = sum(torch.einsum("sgop,sgip->sgoi", left.double(), right.double()) for left, right in pairs)
     found = absolute_sum(pairs, dtype=dtype, chunk_bytes=chunk_bytes)
     assert isinstance(each, torch.Tensor)
-    torch.testing.assert_close(found, each.abs().sum(0), rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=1e-6)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+    torch.testing.assert_close(found, each.abs().sum(0), rtol=tolerance, atol=tolerance)
 
 
 def test_aligned_outputs_are_those_that_read_the_input() -> None:
@@ -73,3 +74,11 @@ def test_no_chunk_is_larger_than_the_memory_it_may_take(chunk_bytes: int, monkey
     absolute_sum([pair], dtype=torch.float32, chunk_bytes=chunk_bytes)
     assert sum(rows * width for rows, width, _ in sizes) == 6 * 5
     assert all(size <= chunk_bytes or (rows, width) == (1, 1) for rows, width, size in sizes)
+
+
+def test_more_samples_than_a_block_are_each_counted_once() -> None:
+    left = torch.randn(2500, 1, 3, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    right = torch.randn(2500, 1, 2, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = absolute_sum([(left, right)], dtype=torch.float64, chunk_bytes=1)
+    expected = left[:, 0, :, 0].abs().T @ right[:, 0, :, 0].abs()
+    torch.testing.assert_close(found[0], expected, rtol=1e-12, atol=0)

@@ -175,3 +175,9 @@ def test_the_energy_is_that_of_the_definition(temperature: float) -> None:
     logits = LOGITS.double()
     expected = [-temperature * math.log(sum(math.exp(value / temperature) for value in row)) for row in logits.tolist()]
     assert energy_score(logits, temperature=temperature).tolist() == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("name", ["energy", "msp", "entropy", "gen"])
+def test_a_temperature_that_is_no_number_is_refused_as_such(name: ScoreName) -> None:
+    with pytest.raises(OptionError, match="`temperature` must be a positive finite number"):
+        score_logits(LOGITS, score=name, temperature="2")  # type: ignore[arg-type]  # what is refused

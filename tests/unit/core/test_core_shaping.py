@@ -137,3 +137,32 @@ def test_react_without_a_threshold_and_unknown_shapings_are_refused() -> None:
 def test_a_row_whose_sum_overflows_is_refused_although_its_largest_do_not(method: Callable[..., Tensor]) -> None:
     with pytest.raises(NonFiniteError, match=r"the sum of a row is not finite in torch\.float32"):
         method(torch.full((1, 10), 1e38), quantile=0.9)
+
+
+def test_shaped_features_that_overflow_are_refused_but_for_half_precision() -> None:
+    """The factor is exp(40) here."""
+    with pytest.raises(NonFiniteError, match=r"a shaped feature is not finite in torch\.float32"):
+        scale(torch.full((1, 1000), 1e30), quantile=0.99)
+    assert bool(scale(torch.full((1, 1000), 1e30, dtype=torch.float64), quantile=0.99).isfinite().all())
+    assert scale(torch.ones(1, 1000).half(), quantile=0.99)[0, 0].item() == torch.finfo(torch.float16).max
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", [ash_s, scale])
+def test_half_precision_is_summed_in_float32_and_rounded_once(
+    method: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
+    features = (torch.rand(4, 300, generator=torch.Generator().manual_seed(2)) * 3).to(dtype)
+    assert torch.equal(method(features), method(features.float()).to(dtype))
+
+
+def test_a_row_without_a_positive_sum_stays_as_it_is() -> None:
+    with pytest.warns(SignedFeaturesWarning, match="SCALE assumes") as caught:
+        assert scale(torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]), quantile=0.5).tolist() == [[-1.0, -2.0], [-3.0, 0.0]]
+    assert caught[0].filename == __file__
+
+
+def test_half_precision_ends_at_its_largest_number_on_both_sides() -> None:
+    with pytest.warns(SignedFeaturesWarning, match="SCALE assumes"):
+        found = scale(torch.tensor([[6e4, 6e4, -6e4]]).half(), quantile=1 / 3)
+    assert found.tolist() == [[65504.0, 65504.0, -65504.0]]

@@ -21,8 +21,15 @@ def sensitivity(of_weights: Tensor, of_neurons: Tensor | None = None) -> Sensiti
     )
 
 
-def check(lowest: float = 0.0, highest: float = 0.0, *, scope: Scope = "layer", weights: Tensor = WEIGHTS) -> None:
-    require_known_weights(sensitivity(weights), lowest=lowest, highest=highest, scope=scope, temperature=0.25)
+def check(
+    lowest: float = 0.0,
+    highest: float = 0.0,
+    *,
+    scope: Scope = "layer",
+    weights: Tensor = WEIGHTS,
+    temperature: float = 0.125,
+) -> None:
+    require_known_weights(sensitivity(weights), lowest=lowest, highest=highest, scope=scope, temperature=temperature)
 
 
 @pytest.mark.parametrize("entries", [0, 6, 7, 11])
@@ -46,7 +53,7 @@ def test_cuts_among_what_was_lost_are_refused(entries: int) -> None:
 
 def test_the_message_names_temperature_and_remedy() -> None:
     with pytest.raises(
-        RatioError, match=r"too small for float64 \(1e-295\).*at `temperature` = 0\.25\. Raise the temp"
+        RatioError, match=r"too small for float64 \(1e-295\).*at `temperature` = 0\.125\. Raise the temp"
     ):
         check(lowest=0.1)
 
@@ -81,9 +88,15 @@ HEAD = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, -1.0], [0.0, 2.0, 1.0
 REACHED = torch.tensor([[4.0, 3.0, 1.0, 1.0], [2.0, 1.0, 1.0, 5.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
 
 
-def check_neurons(of_neurons: list[float], lowest: float = 0.0, highest: float = 0.0, head: Tensor = HEAD) -> None:
+def check_neurons(
+    of_neurons: list[float],
+    lowest: float = 0.0,
+    highest: float = 0.0,
+    head: Tensor = HEAD,
+    temperature: float = 0.125,
+) -> None:
     found = sensitivity(REACHED, torch.tensor(of_neurons, dtype=torch.float64))
-    require_known_neurons(found, head, lowest=lowest, highest=highest, temperature=0.25)
+    require_known_neurons(found, head, lowest=lowest, highest=highest, temperature=temperature)
 
 
 def test_neurons_of_lost_classes_are_refused_at_the_cut() -> None:
@@ -105,7 +118,7 @@ def test_terms_that_cancel_and_empty_columns_are_no_loss() -> None:
 def test_neurons_of_a_head_that_saw_nothing_are_not_known() -> None:
     dead = sensitivity(torch.zeros(3, 4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))
     with pytest.raises(RatioError, match="cuts among 4 of 4"):
-        require_known_neurons(dead, HEAD, lowest=0.25, highest=0.0, temperature=1.0)
+        require_known_neurons(dead, HEAD, lowest=0.25, highest=0.0, temperature=0.125)
 
 
 def test_a_loss_is_below_2_to_the_minus_980_of_the_mean_or_of_1() -> None:
@@ -122,8 +135,8 @@ def test_a_loss_is_below_2_to_the_minus_980_of_the_mean_or_of_1() -> None:
 
 
 def test_the_level_of_one_class_is_not_that_of_another() -> None:
-    """The first class lost a weight of its large third feature; the second lost none, though one is as small."""
-    weights = torch.tensor([[1.0, 2.0, 2.0**-950], [1.0, 2.0**-970, 2.0**40]], dtype=torch.float64)
+    """The first class lost a weight of its large third feature; the second lost none, though two are smaller."""
+    weights = torch.tensor([[1.0, 2.0, 2.0**-950], [2.0**-970, 2.0**-969, 2.0**40]], dtype=torch.float64)
     check(lowest=1 / 3, scope="class", weights=weights)
     lost = torch.tensor([[1.0, 2.0**-945, 2.0**-950], [1.0, 2.0, 2.0**40]], dtype=torch.float64)
     with pytest.raises(RatioError, match="cuts among 2 of 3"):
@@ -139,4 +152,33 @@ def test_large_heads_lose_more_neurons_and_dead_features_none() -> None:
     weights = REACHED.clone()
     weights[:, 3] = 0  # the last feature is dead
     found = sensitivity(weights, torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64))
+    require_known_neurons(found, HEAD, lowest=0.25, highest=0.0, temperature=0.125)
+
+
+@pytest.mark.parametrize(("scope", "lowest"), [("layer", 0.1), ("class", 0.25)])
+def test_classes_that_were_lost_as_a_whole_are_ties_from_a_temperature_of_a_fifth_on(
+    scope: Scope, lowest: float
+) -> None:
+    """The last class was: it keeps index order. Of a class that has a share left, the rest is lost as ever."""
+    partly = WEIGHTS.clone()
+    partly[2, 0] = 2.0**-979 * 6
+    check(lowest=lowest, scope=scope, temperature=0.2)
+    with pytest.raises(RatioError, match="cuts among"):
+        check(lowest=lowest, scope=scope, temperature=0.19)
+    with pytest.raises(RatioError, match="cuts among"):
+        check(lowest=lowest, scope=scope, weights=partly, temperature=0.2)
+    check_neurons([1.0, 0.0, 0.0, 0.5], lowest=0.25, temperature=0.2)
+    with pytest.raises(RatioError, match="cuts among 2 of 4"):
+        check_neurons([1.0, 0.0, 0.0, 0.5], lowest=0.25, temperature=0.19)
+
+
+def test_losses_of_several_classes_do_not_add_up() -> None:
+    one_each = torch.tensor([[1.0, 2.0, 2.0**-990], [2.0**-990, 1.0, 2.0]], dtype=torch.float64)
+    check(lowest=1 / 3, scope="class", weights=one_each)
+    with pytest.raises(RatioError, match="cuts among 2 of 6"):
+        check(lowest=1 / 6, weights=one_each)
+
+
+def test_terms_that_cancel_are_no_loss_for_small_features_either() -> None:
+    found = sensitivity(REACHED / 64, torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64))
     require_known_neurons(found, HEAD, lowest=0.25, highest=0.0, temperature=0.25)

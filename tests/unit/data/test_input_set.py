@@ -132,6 +132,28 @@ def test_links_that_lead_back_end_with_each_file_once(tmp_path: Path) -> None:
     assert inputs.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("folder", "link", "target", "is_refused"),
+    [
+        ("ant", "notes.txt", "gone", False),
+        ("ant", "LICENSE", ".git/annex/objects/f8/2q/MD5E-s1--a/MD5E-s1--a", False),
+        ("ant", "bee", "gone", True),
+        ("001.ant", "002.bee", "gone", True),
+        ("001.ant", "bee", "gone", True),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_refused_where_it_may_be_a_class(
+    tmp_path: Path, folder: str, link: str, target: str, *, is_refused: bool
+) -> None:
+    tree = write_tree(tmp_path / "tree", {folder: 2})
+    (tree / link).symlink_to(target)
+    if is_refused:
+        with pytest.raises(DataFileError, match=f"{link}, a link that leads nowhere"):
+            open_inputs(tree, PLAIN)
+    else:
+        assert len(open_inputs(tree, PLAIN)) == 2
+
+
 def test_folders_that_are_flat_have_paths_as_names(tmp_path: Path) -> None:
     save_image(tmp_path / "flat" / "b.png", pixels(1)[0])
     save_image(tmp_path / "flat" / "a.png", pixels(1)[0])

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from opnp import OPNP, Checkpoint, Ratios, ReAct, Settings
-from opnp.artifact import write_artifact
+from opnp.artifact import read_artifact, write_artifact
 from opnp.data import feature_part, open_features, write_features
 from opnp.detector.checkpoint import FORMAT_VERSION
 from opnp.detector.learning import Learning
@@ -194,7 +194,9 @@ def test_a_truncated_checkpoint_is_refused(checkpoint: Checkpoint, share: float)
     path = checkpoint.file(Ranks())
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match=r"no readable safetensors file .*Remove it to start over\.$"):
+    with pytest.raises(
+        CheckpointError, match=r"no readable safetensors file .*If it is a checkpoint, remove it .*another"
+    ):
         fit(checkpoint)
 
 
@@ -216,7 +218,10 @@ def test_a_foreign_file_is_refused_and_left_alone(checkpoint: Checkpoint) -> Non
         fit(checkpoint)
     detector.save(path)
     content = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"holds an opnp detector, not a fit checkpoint\. Remove it"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"holds an opnp detector, not a fit checkpoint\. If it is a checkpoint, remove it .* give another file",
+    ):
         fit(checkpoint)
     assert path.read_bytes() == content
     write_artifact(path, kind="fit checkpoint", format_version=FORMAT_VERSION + 1, tensors={}, metadata={})
@@ -225,6 +230,31 @@ def test_a_foreign_file_is_refused_and_left_alone(checkpoint: Checkpoint) -> Non
     write_artifact(path, kind="fit checkpoint", format_version=FORMAT_VERSION, tensors={}, metadata={"run": {}})
     with pytest.raises(CheckpointError, match="lacks something that a checkpoint must hold"):
         fit(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": None},
+        {"features": None, "labels": None},
+        {"labels": None},
+        {"features": torch.zeros(180, 3)},
+        {"features": torch.zeros(179, weight().shape[1])},
+    ],
+)
+def test_samples_that_do_not_fit_the_head_or_each_other_are_refused(
+    checkpoint: Checkpoint, changes: dict[str, torch.Tensor | None]
+) -> None:
+    Pass(checkpoint, AUTOMATIC).run()
+    path = checkpoint.file(Ranks())
+    tensors, metadata = read_artifact(path, kind="fit checkpoint", format_version=FORMAT_VERSION)
+    prefix = next(name for name in tensors if name.endswith("keys")).removesuffix("keys")
+    assert len(tensors[f"{prefix}keys"]) == 180
+    changed = tensors | {prefix + name: tensor for name, tensor in changes.items()}
+    kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
+    write_artifact(path, kind="fit checkpoint", format_version=FORMAT_VERSION, tensors=kept, metadata=metadata)
+    with pytest.raises(CheckpointError, match="holds no samples of this run"):
+        Pass(checkpoint, AUTOMATIC).run()
 
 
 def test_a_checkpoint_says_what_it_belongs_to(checkpoint: Checkpoint) -> None:

@@ -1,6 +1,7 @@
 """1x1 convolutions as heads: linear where nothing but a mean over positions follows, else refused."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -222,3 +223,19 @@ def test_a_detectors_mask_fits_the_convolution() -> None:
     torch.testing.assert_close(scores.detach(), detector.score(images(seed=3)))
     with pruned(model, {"head": kept}):
         torch.testing.assert_close(model(images()), copy(images()))
+
+
+class Copied(Classifier):
+    """Keeps a copy of its head, hooks and all, from each run."""
+
+    def forward(self, inputs: Tensor) -> object:
+        answer = super().forward(inputs)
+        self.copies = nn.ModuleList([deepcopy(self.head)])
+        return answer
+
+
+def test_the_second_run_of_a_search_leaves_no_hook_in_copies() -> None:
+    torch.manual_seed(0)
+    model = Copied((), (Mean(),))
+    assert find_head(model, images(), head="head").is_averaged
+    assert not [name for name, module in model.named_modules() if module._forward_hooks]

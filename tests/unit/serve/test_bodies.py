@@ -116,6 +116,22 @@ def test_when_too_many_senders_stall_the_first_of_them_is_given_up() -> None:
     asyncio.run(run())
 
 
+def test_a_new_sender_is_read_while_the_time_of_all_others_has_just_passed() -> None:
+    async def run() -> None:
+        bodies = Bodies(Limits(max_requests=1, read_seconds=1))
+        stalled = [asyncio.create_task(reason(bodies, sent(b"x", more=True))) for _ in range(16)]
+        await asyncio.sleep(0)
+        # The loop stands still until this sleep and all timeouts are due: they fire in one turn, the sleep first.
+        asyncio.get_running_loop().call_soon(time.sleep, 1.1)
+        await asyncio.sleep(0.01)
+        assert not any(task.done() for task in stalled)
+        assert await reason(bodies, sent(b"good")) == "4 bytes"
+        assert set(await asyncio.gather(*stalled)) == {"408 the body did not arrive within 1 seconds"}
+        assert bodies.held == 0
+
+    asyncio.run(run())
+
+
 def test_a_stop_leaves_senders_a_last_second() -> None:
     async def run() -> None:
         bodies = Bodies(Limits())

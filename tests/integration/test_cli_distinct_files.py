@@ -1,0 +1,53 @@
+"""No command writes over what it was given to read, nor over what it has just written."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opnp.cli.distinct_files import require_distinct_files
+from opnp.data import write_features, write_head
+from opnp.errors import OptionError
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    features = torch.rand(40, 8, generator=torch.Generator().manual_seed(0))
+    write_features(tmp_path / "train.safetensors", features)
+    write_head(tmp_path / "head.safetensors", torch.eye(3, 8), bias=torch.zeros(3))
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "train.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "train.safetensors"), "`--out` would write over .*train.safetensors, which is given as `features`"),
+        (("--out", "link.safetensors"), "`--out` would write over .*train.safetensors, which is given as `features`"),
+        (("--out", "head.safetensors"), "`--out` would write over .*head.safetensors, which is given as `head`"),
+        (("--out", "new", "--checkpoint", "train.safetensors"), "`--checkpoint` would write over .*train.safetensors"),
+        (("--out", "new", "--checkpoint", "new"), "`--checkpoint` names the file of `--out`, .*new"),
+        (("--out", "new", "--report", "new"), "`--report` names the file of `--out`, .*new"),
+    ],
+)
+def test_a_fit_writes_over_nothing_that_it_was_given(
+    opnp: Callable[..., Any], files: Path, options: tuple[str, ...], message: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in files.iterdir()}
+    given = [each if each.startswith("--") else files / each for each in options]
+    arguments = ("--features", files / "train.safetensors", "--head", files / "head.safetensors", "--rho-w-min", "0.1")
+    outcome = opnp("fit", *arguments, *given)
+    assert outcome.code == 2
+    assert re.search(message, outcome.err)
+    assert {path.name: path.read_bytes() for path in files.iterdir()} == before
+
+
+def test_names_before_paths_are_looked_behind_and_folders_may_be_shared(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(OptionError, match="given as `ood`"):
+        require_distinct_files({"ood": [f"far={tmp_path / 'a.csv'}"], "out": tmp_path / "a.csv"})
+    require_distinct_files({"features": tmp_path, "out": tmp_path})
+    require_distinct_files({"data": "\0", "out": tmp_path / "b.csv", "keep": 0.95, "strict": True, "report": None})
