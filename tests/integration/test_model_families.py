@@ -58,7 +58,7 @@ def features_of(family: Family, model: nn.Module, inputs: Inputs) -> tuple[Tenso
 
 
 def fitted(family: Family, model: nn.Module) -> OPNP:
-    detector = OPNP(ratios=Ratios(w_min=0.5), shaping=None)
+    detector = OPNP(ratios=Ratios(w_min=0.7), shaping=None)
     return detector.fit(model, [family.inputs(4, seed) for seed in range(2)], **family.choice)
 
 
