@@ -29,7 +29,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo docs picture records results bench test test-long test-minimum audit coverage lint format wheel clean
+.PHONY: help venv demo docs picture records results bench test test-long test-minimum mutation audit coverage lint format wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -117,6 +117,11 @@ test-minimum:  ## Run the tests of the package with the oldest versions that pyp
 	    --editable '.[all,dev]'
 	@OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n $(WORKERS) -W default --disable-warnings \
 	    tests/unit tests/reference tests/property tests/contract tests/integration/test_c*.py $(ARGS)
+
+# About an hour on two cores; ARGS=--resume goes on with what build/mutation.jsonl holds.
+mutation: venv  ## Change the core in every small way, run its tests against each; write docs/records/mutation.json
+	@mkdir -p build
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tools.mutation --record docs/records/mutation.json $(ARGS)
 
 # Every version that is installed, looked up in the database of the Python Package Index; one that cannot be is an error.
 audit: venv  ## Look for known vulnerabilities in what is installed; needs the network

@@ -6,7 +6,7 @@ whose second, if any, holds the labels.
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ def inputs_of(batch: object) -> Inputs:
         A tensor, or a mapping of keyword arguments.
 
     Raises:
-        InputTypeError: If `batch` is none of those.
+        InputTypeError: If `batch` is none of those, or a list of inputs that were not stacked.
 
     Example:
         >>> import torch
@@ -43,6 +43,12 @@ def inputs_of(batch: object) -> Inputs:
 
     """
     if isinstance(batch, tuple | list) and batch:
+        if _is_unstacked(batch):
+            raise InputTypeError(
+                f"The batch is a list of {len(batch)} tensors of shape {tuple(batch[0].shape)}: of a list the first is "
+                f"taken as the inputs and the second as labels. Stack them, `torch.stack(batch)`, or give what the "
+                f"model takes as a mapping.",
+            )
         batch = batch[0]
     if isinstance(batch, Tensor):
         return batch
@@ -205,3 +211,9 @@ def _described(batch: object) -> str:
     if isinstance(batch, tuple | list):
         return f"an empty {type(batch).__name__}" if not batch else f"a {type(batch).__name__} in its first place"
     return type(batch).__name__
+
+
+def _is_unstacked(batch: Sequence[object]) -> bool:
+    """Return whether a list is one of inputs: three or more tensors of floats of one shape; labels are not that."""
+    shapes = {each.shape if isinstance(each, Tensor) and each.is_floating_point() else None for each in batch}
+    return len(batch) > 2 and len(shapes) == 1 and None not in shapes

@@ -58,6 +58,16 @@ def test_inputs_of_anything_else_is_an_error(loaded: object, kind: str) -> None:
         inputs_of(loaded)
 
 
+def test_a_list_of_inputs_that_were_not_stacked_is_an_error() -> None:
+    images = [torch.rand(3, 8, 8) for _ in range(4)]
+    with pytest.raises(InputTypeError, match=r"a list of 4 tensors of shape \(3, 8, 8\): .*torch\.stack"):
+        inputs_of(images)
+    # Views of a batch, soft labels and further columns are not that.
+    assert inputs_of([images[0], images[1]]) is images[0]
+    assert inputs_of((images[0], torch.rand(3, 5), torch.rand(3))) is images[0]
+    assert inputs_of((images[0], torch.zeros(3, 8, 8, dtype=torch.int64), images[1])) is images[0]
+
+
 @pytest.mark.parametrize("loaded", [([INPUTS], LABELS), [["a.png", "b.png"]], (("a.png",), LABELS)])
 def test_a_list_within_a_batch_is_not_called_empty(loaded: object) -> None:
     with pytest.raises(InputTypeError, match="A batch must be a tensor") as caught:
