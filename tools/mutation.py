@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 CORE = "src/opnp/core"
 NUMERICS = [f"tests/reliability/test_numerics_{part}.py" for part in ("metrics", "scores", "sensitivities", "shaping")]
 TESTS = ("tests/unit/core", "tests/reference", "tests/property", *NUMERICS, CORE)
+OWN_TEST = "tests/unit/core/test_core_mutation.py"
 REASONS = ROOT / "tools" / "mutation_survivors.toml"
 LOG = ROOT / "build" / "mutation.jsonl"
 REACH = ROOT / "build" / "mutation_reach.json"
@@ -123,7 +124,7 @@ def _run(mutants: Sequence[Mutant], *, workers: int, seconds: float, report: Cal
     run = MutationRun(ROOT, mutants, workers=workers, seconds=seconds, reached=reached, keep=keep, report=report)
     quick_settings()
     plain = ["-q", "--tb=native", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={ROOT}"]
-    code = pytest.main([*plain, *TESTS], plugins=[run])
+    code = pytest.main([*plain, f"--ignore={OWN_TEST}", *TESTS], plugins=[run])
     if code not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
         raise SystemExit(int(code))
 

@@ -1,5 +1,6 @@
 """The table of `make test-long` counts what tests tell, and shows what failed; nothing that ran is left out."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,11 @@ def test_the_page_of_the_project_holds_a_table_without_failures() -> None:
     }
     assert all(failed == "0" for *_, failed in cells)
     assert sum(int(times.replace(",", "")) for _, _, times, _ in rows) == int(total[2].replace(",", ""))
+
+
+def test_the_page_tells_the_mutants_of_the_record() -> None:
+    total = json.loads((ROOT / "docs" / "records" / "mutation.json").read_text(encoding="utf-8"))["total"]
+    noticed, share = total["killed"] + total["timeout"], 100 * total["score"]
+    sentence = f"of {total['mutants']:,} changes {noticed:,} were noticed, {share:.1f} %."
+    assert sentence in PAGE.read_text(encoding="utf-8")
+    assert total["score"] >= 0.9
