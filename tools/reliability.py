@@ -1,8 +1,9 @@
 """Print what the long tests tried, how often and what failed, from their JUnit report; write it into the page.
 
-    python tools/reliability.py REPORT.xml [PAGE.md]
+    python tools/reliability.py REPORT.xml [MORE.xml ...] [PAGE.md]
 
-The exit code is 1 if anything failed or the report holds no row; tests that were skipped are named.
+Of a test that stands in several reports the last one counts: after a mend, what failed is run again, and only that. The
+exit code is 1 if anything failed or the report holds no row; tests that were skipped are named.
 """
 
 import json
@@ -31,12 +32,15 @@ def told(case: ET.Element) -> list[tuple[str, str, int]]:
     return rows or [("other", f"`{case.get('name')}`", 1)]
 
 
-def table(report: Path) -> tuple[list[Row], list[str]]:
+def table(*reports: Path) -> tuple[list[Row], list[str]]:
     """Return the rows in the order in which they first came, and the names of the tests that were skipped."""
+    cases: dict[str, ET.Element] = {}
+    for report in reports:
+        for case in ET.parse(report).iter("testcase"):  # noqa: S314 -- pytest wrote the report a moment ago
+            cases[f"{case.get('classname')}::{case.get('name')}"] = case
     rows: dict[tuple[str, str], Row] = {}
     skipped = []
-    for case in ET.parse(report).iter("testcase"):  # noqa: S314 -- pytest wrote the report a moment ago
-        name = f"{case.get('classname')}::{case.get('name')}"
+    for name, case in cases.items():
         if case.find("skipped") is not None:
             skipped.append(name)
             continue
@@ -75,17 +79,18 @@ def written(page: str, rows: list[Row]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the table, write the page if one is given, and return the exit code."""
-    if len(arguments) not in {1, 2}:
-        sys.stderr.write("usage: reliability.py REPORT.xml [PAGE.md]\n")
+    reports = [Path(each) for each in arguments if each.endswith(".xml")]
+    pages = [Path(each) for each in arguments if not each.endswith(".xml")]
+    if not reports or len(pages) > 1:
+        sys.stderr.write("usage: reliability.py REPORT.xml [MORE.xml ...] [PAGE.md]\n")
         return 2
-    rows, skipped = table(Path(arguments[0]))
+    rows, skipped = table(*reports)
     rows = ordered(rows)
     sys.stdout.write(markdown(rows))
     failed = [f"failed: {row.what}: {name}" for row in rows for name in row.failed]
     problems = failed + [f"skipped: {name}" for name in skipped] + ([] if rows else ["No test told anything."])
     sys.stdout.writelines(f"{problem}\n" for problem in problems)
-    if len(arguments) == 2:
-        page = Path(arguments[1])
+    for page in pages:
         page.write_text(written(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
     return 1 if failed or not rows else 0
 

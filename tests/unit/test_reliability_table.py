@@ -89,6 +89,17 @@ def test_the_exit_code_tells_of_failures_and_the_page_holds_the_table(
     assert written(found, ordered(table(report)[0])) == found
 
 
+def test_of_a_test_in_two_reports_the_last_counts(report: Path, tmp_path: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    begin, end = text.index("<failure"), text.index("</failure>") + len("</failure>")
+    (tmp_path / "again.xml").write_text(text[:begin] + text[end:], encoding="utf-8")
+    first, again = table(report)[0], table(report, tmp_path / "again.xml")[0]
+    assert [(row.what, row.times) for row in again] == [(row.what, row.times) for row in first]
+    assert sum(len(row.failed) for row in first) == 2
+    assert sum(len(row.failed) for row in again) == 0
+    assert table(tmp_path / "again.xml", report)[0] == first
+
+
 def test_a_report_without_rows_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "none.xml").write_text("<testsuites><testsuite/></testsuites>", encoding="utf-8")
     assert main([str(tmp_path / "none.xml")]) == 1
