@@ -45,6 +45,16 @@ def test_a_fit_writes_over_nothing_that_it_was_given(
     assert {path.name: path.read_bytes() for path in files.iterdir()} == before
 
 
+def test_features_are_not_cached_over_the_inputs(tmp_path: Path) -> None:
+    for name in ("train.safetensors", "ood_far.safetensors", "images.safetensors"):
+        (tmp_path / name).touch()
+    for given in ({"train": tmp_path / "train.safetensors"}, {"ood": [f"far={tmp_path / 'ood_far.safetensors'}"]}):
+        with pytest.raises(OptionError, match=r"`--out` would write over .*: name another\."):
+            require_distinct_files({**given, "out": tmp_path})
+        require_distinct_files({**given, "out": tmp_path / "features"})
+    require_distinct_files({"train": tmp_path / "images.safetensors", "out": tmp_path})
+
+
 def test_names_before_paths_are_looked_behind_and_folders_may_be_shared(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     with pytest.raises(OptionError, match="given as `ood`"):

@@ -1,6 +1,7 @@
 """No command writes over a file that it was given to read, or over another one that it writes."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -8,13 +9,16 @@ from opnp.errors import OptionError
 
 __all__ = ["require_distinct_files"]
 
+_FEATURES = re.compile(r"(train|test|head|odin|ood_.+)\.safetensors")
+"""What `opnp cache` writes into its folder."""
 _WRITTEN = ("out", "checkpoint", "report", "figures", "state")
 
 
 def require_distinct_files(given: Mapping[str, object]) -> None:
     """Raise if a file to write is one to read, or one file is to be written for two options.
 
-    Links are followed. Folders to read are left out: results may lie beside what they were made from.
+    Links are followed. Folders to read are left out: results may lie beside what they were made from, but a folder of
+    features may hold no file to read that has the name of one to write.
 
     Args:
         given: Arguments of a command by name, paths or lists of such among them.
@@ -42,11 +46,17 @@ def require_distinct_files(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         for path in _paths(value) if name not in _WRITTEN else ():
             place = os.path.realpath(path)
-            if place in written and os.path.isfile(place):  # noqa: PTH113  # raises nothing for names that are none
+            option = written.get(place) or _over_features(place, written)
+            if option is not None and os.path.isfile(place):  # noqa: PTH113  # raises nothing for names that are none
                 raise OptionError(
-                    f"`{written[place]}` would write over {path}, which is given as `{name.replace('_', '-')}`: name "
-                    f"another file.",
+                    f"`{option}` would write over {path}, which is given as `{name.replace('_', '-')}`: name another.",
                 )
+
+
+def _over_features(place: str, written: Mapping[str, str]) -> str | None:
+    """Return `--out` if it is the folder of a file that has the name of one that is written there."""
+    folder, name = os.path.split(place)
+    return "--out" if _FEATURES.fullmatch(name) and written.get(folder) == "--out" else None
 
 
 def _paths(value: object) -> Iterator[Path]:

@@ -105,7 +105,10 @@ class SavedDataset:
             DataFileError: If there is none in the row; the message is the reason alone.
 
         """
-        value = self.data[index][self.column]
+        try:
+            value = self.data[index][self.column]
+        except Exception as error:  # a damaged file makes Arrow fail in many ways, SystemError among them
+            raise DataFileError(f"the row cannot be read ({type(error).__name__})") from error
         if self.kind == "text":
             return checked_text(value)
         if value is None or (value["bytes"] is None and value["path"] is None):
