@@ -228,6 +228,8 @@ _FIT = ("--data", "train.safetensors", "--rho-w-min", "0.2", "--batch-size", "5"
 _CACHE = ("--train", "train.safetensors", "--batch-size", "5", "--no-odin", "--out", "made")
 
 
+# torch raises in the main thread, at any place, when a reading process is killed: in a `__del__` that is only printed.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("command", "options"), [("fit", _FIT), ("cache", _CACHE)])
 def test_a_reading_process_that_dies_is_named_as_the_cause(
     opnp: Opnp, world: Path, command: str, options: tuple[str, ...], tried: Tried
