@@ -67,6 +67,8 @@ class SavedDataset:
             EmptyDataError: If it has no rows.
             MissingExtraError: If the package `datasets` is not installed, or Pillow for images.
 
+        All of the set is read once, as Arrow checks it.
+
         """
         path = Path(path)
         if kind == "image":
@@ -77,6 +79,7 @@ class SavedDataset:
             raise EmptyDataError(f"{path} has no rows.")
         try:
             data = datasets.load_from_disk(str(path.resolve())).with_format(None)
+            data.data.table.validate(full=True)  # Arrow ends the process where offsets lead out of a damaged file
         except Exception as error:  # Arrow, JSON and the package itself fail in their own ways
             reason = str(error).partition("\n")[0]
             raise DataFileError(f"{path} is no readable data set ({type(error).__name__}: {reason}).") from error
