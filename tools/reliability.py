@@ -2,8 +2,9 @@
 
     python tools/reliability.py REPORT.xml [MORE.xml ...] [PAGE.md]
 
-Of a test that stands in several reports the last one counts: after a mend, what failed is run again, and only that. The
-exit code is 1 if anything failed or the report holds no row; tests that were skipped are named.
+Of a test that stands in several reports the last one counts: after a mend, what failed is run again, and only that.
+Files that could not be collected are those of the last report, whose run must have collected all of them. The exit code
+is 1 if anything failed or the report holds no row; tests that were skipped are named.
 """
 
 import json
@@ -36,6 +37,7 @@ def table(*reports: Path) -> tuple[list[Row], list[str]]:
     """Return the rows in the order in which they first came, and the names of the tests that were skipped."""
     cases: dict[str, ET.Element] = {}
     for report in reports:
+        cases = {name: case for name, case in cases.items() if case.get("classname")}  # others failed at collection
         for case in ET.parse(report).iter("testcase"):  # noqa: S314 -- pytest wrote the report a moment ago
             cases[f"{case.get('classname')}::{case.get('name')}"] = case
     rows: dict[tuple[str, str], Row] = {}
