@@ -1,10 +1,12 @@
-"""The fixture by which tests tell the table of ``make test-long`` what they tried."""
+"""Fixtures of all tests: the command line in this process, and what tells the table of ``make test-long``."""
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
+from tests.in_process import Opnp, command_line
 from tests.tried import AREAS, Tried
 
 
@@ -18,3 +20,9 @@ def tried(record_property: Callable[[str, object], None]) -> Tried:
         record_property("tried", json.dumps([area, what, times]))
 
     return tell
+
+
+@pytest.fixture
+def opnp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Opnp:
+    """Return a function that runs ``opnp`` with the given arguments."""
+    return partial(command_line, monkeypatch, capsys)

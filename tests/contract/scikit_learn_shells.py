@@ -40,6 +40,9 @@ class ScikitLearnShell(Shell):
     tolerance = 1e-12
     on_empty = ValueError
     unfitted = NotFittedError
+    shared: ClassVar = {
+        "filters of warnings": "`check_array` sets a filter inside `warnings.catch_warnings`, which threads leave set",
+    }
     lacks: ClassVar = {
         "classes": "the classifier inside predicts them",
         "labels": "`score_samples` takes rows alone",

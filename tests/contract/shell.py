@@ -79,6 +79,7 @@ class Shell:
         tolerance: How far scores may lie from those of `OPNP`, relative to the largest.
         cutting: How far they may lie from those of the same inputs in other batches.
         concurrency: How far they may lie from those of the same inputs asked alone, where several ask at once.
+        shared: Facts of the process that a library below it changes where several ask at once, and why.
         on_empty: What is documented of no inputs: an error, or None for no answers.
         on_nan: What is documented of NaN: an error; ``"flagged"`` for the score NaN, the least p-value and a verdict
             of OOD; or ``"passed on"`` for the score NaN.
@@ -94,6 +95,7 @@ class Shell:
     tolerance: ClassVar[float] = 0.0
     cutting: ClassVar[float] = 1e-6
     concurrency: ClassVar[float] = 0.0
+    shared: ClassVar[Mapping[str, str]] = {}
     on_empty: ClassVar[type[Exception] | None] = None
     on_nan: ClassVar[type[Exception] | str] = ValueError
     unfitted: ClassVar[type[Exception]] = NotFittedError

@@ -1,47 +1,14 @@
 """The command line, run in this process: arguments in; exit code, output and errors out."""
 
 import shutil
-import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
-from opnp.cli import main
 from opnp.data import write_features, write_head
-
-
-class Outcome(NamedTuple):
-    """What a run of the command line left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Opnp = Callable[..., Outcome]
-
-
-@pytest.fixture
-def opnp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Opnp:
-    """Return a function that runs ``opnp`` with the given arguments."""
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["opnp", *map(str, arguments)])
-        code = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            try:
-                main()
-            except SystemExit as leaving:
-                code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 
 from opnp import auroc, fpr_at_tpr
 from opnp.bench import BenchRecord, results_markdown
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 from tests.unit.bench.bench_world import write_world
 
 

@@ -9,7 +9,7 @@ import torch
 
 from opnp.bench import BenchRecord
 from opnp.data import InputSet, read_features
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 from tests.unit.bench.image_world import OPTIONS, class_images, write_images, write_module
 from tests.unit.data.image_files import save_image, write_tensors
 

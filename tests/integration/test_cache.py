@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from opnp.bench.odin_file import read_odin
 from opnp.data import read_features, read_head
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 from tests.unit.bench.image_world import (
     OPTIONS,
     class_images,

@@ -13,7 +13,7 @@ import torch
 
 from opnp.bench.odin_file import read_odin
 from opnp.data import read_features
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 from tests.unit.adapters.hub_folders import TEXT_CLASSES, WORDS, write_bert
 from tests.unit.bench.image_world import OPTIONS, class_images, write_module
 from tests.unit.data.image_files import save_image, write_tensors

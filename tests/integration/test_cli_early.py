@@ -11,7 +11,7 @@ from opnp import OPNP, Ratios
 from opnp.data import write_features
 from opnp.errors import OpnpWarning
 from opnp.files import write_atomically
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 from tests.unit.bench.image_world import CLASSES, OPTIONS, class_images
 from tests.unit.data.image_files import write_tensors
 

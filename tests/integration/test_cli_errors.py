@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from opnp.data import write_features
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 
 
 def refused(opnp: Opnp, *arguments: object) -> str:

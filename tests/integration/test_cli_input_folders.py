@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 from tests.unit.bench.image_world import OPTIONS, class_images, write_module
 from tests.unit.data.image_files import save_image, write_tensors
 

@@ -9,7 +9,7 @@ import torch
 
 from opnp import OPNP, Ratios, ReAct
 from opnp.data import read_features, read_head
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from torchvision import models
 from opnp import OPNP, Ratios
 from opnp.bench import chosen_preprocessing, model_from_name
 from opnp.data import open_inputs
-from tests.integration.conftest import Opnp, Outcome
+from tests.in_process import Opnp, Outcome
 from tests.unit.adapters.hub_folders import WORDS, write_bert, write_vit
 from tests.unit.bench.image_world import CLASSES, OPTIONS, class_images, write_module
 from tests.unit.data.image_files import save_image, write_tensors

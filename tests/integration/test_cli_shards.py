@@ -7,7 +7,7 @@ import torch
 
 from opnp import OPNP
 from opnp.data import FeatureShardWriter, read_features
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from opnp.cli.app import COMMANDS
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 
 FOLDER = Path(str(import_module("opnp.cli").__file__)).parent
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from opnp import OPNP, auroc, fpr_at_tpr
 from opnp.bench.digits import small_cnn
 from opnp.data import read_features
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from opnp.errors import OpnpWarning
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 from tests.integration.docs_pages import DOCS, Block, blocks, pages, world
 from tests.integration.docs_world import WORLDS
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 from tests.unit.adapters.hub_folders import WORDS, write_bert
 
 README = Path(__file__).parents[2] / "README.md"

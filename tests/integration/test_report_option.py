@@ -9,7 +9,7 @@ import torch
 
 from opnp.bench.picture_record import PictureRecord
 from opnp.data import write_features, write_head
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 from tests.unit.bench.bench_world import write_world
 from tests.unit.bench.image_world import OPTIONS, write_images, write_module
 

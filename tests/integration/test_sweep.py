@@ -8,7 +8,7 @@ import pytest
 from opnp.bench import SweepBase, SweepRecord, run_sweep, sweep_markdown
 from opnp.bench.sweep_curves import CURVES
 from opnp.data import write_head
-from tests.integration.conftest import Opnp
+from tests.in_process import Opnp
 from tests.unit.bench.bench_world import FEATURES, world_weight, write_world
 
 

@@ -1,15 +1,11 @@
 """Every kind of file that opnp writes and reads back: how it is made, what reading it gives, and what reads it."""
 
-import sys
-import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
@@ -19,7 +15,6 @@ from opnp.bench.feature_source import FeatureSource, ModelSource, SetSource
 from opnp.bench.fit_record import FitRecord, TriedSetting, TuningFacts
 from opnp.bench.odin_file import OdinScores, read_odin, write_odin
 from opnp.bench.sweep_record import SweepRecord
-from opnp.cli import main
 from opnp.data import FeatureShardWriter, open_features, read_features, read_head, write_score_table
 from opnp.data.score_reading import read_score_table
 from opnp.detector import OPNP, Checkpoint, Ratios
@@ -31,18 +26,7 @@ from tests.unit.bench.bench_world import world_features, world_weight, write_wor
 from tests.unit.report.page_world import picture_record
 from tests.unit.report.report_world import RECORDS, demo_folder, scores_by_set
 
-__all__ = ["KINDS", "Kind", "Opnp", "Outcome", "chance", "command_line", "flipped", "kind", "world"]
-
-
-class Outcome(NamedTuple):
-    """What a run of the command line left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Opnp = Callable[..., Outcome]
+__all__ = ["KINDS", "Kind", "chance", "flipped", "kind", "world"]
 
 
 @dataclass(frozen=True)
@@ -80,21 +64,6 @@ class Kind:
             assert path.name in str(error) or str(path.parent) in str(error), error  # noqa: PT017  # one of two names
             return "refused"
         return "same" if found == expected else "other"
-
-
-def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
-    """Run ``opnp`` in this process; any exception but that of leaving comes through."""
-    monkeypatch.setattr(sys, "argv", ["opnp", *map(str, arguments)])
-    code = 0
-    capsys.readouterr()
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        try:
-            main()
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
-    captured = capsys.readouterr()
-    return Outcome(code, captured.out, captured.err)
 
 
 def chance(seed: str) -> np.random.Generator:

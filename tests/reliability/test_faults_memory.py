@@ -19,7 +19,7 @@ from opnp.data import read_features
 from opnp.errors import BatchSizeWarning, InsufficientMemoryError, ModelRunError
 from opnp.model import BatchHalving, Inputs, head_stream, is_out_of_memory
 from tests.contract.snapshot import unchanged
-from tests.integration.conftest import Opnp, opnp
+from tests.in_process import Opnp
 from tests.reliability.faults_world import (
     SHORTAGES,
     Faulty,
@@ -31,8 +31,6 @@ from tests.reliability.faults_world import (
 from tests.tried import Tried
 from tests.unit.bench.image_world import OPTIONS, class_images
 from tests.unit.data.image_files import write_tensors
-
-__all__ = ["opnp"]
 
 
 class Limit:

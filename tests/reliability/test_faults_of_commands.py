@@ -17,12 +17,10 @@ import pytest
 
 from opnp.bench.random_shards import write_random_shards
 from tests.child_process import command_line, started
-from tests.integration.conftest import Opnp, opnp
+from tests.in_process import Opnp
 from tests.tried import Tried
 from tests.unit.bench.image_world import OPTIONS, class_images
 from tests.unit.data.image_files import write_tensors
-
-__all__ = ["opnp"]
 
 SECONDS = 60
 FIXED = ("--rho-w-min", "0.3", "--shaping", "none")

@@ -3,10 +3,8 @@
 import copy
 import json
 import pickle
-import shutil
 import struct
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,8 @@ from opnp.data.shard_index import ShardIndex
 from opnp.errors import ArtifactError, DataFileError, MissingFileError, OpnpError
 from opnp.files.json_text import json_values
 from opnp.files.typed_json import typed_value
-from tests.reliability.files_world import KINDS, Kind, Opnp, chance, command_line, kind, world
+from tests.in_process import Opnp
+from tests.reliability.files_world import KINDS, Kind, chance, kind
 from tests.tried import Tried
 
 ARTIFACTS = [each for each in KINDS if each.name in ("detector files", "monitor states", "checkpoints")]
@@ -40,21 +39,6 @@ VALUES: list[Any] = [
     *("\ud800", "a" * 100, [], [1], ["x"], [[]], {}, {"x": 1}, [[0.9, "x"]], [[float("nan"), 1.0]]),
 ]
 Place = tuple[str | int, ...]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def opnp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Opnp:
-    return partial(command_line, monkeypatch, capsys)
-
-
-@pytest.fixture
-def own(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "own"))
 
 
 def parts(path: Path) -> tuple[dict[str, Tensor], Any]:

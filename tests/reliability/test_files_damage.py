@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ import torch
 from opnp.data import FeatureShardWriter, write_features, write_score_table
 from opnp.detector import OPNP, Ratios
 from opnp.serve.monitor import DriftMonitor
-from tests.reliability.files_world import KINDS, Kind, Opnp, chance, command_line, flipped, kind, world
+from tests.in_process import Opnp
+from tests.reliability.files_world import KINDS, Kind, chance, flipped, kind
 from tests.tried import Tried
 from tests.unit.report.report_world import RECORDS
 
@@ -20,21 +20,6 @@ SAFETENSORS = pytest.mark.parametrize(
     "each", [each for each in KINDS if each.is_safetensors], ids=lambda each: each.name
 )
 RUN = [each for each in KINDS if each.arguments is not None and each.file.endswith(("safetensors", "scored.parquet"))]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def opnp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Opnp:
-    return partial(command_line, monkeypatch, capsys)
-
-
-@pytest.fixture
-def own(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "own"))
 
 
 def header_length(content: bytes) -> int:

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,23 +26,13 @@ from opnp.files import remove_parts, require_writable
 from opnp.report import write_figures, write_report
 from opnp.serve.monitor import DriftMonitor
 from tests.child_process import started
+from tests.in_process import Opnp
 from tests.reliability.files_tasks import save_without_end
-from tests.reliability.files_world import Opnp, command_line, world
 from tests.tried import Tried
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits, mounts and users as Linux has them")
 pytestmark = [pytest.mark.reliability, LINUX]
 Write = Callable[[Path, Path], object]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def opnp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Opnp:
-    return partial(command_line, monkeypatch, capsys)
 
 
 def shards(made: Path, out: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import stat
 import struct
 import sys
@@ -18,8 +17,9 @@ from opnp.detector import OPNP, Ratios
 from opnp.errors import MissingFileError, OpnpError
 from opnp.files import existing_file, remove_parts, require_writable, write_atomically
 from tests.child_process import started
+from tests.in_process import Opnp
 from tests.reliability.files_tasks import READERS, read_with_little_memory
-from tests.reliability.files_world import KINDS, Kind, Opnp, command_line, kind, world
+from tests.reliability.files_world import KINDS, Kind, kind
 from tests.tried import Tried
 
 pytestmark = [
@@ -40,21 +40,6 @@ NAMES = {
     "dot": ".hidden",
     "long": "n" * 240,
 }
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def own(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "own"))
-
-
-@pytest.fixture
-def opnp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Opnp:
-    return partial(command_line, monkeypatch, capsys)
 
 
 def folder_instead(path: Path) -> None:
@@ -215,6 +200,12 @@ def test_a_link_to_write_to_stays_a_link(tmp_path: Path, is_relative: bool, is_t
     assert [path.name for path in (tmp_path / "far").iterdir()] == ["file"]
 
 
+def written(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """Return what writing changes of all that a folder holds; that a link was read counts as its last access."""
+    facts = {each: os.lstat(each) for each in folder.rglob("*")}
+    return {each: (of.st_mode, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns) for each, of in facts.items()}
+
+
 @pytest.mark.parametrize("put", [*INSTEAD[:3], loop, link_to_folder], ids=lambda put: put.__name__)
 @pytest.mark.parametrize(
     "write",
@@ -232,10 +223,10 @@ def test_what_is_no_file_is_not_written_over(
     tried("files", "places to write to that hold a folder, a pipe, a device or a link to itself")
     path = tmp_path / "file.csv"
     put(path)
-    before = {each: os.lstat(each) for each in tmp_path.rglob("*")}
+    before = written(tmp_path)
     with pytest.raises(MissingFileError, match=r"name a file to write"):
         write(path)
-    assert {each: os.lstat(each) for each in tmp_path.rglob("*")} == before
+    assert written(tmp_path) == before
 
 
 @pytest.mark.parametrize("length", [200, 201, 240, 255])

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +9,13 @@ import pytest
 
 from opnp.errors import DataFileError, OpnpError
 from opnp.report import write_figures, write_report
-from tests.reliability.files_world import KINDS, Kind, Opnp, chance, command_line, world
+from tests.in_process import Opnp
+from tests.reliability.files_world import KINDS, Kind, chance
 from tests.tried import Tried
 
 RECORDS = [each for each in KINDS if each.name.startswith("records of")]
 NUMBERS = [0, 1, -1, 0.5, 1e6, 1e-300, 1e149, -1e149, 2**62]
 TEXTS = ["", "x", "test", "ood_x", "\0", "<script>alert(1)</script>", "a" * 3000, "\n", "%s", "$x_$", "\\frac{", "../x"]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def opnp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Opnp:
-    return partial(command_line, monkeypatch, capsys)
-
-
-@pytest.fixture
-def own(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "own"))
 
 
 def holders(values: Any) -> list[Any]:

@@ -1,7 +1,5 @@
 """Models of unusual kinds on the command line: scores are those of the library, or one line says why there are none."""
 
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,34 +7,13 @@ import pytest
 import torch
 
 from opnp import OPNP, Ratios
-from opnp.cli import main
+from tests.in_process import Opnp
 from tests.reliability import models_adapted, models_forwards, models_heads, models_wrapped
 from tests.reliability.models_world import built, image_sets
 from tests.tried import Tried
 from tests.unit.bench.image_world import OPTIONS
 
 pytestmark = pytest.mark.reliability
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def opnp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs ``opnp`` with the given arguments: exit code, output and errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["opnp", *map(str, arguments)])
-        code = 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            try:
-                main()
-            except SystemExit as leaving:
-                code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def _arguments(build: Callable[[], torch.nn.Module], folder: Path) -> list[object]:
@@ -59,7 +36,7 @@ def _arguments(build: Callable[[], torch.nn.Module], folder: Path) -> list[objec
     ],
 )
 def test_a_model_of_an_unusual_kind_is_fitted(
-    build: Callable[[], torch.nn.Module], opnp: Run, tmp_path: Path, tried: Tried
+    build: Callable[[], torch.nn.Module], opnp: Opnp, tmp_path: Path, tried: Tried
 ) -> None:
     tried("models", "models of unusual kinds on the command line")
     with torch.random.fork_rng(devices=[]):
@@ -91,7 +68,7 @@ def test_a_model_of_an_unusual_kind_is_fitted(
     ],
 )
 def test_a_model_that_is_refused_is_so_in_one_line(
-    build: Callable[[], torch.nn.Module], words: str, opnp: Run, tmp_path: Path, tried: Tried
+    build: Callable[[], torch.nn.Module], words: str, opnp: Opnp, tmp_path: Path, tried: Tried
 ) -> None:
     tried("models", "models of unusual kinds on the command line")
     code, out, err = opnp(*_arguments(build, tmp_path))
@@ -101,7 +78,7 @@ def test_a_model_that_is_refused_is_so_in_one_line(
     assert not (tmp_path / "detector.safetensors").exists()
 
 
-def test_a_model_with_random_numbers_is_told(opnp: Run, tmp_path: Path, tried: Tried) -> None:
+def test_a_model_with_random_numbers_is_told(opnp: Opnp, tmp_path: Path, tried: Tried) -> None:
     tried("models", "models of unusual kinds on the command line")
     with torch.random.fork_rng(devices=[]):
         code, _, err = opnp(*_arguments(models_forwards.functional_dropout, tmp_path))

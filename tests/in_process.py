@@ -1,0 +1,37 @@
+"""The command line, run in this process: arguments in; exit code, output and errors out."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from opnp.cli import main
+
+__all__ = ["Opnp", "Outcome", "command_line"]
+
+
+class Outcome(NamedTuple):
+    """What a run of the command line left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Opnp = Callable[..., Outcome]
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
+    """Run ``opnp`` in this process; any exception but that of leaving comes through."""
+    monkeypatch.setattr(sys, "argv", ["opnp", *map(str, arguments)])
+    code = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        try:
+            main()
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+    captured = capsys.readouterr()
+    return Outcome(code, captured.out, captured.err)
