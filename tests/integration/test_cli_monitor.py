@@ -1,6 +1,9 @@
 """``opnp monitor``: score files in, a verdict in words or JSON, exit codes, and messages without a traceback."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,22 @@ def test_a_stream_that_drifts_in_the_second_file(folder: Path, *, is_detector_gi
     assert run(*files, *options).exit_code == 0
     assert run(*files, *options, "--fail-on-alarm").exit_code == 3
     assert run(*files, *options, "--fail-on-alarm", "--json").exit_code == 3
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize(("file", "code"), [("drifted.parquet", 3), ("quiet.csv", 0)])
+def test_the_exit_code_stands_where_nobody_reads_the_text(
+    folder: Path, file: str, code: int, options: list[str]
+) -> None:
+    """``opnp monitor ... --fail-on-alarm | head -1`` once left with 1 under ``set -o pipefail``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "opnp", "monitor", folder / file, "--fail-on-alarm", *options]
+    try:
+        found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert (found.returncode, found.stderr) == (code, "")
 
 
 def test_the_text_says_verdict_level_samples_and_where(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opnp.cli.options import JsonFlag
-from opnp.cli.output import print_facts, print_json
+from opnp.cli.output import print_facts, print_json, readers_may_leave
 from opnp.errors import DataFileError, OptionError
 
 if TYPE_CHECKING:
@@ -80,10 +80,11 @@ def monitor(
     facts = _facts(found, files, tables, before=before, is_two_sided=detector is not None) | {
         "calibration_samples": samples
     }
-    if json:
-        print_json(found.to_json() | facts)
-    else:
-        _show(found, facts)
+    with readers_may_leave():
+        if json:
+            print_json(found.to_json() | facts)
+        else:
+            _show(found, facts)
     if fail_on_alarm and found.alarm_at is not None:
         raise typer.Exit(_ALARM_CODE)
 

@@ -1,8 +1,10 @@
 """What commands print: a table for people, JSON for programs, progress on standard error."""
 
 import json
+import os
 import sys
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,7 +18,15 @@ from opnp.cli.options import shaping_text
 if TYPE_CHECKING:
     from opnp.detector import Settings
 
-__all__ = ["print_facts", "print_json", "print_table", "progress_bar", "settings_text", "show_table"]
+__all__ = [
+    "print_facts",
+    "print_json",
+    "print_table",
+    "progress_bar",
+    "readers_may_leave",
+    "settings_text",
+    "show_table",
+]
 
 
 class _RateColumn(TextColumn):
@@ -57,6 +67,21 @@ def progress_bar(description: str, *, is_quiet: bool) -> Any:  # noqa: ANN401  #
                 bars.update(task, rate=_rate(bars, task))
 
     return wrapped
+
+
+@contextmanager
+def readers_may_leave() -> Iterator[None]:
+    """Let a reader of standard output leave early, as ``head`` does: what is printed inside is lost, and nothing else.
+
+    For commands whose exit code is an answer, which must not depend on who reads the rest.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # the second is what rich makes of the first
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def print_json(values: Mapping[str, object]) -> None:
