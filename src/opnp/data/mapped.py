@@ -1,6 +1,5 @@
 """Reading cached features from disk by memory mapping: pages of the files, no copy of them in the process."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from opnp.core.checks import checked_matrix
+from opnp.data.digest import file_digest
 from opnp.data.shard_index import ShardIndex
 from opnp.errors import DataFileError, InputTypeError, OpnpError, OptionError, ShapeError
 from opnp.files import existing_file
@@ -222,9 +222,3 @@ def tensors_of(path: Path, *, needed: str, optional: str, content: str) -> dict[
         held = ", ".join(sorted(found.names)) or "nothing"
         raise DataFileError(f"{path} must hold the tensor `{needed}` ({content}), but it holds {held}.")
     return dict(found.tensors)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """A model on loan comes back as it was, whatever happens meanwhile."""
 
+from collections.abc import Callable
 from threading import Event, Thread, current_thread
 
 import pytest
@@ -100,21 +101,31 @@ def test_two_threads_share_a_model_in_train_mode() -> None:
         assert torch.allclose(answers[name][0], expected), f"features of the {name} thread"
 
 
-def test_a_loan_lasts_until_the_last_thread_is_done() -> None:
-    model = nn.Linear(2, 2).train()
+def lent_to_another(model: nn.Module, *, use: Callable[[], object] = lambda: None) -> Callable[[], None]:
+    """Borrow and use a model in another thread, and return what ends that loan."""
     inside, leave = Event(), Event()
 
     def hold() -> None:
         with borrowed(model):
+            use()
             inside.set()
             leave.wait(10)
+
+    def end() -> None:
+        leave.set()
+        holder.join(10)
 
     holder = Thread(target=hold)
     holder.start()
     assert inside.wait(10)
+    return end
+
+
+def test_a_loan_lasts_until_the_last_thread_is_done() -> None:
+    model = nn.Linear(2, 2).train()
+    end_other_loan = lent_to_another(model)
     with borrowed(model):
-        leave.set()
-        holder.join(10)
+        end_other_loan()
         assert not model.training, "another thread's loan ended, and with it ours"
     assert model.training
 
@@ -189,20 +200,9 @@ def test_buffers_of_the_state_dict_come_back_bit_for_bit(is_inference: bool) -> 
 
 def test_buffers_come_back_when_the_last_of_overlapping_loans_ends() -> None:
     model = Counting()
-    inside, leave = Event(), Event()
-
-    def hold() -> None:
-        with borrowed(model):
-            model(batch())
-            inside.set()
-            leave.wait(10)
-
-    holder = Thread(target=hold)
-    holder.start()
-    assert inside.wait(10)
+    end_other_loan = lent_to_another(model, use=lambda: model(batch()))
     with borrowed(model):
-        leave.set()
-        holder.join(10)
+        end_other_loan()
         assert model.count == 1
     assert model.count == 0
 
