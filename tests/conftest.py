@@ -1,13 +1,24 @@
 """Fixtures of all tests: the command line in this process, and what tells the table of ``make test-long``."""
 
 import json
+import random
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
+import torch
 
 from tests.in_process import Opnp, command_line
 from tests.tried import AREAS, Tried
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let each test, and what is made for it, draw the same numbers in any order and on any worker."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  # the generators that libraries draw from
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 
 from opnp import auroc, fpr_at_tpr
 from opnp.bench import BenchRecord, results_markdown
+from opnp.bench.protocol import BENCH_FILES
 from tests.in_process import Opnp
 from tests.unit.bench.bench_world import write_world
 
@@ -48,6 +49,11 @@ def scores_in(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
         part["index"].append(index)
         part["score"].append(score)
     return {key: {name: np.asarray(values) for name, values in part.items()} for key, part in found.items()}
+
+
+def test_the_folder_holds_what_is_guarded(results: Path) -> None:
+    """A file that is missing in the list would be written over where others wrote one of its name."""
+    assert {path.name for path in results.iterdir()} == {*BENCH_FILES}
 
 
 def test_the_figures_follow_from_the_scores(results: Path) -> None:

@@ -8,9 +8,21 @@ from typing import Any
 import pytest
 import torch
 
+from opnp.bench.demo import DEMO_FILES
+from opnp.bench.protocol import BENCH_FILES
+from opnp.bench.sweep import SWEEP_FILES
 from opnp.cli.distinct_files import require_distinct_files
 from opnp.data import write_features, write_head
 from opnp.errors import OptionError
+from tests.in_process import Opnp
+from tests.unit.bench.bench_world import write_world
+from tests.unit.bench.image_world import OPTIONS, class_images, write_module
+from tests.unit.data.image_files import write_tensors
+
+_SETS = (
+    *("--id", "images/test.safetensors", "--train", "images/train.safetensors"),
+    *("--ood", "x=images/test.safetensors", "--methods", "energy"),
+)
 
 
 @pytest.fixture
@@ -43,6 +55,40 @@ def test_a_fit_writes_over_nothing_that_it_was_given(
     assert outcome.code == 2
     assert re.search(message, outcome.err)
     assert {path.name: path.read_bytes() for path in files.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (("demo",), DEMO_FILES),
+        (("bench", "--features", "features"), BENCH_FILES),
+        (("bench", "--model", "tinynets:net", *OPTIONS, *_SETS), BENCH_FILES),
+        (("sweep", "--features", "features"), SWEEP_FILES),
+        (
+            ("cache", "--model", "tinynets:net", *OPTIONS, "--train", "images/train.safetensors"),
+            ("train.safetensors", "test.safetensors", "ood_x.safetensors", "odin.safetensors"),
+        ),
+    ],
+    ids=lambda each: "-".join(each[:2]),
+)
+def test_folders_of_results_lose_nothing_that_others_wrote(
+    opnp: Opnp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    """``opnp demo --out .`` once wrote over train.safetensors and all its neighbours."""
+    write_module(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    write_world(tmp_path / "features")
+    (tmp_path / "images").mkdir()
+    for seed, name in enumerate(("train", "test")):
+        write_tensors(tmp_path / "images" / f"{name}.safetensors", *class_images(8, seed=seed))
+    for name in names:
+        folder = tmp_path / f"of {name}"
+        folder.mkdir()
+        (folder / name).write_bytes(b"mine")
+        outcome = opnp(*command, "--out", folder)
+        assert outcome.code == 2
+        assert re.search(rf"of {name} holds {name}(, which opnp did not write| without source\.json)", outcome.err)
+        assert [(path.name, path.read_bytes()) for path in folder.rglob("*")] == [(name, b"mine")]
 
 
 def test_features_are_not_cached_over_the_inputs(tmp_path: Path) -> None:

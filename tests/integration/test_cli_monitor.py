@@ -104,7 +104,7 @@ def test_the_exit_code_stands_where_nobody_reads_the_text(
     """``opnp monitor ... --fail-on-alarm | head -1`` once left with 1 under ``set -o pipefail``."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "opnp", "monitor", folder / file, "--fail-on-alarm", *options]
+    command = [sys.executable, "-m", "opnp", "monitor", str(folder / file), "--fail-on-alarm", *options]
     try:
         found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     finally:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from opnp import OPNP, auroc, fpr_at_tpr
+from opnp.bench.demo import DEMO_FILES
 from opnp.bench.digits import small_cnn
 from opnp.data import read_features
 from tests.in_process import Opnp
@@ -21,6 +22,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo")
     run_demo(out)
     return out
+
+
+def test_the_folder_holds_what_is_guarded(folder: Path) -> None:
+    """A file that is missing in the list would be written over where others wrote one of its name."""
+    assert {path.name for path in folder.iterdir()} == {*DEMO_FILES}
 
 
 def test_the_table_follows_from_the_files(folder: Path) -> None:

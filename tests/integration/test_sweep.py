@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from opnp.bench import SweepBase, SweepRecord, run_sweep, sweep_markdown
+from opnp.bench.sweep import SWEEP_FILES
 from opnp.bench.sweep_curves import CURVES
 from opnp.data import write_head
 from tests.in_process import Opnp
@@ -34,8 +35,8 @@ def record_in(folder: Path) -> SweepRecord:
 def test_twice_gives_the_same_bytes(opnp: Opnp, world: Path, results: Path, tmp_path: Path) -> None:
     outcome = opnp("sweep", "--features", world, "--out", tmp_path / "again")
     assert outcome.code == 0, outcome.err
-    assert sorted(path.name for path in results.iterdir()) == ["sweep.json", "sweep.md"]
-    for name in ("sweep.json", "sweep.md"):
+    assert sorted(path.name for path in results.iterdir()) == [*SWEEP_FILES]
+    for name in SWEEP_FILES:
         assert (tmp_path / "again" / name).read_bytes() == (results / name).read_bytes(), name
         text = (results / name).read_text(encoding="utf-8")
         assert not any(word in text for word in ("NaN", "Infinity", "seconds", str(world), str(results))), name

@@ -65,8 +65,8 @@ _ODD: dict[type, tuple[str, ...]] = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Yield a folder in which all `LINES` work, as the current one; what is slow or goes on forever is left out."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield a folder in which all `LINES` work and have run; what is slow or goes on forever is left out."""
     with pytest.MonkeyPatch.context() as patched:
         folder = write_world(tmp_path_factory.mktemp("options") / "world")
         patched.chdir(folder)
@@ -75,17 +75,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patched.setattr("opnp.report.write_figures", lambda results, out, **_: [])
         patched.setattr("opnp.bench.demo.trained_cnn", _untrained)
         patched.setattr("opnp.bench.demo.digits_data", _few_digits)
-        (folder / "empty").touch()
-        (folder / "folder").mkdir()
-        (folder / "dangling").symlink_to("nowhere")
-        (folder / "loop").symlink_to("loop")
-        os.mkfifo(folder / "fifo")
         for line in LINES.values():
             ran = run_opnp(*line)
             assert ran.code == 0, (line, ran)
-        for made, copy in {"d.st": "copy.st", "test.safetensors": "copy.safetensors", "s.csv": "copy.csv"}.items():
-            shutil.copy(folder / made, folder / copy)
+        for name, copy in {"d.st": "copy.st", "test.safetensors": "copy.safetensors", "s.csv": "copy.csv"}.items():
+            shutil.copy(folder / name, folder / copy)
         yield folder
+
+
+@pytest.fixture
+def world(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of that folder as the current one, with what is no file beside the files."""
+    folder = Path(shutil.copytree(made, tmp_path / "world"))
+    monkeypatch.chdir(folder)
+    (folder / "empty").touch()
+    (folder / "folder").mkdir()
+    (folder / "dangling").symlink_to("nowhere")
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "fifo")
+    return folder
 
 
 def _untrained(*_: object, seed: int) -> nn.Sequential:

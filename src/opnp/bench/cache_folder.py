@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from opnp.bench.feature_files import FEATURE_FILE
 from opnp.bench.feature_source import SOURCE_FILE, FeatureSource, ModelSource, SetSource
 from opnp.bench.odin_file import ODIN_FILE
 from opnp.data import FeatureSet, file_digest, write_features, write_head
@@ -59,9 +60,10 @@ class CacheFolder:
         if path.exists() and not path.is_dir():
             raise DataFileError(f"{path} is a file: name a folder for the features.")
         if not (path / SOURCE_FILE).is_file():
-            if (path / _HEAD).exists():
+            foreign = next((each for each in sorted(_names(path)) if FEATURE_FILE.fullmatch(each)), None)
+            if foreign is not None:
                 raise DataFileError(
-                    f"{path} holds features without {SOURCE_FILE}, so that nothing tells where they come from: choose "
+                    f"{path} holds {foreign} without {SOURCE_FILE}, so that nothing tells where it comes from: choose "
                     f"another folder.",
                 )
             return cls(path, model, None)
@@ -118,6 +120,10 @@ class CacheFolder:
         write_features(file, features.features, labels=features.labels)
         self.source = self.source.with_set(name, inputs.stored_in(file))
         self.source.write(self.path)
+
+
+def _names(folder: Path) -> list[str]:
+    return [each.name for each in folder.iterdir()] if folder.exists() else []
 
 
 def _is_file(path: Path, sha256: str) -> bool:

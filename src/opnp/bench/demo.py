@@ -21,16 +21,16 @@ from opnp.bench.gallery import ImageVerdicts, gallery_set
 from opnp.bench.picture_record import PICTURES_FILE, PictureRecord
 from opnp.bench.pictures import detector_pictures
 from opnp.bench.record import DEMO_MODEL, DetectionResult, MethodResult, Record
+from opnp.bench.result_folder import require_own_results
 from opnp.bench.score_file import ScoreBlock, require_parquet, write_scores
 from opnp.bench.seeds import require_seed
 from opnp.core import accuracy, auroc, fpr_at_tpr
 from opnp.data import write_features, write_head, write_score_table
 from opnp.detector import OPNP, Ratios, Verdict
-from opnp.errors import DataFileError
 from opnp.files import write_atomically
 from opnp.model import linear_layers
 
-__all__ = ["DEMO_RATIOS", "run_demo"]
+__all__ = ["DEMO_FILES", "DEMO_RATIOS", "run_demo"]
 
 DEMO_RATIOS = {
     "Energy": Ratios(),
@@ -39,6 +39,12 @@ DEMO_RATIOS = {
     "OPNP": Ratios(w_min=0.1, o_min=0.1),
 }
 """The rows of the table. The paper's OPP prunes weights only, ONP neurons only, OPNP both."""
+
+DEMO_FILES = (
+    *("results.json", "detector.safetensors", "model.safetensors", "scores.csv", "scores.parquet", PICTURES_FILE),
+    *(f"{name}.safetensors" for name in ("train", "validation", "test", "ood_near", "ood_far", "head")),
+)
+"""What it writes."""
 
 _KEEP = 0.95
 _BATCH = 128
@@ -61,15 +67,14 @@ def run_demo(folder: str | os.PathLike[str], *, seed: int = 0) -> Record:
 
     Raises:
         MissingExtraError: If scikit-learn, Pillow or pyarrow is not installed.
-        DataFileError: If `folder` is a file.
+        DataFileError: If `folder` is a file, or holds one of these names and no record of opnp.
         OptionError: If `seed` does not lie in 0 to 2^63 - 1.
 
     """
     require_seed(seed)
     require_parquet()
+    require_own_results(folder, files=DEMO_FILES)
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise DataFileError(f"{folder} is a file: name a folder for the demo's results.")
     folder.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the model is so small that threads only wait for one another
@@ -95,8 +100,8 @@ def _run(folder: Path, *, seed: int) -> Record:
         versions={name: version(name) for name in ("opnp", "torch", "scikit-learn")},
         methods=tuple(_judged(name, detector, model, data) for name, detector in detectors.items()),
     )
+    write_atomically(folder / "results.json", (record.to_json() + "\n").encode())  # first: it says whose folder it is
     detectors["OPNP"].save(folder / "detector.safetensors")
-    write_atomically(folder / "results.json", (record.to_json() + "\n").encode())
     write_atomically(folder / "model.safetensors", save(model.state_dict()))
     _write_scores(folder / "scores.csv", detectors["OPNP"], data)
     write_scores(folder / "scores.parquet", [block for name in detectors for block in _blocks(name, detectors, data)])

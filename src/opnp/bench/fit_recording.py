@@ -8,6 +8,7 @@ from pathlib import Path
 from opnp.bench.fit_record import FIT_FILE, FitRecord, TriedSetting, TuningFacts
 from opnp.bench.picture_record import PICTURES_FILE, PictureRecord
 from opnp.bench.pictures import detector_pictures
+from opnp.bench.result_folder import require_own_results
 from opnp.core import flagged_rank
 from opnp.detector import OPNP, Trial, Tuning
 from opnp.files import write_atomically
@@ -24,7 +25,11 @@ def record_fit(detector: OPNP, folder: str | os.PathLike[str], *, model: str, se
         model: What the detector is called in the report.
         settings_text: Its settings in words.
 
+    Raises:
+        DataFileError: If the folder holds one of these names and no record of opnp.
+
     """
+    require_own_results(folder, files=(FIT_FILE, PICTURES_FILE))
     folder, scores = Path(folder), detector.calibration_scores if detector.is_calibrated else None
     weight = detector.original_head.weight
     classes, features = weight.shape

@@ -24,6 +24,7 @@ from opnp.bench.odin_method import odin_method
 from opnp.bench.opnp_methods import PRUNED_RATIOS, product_methods, reference_methods
 from opnp.bench.picture_record import PICTURES_FILE, PictureRecord
 from opnp.bench.published import published_settings
+from opnp.bench.result_folder import require_own_results
 from opnp.bench.score_file import require_parquet, write_scores
 from opnp.bench.selection import chosen_methods
 from opnp.bench.splitting import split_test
@@ -32,9 +33,11 @@ from opnp.data import InputSet
 from opnp.detector import Ratios
 from opnp.files import write_atomically
 
-__all__ = ["NEAR_SETS", "available_methods", "require_bench", "run_bench"]
+__all__ = ["BENCH_FILES", "NEAR_SETS", "available_methods", "require_bench", "run_bench"]
 
 NEAR_SETS = ("cifar10", "cifar100")
+BENCH_FILES = ("results.json", "results.md", "timings.json", PICTURES_FILE, "scores.parquet")
+"""What `run_bench` writes."""
 """OOD sets close to the ID data: other classes of the same kind of picture."""
 
 
@@ -77,7 +80,7 @@ def run_bench(
 
     Raises:
         MissingFileError: If a folder or file is missing.
-        DataFileError: If a file does not fit the others.
+        DataFileError: If a file does not fit the others, or `out` holds one of these names and no record of opnp.
         OptionError: If a method is unknown, or the validation part leaves nothing.
         MissingExtraError: If pyarrow, or a package that a chosen method needs, is not installed.
 
@@ -109,6 +112,7 @@ def run_bench(
     for model in models:
         split = split_test(len(model.test.features), validation_samples=validation_samples, seed=seed)
         runs.append(ModelRun(model, split, seed=seed, near=near, inputs=inputs or {}))
+    require_own_results(out, files=BENCH_FILES)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     record = BenchRecord(
@@ -127,19 +131,28 @@ def run_bench(
     return record
 
 
-def require_bench(methods: Iterable[str] | None, *, test_samples: int, validation_samples: int | None = None) -> None:
+def require_bench(
+    out: str | os.PathLike[str],
+    methods: Iterable[str] | None,
+    *,
+    test_samples: int,
+    validation_samples: int | None = None,
+) -> None:
     """Raise what `run_bench` would raise of these arguments, before features are computed for it.
 
     Args:
+        out: As for `run_bench`.
         methods: As for `run_bench`.
         test_samples: How many ID test samples there will be.
         validation_samples: As for `run_bench`.
 
     Raises:
+        DataFileError: If `out` holds one of the names to write and no record of opnp.
         OptionError: If a method is unknown, or the validation part leaves nothing.
         MissingExtraError: If pyarrow, or a package that a chosen method needs, is not installed.
 
     """
+    require_own_results(out, files=BENCH_FILES)
     require_parquet()
     # The names of the methods do not depend on the sizes of the model.
     available = _available(classes=10, features=100, samples=1000, odin=None, pruned=PRUNED_RATIOS)

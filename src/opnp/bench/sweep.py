@@ -15,6 +15,7 @@ from opnp.bench.feature_folder import ModelData, feature_folders, read_feature_f
 from opnp.bench.figures import CALIBRATION_BINS
 from opnp.bench.model_run import Progress
 from opnp.bench.protocol import NEAR_SETS
+from opnp.bench.result_folder import require_own_results
 from opnp.bench.seeds import require_seed
 from opnp.bench.sweep_curves import BASE_RATIOS, chosen_curves
 from opnp.bench.sweep_model import ModelSweep
@@ -24,7 +25,10 @@ from opnp.core import NeuronReading, Scope
 from opnp.detector import Ratios, Settings
 from opnp.files import write_atomically
 
-__all__ = ["run_sweep"]
+__all__ = ["SWEEP_FILES", "run_sweep"]
+
+SWEEP_FILES = ("sweep.json", "sweep.md")
+"""What `run_sweep` writes."""
 
 
 def run_sweep(
@@ -60,7 +64,7 @@ def run_sweep(
 
     Raises:
         MissingFileError: If a folder or file is missing.
-        DataFileError: If a file does not fit the others.
+        DataFileError: If a file does not fit the others, or `out` holds one of these names and no record of opnp.
         OptionError: If a curve, the scope or the reading is unknown, or `seed` does not lie in 0 to 2^63 - 1.
         ShapeError: If a head has fewer than two classes.
 
@@ -87,6 +91,7 @@ def run_sweep(
     options = Settings(ratios=base, scope=scope, neuron=neuron)
     near = frozenset(near)
     models = [read_feature_folder(folder) for folder in feature_folders(features)]
+    require_own_results(out, files=SWEEP_FILES)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 

@@ -76,7 +76,7 @@ def cached_for_bench(
         name: open_inputs(path, transform, is_strict=is_strict, is_labelled=not name.startswith("ood_"))
         for name, path in paths.items()
     }
-    require_bench(methods, test_samples=len(sets["test"]), validation_samples=validation_samples)
+    require_bench(out.parent, methods, test_samples=len(sets["test"]), validation_samples=validation_samples)
     folder = out / folder_name(options.name)
     report = cache_features(
         model,

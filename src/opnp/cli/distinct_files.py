@@ -1,16 +1,14 @@
 """No command writes over a file that it was given to read, or over another one that it writes."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from opnp.bench.feature_files import FEATURE_FILE
 from opnp.errors import OptionError
 
 __all__ = ["require_distinct_files"]
 
-_FEATURES = re.compile(r"(train|test|head|odin|ood_.+)\.safetensors")
-"""What `opnp cache` writes into its folder."""
 _WRITTEN = ("out", "checkpoint", "report", "figures", "state")
 
 
@@ -56,7 +54,7 @@ def require_distinct_files(given: Mapping[str, object]) -> None:
 def _over_features(place: str, written: Mapping[str, str]) -> str | None:
     """Return `--out` if it is the folder of a file that has the name of one that is written there."""
     folder, name = os.path.split(place)
-    return "--out" if _FEATURES.fullmatch(name) and written.get(folder) == "--out" else None
+    return "--out" if FEATURE_FILE.fullmatch(name) and written.get(folder) == "--out" else None
 
 
 def _paths(value: object) -> Iterator[Path]:

@@ -162,9 +162,15 @@ def test_a_model_whose_code_changed_is_another(
 def test_a_folder_of_unknown_origin_is_left_alone(tmp_path: Path, sets: dict[str, InputSet]) -> None:
     cached(tiny_model(), sets, tmp_path / "out")
     (tmp_path / "out" / "source.json").unlink()
-    for is_replacing in (False, True):
-        with pytest.raises(DataFileError, match=r"out holds features without source\.json"):
-            cached(tiny_model(), sets, tmp_path / "out", is_replacing=is_replacing)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.safetensors").write_bytes(b"mine")
+    for folder, first in (("out", "head"), ("mine", "train")):
+        for is_replacing in (False, True):
+            with pytest.raises(DataFileError, match=rf"{folder} holds {first}\.safetensors without source\.json"):
+                cached(tiny_model(), sets, tmp_path / folder, is_replacing=is_replacing)
+    assert [(each.name, each.read_bytes()) for each in (tmp_path / "mine").iterdir()] == [
+        ("train.safetensors", b"mine")
+    ]
     (tmp_path / "file").touch()
     with pytest.raises(DataFileError, match="file is a file: name a folder"):
         cached(tiny_model(), sets, tmp_path / "file")
