@@ -114,7 +114,7 @@ test-minimum:  ## Run the tests of the package with the oldest versions that pyp
 	@rm -rf .venv-minimum && $(PYTHON) -m venv .venv-minimum
 	@mkdir -p build && $(PYTHON) tools/minimum_versions.py > build/minimum.txt
 	@.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check --constraint build/minimum.txt \
-	    --editable '.[all,dev]'
+	    --editable '.[all,test]'
 	@OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n $(WORKERS) -W default --disable-warnings \
 	    tests/unit tests/reference tests/property tests/contract tests/integration/test_c*.py $(ARGS)
 

@@ -14,15 +14,18 @@ from pathlib import Path
 # Not required by the project itself, but the oldest versions do not work with the newest of these.
 PARTNERS = {"protobuf": "5.29.5"}  # torch 2.6 writes a bool into ONNX where later ones take integers alone
 
+_OWN = {"all", "dev", "test"}
+"""Extras that are made of extras, or are for developers."""
+
 REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9._-]+)(\[[^]]*\])?\s*>=\s*(?P<version>[0-9.]+)")
 
 
 def minimum_versions(project: Mapping[str, object]) -> dict[str, str]:
-    """Return the lower bound of every requirement and every extra but ``dev`` and those made of extras."""
+    """Return the lower bound of every requirement and every extra that is for users and names packages."""
     table = project["project"]
     if not isinstance(table, dict):
         raise TypeError("`project` of pyproject.toml must be a table.")
-    extras = {name: entries for name, entries in table["optional-dependencies"].items() if name not in {"all", "dev"}}
+    extras = {name: entries for name, entries in table["optional-dependencies"].items() if name not in _OWN}
     found: dict[str, str] = {}
     for entry in [*table["dependencies"], *(entry for entries in extras.values() for entry in entries)]:
         match = REQUIREMENT.match(entry)

@@ -73,10 +73,11 @@ def requirements(message: Message, extra: str) -> set[str]:
 def test_it_asks_for_the_core_and_offers_the_extras(built: Built) -> None:
     message = metadata(built.wheel)
     assert requirements(message, "") == CORE
-    assert set(message.get_all("Provides-Extra", [])) == {*EXTRAS, "all", "dev"}
+    assert set(message.get_all("Provides-Extra", [])) == {*EXTRAS, "all", "dev", "test"}
     assert {name: requirements(message, name) for name in EXTRAS} == EXTRAS
     assert requirements(message, "all") == set().union(*EXTRAS.values())
-    assert {"build", "hatchling", "mypy", "pytest", "ruff"} <= requirements(message, "dev")
+    assert {"build", "hatchling", "pytest"} <= requirements(message, "test")
+    assert requirements(message, "dev") > requirements(message, "test")
 
 
 def test_it_holds_the_package_whole_and_nothing_else(built: Built) -> None:

@@ -17,7 +17,7 @@ CORE = {Requirement(text).name for text in PROJECT["dependencies"]}
 EXTRAS = {
     name: {Requirement(text).name for text in texts}
     for name, texts in PROJECT["optional-dependencies"].items()
-    if name not in {"all", "dev"}
+    if name not in {"all", "dev", "test"}
 }
 PACKAGE_OF = {name.replace("-", "_"): name for names in EXTRAS.values() for name in names}
 PACKAGE_OF |= {"PIL": "pillow", "sklearn": "scikit-learn"}
@@ -90,7 +90,7 @@ def test_every_command_that_installs_an_extra_names_one_that_exists() -> None:
         for name in extras.split(",")
     }
     assert named
-    assert named <= {*EXTRAS, "all", "dev"}
+    assert named <= {*EXTRAS, "all", "dev", "test"}
 
 
 def test_what_is_imported_is_required() -> None:

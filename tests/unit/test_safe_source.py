@@ -64,7 +64,7 @@ def test_only_the_service_listens() -> None:
 PROJECT = {
     "project": {
         "dependencies": ["numpy>=1.26", "torch>=2.6"],
-        "optional-dependencies": {"bench": ["Pillow>=10.3"], "all": ["opnp[bench]"], "dev": ["pytest"]},
+        "optional-dependencies": {"bench": ["Pillow>=10.3"], "all": ["opnp[bench]"], "test": ["pytest"]},
     },
 }
 

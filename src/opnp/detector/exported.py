@@ -170,7 +170,7 @@ class DetectorModule(nn.Module):
             raise ShapeError(
                 f"The head received features of shape {tuple(features.shape)}: it must get one vector a sample."
             )
-        dtype = torch.promote_types(features.dtype, weight.dtype)  # a model may run in autocast of its own
+        dtype = _common(features.dtype, weight.dtype)  # a model may run in autocast of its own
         bias = None if bias is None else bias.to(dtype)
         return features, linear(features.to(dtype), weight.flatten(1).to(dtype), bias)
 
@@ -179,6 +179,13 @@ class DetectorModule(nn.Module):
         for module in self.modules():  # by itself, as a layer may have a `train` of its own that leaves it in training
             module.training = False
         return self
+
+
+def _common(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """Return what `torch.promote_types` does of two floating dtypes: a call that torch 2.6 cannot read from a file."""
+    if one != other and one.itemsize == other.itemsize:
+        return torch.float32  # of float16 and bfloat16
+    return one if one.itemsize >= other.itemsize else other
 
 
 _Call = tuple[Tensor, Tensor, Tensor | None]

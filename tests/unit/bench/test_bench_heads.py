@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from opnp.data import InputSet, read_features, read_head
 from tests.contract.snapshot import unchanged
 from tests.unit.bench.image_world import CLASSES, cached, image_sets, write_images
-from tests.unit.bench.test_bench_forward import compiled_quickly
+from tests.unit.bench.test_bench_forward import COMPILING, compiled_quickly
 
 WIDTH = 12
 
@@ -37,7 +37,11 @@ def sets(tmp_path: Path) -> dict[str, InputSet]:
 
 
 @pytest.mark.parametrize("is_pooled_after", [False, True], ids=["pooled before", "pooled after"])
-@pytest.mark.parametrize("options", [{}, {"is_compiled": True}, {"amp": "bf16"}, {"is_channels_last": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"is_compiled": True}, marks=COMPILING), {"amp": "bf16"}, {"is_channels_last": True}],
+    ids=str,
+)
 def test_features_and_head_give_the_models_logits(
     tmp_path: Path,
     sets: dict[str, InputSet],

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
 from opnp.core import ASHS, SCALE, SCORE_NAMES, Precision, ReAct, ScoreName, Shaping
-from opnp.detector.exported import DetectorModule
+from opnp.detector.exported import DetectorModule, _common
 from opnp.errors import HeadMismatchError, HeadNotFoundError, InputTypeError, NotCalibratedError, NotFittedError
 from tests.contract.snapshot import unchanged
 from tests.unit.detector.detector_world import features, head_of, loader, model
@@ -237,6 +237,12 @@ def test_a_failed_call_leaves_nothing_behind() -> None:
     module.model.times = 1  # type: ignore[assignment]  # as above
     module.model(inputs())
     assert all(map(torch.equal, module(inputs()), expected))
+
+
+@pytest.mark.parametrize("one", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("other", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_common_dtype_is_that_of_torch(one: torch.dtype, other: torch.dtype) -> None:
+    assert _common(one, other) == torch.promote_types(one, other)
 
 
 def test_threads_do_not_see_each_others_features() -> None:
