@@ -96,20 +96,17 @@ def test_a_stream_that_drifts_in_the_second_file(folder: Path, *, is_detector_gi
     assert run(*files, *options, "--fail-on-alarm", "--json").exit_code == 3
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]])
-@pytest.mark.parametrize(("file", "code"), [("drifted.parquet", 3), ("quiet.csv", 0)])
-def test_the_exit_code_stands_where_nobody_reads_the_text(
-    folder: Path, file: str, code: int, options: list[str]
-) -> None:
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
+def test_the_exit_code_stands_where_nobody_reads_the_text(folder: Path, options: tuple[str, ...]) -> None:
     """``opnp monitor ... --fail-on-alarm | head -1`` once left with 1 under ``set -o pipefail``."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "opnp", "monitor", str(folder / file), "--fail-on-alarm", *options]
+    command = [sys.executable, "-m", "opnp", "monitor", str(folder / "drifted.parquet"), "--fail-on-alarm", *options]
     try:
         found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     finally:
         os.close(writer)
-    assert (found.returncode, found.stderr) == (code, "")
+    assert (found.returncode, found.stderr) == (3, "")
 
 
 def test_the_text_says_verdict_level_samples_and_where(folder: Path) -> None:
