@@ -1,4 +1,4 @@
-"""The command line, run in this process: arguments in; exit code, output and errors out."""
+"""What integration tests share: a folder of cached features, and a browser."""
 
 import shutil
 from collections.abc import Iterator

@@ -21,7 +21,7 @@ from opnp.bench.gallery import ImageVerdicts, gallery_set
 from opnp.bench.picture_record import PICTURES_FILE, PictureRecord
 from opnp.bench.pictures import detector_pictures
 from opnp.bench.record import DEMO_MODEL, DetectionResult, MethodResult, Record
-from opnp.bench.result_folder import require_own_results
+from opnp.bench.result_folder import own_result_folder
 from opnp.bench.score_file import ScoreBlock, require_parquet, write_scores
 from opnp.bench.seeds import require_seed
 from opnp.core import accuracy, auroc, fpr_at_tpr
@@ -44,7 +44,7 @@ DEMO_FILES = (
     *("results.json", "detector.safetensors", "model.safetensors", "scores.csv", "scores.parquet", PICTURES_FILE),
     *(f"{name}.safetensors" for name in ("train", "validation", "test", "ood_near", "ood_far", "head")),
 )
-"""What it writes."""
+"""What `run_demo` writes."""
 
 _KEEP = 0.95
 _BATCH = 128
@@ -73,9 +73,7 @@ def run_demo(folder: str | os.PathLike[str], *, seed: int = 0) -> Record:
     """
     require_seed(seed)
     require_parquet()
-    require_own_results(folder, files=DEMO_FILES)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = own_result_folder(folder, files=DEMO_FILES)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the model is so small that threads only wait for one another
     try:

@@ -10,7 +10,6 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from pathlib import Path
 
 from opnp.adapters import require_pytorch_ood
 from opnp.bench.baseline_methods import baseline_methods, combination_methods
@@ -24,7 +23,7 @@ from opnp.bench.odin_method import odin_method
 from opnp.bench.opnp_methods import PRUNED_RATIOS, product_methods, reference_methods
 from opnp.bench.picture_record import PICTURES_FILE, PictureRecord
 from opnp.bench.published import published_settings
-from opnp.bench.result_folder import require_own_results
+from opnp.bench.result_folder import own_result_folder, require_own_results
 from opnp.bench.score_file import require_parquet, write_scores
 from opnp.bench.selection import chosen_methods
 from opnp.bench.splitting import split_test
@@ -36,9 +35,9 @@ from opnp.files import write_atomically
 __all__ = ["BENCH_FILES", "NEAR_SETS", "available_methods", "require_bench", "run_bench"]
 
 NEAR_SETS = ("cifar10", "cifar100")
+"""OOD sets close to the ID data: other classes of the same kind of picture."""
 BENCH_FILES = ("results.json", "results.md", "timings.json", PICTURES_FILE, "scores.parquet")
 """What `run_bench` writes."""
-"""OOD sets close to the ID data: other classes of the same kind of picture."""
 
 
 def run_bench(
@@ -112,9 +111,7 @@ def run_bench(
     for model in models:
         split = split_test(len(model.test.features), validation_samples=validation_samples, seed=seed)
         runs.append(ModelRun(model, split, seed=seed, near=near, inputs=inputs or {}))
-    require_own_results(out, files=BENCH_FILES)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = own_result_folder(out, files=BENCH_FILES)
     record = BenchRecord(
         seed=seed,
         calibration_bins=CALIBRATION_BINS,

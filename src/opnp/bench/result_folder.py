@@ -9,10 +9,18 @@ from opnp.bench.picture_record import PICTURES_FILE
 from opnp.errors import DataFileError
 from opnp.files.json_text import json_values
 
-__all__ = ["RECORD_FILES", "require_own_results"]
+__all__ = ["RECORD_FILES", "own_result_folder", "require_own_results"]
 
 RECORD_FILES = ("results.json", "sweep.json", FIT_FILE, PICTURES_FILE)
 """The records among results. A folder that holds one of them was written by opnp."""
+
+
+def own_result_folder(path: str | os.PathLike[str], *, files: Collection[str]) -> Path:
+    """Return the folder to write some files into, made if it does not exist; raise as `require_own_results` does."""
+    require_own_results(path, files=files)
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def require_own_results(path: str | os.PathLike[str], *, files: Collection[str]) -> None:

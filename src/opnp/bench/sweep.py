@@ -9,13 +9,12 @@ import platform
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 
 from opnp.bench.feature_folder import ModelData, feature_folders, read_feature_folder
 from opnp.bench.figures import CALIBRATION_BINS
 from opnp.bench.model_run import Progress
 from opnp.bench.protocol import NEAR_SETS
-from opnp.bench.result_folder import require_own_results
+from opnp.bench.result_folder import own_result_folder
 from opnp.bench.seeds import require_seed
 from opnp.bench.sweep_curves import BASE_RATIOS, chosen_curves
 from opnp.bench.sweep_model import ModelSweep
@@ -91,9 +90,7 @@ def run_sweep(
     options = Settings(ratios=base, scope=scope, neuron=neuron)
     near = frozenset(near)
     models = [read_feature_folder(folder) for folder in feature_folders(features)]
-    require_own_results(out, files=SWEEP_FILES)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = own_result_folder(out, files=SWEEP_FILES)
 
     def swept(model: ModelData) -> SweptModel:
         start = SweepSettings(
