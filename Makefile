@@ -135,14 +135,13 @@ coverage: venv  ## Run all tests with branch coverage: the core wholly, the pack
 	@$(COVERAGE) report --fail-under=95
 	@$(COVERAGE) report --include='src/opnp/core/*' --fail-under=100
 
-lint: venv  ## Check style, format, types, floors and file lengths
+lint: venv  ## Check style, format, types and floors
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python tools/check_core_imports.py
 	@$(BIN)/python tools/check_safe_source.py
-	@$(BIN)/python tools/check_file_length.py
 
 format: venv  ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix-only .

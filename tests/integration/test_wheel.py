@@ -14,7 +14,6 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.integration.core_environment import core_environment, finished
-from tools.check_file_length import python_files
 
 ROOT = Path(__file__).parents[2]
 CORE = {"numpy", "rich", "safetensors", "torch", "typer"}
@@ -93,7 +92,7 @@ def test_the_source_archive_holds_what_the_tests_read(built: Built) -> None:
     with tarfile.open(built.archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     documents = [path for path in (ROOT / "docs").rglob("*") if path.is_file()]
-    assert {path.relative_to(ROOT).as_posix() for path in (*python_files(ROOT), *documents)} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in (*_python_files(), *documents)} <= names
     assert {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "pyproject.toml"} <= names
 
 
@@ -150,3 +149,10 @@ def fit_and_score(python: Path, cached: Path) -> None:
     assert [int(row["index"]) for row in rows] == list(range(50))
     assert all(0 < float(row["p_value"]) <= 1 for row in rows)
     assert {row["is_ood"] for row in rows} <= {"True", "False"}
+
+
+def _python_files() -> list[Path]:
+    """Return the Python files that git tracks or would track."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]

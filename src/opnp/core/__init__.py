@@ -7,12 +7,17 @@
 - `scores`: how much an input looks out of distribution, from logits (step 3)
 - `shaping`: ReAct, ASH-S and SCALE on features, before the head
 - `conformal`: p-values and verdicts with a guarantee
-- `failure`: whether a score is higher where the classifier is wrong
 - `metrics`: what a detector and a classifier are worth
 - `detection`: all figures of detection at once
+- `moments`: sums over training features that the members of the fusion follow from
+- `members`: fDBD, NCI, Mahalanobis++, ViM and the norm guard, one function each
+- `panel`: which scores the fusion is made of, and the formula of each
+- `failure`: whether a score is higher where the classifier is wrong
+- `holdout`: how well a setting detects classes that the head does not know
+- `fusion`: scores in units of their tails, and the one score that they make
+- `kept_rows`: a sample of a stream that does not depend on its order
 - `row_blocks`: a stream cut anew into blocks of rows
 - `histogram`: quantiles of a stream
-- `holdout`: how well a setting detects classes that the head does not know
 """
 
 from opnp.core.conformal import (
@@ -25,11 +30,22 @@ from opnp.core.conformal import (
 )
 from opnp.core.detection import DetectionMetrics, detection_metrics
 from opnp.core.failure import failure_auroc
+from opnp.core.fusion import fused_score, member_shares, tail_scales, tail_units
 from opnp.core.histogram import ValueHistogram
 from opnp.core.holdout import class_draws, holdout_auroc
 from opnp.core.layer_masks import layer_masks
 from opnp.core.layer_sensitivity import Geometry, LayerSensitivitySum, energy_gradient
 from opnp.core.masks import Masks, Scope, keep_mask, neuron_mask, pruned_count, pruned_weight, weight_mask
+from opnp.core.members import (
+    ClassGaussian,
+    PrincipalSpace,
+    fdbd_score,
+    mahalanobis_score,
+    nci_score,
+    norm_score,
+    relative_mahalanobis_score,
+    vim_score,
+)
 from opnp.core.metrics import (
     PositiveClass,
     Reliability,
@@ -40,6 +56,8 @@ from opnp.core.metrics import (
     fpr_at_tpr,
     reliability,
 )
+from opnp.core.moments import FeatureMoments
+from opnp.core.panel import MEMBERS, PANEL, Panel, member_scores
 from opnp.core.scores import (
     SCORE_NAMES,
     ScoreName,
@@ -62,15 +80,21 @@ from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, ash_s, react, scale, 
 
 __all__ = [
     "ASHS",
+    "MEMBERS",
+    "PANEL",
     "SCALE",
     "SCORE_NAMES",
+    "ClassGaussian",
     "DetectionMetrics",
+    "FeatureMoments",
     "Geometry",
     "LayerSensitivitySum",
     "Masks",
     "NeuronReading",
+    "Panel",
     "PositiveClass",
     "Precision",
+    "PrincipalSpace",
     "ReAct",
     "Reliability",
     "Scope",
@@ -92,26 +116,37 @@ __all__ = [
     "entropy_score",
     "expected_calibration_error",
     "failure_auroc",
+    "fdbd_score",
     "flagged_rank",
     "fpr_at_tpr",
+    "fused_score",
     "gen_score",
     "holdout_auroc",
     "is_flagged",
     "keep_mask",
     "keep_threshold",
     "layer_masks",
+    "mahalanobis_score",
     "max_logit_score",
+    "member_scores",
+    "member_shares",
     "minimum_samples",
     "msp_score",
+    "nci_score",
     "neuron_mask",
     "neuron_sensitivity",
+    "norm_score",
     "pruned_count",
     "pruned_weight",
     "react",
+    "relative_mahalanobis_score",
     "reliability",
     "scale",
     "score_logits",
     "shaped",
+    "tail_scales",
+    "tail_units",
+    "vim_score",
     "weight_mask",
     "weight_sensitivity",
 ]

@@ -17,6 +17,7 @@ __all__ = [
     "LARGEST_FLOAT32_TEMPERATURE",
     "SCORE_NAMES",
     "ScoreName",
+    "energy_rows",
     "energy_score",
     "entropy_score",
     "gen_score",
@@ -57,13 +58,32 @@ def energy_score(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """
     temperature = checked_temperature(temperature)
     prepared = _prepared(logits, temperature=temperature)
-    largest = prepared.amax(1, keepdim=True)
-    if not bool(torch.isfinite(largest).all()):
+    if not bool(torch.isfinite(prepared.amax(1)).all()):
         return -temperature * torch.logsumexp(prepared / temperature, dim=1)
-    exponents = prepared - largest
+    return energy_rows(prepared, temperature=temperature)
+
+
+def energy_rows(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Return the energy as `energy_score` does, without a look at the values; NaN where the largest logit is infinite.
+
+    Args:
+        logits: Shape ``(batch, classes)``, float32 or float64.
+        temperature: Temperature T, above 0.
+
+    Returns:
+        Scores, shape ``(batch,)``, dtype of `logits`.
+
+    Example:
+        >>> import torch
+        >>> energy_rows(torch.tensor([[0.0, 0.0]])).tolist()
+        [-0.6931471824645996]
+
+    """
+    largest = logits.amax(1, keepdim=True)
+    exponents = logits - largest
     if temperature != 1.0:
-        exponents /= temperature
-    return -largest[:, 0] - temperature * exponents.exp_().sum(1).log()
+        exponents = exponents / temperature
+    return -largest[:, 0] - temperature * exponents.exp().sum(1).log()
 
 
 def msp_score(logits: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from opnp.core.checks import checked_fraction, checked_matrix
 from opnp.errors import NonFiniteError, OptionError, SignedFeaturesWarning
 
-__all__ = ["ASHS", "SCALE", "ReAct", "Shaping", "ash_s", "react", "scale", "shaped"]
+__all__ = ["ASHS", "SCALE", "ReAct", "Shaping", "ash_s", "react", "scale", "shaped", "shaped_rows"]
 
 _TOO_LARGE = (
     "`features` must be finite and small enough to be shaped: {what} is not finite in {dtype}. Look for broken inputs, "
@@ -187,9 +187,7 @@ def ash_s(features: Tensor, *, quantile: float = 0.9) -> Tensor:
 
     """
     _checked_features(features, method="ASH-S")
-    largest = _largest(features, quantile=quantile)
-    kept = torch.where(features >= largest[:, -1:], features, torch.zeros_like(features))
-    return _grown(kept, _growth(features, kept))
+    return _checked_shaped(features, ASHS(checked_fraction(quantile, name="quantile")))
 
 
 def scale(features: Tensor, *, quantile: float = 0.85) -> Tensor:
@@ -220,31 +218,61 @@ def scale(features: Tensor, *, quantile: float = 0.85) -> Tensor:
 
     """
     _checked_features(features, method="SCALE")
-    return _grown(features, _growth(features, _largest(features, quantile=quantile)))
+    return _checked_shaped(features, SCALE(checked_fraction(quantile, name="quantile")))
 
 
-def _largest(features: Tensor, *, quantile: float) -> Tensor:
-    entries = features.shape[1]
-    dropped = round(checked_fraction(quantile, name="quantile") * entries)
-    return features.topk(max(1, entries - dropped), dim=1).values
+def shaped_rows(features: Tensor, shaping: Shaping | None, *, threshold: float | None = None) -> Tensor:
+    """Return the features after `shaping` as `shaped` does, without a look at the values: one graph says it all.
+
+    Nothing is checked and nothing warned of. Features that overflow, and are refused there, become infinite or NaN.
+
+    Args:
+        features: Shape ``(batch, features)``.
+        shaping: What to apply, or None.
+        threshold: The threshold of ReAct, in units of the features; needed by ReAct alone.
+
+    Returns:
+        Shaped features, shape of `features`; dtype of `features`, or float32 where half precision was scaled.
+
+    Raises:
+        OptionError: If ReAct has no threshold.
+
+    Example:
+        >>> import torch
+        >>> shaped_rows(torch.tensor([[0.5, 3.0]]), ReAct(), threshold=1.0).tolist()
+        [[0.5, 1.0]]
+
+    """
+    if isinstance(shaping, ReAct):  # no `match`: torch 2.6 does not trace it
+        if threshold is None:
+            raise OptionError("ReAct needs its `threshold`: the quantile of the training features, in their units.")
+        return features.clamp_max(threshold)
+    if isinstance(shaping, ASHS | SCALE):
+        entries = features.shape[1]
+        largest = features.topk(max(1, entries - round(shaping.quantile * entries)), dim=1).values
+        if isinstance(shaping, SCALE):
+            return features * _growth(features, largest)
+        kept = torch.where(features >= largest[:, -1:], features, torch.zeros_like(features))
+        return kept * _growth(features, kept)
+    return features
 
 
 def _growth(features: Tensor, kept: Tensor) -> Tensor:
-    """Return exp(s1 / s2) of each row, shape ``(batch, 1)``; 1 where s2 is not positive."""
+    """Return exp(s1 / s2) of each row, shape ``(batch, 1)``; 1 where s2 is not positive, NaN where a sum overflows."""
     wide = torch.float64 if features.dtype == torch.float64 else torch.float32
     whole, part = features.sum(1, keepdim=True, dtype=wide), kept.sum(1, keepdim=True, dtype=wide)
-    if not bool(whole.isfinite().all() & part.isfinite().all()):
-        raise NonFiniteError(_TOO_LARGE.format(what="the sum of a row", dtype=wide))
     is_positive = part > 0
     exponent = torch.where(is_positive, whole / torch.where(is_positive, part, 1.0), 0.0)
-    return exponent.clamp_max(_LARGEST_EXPONENT).exp()
+    is_held = torch.isfinite(whole) & torch.isfinite(part)
+    return torch.where(is_held, exponent.clamp_max(_LARGEST_EXPONENT).exp(), torch.nan)
 
 
-def _grown(features: Tensor, growth: Tensor) -> Tensor:
-    """Return features times growth; in half precision, at most the largest number of their dtype."""
-    grown = features * growth
+def _checked_shaped(features: Tensor, shaping: ASHS | SCALE) -> Tensor:
+    """Return the shaped features, refusing overflow; in half precision, at most the largest number of their dtype."""
+    grown = shaped_rows(features, shaping)
     if not bool(grown.isfinite().all()):
-        raise NonFiniteError(_TOO_LARGE.format(what="a shaped feature", dtype=grown.dtype))
+        what = "the sum of a row" if bool(grown.isnan().any()) else "a shaped feature"
+        raise NonFiniteError(_TOO_LARGE.format(what=what, dtype=grown.dtype))
     largest = torch.finfo(features.dtype).max
     return grown.clamp(-largest, largest).to(features.dtype)
 

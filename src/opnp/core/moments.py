@@ -1,0 +1,156 @@
+r"""Sums over training features from which the members of the fusion follow, as an additive value.
+
+For features h, their directions z = h / |h| and the class c that the head predicts,
+
+    sum of h        sum of h h'        sum of z z'        sum of z for each class        count for each class
+
+are all that fDBD, NCI, ViM and Mahalanobis++ need to know of the training data. They are float64 from products in
+float64, so that they agree to 1e-12 however the rows are cut into batches, runs and ranks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from opnp.errors import ShapeError
+
+__all__ = ["LARGEST_WIDTH", "FeatureMoments"]
+
+LARGEST_WIDTH = 8192
+"""Features up to which products of pairs of them are summed: two matrices of half a gigabyte there."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FeatureMoments:
+    """Sums over the samples seen so far: a value that adds up.
+
+    Attributes:
+        count: Number of samples summed.
+        feature: Sum of h, shape ``(features,)``, float64.
+        product: Sum of h h', shape ``(features, features)``, float64; None where that is too wide to hold.
+        direction_product: Sum of z z', as `product`.
+        class_direction: Sum of z over the samples of each predicted class, shape ``(classes, features)``, float64.
+        class_count: Number of samples of each predicted class, shape ``(classes,)``, int64.
+
+    Example:
+        >>> import torch
+        >>> part = FeatureMoments.zeros(classes=2, features=2)
+        >>> part = part.add_(torch.tensor([[3.0, 4.0]]), torch.tensor([1]))
+        >>> whole = part + part
+        >>> whole.feature.tolist(), whole.class_direction.tolist(), whole.class_count.tolist()
+        ([6.0, 8.0], [[0.0, 0.0], [1.2, 1.6]], [0, 2])
+
+    """
+
+    count: int
+    feature: Tensor
+    product: Tensor | None
+    direction_product: Tensor | None
+    class_direction: Tensor
+    class_count: Tensor
+
+    @classmethod
+    def zeros(cls, *, classes: int, features: int, device: torch.device | str | None = None) -> Self:
+        """Return the empty sums, the neutral element of ``+``, for a head of the given size."""
+
+        def empty(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        is_held = features <= LARGEST_WIDTH
+        return cls(
+            count=0,
+            feature=empty(features),
+            product=empty(features, features) if is_held else None,
+            direction_product=empty(features, features) if is_held else None,
+            class_direction=empty(classes, features),
+            class_count=torch.zeros(classes, dtype=torch.int64, device=device),
+        )
+
+    def add_(self, features: Tensor, predicted: Tensor) -> Self:
+        """Return the sums with further rows, in the memory of these, which are used up.
+
+        Args:
+            features: Shape ``(batch, features)``, any floating dtype, finite.
+            predicted: Class that the head predicts, shape ``(batch,)``, int64.
+
+        """
+        h = features.detach().double()
+        z = directions(h)
+        self.feature.add_(h.sum(0))
+        if self.product is not None and self.direction_product is not None:
+            self.product.addmm_(h.T, h)
+            self.direction_product.addmm_(z.T, z)
+        self.class_direction.index_add_(0, predicted, z)
+        self.class_count.add_(torch.bincount(predicted, minlength=len(self.class_count)))
+        return replace(self, count=self.count + len(h))
+
+    def absorbed(self, other: Self) -> Self:
+        """Return the sums as `+` does, in the memory of these, which are used up."""
+        for mine, more in zip(self.to_tensors().values(), other.to_tensors().values(), strict=True):
+            mine.add_(more)
+        return replace(self, count=self.count + other.count)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return the sums as tensors by name, each of which adds up by itself; the count is not among them."""
+        found = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "count"}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], *, count: int) -> Self:
+        """Return the sums that `to_tensors` gave, over so many samples.
+
+        Raises:
+            KeyError: If a tensor is missing.
+
+        """
+        return cls(
+            count=count,
+            feature=tensors["feature"],
+            product=tensors.get("product"),
+            direction_product=tensors.get("direction_product"),
+            class_direction=tensors["class_direction"],
+            class_count=tensors["class_count"],
+        )
+
+    def __add__(self, other: object) -> "FeatureMoments":
+        """Return the sums over both parts of the data.
+
+        Raises:
+            ShapeError: If the parts come from heads of different size.
+
+        """
+        if not isinstance(other, FeatureMoments):
+            return NotImplemented
+        if self.class_direction.shape != other.class_direction.shape:
+            raise ShapeError(
+                f"Sums of heads of different size cannot be merged: (classes, features) is "
+                f"{tuple(self.class_direction.shape)} on the left and {tuple(other.class_direction.shape)} on the "
+                f"right.",
+            )
+        is_held = self.product is not None and other.product is not None
+        return FeatureMoments(
+            count=self.count + other.count,
+            feature=self.feature + other.feature,
+            product=self.product + other.product if is_held else None,  # type: ignore[operator]  # neither is None
+            direction_product=self.direction_product + other.direction_product if is_held else None,  # type: ignore[operator]  # as above
+            class_direction=self.class_direction + other.class_direction,
+            class_count=self.class_count + other.class_count,
+        )
+
+
+def directions(features: Tensor) -> Tensor:
+    """Return z = h / |h|, shape and dtype of float32 or float64 `features`; a row of zeros stays one.
+
+    Example:
+        >>> import torch
+        >>> directions(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+
+    """
+    largest = features.abs().amax(1, keepdim=True)
+    scaled = features / torch.where(largest > 0, largest, 1.0)  # the squares of the entries as they are could overflow
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / torch.where(length > 0, length, 1.0)
