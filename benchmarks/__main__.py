@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.against_dice import against_dice
+from benchmarks.fusion_costs import fusion_costs
 from benchmarks.head_products import head_products
 from benchmarks.measuring import Outcome
 from benchmarks.pass_overhead import pass_overhead
@@ -26,6 +27,7 @@ def outcomes(features: Path, *, repeats: int) -> Iterator[Outcome]:
     """Yield every outcome, in the order of the table."""
     yield from pass_overhead(batches=4, repeats=repeats)
     yield from head_products(repeats=repeats)
+    yield from fusion_costs(repeats=repeats)
     if features.is_dir():
         yield from settings_sweep(features / "densenet_cifar100", repeats=max(1, repeats // 2))
     else:

@@ -12,7 +12,7 @@ import opnp.model.stream
 from benchmarks.measuring import Outcome, seconds
 from benchmarks.models import cifar_densenet, large_head
 from opnp import OPNP, Ratios
-from opnp.detector.learning import Learning
+from opnp.detector.fit_pass import FitSum
 from opnp.model import Inputs, head_stream
 from opnp.model.batches import run_model
 
@@ -61,11 +61,11 @@ def pass_overhead(*, batches: int, repeats: int) -> Iterator[Outcome]:
     model, images = cifar_densenet(_BATCH)
     model, images = model.to(_DEVICE), images.to(_DEVICE)
     loader = [images] * batches
-    for name, detector in {"fixed ratios": OPNP(ratios=Ratios(w_min=0.3), shaping=None), "OPNP()": OPNP()}.items():
+    for name, detector in {"fixed ratios": OPNP(ratios=Ratios(w_min=0.3)), "OPNP()": OPNP()}.items():
         held = _quiet_fit(detector, model, loader)
         values = [_relative(held) for _ in range(repeats)]
         yield Outcome(f"fit beside the forward of a DenseNet, {name}", tuple(values), 0.01)
-    fitted = OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit(model, loader[:1])
+    fitted = OPNP(ratios=Ratios(w_min=0.3)).fit(model, loader[:1])
     scores = [_relative(lambda: [fitted.score(batch) for batch in loader]) for _ in range(repeats)]
     yield Outcome("score beside the forward of a DenseNet", tuple(scores), 0.01)
     yield _beside_products(repeats=repeats, batches=8 * batches)
@@ -77,13 +77,14 @@ def _relative(step: Callable[[], object]) -> float:
 
 
 def _quiet_fit(detector: OPNP, model: nn.Module, loader: list[Tensor]) -> Callable[[], object]:
-    """Return a step that takes the sensitivities; the choice of automatic settings after the pass is not part of it."""
+    """Return a step that takes the sums; what is decomposed after the pass is not part of it."""
 
     def step() -> None:
-        learning = Learning(detector.settings, is_held_out=True)
         with head_stream(model, loader) as stream:
-            head = stream.head.module
-            learning.take(stream.batches, head.weight, head.bias)
+            head = stream.head
+            bias = None if head.bias is None else head.bias.detach()
+            pairs = ((features, logits) for features, logits, _ in stream.batches)
+            FitSum.of(pairs, head.weight.detach(), bias, detector.settings)
 
     return step
 
@@ -92,7 +93,7 @@ def _beside_products(*, repeats: int, batches: int) -> Outcome:
     """Return what `fit` takes outside the forward against its own matrix products, for a large head."""
     model, inputs = large_head(_BATCH)
     model, inputs = model.to(_DEVICE), inputs.to(_DEVICE)
-    step = _quiet_fit(OPNP(ratios=Ratios(), shaping=None), model, [inputs] * batches)
+    step = _quiet_fit(OPNP(ratios=Ratios()), model, [inputs] * batches)
     weight = torch.rand(1000, 2048, device=_DEVICE)
     rows = torch.rand(_BATCH * batches, weight.shape[1], device=_DEVICE)
     probabilities = torch.rand(_BATCH * batches, weight.shape[0], device=_DEVICE)

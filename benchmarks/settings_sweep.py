@@ -68,7 +68,7 @@ def _together(
 def _one_by_one(detector: OPNP, model: ModelData, settings: list[Settings], kept: dict[int, Tensor]) -> None:
     """Take every figure of some of the settings, each with a detector of its own."""
     for place in range(0, len(settings), _STRIDE):
-        own = detector.with_ratios(settings[place].fixed_ratios)
+        own = detector.with_ratios(settings[place].ratios)
         inside = own.score_features(model.test.features)
         parts = [inside]
         for features in model.ood.values():

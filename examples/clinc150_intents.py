@@ -4,8 +4,9 @@
 
 The data are CLINC150 (Larson et al., "An Evaluation Dataset for Intent Classification and Out-of-Scope Prediction",
 EMNLP 2019, CC BY 3.0) as their authors publish them, ``data_full.json``. The classifier is a perceptron on TF-IDF,
-trained in seconds. Detectors are chosen and calibrated on ``val``, which holds known intents only; ``oos_train`` and
-``oos_val`` are not used.
+trained in seconds. Detectors are fitted on ``train`` and calibrated on ``val``, which holds known intents only;
+``oos_train`` and ``oos_val`` are not used. The energy is a strong score here, and the fusion of `OPNP()` stays within a
+point of AUROC of the best single one.
 """
 
 import argparse

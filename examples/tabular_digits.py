@@ -10,8 +10,8 @@ perceptron on the columns, knows the other seven.
 - ``shuffled_columns``: test rows of known classes, each column permuted among them: every value is plausible by itself,
   and no row is (far OOD).
 
-Seven classes are fewer than class holdout can choose by, so automatic settings stay at the plain energy here, and a
-warning says so.
+The features are 128 and the classes few. Pruning alone costs AUROC here; the fusion of `OPNP()`, which looks at where
+features lie as well as at logits, is ahead of every single score on both sets.
 
 Of the tables inside scikit-learn this has the most classes and rows by far. Iris and wine have three classes, breast
 cancer has two, and their 150, 178 and 569 rows are too few to train on some, calibrate on others, and judge by the

@@ -10,14 +10,15 @@ from opnp.bench.sweep_record import SweepPoint, SweepRecord, SweptModel
 
 __all__ = [
     "combination_table",
-    "correlation_table",
+    "left_out_table",
     "method_table",
     "other_table",
+    "panel_table",
     "parts_table",
     "ratio_tables",
+    "regret_table",
     "samples_table",
     "settings_table",
-    "splits_table",
     "table",
 ]
 
@@ -33,38 +34,48 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
 
 
-def splits_table(record: Values) -> str:
-    """Return, by model, what the detector reaches over the splits, beside the energy and the best baseline."""
-    rows = []
-    for name, model in record["models"].items():
-        best = best_baseline(model["figures"])
-        for method in ("Energy (pytorch-ood)", best, "OPNP()", "OPNP(shaping=None)"):
-            found = model["figures"][method]
-            worst = min(each["auroc_all"] for each in found)
-            plain = method.removesuffix(" (pytorch-ood)")
-            label = f"best baseline with hindsight: {method}" if method == best else plain
-            rows.append(
-                [
-                    name,
-                    label,
-                    *(_mean_pair(found, group) for group in ("all", "far", "near")),
-                    f"{100 * worst:.2f}",
-                ]
-            )
-    return table(["model", "method", "all", "far", "near", "worst AUROC"], rows)
+def panel_table(record: Values) -> str:
+    """Return the AUROC of `OPNP()`, of its members and of the energy on each model, beside the best single setting."""
+    rows, best = record["rows"], record["best_single"]
+    models = list(best)
+    fused = rows["OPNP()"]
+    shown = {"OPNP()": fused, "Energy": rows["Energy"]} | {
+        single: rows[single] for single in ("MSP", "GEN", "ReAct 0.95", "SCALE 0.85", "fDBD", "Mahalanobis++", "ViM")
+    }
+    lines = [
+        [name, *(f"{row['auroc'][model]:.2f}" for model in models), f"{row['mean_auroc']:.2f}", *_regret(row)]
+        for name, row in shown.items()
+    ]
+    hindsight = [f"{each['auroc']:.2f} {each['name']}" for each in best.values()]
+    mean = statistics.fmean(each["auroc"] for each in best.values())
+    lines.append(["best of 26 with hindsight", *hindsight, f"{mean:.2f}", "0.00", "0.00"])
+    return table(["method", *models, "mean AUROC", "mean regret", "worst regret"], lines)
 
 
-def best_baseline(figures: Values) -> str:
-    """Return the baseline with the highest mean AUROC over all splits and OOD sets."""
-    baselines = [name for name in figures if not name.startswith("OPNP")]
-    return max(baselines, key=lambda name: statistics.fmean(each["auroc_all"] for each in figures[name]))
+def regret_table(record: Values, *, kind: str, start: str = "", most: int | None = None) -> str:
+    """Return the rows of one kind whose name begins so, least mean regret first: singles, or fusions."""
+    found = [(name, row) for name, row in record["rows"].items() if row["kind"] == kind and name.startswith(start)]
+    found.sort(key=lambda pair: pair[1]["mean_regret"])
+    return table(
+        ["method", "mean AUROC", "mean regret", "worst regret"],
+        ([name, f"{row['mean_auroc']:.2f}", *_regret(row)] for name, row in found[:most]),
+    )
 
 
-def _mean_pair(rows: Sequence[Values], group: str) -> str:
-    values = [(each[f"fpr95_{group}"], each[f"auroc_{group}"]) for each in rows]
-    if any(auroc is None for _, auroc in values):
-        return ""
-    return " / ".join(f"{100 * statistics.fmean(column):.2f}" for column in zip(*values, strict=True))
+def left_out_table(record: Values) -> str:
+    """Return the form of the pruned head that the other models choose, and its regret on the model left out."""
+    models = record["form_of_pruned_head_left_out"]["models"]
+    return table(
+        ["model left out", "form of least regret on the others", "regret on it"],
+        (
+            [name, each["chosen"].removeprefix("panel with the "), f"{each['regret']:.2f}"]
+            for name, each in models.items()
+        ),
+    )
+
+
+def _regret(row: Values) -> tuple[str, str]:
+    return f"{row['mean_regret']:.2f}", f"{row['worst_regret']:.2f}"
 
 
 def method_table(model: ModelResult) -> str:
@@ -134,27 +145,6 @@ def _mean_over(rows: Sequence[MethodRow], name: str) -> str:
         return "did not run"
     values = ([each.fpr95 for each in found], [each.auroc for each in found])
     return " / ".join(f"{100 * statistics.fmean(column):.2f}" for column in values)
-
-
-def correlation_table(record: Values) -> str:
-    """Return the rank correlation of each criterion with the mean AUROC on OOD sets, over all settings drawn."""
-    criteria = ("holdout", "thinned", "scrambled", "failure", "value")
-    rows = []
-    for name, model in record["models"].items():
-        trials = model["trials"]
-        harmless = [each for each in trials if each["is_harmless"]]
-        pick = max(harmless, key=lambda each: each["value"])
-        naive = max(trials, key=lambda each: each["holdout"])
-        cells = [_signed(model["correlation"]["all"][each]) for each in criteria]
-        picks = [trials[0]["mean_auroc"], naive["mean_auroc"], pick["mean_auroc"], max(e["mean_auroc"] for e in trials)]
-        rows.append([name, *cells, *(f"{100 * value:.2f}" for value in picks)])
-    return table(
-        ["model", *criteria, "energy", "top of holdout alone", "top of the value within limits", "best drawn"], rows
-    )
-
-
-def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.2f}"
 
 
 def parts_table(record: SweepRecord, curve: str) -> str:

@@ -50,11 +50,9 @@ AREAS = (
         "The detector and what it is made with. Where to begin: [`OPNP`](#opnp.OPNP).",
         (
             "opnp.detector.opnp",
-            "opnp.detector.ratios",
-            "opnp.detector.settings",
             "opnp.detector.compact",
             "opnp.detector.checkpoint",
-            "opnp.detector.verdicts",
+            "opnp.fitted",
         ),
     ),
     Area(
@@ -83,10 +81,10 @@ AREAS = (
         ("opnp.core.conformal", "opnp.core.martingale", "opnp.core.online_p_values"),
     ),
     Area(
-        "criteria",
-        "Criteria without OOD data",
-        "What the automatic choice of settings goes by, and what it leaves behind.",
-        ("opnp.core.holdout", "opnp.core.failure", "opnp.detector.criterion", "opnp.detector.tuning"),
+        "fusion",
+        "Fusion",
+        "The scores that are fused, what they need of the training data, and how they become one.",
+        ("opnp.core.panel", "opnp.core.members", "opnp.core.moments", "opnp.core.fusion"),
     ),
     Area(
         "metrics",
@@ -116,6 +114,10 @@ AREAS = (
 )
 MODULES = (
     "opnp",
+    "opnp.core.panel",
+    "opnp.core.members",
+    "opnp.core.moments",
+    "opnp.core.fusion",
     "opnp.data",
     "opnp.adapters",
     "opnp.adapters.onnx_files",

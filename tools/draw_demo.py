@@ -32,7 +32,7 @@ def draw(folder: Path, picture: Path) -> None:
             scores[row["set"]].append(float(row["score"]))
             flagged[row["set"]].append(row["is_ood"] == "True")
     methods = json.loads((folder / "results.json").read_text(encoding="utf-8"))["methods"]
-    threshold = next(method["threshold"] for method in methods if method["method"] == "OPNP")
+    threshold = next(method["threshold"] for method in methods if method["method"] == "OPNP()")
     everything = np.concatenate([np.asarray(values) for values in scores.values()])
     edges = np.linspace(everything.min(), everything.max(), 45).tolist()
     mpl.rcParams.update({"svg.hashsalt": "opnp", "svg.fonttype": "path", "font.size": 10})

@@ -19,6 +19,7 @@ __all__ = [
     "LayerError",
     "LayerNotFoundError",
     "LayerWarning",
+    "MemberWarning",
     "MissingExtraError",
     "MissingFileError",
     "ModelRunError",
@@ -32,7 +33,6 @@ __all__ = [
     "RatioWarning",
     "ShapeError",
     "SignedFeaturesWarning",
-    "TuningWarning",
     "UncalibratedWarning",
     "WorkerError",
 ]
@@ -146,8 +146,8 @@ class SignedFeaturesWarning(OpnpWarning):
     """A method made for non-negative features was given negative ones."""
 
 
-class TuningWarning(OpnpWarning):
-    """An automatic choice was made under conditions that make it weaker than it could be."""
+class MemberWarning(OpnpWarning):
+    """A fusion goes without a score that it was asked for; the message says which, and why."""
 
 
 class LayerWarning(OpnpWarning):

@@ -14,14 +14,24 @@ from opnp import EmptyDataError, NonFiniteError, Ratios, Sensitivity, Verdict
 from opnp.adapters import PytorchOodBaseline, odin_scores
 from opnp.adapters.detector_bytes import bytes_of
 from opnp.adapters.openood import OPNPPostprocessor
+from opnp.adapters.pruning_options import OPTION_DEFAULTS
 from opnp.adapters.pytorch_ood import OPNPDetector
 from tests.contract.library_shells import load_model, save_model
-from tests.contract.shell import Shell, body_of, class_labels, features, head_of, known, plain
+from tests.contract.shell import NO_RATIOS, Fused, Shell, body_of, class_labels, features, head_of, known, plain
 from tests.contract.snapshot import snapshot
 from tests.contract.world import batches
 from tests.unit.adapters.openood_evaluator import batches as openood_batches
 
-__all__ = ["BaselineShell", "OdinShell", "OpenOodShell", "PytorchOodFeatureShell", "PytorchOodShell"]
+__all__ = [
+    "BaselineShell",
+    "FusedOpenOodShell",
+    "FusedPytorchOodFeatureShell",
+    "FusedPytorchOodShell",
+    "OdinShell",
+    "OpenOodShell",
+    "PytorchOodFeatureShell",
+    "PytorchOodShell",
+]
 
 _NO_CALIBRATION: Mapping[str, str] = {
     "calibration": "the toolkit has scores alone, and takes thresholds from the data it tests on",
@@ -30,8 +40,8 @@ _NO_CALIBRATION: Mapping[str, str] = {
 }
 
 
-def _ratio_options(ratios: Ratios) -> dict[str, float]:
-    return {name: getattr(ratios, name) for name in Ratios.__slots__}
+def _ratio_options(ratios: Ratios | None) -> dict[str, Any]:
+    return {} if ratios is None else {name: getattr(ratios, name) for name in Ratios.__slots__}
 
 
 class PytorchOodShell(Shell):
@@ -77,8 +87,7 @@ class PytorchOodShell(Shell):
         return other
 
     def parameters(self) -> object:
-        names = (*Ratios.__slots__, "neuron", "scope", "temperature", "score", "shaping", "precision")
-        return [(name, getattr(self.detector, name)) for name in names]
+        return [(name, getattr(self.detector, name)) for name in OPTION_DEFAULTS]
 
     def running_model(self) -> nn.Module:
         return self.model
@@ -92,7 +101,7 @@ class PytorchOodShell(Shell):
     def _detector(self) -> OPNPDetector:
         encoder: nn.Module = body_of(self.model)
         head = head_of(self.model)
-        options: dict[str, Any] = {**_ratio_options(self.ratios), "shaping": None, "precision": self.precision}
+        options = {**_ratio_options(self.ratios), "precision": self.precision}
         return self.made_of(encoder, head, **options)
 
 
@@ -135,8 +144,24 @@ class PytorchOodFeatureShell(PytorchOodShell):
 
     def _detector(self) -> OPNPDetector:
         head = head_of(self.model)
-        options: dict[str, Any] = {**_ratio_options(self.ratios), "shaping": None, "precision": self.precision}
+        options = {**_ratio_options(self.ratios), "precision": self.precision}
         return self.made_of(None, head, **options)
+
+
+class FusedPytorchOodShell(Fused, PytorchOodShell):
+    """`OPNPDetector` with an encoder and no ratios."""
+
+    plural = "fusions for pytorch-ood"
+    lacks: ClassVar = {**PytorchOodShell.lacks, "ratios": NO_RATIOS}
+    set_ratios = Shell.set_ratios
+
+
+class FusedPytorchOodFeatureShell(Fused, PytorchOodFeatureShell):
+    """`OPNPDetector` on features, with no ratios."""
+
+    plural = "fusions for pytorch-ood on features"
+    lacks: ClassVar = {**PytorchOodFeatureShell.lacks, "ratios": NO_RATIOS}
+    set_ratios = Shell.set_ratios
 
 
 class _Net(nn.Module):
@@ -241,6 +266,14 @@ class OpenOodShell(Shell):
         loader = openood_batches(inputs, labels, size=len(inputs)) if len(inputs) else []
         classes, confidences, _ = self.postprocessor.inference(self.net, loader, False)  # as OpenOOD
         return torch.from_numpy(classes), torch.from_numpy(confidences)
+
+
+class FusedOpenOodShell(Fused, OpenOodShell):
+    """`OPNPPostprocessor` with no ratios."""
+
+    plural = "fusions for OpenOOD"
+    lacks: ClassVar = {**OpenOodShell.lacks, "ratios": NO_RATIOS}
+    set_ratios = Shell.set_ratios
 
 
 class BaselineShell(Shell):

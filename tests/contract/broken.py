@@ -1,15 +1,15 @@
 """Detectors that each break one promise, to see that the contract notices."""
 
-import copy
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Self
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, NotCalibratedError, NotFittedError, Ratios, SensitivitySum
+from opnp import OPNP, Explanation, NotCalibratedError, NotFittedError, Ratios, SensitivitySum
 from tests.contract.world import HEAD
 
 __all__ = ["BROKEN", "MovesTheThresholdByWhatItScores", "SumsInFloat32"]
@@ -113,7 +113,7 @@ class SwallowsErrors(OPNP):
 class ForgetsOnFailure(OPNP):
     def calibrate(self, loader: Iterable[object], **options: Any) -> Self:
         state, self._state = self._fitted(), None
-        self._state = state.with_settings(self._given.resolved())
+        self._state = replace(state, calibration=None)
         return super().calibrate(loader, **options)
 
 
@@ -153,7 +153,8 @@ class RoundsWhatItSaves(OPNP):
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> Self:
         detector = super().load(path, model)
-        detector._fitted().scorer.weight.mul_(1.001)
+        state = detector._fitted()
+        (state.pruned.weight if state.scales is None else state.scales).mul_(1.001)
         return detector
 
 
@@ -161,8 +162,7 @@ class LosesCalibration(OPNP):
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> Self:
         detector = super().load(path, model)
-        state = detector._fitted()
-        detector._state = state.with_settings(state.scorer.settings)
+        detector._state = replace(detector._fitted(), calibration=None)
         return detector
 
 
@@ -207,9 +207,7 @@ class StaleMask(OPNP):
     def with_ratios(self, ratios: Ratios, **options: Any) -> Self:
         changed = super().with_ratios(ratios, **options)
         state = changed._fitted()
-        stale = copy.copy(self._fitted().scorer)
-        object.__setattr__(stale, "settings", state.scorer.settings)
-        object.__setattr__(state, "scorer", stale)
+        vars(state)["pruned"] = replace(self._fitted().pruned, settings=state.settings)
         return changed
 
 
@@ -223,6 +221,18 @@ class KeepsCalibrationOfOtherRatios(OPNP):
 class FloatVerdicts(OPNP):
     def predict(self, inputs: object) -> Tensor:
         return self.p_value(inputs) < 1 - self.keep
+
+
+class ExplainsTheOtherWay(OPNP):
+    def explain(self, inputs: object) -> Explanation:
+        found = super().explain(inputs)
+        return found._replace(p_value=1 - found.p_value)
+
+
+class SharesMoreThanThereIs(OPNP):
+    def explain(self, inputs: object) -> Explanation:
+        found = super().explain(inputs)
+        return found._replace(share=2 * found.share)
 
 
 class IgnoresSingleInputs(OPNP):
@@ -253,7 +263,7 @@ class SumsInFloat32(OPNP):
 
         with patch.object(SensitivitySum, "zeros", zeros):
             super().fit(model, loader, **options)
-        sensitivity = self._fitted().fitted.sensitivity
+        sensitivity = self._fitted().sensitivity
         for name in ("weight", "neuron_gradient", "neuron_aggregate"):
             object.__setattr__(sensitivity, name, getattr(sensitivity, name).double())
         return self
@@ -264,7 +274,7 @@ class MovesTheThresholdByWhatItScores(OPNP):
         found = super().score(inputs)
         if self.is_calibrated:
             state, features = self._fitted(), self._linked().features_of(inputs)[0]
-            self._state = state.calibrated([state.scorer.scores(features)], keep=self.keep)
+            self._state = state.calibrated([features], keep=self.keep)
         return found
 
 
@@ -273,7 +283,7 @@ class FitsWhatItScores(OPNP):
 
     def score_features(self, features: Tensor) -> Tensor:
         found = super().score_features(features)
-        self._fitted().fitted.sensitivity.weight.add_(1e-6 * features.double().abs().mean(0))
+        self._fitted().sensitivity.weight.add_(1e-6 * features.double().abs().mean(0))
         return found
 
 
@@ -302,6 +312,7 @@ BROKEN: dict[str, tuple[Callable[..., OPNP], ...]] = {
     "check_answers_are_plain_tensors": (BuildsAGraph, ReturnsInferenceTensors),
     "check_with_ratios": (StaleMask, KeepsCalibrationOfOtherRatios),
     "check_verdicts": (FloatVerdicts,),
+    "check_explanations": (ExplainsTheOtherWay, SharesMoreThanThereIs),
     "check_single_inputs": (IgnoresSingleInputs,),
     "check_cutting_does_not_matter": (FirstBatchOnly,),
     "check_scoring_fits_nothing": (MovesTheThresholdByWhatItScores, FitsWhatItScores),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opnp import Ratios
+from opnp import OPNP, Ratios
 from opnp.adapters.openood import OPNPPostprocessor
 from opnp.adapters.pytorch_ood import OPNPDetector
 from opnp.adapters.scikit_learn import OPNPOutlierDetector
@@ -21,8 +21,8 @@ from tests.contract.adapter_shells import (
     PytorchOodFeatureShell,
     PytorchOodShell,
 )
-from tests.contract.export_shells import JudgeShell, ModuleShell, OnnxShell, ProgramShell
-from tests.contract.scikit_learn_shells import FrozenShell, ScikitLearnShell
+from tests.contract.export_shells import FusedJudgeShell, JudgeShell, ModuleShell, OnnxShell, ProgramShell
+from tests.contract.scikit_learn_shells import FrozenShell, FusedScikitLearnShell, ScikitLearnShell
 from tests.contract.shell import head_of
 from tests.contract.surface_shells import CommandShell, RefusedError, ServiceShell
 
@@ -41,9 +41,11 @@ __all__ = [
     "OffByATouch",
     "OneAtATime",
     "PickledByName",
+    "PrunesInPlaceOfFusing",
     "PrunesTheHeadInPlace",
     "ReadsTestLabels",
     "RefitsWhenItScores",
+    "ScalesOfAnotherFusion",
     "ServesInTrainingMode",
     "StaleMaskForPytorchOod",
     "StaleModule",
@@ -201,7 +203,23 @@ class DrawsFromTheGlobalGenerator(ScikitLearnShell):
     made_of = _Seeding
 
 
+class _Alone(OPNPOutlierDetector):
+    def _unfitted(self) -> OPNP:
+        return OPNP(ratios=Ratios(), precision="float64")
+
+
+class PrunesInPlaceOfFusing(FusedScikitLearnShell):
+    made_of = _Alone
+
+
 # ------------------------------------------------------------------------------------------------ exports
+class ScalesOfAnotherFusion(FusedJudgeShell):
+    def exported(self) -> nn.Module:
+        judge: Any = super().exported()
+        judge.scales[1].mul_(1.001)
+        return cast("nn.Module", judge)
+
+
 class StaleModule(ModuleShell):
     def set_ratios(self, ratios: Ratios) -> None:
         made = self._made

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
 from tests.contract import broken
-from tests.contract.library_shells import FeatureWay, HeadShell, InputWay, LoadedWay
+from tests.contract.library_shells import FeatureWay, FusedInputWay, HeadShell, InputWay, LoadedWay
 from tests.contract.shell import Shell, head_of
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DoublesABatchOfOne",
     "FloatVerdicts",
     "ForgetsEval",
+    "FusedSumsInFloat32",
     "KeepsTheGraph",
     "LosesItsCalibration",
     "MovesTheThresholdByWhatItScores",
@@ -76,6 +78,10 @@ class ForgetsEval(InputWay):
 
 
 class SumsInFloat32(InputWay):
+    made_of = broken.SumsInFloat32
+
+
+class FusedSumsInFloat32(FusedInputWay):
     made_of = broken.SumsInFloat32
 
 
@@ -214,15 +220,14 @@ class RoundsWhatItLoads(FeatureWay):
     @classmethod
     def received(cls, folder: Path) -> Shell:
         other = cast("RoundsWhatItLoads", super().received(folder))
-        other.detector._fitted().scorer.weight.mul_(1.001)
+        other.detector._fitted().pruned.weight.mul_(1.001)
         return other
 
 
 class LosesItsCalibration(LoadedWay):
     def copied(self) -> Shell:
         other = cast("LosesItsCalibration", super().copied())
-        state = other.detector._fitted()
-        other.detector._state = state.with_settings(state.scorer.settings)
+        other.detector._state = replace(other.detector._fitted(), calibration=None)
         return other
 
     def verdicts(self, inputs: Tensor) -> Tensor:

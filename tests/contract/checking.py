@@ -57,13 +57,14 @@ def ready(kind: type[Shell]) -> Shell:
 
 
 def asserted_close(found: Tensor, wanted: Tensor, *, tolerance: float, what: str) -> None:
-    """Assert that scores are equal: to the bit at tolerance 0, else relative to the largest."""
+    """Assert that scores S are equal: to the bit at tolerance 0, else to that many times 1 + |S|."""
     assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
     if tolerance == 0:
         assert torch.equal(found, wanted), f"{what}: not to the bit"
         return
-    worst = float((found.double() - wanted.double()).abs().max())
-    assert worst <= tolerance * float(wanted.abs().max()), f"{what}: off by {worst:.2g}"
+    off = torch.where(found == wanted, 0.0, (found.double() - wanted.double()).abs())  # two infinities are equal
+    allowed = tolerance * (1 + wanted.double().abs())
+    assert bool((off <= allowed).all()), f"{what}: off by {float(off.max()):.2g}"
 
 
 def raised(call: Callable[[], object], *errors: type[BaseException]) -> BaseException | None:

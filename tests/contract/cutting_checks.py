@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, Masks, Ratios
+from opnp import OPNP, Masks
 from tests.contract.model_checks import Make
 
 __all__ = ["check_cutting_does_not_matter"]
@@ -25,7 +25,9 @@ def check_cutting_does_not_matter(make: Make) -> None:
     for size in (37, 64, 299):
         for order in (torch.arange(_SAMPLES), torch.arange(_SAMPLES).flip(0), _shuffled(generator)):
             cut = make().fit(model, inputs[order].split(size))
-            assert cut.sensitivity.count == _SAMPLES, "every sample counts once"
+            assert cut.samples == _SAMPLES, "every sample counts once"
+            assert cut.sensitivity.count == whole.sensitivity.count, "another number of rows gives the scales"
+            assert cut.members == whole.members, "other scores are fused"
             for name in ("weight", "neuron_gradient", "neuron_aggregate"):
                 one, other = getattr(whole.sensitivity, name), getattr(cut.sensitivity, name)
                 assert torch.allclose(one, other, rtol=1e-12 if exact else 1e-6, atol=0), f"{name}, batches of {size}"
@@ -38,7 +40,6 @@ def check_cutting_does_not_matter(make: Make) -> None:
 
 def _assert_differ_at_the_cut_alone(whole: OPNP, cut: OPNP) -> None:
     settings = whole.settings
-    assert isinstance(settings.ratios, Ratios)
     weight, ratios = whole.sensitivity.weight, settings.ratios
     rankings = weight if settings.scope == "class" else weight.reshape(1, -1)
     neurons = whole.sensitivity.neuron(settings.neuron)[None]

@@ -13,10 +13,21 @@ from opnp import OPNP, Ratios
 from opnp.adapters.onnx_files import write_onnx
 from opnp.detector.exported import DetectorModule
 from opnp.detector.program import write_program
-from tests.contract.shell import KEEP, Shell, features, fresh, known
+from tests.contract.shell import KEEP, Fused, Shell, features, fresh, known
 from tests.contract.world import batches
 
-__all__ = ["ExportShell", "JudgeShell", "ModuleShell", "OnnxShell", "ProgramShell", "onnx_answers"]
+__all__ = [
+    "ExportShell",
+    "FusedJudgeShell",
+    "FusedModuleShell",
+    "FusedOnnxShell",
+    "FusedProgramShell",
+    "JudgeShell",
+    "ModuleShell",
+    "OnnxShell",
+    "ProgramShell",
+    "onnx_answers",
+]
 
 _MADE = "it is made of a fitted detector, and never fitted itself"
 _GRAPH = "a graph holds a copy of the model, and none of its code"
@@ -31,7 +42,7 @@ class ExportShell(Shell):
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]  # those of a shell
-        self.detector = OPNP(ratios=self.ratios, shaping=None, precision=self.precision)
+        self.detector = OPNP(**self.options)
         self._made: Any = None
 
     def fit(self, training: Tensor | None = None, held_out: Tensor | None = None) -> Self:
@@ -147,8 +158,8 @@ class JudgeShell(ExportShell):
         self.made.train()
 
 
-_FILES: dict[tuple[str, Ratios], bytes] = {}
-"""Files by the interface and the ratios: they take seconds to write, and are the same every time."""
+_FILES: dict[tuple[str, bool, Ratios | None], bytes] = {}
+"""Files by the interface and the detector: they take seconds to write, and are the same every time."""
 
 
 class FileShell(ExportShell):
@@ -170,7 +181,7 @@ class FileShell(ExportShell):
 
     def content(self) -> bytes:
         """Return the file of the detector as it is now."""
-        key = self.ending, self.ratios
+        key = self.ending, self.is_fusion, self.ratios
         if key not in _FILES or not self.detector.is_fitted:
             with TemporaryDirectory() as folder:
                 self.write(Path(folder) / "file")
@@ -257,6 +268,32 @@ class OnnxShell(FileShell):
 
     def state(self) -> bytes:
         return self.content()
+
+
+class FusedModuleShell(Fused, ModuleShell):
+    """The module of a fusion."""
+
+    plural = "modules of fusions"
+
+
+class FusedJudgeShell(Fused, JudgeShell):
+    """The part of a fusion's module that takes features."""
+
+    plural = "modules of fusions for features"
+    tolerance = 1e-5
+
+
+class FusedProgramShell(Fused, ProgramShell):
+    """The program of a fusion."""
+
+    plural = "programs of fusions"
+    tolerance = 1e-5
+
+
+class FusedOnnxShell(Fused, OnnxShell):
+    """The ONNX file of a fusion."""
+
+    plural = "ONNX files of fusions"
 
 
 def onnx_answers(session: Any, inputs: Tensor) -> tuple[Tensor, ...]:

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from opnp import OPNP, EmptyDataError, Ratios, Sensitivity, energy_score
 from opnp.adapters.detector_bytes import bytes_of
-from tests.contract.shell import KEEP, Shell, features, fresh, head_of, known
+from tests.contract.shell import KEEP, Fused, Shell, features, fresh, head_of, known
 from tests.contract.world import batches
 
 __all__ = [
     "FeatureWay",
+    "FusedFeatureWay",
+    "FusedInputWay",
+    "FusedLoadedWay",
     "HeadShell",
     "InputWay",
     "LibraryShell",
@@ -35,7 +38,7 @@ class LibraryShell(Shell):
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]  # those of a shell
-        self.detector = self.made_of(ratios=self.ratios, shaping=None, precision=self.precision)
+        self.detector = self.made_of(**self.options)
 
     def state(self) -> bytes:
         return bytes_of(self.detector)
@@ -178,6 +181,24 @@ class FeatureWay(LibraryShell):
         return other
 
 
+class FusedInputWay(Fused, InputWay):
+    """The fusion on inputs of the model."""
+
+    plural = "fusions on inputs"
+
+
+class FusedLoadedWay(Fused, LoadedWay):
+    """A fusion that was saved and loaded before it answers."""
+
+    plural = "saved and loaded fusions"
+
+
+class FusedFeatureWay(Fused, FeatureWay):
+    """The fusion on cached features."""
+
+    plural = "fusions on cached features"
+
+
 class HeadShell(Shell):
     """A pruned head alone, with the energy of its logits: the product that other software takes."""
 
@@ -202,7 +223,7 @@ class HeadShell(Shell):
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]  # those of a shell
-        self.detector = OPNP(ratios=self.ratios, shaping=None, precision=self.precision)
+        self.detector = OPNP(**self.options)
         self.head: nn.Module | None = None
 
     def fit(self, training: Tensor | None = None, held_out: Tensor | None = None) -> Self:

@@ -40,7 +40,7 @@ def check_calls_change_nothing(make: Make) -> None:
         detector.fit(model, batches(training()), head=HEAD, validation=batches(held_out()))
     with unchanged(model, "calibrate"):
         detector.calibrate(batches(held_out()), keep=0.9)
-    for name in ("score", "predict", "p_value", "verdict"):
+    for name in ("score", "predict", "p_value", "verdict", "explain"):
         with unchanged(model, name):
             getattr(detector, name)(inputs)
     with unchanged(model, "score of one input"):
@@ -78,7 +78,7 @@ def check_failures_change_nothing(make: Make) -> None:
         _fails(lambda: make().fit(fragile, batches(training()[:96])), fragile, fragile.error, f"forward {forward}")  # noqa: B023  # as above
     fragile = _Fragile(lived_in(classifier()))
     detector = fitted(make, fragile)
-    for name in ("score", "predict", "verdict"):
+    for name in ("score", "predict", "verdict", "explain"):
         fragile.left = 1
         _fails(lambda: getattr(detector, name)(outside()), fragile, fragile.error, name)  # noqa: B023  # as above
 

@@ -21,11 +21,18 @@ from torch import Tensor
 from opnp import OPNP, Ratios, Verdict
 from opnp.adapters.detector_bytes import bytes_of
 from opnp.adapters.scikit_learn import OPNPOutlierDetector, _split
-from tests.contract.shell import KEEP, Shell, class_labels, features, fresh, head_of, known
+from tests.contract.shell import KEEP, Fused, Shell, class_labels, features, fresh, head_of, known
 from tests.contract.snapshot import snapshot
 from tests.contract.world import classifier
 
-__all__ = ["FrozenShell", "PipelineShell", "ScikitLearnShell"]
+__all__ = [
+    "FrozenShell",
+    "FusedFrozenShell",
+    "FusedPipelineShell",
+    "FusedScikitLearnShell",
+    "PipelineShell",
+    "ScikitLearnShell",
+]
 
 _SHARE = 0.2
 
@@ -124,11 +131,10 @@ class ScikitLearnShell(Shell):
         return LogisticRegression()
 
     def _estimator(self) -> Any:
-        ratios = {name: getattr(self.ratios, name) for name in Ratios.__slots__}
+        ratios = {} if self.ratios is None else {name: getattr(self.ratios, name) for name in Ratios.__slots__}
         return self.made_of(
             self.given,
             **ratios,
-            shaping=None,
             contamination=round(1 - KEEP, 6),
             validation_fraction=_SHARE,
             random_state=0,
@@ -151,7 +157,7 @@ class ScikitLearnShell(Shell):
         rows, labels = self._rows_and_labels(None, None)
         training, held_out = self._parts(len(rows))
         weight, bias = self._weight_and_bias(self._before(rows)[training], labels[training])
-        detector = OPNP(ratios=self.ratios, shaping=None, precision="float64")
+        detector = OPNP(ratios=self.ratios, precision="float64")
         detector.fit_features(torch.from_numpy(self._before(rows)[training]), weight=weight, bias=bias)
         return detector.calibrate_features(torch.from_numpy(self._before(rows)[held_out]), keep=KEEP)
 
@@ -200,6 +206,24 @@ class PipelineShell(ScikitLearnShell):
         fitted = MinMaxScaler().fit(self._rows_and_labels(None, None)[0])
         scaled: np.ndarray = fitted.transform(rows) if len(rows) else rows
         return scaled
+
+
+class FusedScikitLearnShell(Fused, ScikitLearnShell):
+    """The fusion round a classifier that is trained with it."""
+
+    plural = "fusions for scikit-learn"
+
+
+class FusedFrozenShell(Fused, FrozenShell):
+    """The fusion round a classifier that is trained already."""
+
+    plural = "fusions round trained classifiers"
+
+
+class FusedPipelineShell(Fused, PipelineShell):
+    """The fusion as the last step of a pipeline."""
+
+    plural = "pipelines that end in fusions"
 
 
 def rows_of(inputs: Tensor) -> np.ndarray:

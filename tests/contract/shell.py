@@ -1,8 +1,8 @@
 """What is tested as one thing: a detector behind whatever interface, in a shell of few verbs.
 
-A shell is made with ratios, fitted on the world of the contract, and asked. It speaks in images of that world and
-answers with tensors, in the sign of the interface itself. Verbs that an interface has no word for are not written; then
-`lacks` says why, and `test_subjects_table` compares the two.
+A shell is made with ratios, or is that of a fusion; it is fitted on the world of the contract, and asked. It speaks in
+images of that world and answers with tensors, in the sign of the interface itself. Verbs that an interface has no word
+for are not written; then `lacks` says why, and `test_subjects_table` compares the two.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,10 @@ from tests.contract.world import batches, classifier
 __all__ = [
     "ABILITIES",
     "KEEP",
+    "NO_RATIOS",
     "OTHER",
     "RATIOS",
+    "Fused",
     "LackingError",
     "Shell",
     "body_of",
@@ -41,6 +43,8 @@ __all__ = [
 KEEP = 0.9
 RATIOS = Ratios(w_min=0.3, o_min=0.1)
 OTHER = Ratios(w_min=0.55, w_max=0.05, o_max=0.2)
+
+NO_RATIOS = "the fusion and the pruned head alone take a pass each, so that ratios need another fit"
 
 ABILITIES: Mapping[str, tuple[str, ...]] = {
     "agreement": (),
@@ -76,9 +80,10 @@ class Shell:
         covers: Public names that it stands for, with their modules.
         lacks: Abilities that it has not, and why.
         sign: 1 where larger scores mean more OOD, -1 where the interface means more ID.
-        tolerance: How far scores may lie from those of `OPNP`, relative to the largest.
-        cutting: How far they may lie from those of the same inputs in other batches.
-        concurrency: How far they may lie from those of the same inputs asked alone, where several ask at once.
+        is_fusion: Whether scores are fused; otherwise it is the paper's method.
+        tolerance: How far a score S may lie from that of `OPNP`, in units of 1 + |S|.
+        cutting: How far it may lie from that of the same input in other batches, in the same units.
+        concurrency: How far it may lie from that of the same input asked alone, where several ask at once.
         shared: Facts of the process that a library below it changes where several ask at once, and why.
         on_empty: What is documented of no inputs: an error, or None for no answers.
         on_nan: What is documented of NaN: an error; ``"flagged"`` for the score NaN, the least p-value and a verdict
@@ -92,6 +97,7 @@ class Shell:
     covers: ClassVar[tuple[str, ...]] = ()
     lacks: ClassVar[Mapping[str, str]] = {}
     sign: ClassVar[int] = 1
+    is_fusion: ClassVar[bool] = False
     tolerance: ClassVar[float] = 0.0
     cutting: ClassVar[float] = 1e-6
     concurrency: ClassVar[float] = 0.0
@@ -101,11 +107,16 @@ class Shell:
     unfitted: ClassVar[type[Exception]] = NotFittedError
     errors: ClassVar[tuple[type[BaseException], ...]] = (RuntimeError, KeyboardInterrupt)
 
-    def __init__(self, ratios: Ratios = RATIOS, *, precision: Precision = "float32") -> None:
+    def __init__(self, ratios: Ratios | None = None, *, precision: Precision = "float32") -> None:
         """Take a model that was in use: in mixed modes, with gradients and hooks."""
-        self.ratios = ratios
+        self.ratios = RATIOS if ratios is None and not self.is_fusion else ratios
         self.precision: Precision = precision
         self.model = lived_in(classifier())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `OPNP`."""
+        return {**({} if self.is_fusion else {"ratios": self.ratios}), "precision": self.precision}
 
     def fit(self, training: Tensor | None = None, held_out: Tensor | None = None) -> Self:
         """Make it ready on images it shall know, those of the world if none are given."""
@@ -125,7 +136,7 @@ class Shell:
 
     def expected(self, inputs: Tensor) -> Verdict:
         """Return what `OPNP` itself says, fitted apart on another copy of the model."""
-        return plain(self.ratios, self.precision).verdict(inputs)
+        return plain(self.ratios, self.precision, is_fusion=self.is_fusion).verdict(inputs)
 
     def concurrent_scores(self, parts: list[Tensor]) -> list[Tensor]:
         """Return the scores of several batches that are asked at the same time."""
@@ -193,6 +204,16 @@ class Shell:
         raise LackingError(type(self).__name__, len(arguments))
 
 
+class Fused(Shell):
+    """What all interfaces to a fusion have in common; ratios are None until others are set.
+
+    Each score is a difference of two float32 scores in units of a small spread, which rounds more than the scores do.
+    """
+
+    is_fusion = True
+    cutting = 1e-5
+
+
 def _rounded(images: Tensor) -> Tensor:
     """Return images whose values are whole numbers of 255ths, as those in files are."""
     return (images * 255).round().to(torch.uint8).float() / 255
@@ -247,7 +268,9 @@ def features(inputs: Tensor) -> Tensor:
 
 
 @cache
-def plain(ratios: Ratios, precision: Precision) -> OPNP:
-    """Return the detector that the others are held against."""
-    detector = OPNP(ratios=ratios, shaping=None, precision=precision).fit(classifier(), batches(known()))
+def plain(ratios: Ratios | None, precision: Precision, *, is_fusion: bool = False) -> OPNP:
+    """Return the detector that the others are held against; ratios that a fusion is given later."""
+    detector = OPNP(ratios=None if is_fusion else ratios, precision=precision).fit(classifier(), batches(known()))
+    if is_fusion and ratios is not None:
+        detector = detector.with_ratios(ratios)
     return detector.calibrate(batches(fresh()), keep=KEEP)

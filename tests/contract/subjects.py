@@ -5,40 +5,89 @@ from collections.abc import Mapping
 from tests.contract import fit_checks, owner_checks, score_checks  # noqa: F401  # enter their checks in the table
 from tests.contract.adapter_shells import (
     BaselineShell,
+    FusedOpenOodShell,
+    FusedPytorchOodFeatureShell,
+    FusedPytorchOodShell,
     OdinShell,
     OpenOodShell,
     PytorchOodFeatureShell,
     PytorchOodShell,
 )
 from tests.contract.checking import CHECKS
-from tests.contract.export_shells import JudgeShell, ModuleShell, OnnxShell, ProgramShell
-from tests.contract.library_shells import FeatureWay, HeadShell, InputWay, LoadedWay, PlainHeadShell
-from tests.contract.scikit_learn_shells import FrozenShell, PipelineShell, ScikitLearnShell
+from tests.contract.export_shells import (
+    FusedJudgeShell,
+    FusedModuleShell,
+    FusedOnnxShell,
+    FusedProgramShell,
+    JudgeShell,
+    ModuleShell,
+    OnnxShell,
+    ProgramShell,
+)
+from tests.contract.library_shells import (
+    FeatureWay,
+    FusedFeatureWay,
+    FusedInputWay,
+    FusedLoadedWay,
+    HeadShell,
+    InputWay,
+    LoadedWay,
+    PlainHeadShell,
+)
+from tests.contract.scikit_learn_shells import (
+    FrozenShell,
+    FusedFrozenShell,
+    FusedPipelineShell,
+    FusedScikitLearnShell,
+    PipelineShell,
+    ScikitLearnShell,
+)
 from tests.contract.shell import Shell
-from tests.contract.surface_shells import CommandShell, ModelCommandShell, ServiceShell
+from tests.contract.surface_shells import (
+    CommandShell,
+    FusedCommandShell,
+    FusedServiceShell,
+    ModelCommandShell,
+    ServiceShell,
+)
 
 __all__ = ["NO_DETECTORS", "PAIRS", "SUBJECTS"]
 
 SUBJECTS: Mapping[str, type[Shell]] = {
     "inputs": InputWay,
+    "fused_inputs": FusedInputWay,
     "features": FeatureWay,
+    "fused_features": FusedFeatureWay,
     "loaded": LoadedWay,
+    "fused_loaded": FusedLoadedWay,
     "compact_head": HeadShell,
     "pruned_head": PlainHeadShell,
     "pytorch_ood": PytorchOodShell,
+    "fused_pytorch_ood": FusedPytorchOodShell,
     "pytorch_ood_features": PytorchOodFeatureShell,
+    "fused_pytorch_ood_features": FusedPytorchOodFeatureShell,
     "openood": OpenOodShell,
+    "fused_openood": FusedOpenOodShell,
     "scikit_learn": ScikitLearnShell,
+    "fused_scikit_learn": FusedScikitLearnShell,
     "scikit_learn_frozen": FrozenShell,
+    "fused_scikit_learn_frozen": FusedFrozenShell,
     "scikit_learn_pipeline": PipelineShell,
+    "fused_scikit_learn_pipeline": FusedPipelineShell,
     "baseline": BaselineShell,
     "odin": OdinShell,
     "module": ModuleShell,
+    "fused_module": FusedModuleShell,
     "feature_judge": JudgeShell,
+    "fused_feature_judge": FusedJudgeShell,
     "program": ProgramShell,
+    "fused_program": FusedProgramShell,
     "onnx": OnnxShell,
+    "fused_onnx": FusedOnnxShell,
     "service": ServiceShell,
+    "fused_service": FusedServiceShell,
     "command": CommandShell,
+    "fused_command": FusedCommandShell,
     "command_on_images": ModelCommandShell,
 }
 
@@ -66,16 +115,15 @@ NO_DETECTORS: Mapping[str, str] = {
     "opnp.adapters.pruning_options.RATIO_NAMES": "names",
     "opnp.adapters.pruning_options.blank_pass": "reads options",
     "opnp.adapters.pruning_options.checked_names": "reads options",
-    "opnp.adapters.pruning_options.opnp_of": "makes an unfitted `OPNP`",
     "opnp.adapters.pruning_options.reset": "gives an `OPNP` other ratios",
     "opnp.adapters.pruning_options.settings_of": "reads options",
     "opnp.adapters.pytorch_ood.EncoderMissingError": "an error",
     "opnp.adapters.pytorch_ood.FitMissingError": "an error",
     "opnp.adapters.scikit_learn_classifiers.FeatureRows": "features",
-    "opnp.adapters.scikit_learn_classifiers.class_indices": "reads labels",
     "opnp.adapters.scikit_learn_classifiers.classifier_features": "gives features",
     "opnp.adapters.scikit_learn_classifiers.last_step": "finds a classifier",
     "opnp.adapters.scikit_learn_classifiers.linear_head": "reads coefficients",
+    "opnp.adapters.scikit_learn_classifiers.require_known": "checks labels",
     "opnp.adapters.scikit_learn_classifiers.require_linear": "checks a classifier",
 }
 """Public names of the adapters that answer nothing about inputs, and what they do instead."""

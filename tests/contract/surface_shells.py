@@ -21,12 +21,21 @@ from opnp.data import Preprocessing, write_features
 from opnp.serve.app import serve_app
 from opnp.serve.limits import Limits
 from tests.contract.library_shells import save_model
-from tests.contract.shell import KEEP, Shell, features, fresh, known
+from tests.contract.shell import KEEP, Fused, Shell, features, fresh, known
 from tests.contract.world import batches, classifier
 from tests.unit.data.image_files import write_tensors
 from tests.unit.serve.serve_world import in_service
 
-__all__ = ["CommandShell", "ModelCommandShell", "RefusedError", "ServiceShell", "SurfaceShell", "net"]
+__all__ = [
+    "CommandShell",
+    "FusedCommandShell",
+    "FusedServiceShell",
+    "ModelCommandShell",
+    "RefusedError",
+    "ServiceShell",
+    "SurfaceShell",
+    "net",
+]
 
 PIXELS = Preprocessing(size=8, resize=8, mean=(0.0,), std=(1.0,))
 """What the world's images are, in files and in arrays."""
@@ -46,7 +55,7 @@ class SurfaceShell(Shell):
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]  # those of a shell
-        self.detector = self.made_of(ratios=self.ratios, shaping=None, precision=self.precision)
+        self.detector = self.made_of(**self.options)
 
     def fit(self, training: Tensor | None = None, held_out: Tensor | None = None) -> Self:
         self.detector.fit(self.model, batches(known() if training is None else training))
@@ -194,6 +203,21 @@ class ModelCommandShell(CommandShell):
         save_model(self.model, folder)
         named = ("--model", "tests.contract.surface_shells:net", "--weights", folder / "model.pt")
         return [*named, "--data", images, "--image-size", "8", "--mean", "0", "--std", "1"]
+
+
+class FusedServiceShell(Fused, ServiceShell):
+    """A service that answers with a fusion."""
+
+    plural = "HTTP services with fusions"
+    tolerance = 1e-5
+    concurrency = 1e-5
+
+
+class FusedCommandShell(Fused, CommandShell):
+    """`opnp score --features` with a fusion."""
+
+    plural = "runs of opnp score with fusions"
+    tolerance = 1e-5
 
 
 def net() -> nn.Module:

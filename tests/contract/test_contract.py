@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from opnp import ASHS, OPNP, SCALE, Ratios, ReAct
+from opnp import ASHS, MEMBERS, OPNP, SCALE, Ratios, ReAct
 from tests.contract import answer_checks, cutting_checks, model_checks, state_checks
 from tests.contract.model_checks import Make
 
@@ -40,11 +40,13 @@ DETECTORS: dict[str, Make] = {
     "opp_max_logit": partial(OPNP, ratios=Ratios(w_min=0.3), score="max_logit"),
     "opp_entropy": partial(OPNP, ratios=Ratios(w_min=0.3), score="entropy"),
     "opp_gen": partial(OPNP, ratios=Ratios(w_min=0.3), score="gen"),
-    "auto": partial(OPNP, ratios="auto"),
+    "fusion": OPNP,
+    "fusion_float64": partial(OPNP, precision="float64"),
+    "fusion_of_two": partial(OPNP, members=["mahalanobis", "norm"]),
+    "fusion_of_all": partial(OPNP, members=MEMBERS),
 }
 
 
-@pytest.mark.filterwarnings("ignore::opnp.errors.TuningWarning")  # the contract holds for automatic ratios as well
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_contract(detector: str, check: str) -> None:

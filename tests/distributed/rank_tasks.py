@@ -3,17 +3,17 @@
 import os
 import signal
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, Checkpoint, Precision, Ratios, Settings
+from opnp import OPNP, Checkpoint, Precision, Ratios
 from opnp.data import feature_part, open_features, read_head
-from opnp.detector import choosing, learning
+from opnp.detector import fit_pass
 from opnp.distributed import Ranks, gathered, require_equal, sent_by_first, summed, together
 from opnp.errors import OptionError
 
@@ -24,11 +24,12 @@ __all__ = [
     "fit_alone",
     "fit_loader",
     "hang",
-    "sample",
+    "no_ood_data",
     "sums",
     "tell",
     "unequal_heads",
     "unequal_settings",
+    "wide_validation",
 ]
 
 Figures = dict[str, Tensor]
@@ -79,10 +80,31 @@ def unequal_heads(ranks: Ranks) -> str:
 
 
 def unequal_settings(ranks: Ranks) -> str:
-    """Fit with other ratios on each rank, one of them automatic."""
-    ratios = Ratios(w_min=0.3) if ranks.is_first else "auto"
-    OPNP(ratios=ratios).fit_features(torch.rand(50, 4), weight=torch.rand(3, 4), bias=None, distributed=True)  # type: ignore[arg-type]  # both are allowed
+    """Fit with given ratios on one rank, and a fusion on the others."""
+    ratios = Ratios(w_min=0.3) if ranks.is_first else None
+    OPNP(ratios=ratios).fit_features(torch.rand(50, 4), weight=torch.rand(3, 4), bias=None, distributed=True)
     return "fitted"
+
+
+def no_ood_data(ranks: Ranks) -> str:
+    """Tune ratios without OOD data on rank 0, which alone would read them."""
+    OPNP(ratios="tuned").fit_features(
+        torch.rand(50, 4),
+        weight=torch.rand(3, 4),
+        bias=None,
+        validation=torch.rand(50, 4),
+        validation_ood=None if ranks.is_first else torch.rand(50, 4),
+        distributed=True,
+    )
+    return "fitted"
+
+
+def wide_validation(ranks: Ranks) -> str:
+    """Calibrate on features of another width, which rank 0 alone looks at."""
+    OPNP().fit_features(
+        torch.rand(50, 4), weight=torch.rand(3, 4), bias=None, validation=torch.rand(50, 5), distributed=True
+    )
+    return f"fitted on rank {ranks.rank}"
 
 
 def figures(detector: OPNP) -> Figures:
@@ -90,42 +112,63 @@ def figures(detector: OPNP) -> Figures:
     found = {
         "weight": detector.sensitivity.weight,
         "neuron": detector.sensitivity.neuron_gradient,
-        "count": torch.tensor(detector.sensitivity.count),
+        "count": torch.tensor([detector.sensitivity.count, detector.samples]),
         "mask_weight": detector.masks.weight,
         "mask_neuron": detector.masks.neuron,
-        "settings": torch.frombuffer(bytearray(repr(detector.settings).encode()), dtype=torch.uint8),
+        "settings": letters(detector.settings),
+        "members": letters((detector.members, dict(detector.left_out))),
+        "tuning": letters(detector.tuning),
+        "scores": detector.score_features(torch.rand(60, 32, generator=torch.Generator().manual_seed(5))),
     }
+    state = detector._fitted()
+    if state.panel is not None and state.scales is not None:
+        found |= {"scales": state.scales, "mean": state.panel.mean, "kept": torch.tensor(state.kept)}
     if detector.is_calibrated:
         found["calibration"] = detector.calibration_scores
-    if detector.tuning is not None:
-        found["holdout"] = torch.tensor(detector.tuning.chosen.holdout)
-        found["samples"] = torch.tensor(detector.tuning.samples)
     return found
+
+
+def letters(value: object) -> Tensor:
+    """Return a value in words as a tensor."""
+    return torch.frombuffer(bytearray(repr(value).encode()), dtype=torch.uint8)
 
 
 def fit_alone(
     folder: Path,
     *,
-    ratios: Ratios | None,
+    options: dict[str, Any],
     precision: Precision = "float32",
-    is_held_out: bool = True,
     batch_size: int = 128,
     rows: int | None = None,
     ranks: Ranks | None = None,
     checkpoint: Checkpoint | None = None,
+    kept_rows: int = fit_pass.KEPT_ROWS,
 ) -> Figures:
-    """Fit on the cached features of a folder, alone or as one of several ranks."""
+    """Fit on the cached features of a folder, alone or as one of several ranks.
+
+    Args:
+        folder: The folder.
+        options: Options of the detector.
+        precision: As for the detector.
+        batch_size: As for `fit_features`.
+        rows: How many of the rows to take; None for all.
+        ranks: This process's place; None for alone.
+        checkpoint: As for `fit_features`.
+        kept_rows: Rows that give the scales of a fusion, at most.
+
+    """
     source, head = open_features(folder / "train"), read_head(folder / "head.safetensors")
-    detector = OPNP(ratios="auto" if ratios is None else ratios, precision=precision)
     held_out = open_features(folder / "validation.safetensors")  # rank 0 alone has it
+    ood = open_features(folder / "ood.safetensors")
+    is_reading = ranks is None or ranks.is_first
     start, stop = (ranks or Ranks()).part(source.rows if rows is None else rows)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # automatic ratios on training data, and settings that round to nothing
-        detector.fit_features(
+    with patch.object(fit_pass, "KEPT_ROWS", kept_rows):
+        detector = OPNP(**options, precision=precision).fit_features(
             feature_part(source, start, stop),
             weight=head.weight,
             bias=head.bias,
-            validation=held_out if is_held_out and (ranks is None or ranks.is_first) else None,
+            validation=held_out if is_reading else None,
+            validation_ood=ood if is_reading and options.get("ratios") == "tuned" else None,
             batch_size=batch_size,
             checkpoint=checkpoint,
             distributed=ranks is not None,
@@ -133,32 +176,12 @@ def fit_alone(
     return figures(detector)
 
 
-def fit(ranks: Ranks, folder: Path, options: dict[str, object]) -> Figures:
+def fit(ranks: Ranks, folder: Path, given: dict[str, Any]) -> Figures:
     """Fit together on the cached features of a folder."""
-    return fit_alone(folder, ranks=ranks, **options)  # type: ignore[arg-type]  # options of that very function
+    return fit_alone(folder, ranks=ranks, **given)
 
 
-def sample(ranks: Ranks, folder: Path) -> tuple[Tensor, Tensor]:
-    """Return the sample of training features, and their labels, that automatic ratios would be chosen on."""
-    source, head = open_features(folder / "train"), read_head(folder / "head.safetensors")
-    with patch.object(choosing, "TUNING_SAMPLES", 500), patch.object(learning, "TUNING_SAMPLES", 500):
-        taking = learning.Learning(Settings(), is_held_out=False, ranks=ranks)
-        taking.take_features(
-            feature_part(source, *ranks.part(source.rows)),
-            weight=head.weight,
-            bias=None,
-            labels=None,
-            size=128,
-            checkpoint=None,
-            progress=None,
-        )
-        taking.join()
-    features, labels = taking._reservoir.sample()
-    assert labels is not None
-    return features, labels
-
-
-def fit_loader(ranks: Ranks | None, folder: Path, is_automatic: bool) -> Figures:
+def fit_loader(ranks: Ranks | None, folder: Path, options: dict[str, Any]) -> Figures:
     """Fit a model on loaders of this rank's own part of the data."""
     whole, head = open_features(folder / "train"), read_head(folder / "head.safetensors")
     start, stop = (ranks or Ranks()).part(whole.rows)
@@ -170,13 +193,11 @@ def fit_loader(ranks: Ranks | None, folder: Path, is_automatic: bool) -> Figures
             features, labels = whole.read(row, min(row + 100, last))
             yield features.float(), labels
 
-    detector = OPNP(ratios="auto" if is_automatic else Ratios(w_min=0.3), precision="float64")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as above
-        detector.fit(
-            nn.Sequential(nn.ReLU(), module),
-            loader(start, stop),
-            validation=loader(0, 200) if ranks is None or ranks.is_first else iter(()),
-            distributed=ranks is not None,
-        )
+    is_reading = ranks is None or ranks.is_first
+    detector = OPNP(**options, precision="float64").fit(
+        nn.Sequential(nn.ReLU(), module),
+        loader(start, stop),
+        validation=loader(0, 200) if is_reading else iter(()),
+        distributed=ranks is not None,
+    )
     return figures(detector)

@@ -15,6 +15,7 @@ from tests.unit.bench.image_world import OPTIONS, class_images
 from tests.unit.data.image_files import save_image
 
 SECONDS = 60
+FIXED = ("--rho-w-min", "0.3")
 SOON = 20
 """Seconds in which ranks must end once one is gone; they are told to wait for it twice as long."""
 
@@ -29,24 +30,26 @@ def begun(folder: Path, world: int, arguments: list[str]) -> list[tuple[BaseProc
 
 
 @pytest.mark.parametrize(
-    ("world", "victim", "number"),
+    ("place", "number", "options"),
     [
-        (2, 1, signal.SIGKILL),
+        ((2, 1), signal.SIGKILL, FIXED),
+        ((2, 1), signal.SIGKILL, ()),
         *(
-            pytest.param(world, victim, number, marks=pytest.mark.long)
-            for world, victim in ((2, 0), (3, 1), (3, 2))
+            pytest.param(place, number, FIXED, marks=pytest.mark.long)
+            for place in ((2, 0), (3, 1), (3, 2))
             for number in (signal.SIGKILL, signal.SIGTERM)
         ),
     ],
 )
 def test_others_end_when_a_rank_is_gone_and_all_go_on_later(
-    tmp_path: Path, world: int, victim: int, number: signal.Signals, tried: Tried
+    tmp_path: Path, place: tuple[int, int], number: signal.Signals, options: tuple[str, ...], tried: Tried
 ) -> None:
     """The victim ends in the middle of its pass; the others come to the end of theirs and wait for it."""
     tried("faults", "ranks killed or stopped, the fit then resumed")
+    world, victim = place  # how many ranks, and which of them is killed
     shards, head = write_random_shards(tmp_path, rows=9_000 * world, features=64, classes=12)
     out, checkpoint = tmp_path / "d.safetensors", tmp_path / "fit.checkpoint"
-    fit = ["fit", "--features", str(shards), "--head", str(head), "--rho-w-min", "0.3", "--batch-size", "256"]
+    fit = ["fit", "--features", str(shards), "--head", str(head), *options, "--batch-size", "256"]
     fit += ["--out", str(out), "--rank-timeout", str(2 * SOON), "--checkpoint", str(checkpoint)]
     expected = finished(tmp_path, world, fit, out)
     processes = begun(tmp_path, world, [*fit, "--checkpoint-every", "1"])

@@ -57,7 +57,7 @@ def test_torchrun_fits_the_detector_of_one_process(tmp_path: Path, arguments: li
     head = read_head(arguments[4])
     source = open_features(arguments[2])
     together = OPNP.load(out)
-    alone = OPNP(ratios=together.settings.fixed_ratios, precision="float64").fit_features(
+    alone = OPNP(ratios=together.settings.ratios, precision="float64").fit_features(
         source, weight=head.weight, bias=head.bias, validation=source
     )
     assert together.sensitivity.count == 9001

@@ -8,14 +8,16 @@ import torch
 
 from opnp import Checkpoint, Ratios
 from opnp.data import FeatureShardWriter, write_features, write_head
-from opnp.distributed import Ranks
 from opnp.errors import CheckpointError
 from tests.distributed import rank_tasks
 from tests.distributed.rank_tasks import Figures, fit_alone, fit_loader
 from tests.distributed.rank_world import on_ranks
 
 ROWS, CLASSES, FEATURES = 3001, 12, 32
-FIXED: dict[str, Any] = {"ratios": Ratios(w_min=0.3, w_max=0.01, o_max=0.1)}
+FIXED: dict[str, Any] = {"options": {"ratios": Ratios(w_min=0.3, w_max=0.01, o_max=0.1)}}
+FUSED: dict[str, Any] = {"options": {}, "kept_rows": 300}
+TUNED: dict[str, Any] = {"options": {"ratios": "tuned"}}
+both_kinds = pytest.mark.parametrize("given", [FIXED, FUSED], ids=["paper", "fusion"])
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ def cached(tmp_path: Path) -> Path:
         writer.write(features, (features @ weight.T).argmax(1))
     features = torch.randn(300, FEATURES, generator=generator).relu()
     write_features(tmp_path / "validation.safetensors", features, labels=(features @ weight.T).argmax(1))
+    write_features(tmp_path / "ood.safetensors", torch.rand(200, FEATURES, generator=generator))
     return tmp_path
 
 
@@ -54,24 +57,50 @@ def test_sums_are_taken_in_rank_order_and_are_the_same_bits_on_all_ranks(tmp_pat
         assert found["b"].dtype == torch.int64
 
 
+DECIDED = {"mask_weight", "mask_neuron", "settings", "members", "tuning", "count"}
+
+
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_a_fit_of_two_ranks_is_that_of_one(cached: Path, precision: str) -> None:
     alone = fit_alone(cached, **FIXED, precision=precision)  # type: ignore[arg-type]  # one of the two
     first, second = on_ranks(cached, 2, rank_tasks.fit, cached, FIXED | {"precision": precision})
     assert_same(first, second)
-    assert first["count"] == ROWS
-    assert_same(first, alone, names={"mask_weight", "mask_neuron", "settings", "count"})
+    assert first["count"].tolist() == [ROWS, ROWS]
+    assert_same(first, alone, names=DECIDED)
     tolerance = 1e-14 if precision == "float64" else 1e-6
     torch.testing.assert_close(first["weight"], alone["weight"], rtol=tolerance, atol=0)
     torch.testing.assert_close(first["calibration"], alone["calibration"], rtol=tolerance, atol=tolerance)
 
 
-def test_float64_masks_are_equal_for_any_ranks_and_batch_sizes(cached: Path) -> None:
-    alone = fit_alone(cached, **FIXED, precision="float64")
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize(("world", "kept_rows"), [(2, 300), (2, 2000), (3, 100)])
+def test_a_fusion_of_ranks_is_that_of_one_process(cached: Path, world: int, kept_rows: int, precision: str) -> None:
+    """Each rank keeps rows of its own part, and what is in no sum in the end is decided by the rows of all."""
+    given = FUSED | {"precision": precision, "kept_rows": kept_rows}
+    alone = fit_alone(cached, **given)
+    first, *others = on_ranks(cached, world, rank_tasks.fit, cached, given)
+    for other in others:
+        assert_same(first, other)
+    kept = min(kept_rows, ROWS // 5)
+    assert int(first["kept"]) == kept
+    assert first["count"].tolist() == [ROWS - kept, ROWS]
+    assert_same(first, alone, names=DECIDED)
+    tolerance = 1e-12 if precision == "float64" else 1e-6
+    torch.testing.assert_close(first["weight"], alone["weight"], rtol=tolerance, atol=0)
+    torch.testing.assert_close(first["mean"], alone["mean"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(first["scales"], alone["scales"], rtol=1e-9, atol=1e-9)
+    for name in ("scores", "calibration"):
+        torch.testing.assert_close(first[name], alone[name], rtol=1e-5, atol=1e-5)
+
+
+@both_kinds
+def test_float64_masks_are_equal_for_any_ranks_and_batch_sizes(cached: Path, given: dict[str, Any]) -> None:
+    alone = fit_alone(cached, **given, precision="float64")
     for world, batch_size in ((3, 128), (2, 77), (2, 8192)):
-        options = FIXED | {"precision": "float64", "batch_size": batch_size}
-        for found in on_ranks(cached, world, rank_tasks.fit, cached, options):
-            assert_same(found, alone, names={"mask_weight", "mask_neuron", "count"})
+        changed = given | {"precision": "float64", "batch_size": batch_size}
+        for found in on_ranks(cached, world, rank_tasks.fit, cached, changed):
+            assert_same(found, alone, names={"mask_weight", "mask_neuron", "members", "count"})
+            torch.testing.assert_close(found["scores"], alone["scores"], rtol=1e-9, atol=1e-9)
 
 
 def test_float32_masks_differ_only_beside_the_cut(cached: Path) -> None:
@@ -91,43 +120,57 @@ def test_a_rank_without_rows_takes_part(cached: Path) -> None:
     alone = fit_alone(cached, **FIXED, rows=1)
     for found in on_ranks(cached, 2, rank_tasks.fit, cached, FIXED | {"rows": 1}):
         assert_same(found, alone)
-        assert found["count"] == 1
+        assert found["count"].tolist() == [1, 1]
 
 
-def test_the_sample_of_training_data_is_that_of_one_process(cached: Path) -> None:
-    """500 rows are kept of 3001: which ones depends on the place of each row in the whole."""
-    alone = rank_tasks.sample(Ranks(), cached)
-    assert alone[0].shape == (500, FEATURES)
-    for world in (2, 3):
-        for features, labels in on_ranks(cached, world, rank_tasks.sample, cached):
-            assert torch.equal(features, alone[0])
-            assert torch.equal(labels, alone[1])
+def test_ranks_without_rows_of_their_own_take_part_in_a_fusion(cached: Path) -> None:
+    """Of four rows on five ranks the last rank has none; and on two, a rank may have kept all that it saw."""
+    for rows, world in ((4, 5), (60, 2)):
+        alone = fit_alone(cached, **FUSED, rows=rows)
+        for found in on_ranks(cached, world, rank_tasks.fit, cached, FUSED | {"rows": rows}):
+            assert_same(found, alone, names=DECIDED)
+            assert int(found["count"][1]) == rows
+            torch.testing.assert_close(found["scores"], alone["scores"], rtol=1e-5, atol=1e-5)
 
 
-def test_no_rows_on_any_rank_is_an_error_on_all(cached: Path) -> None:
-    found = on_ranks(cached, 2, rank_tasks.fit, cached, FIXED | {"rows": 0})
+@both_kinds
+def test_no_rows_on_any_rank_is_an_error_on_all(cached: Path, given: dict[str, Any]) -> None:
+    found = on_ranks(cached, 2, rank_tasks.fit, cached, given | {"rows": 0})
     assert found[0].startswith("EmptyDataError: There are no training samples")
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("is_held_out", [True, False])
-def test_automatic_ratios_are_those_of_one_process(cached: Path, is_held_out: bool) -> None:
-    """On training data the sample to choose by must be that of one process, whatever the number of ranks."""
-    options: dict[str, Any] = {"ratios": None, "precision": "float64", "is_held_out": is_held_out, "rows": 1200}
-    alone = fit_alone(cached, **options)
-    assert alone["samples"] == (300 if is_held_out else 1200)
-    first, second = on_ranks(cached, 2, rank_tasks.fit, cached, options)
+def test_tuned_ratios_are_those_of_one_process(cached: Path) -> None:
+    """Rank 0 alone reads what is held out, and tells the others what was chosen."""
+    given = TUNED | {"precision": "float64", "rows": 1200}
+    alone = fit_alone(cached, **given)
+    first, second = on_ranks(cached, 2, rank_tasks.fit, cached, given)
     assert_same(first, second)
-    assert_same(first, alone, names={"settings", "mask_weight", "mask_neuron", "samples", "holdout"})
+    assert_same(first, alone, names=DECIDED)
+    assert bytes(first["tuning"].tolist()).startswith(b"Tuning(")
+    assert len(first["calibration"]) == 150
+    torch.testing.assert_close(first["calibration"], alone["calibration"], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("is_automatic", [False, True])
-def test_a_model_with_a_loader_for_each_rank(cached: Path, is_automatic: bool) -> None:
-    alone = fit_loader(None, cached, is_automatic)
-    first, second = on_ranks(cached, 2, rank_tasks.fit_loader, cached, is_automatic)
+def test_tuning_without_ood_data_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    first, second = on_ranks(tmp_path, 2, rank_tasks.no_ood_data)
+    assert first.startswith('OptionError: `ratios="tuned"` needs `validation` and `validation_ood`')
+    assert second == "DistributedError: rank 0 of 2 failed: " + first.removeprefix("OptionError: ")
+
+
+def test_held_out_features_of_another_width_are_refused_on_all_ranks(tmp_path: Path) -> None:
+    first, second = on_ranks(tmp_path, 2, rank_tasks.wide_validation)
+    assert first.startswith("ShapeError: `validation` must have 4 columns")
+    assert second == "DistributedError: rank 0 of 2 failed: " + first.removeprefix("ShapeError: ")
+
+
+@pytest.mark.parametrize("options", [{"ratios": Ratios(w_min=0.3)}, {}], ids=["paper", "fusion"])
+def test_a_model_with_a_loader_for_each_rank(cached: Path, options: dict[str, Any]) -> None:
+    alone = fit_loader(None, cached, options)
+    first, second = on_ranks(cached, 2, rank_tasks.fit_loader, cached, options)
     assert_same(first, second)
-    assert_same(first, alone, names={"mask_weight", "mask_neuron", "settings", "count"})
-    torch.testing.assert_close(first["calibration"], alone["calibration"], rtol=1e-12, atol=0)
+    assert_same(first, alone, names=DECIDED)
+    torch.testing.assert_close(first["calibration"], alone["calibration"], rtol=1e-12 if options else 1e-9, atol=0)
 
 
 def test_what_one_rank_says_all_hear(tmp_path: Path) -> None:
@@ -166,21 +209,22 @@ def test_heads_that_differ_are_refused(tmp_path: Path) -> None:
 
 def test_settings_that_differ_are_refused(tmp_path: Path) -> None:
     for message in on_ranks(tmp_path, 2, rank_tasks.unequal_settings):
-        assert message.startswith("DistributedError: rank 1 has the settings {'ratios': 'auto'")
+        assert message.startswith("DistributedError: rank 1 has the settings {'members': ['gen'")
 
 
-def test_each_rank_has_a_checkpoint_that_no_other_run_takes(cached: Path) -> None:
+@both_kinds
+def test_each_rank_has_a_checkpoint_that_no_other_run_takes(cached: Path, given: dict[str, Any]) -> None:
     checkpoint = Checkpoint(cached / "fit.checkpoint", every=5)
-    whole = on_ranks(cached, 2, rank_tasks.fit, cached, FIXED)
-    options = FIXED | {"checkpoint": checkpoint}
-    assert_same(on_ranks(cached, 2, rank_tasks.fit, cached, options)[0], whole[0])
+    whole = on_ranks(cached, 2, rank_tasks.fit, cached, given)
+    again = given | {"checkpoint": checkpoint}
+    assert_same(on_ranks(cached, 2, rank_tasks.fit, cached, again)[0], whole[0])
     names = sorted(path.name for path in cached.iterdir() if "checkpoint" in path.name)
     assert names == ["fit.checkpoint.rank0", "fit.checkpoint.rank1"]
-    assert_same(on_ranks(cached, 2, rank_tasks.fit, cached, options)[1], whole[1])
+    assert_same(on_ranks(cached, 2, rank_tasks.fit, cached, again)[1], whole[1])
     (cached / "fit.checkpoint.rank1").unlink()  # killed before it wrote one
-    assert_same(on_ranks(cached, 2, rank_tasks.fit, cached, options)[0], whole[0])
-    found = on_ranks(cached, 3, rank_tasks.fit, cached, options)
+    assert_same(on_ranks(cached, 2, rank_tasks.fit, cached, again)[0], whole[0])
+    found = on_ranks(cached, 3, rank_tasks.fit, cached, again)
     assert "fit.checkpoint.rank0 is a checkpoint of another run (ranks: 2 there, 3 here; rows: " in found[0]
     assert found[2] == "DistributedError: rank 0 of 3 failed: " + found[0].removeprefix("CheckpointError: ")
     with pytest.raises(CheckpointError, match="ranks: 2 there, 1 here"):
-        fit_alone(cached, **options)
+        fit_alone(cached, **again)

@@ -180,7 +180,7 @@ def saved(world: Path, model: str) -> Path:
 
     made, _ = model_from_name(model)
     batches = [torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))]
-    OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit(made, batches).calibrate(batches).save(world / "d.safetensors")
+    OPNP(ratios=Ratios(w_min=0.3)).fit(made, batches).calibrate(batches).save(world / "d.safetensors")
     return world / "d.safetensors"
 
 

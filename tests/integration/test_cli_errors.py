@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from opnp import MEMBERS
 from opnp.data import write_features
 from tests.in_process import Opnp
 
@@ -40,12 +41,41 @@ def fit_arguments(cached: Path, **changes: object) -> list[object]:
         ({"temperature": 0}, "`temperature` must be a positive finite number"),
         ({"shaping": "ash:0.9"}, "`--shaping` must be none, react:Q"),
         ({"shaping": "react:9"}, "`ReAct.quantile` must be a fraction"),
+        ({"members": "gen,vim"}, "`members` choose scores to fuse, and `ratios` belongs to the pruned head alone"),
         ({"out": "missing/detector.safetensors"}, "missing is no folder"),
     ],
 )
 def test_fit_refuses(opnp: Opnp, cached: Path, changes: dict[str, object], message: str) -> None:
     assert message in refused(opnp, *fit_arguments(cached, **changes))
     assert not (cached / "detector.safetensors").exists()
+
+
+@pytest.mark.parametrize("members", ["gen,cim", "gen,gen", "", "gen,"])
+def test_fit_names_the_members_that_there_are(opnp: Opnp, cached: Path, members: str) -> None:
+    given = ("--features", cached / "train.safetensors", "--head", cached / "head.safetensors")
+    message = refused(opnp, "fit", *given, "--members", members, "--out", cached / "detector.safetensors")
+    assert "`members` must be one or more different names among gen, energy, react, scale, " in message
+    assert all(name in message for name in MEMBERS)
+    assert all(repr(name) in message for name in members.split(","))
+    assert not (cached / "detector.safetensors").exists()
+
+
+def test_tune_says_how_many_samples_it_needs(opnp: Opnp, cached: Path) -> None:
+    given = ("--features", cached / "train.safetensors", "--head", cached / "head.safetensors")
+    write_features(cached / "few.safetensors", torch.rand(39, 32))
+    for few in ("validation", "val-ood"):
+        files = {"validation": "validation", "val-ood": "test"} | {few: "few"}
+        options = [text for name, file in files.items() for text in (f"--{name}", cached / f"{file}.safetensors")]
+        message = refused(opnp, "tune", *given, *options, "--out", cached / "detector.safetensors")
+        assert f"at least 40 samples in `{few.replace('val-', 'validation_')}` to be tuned on, got 39" in message
+    assert not (cached / "detector.safetensors").exists()
+
+
+def test_a_fusion_of_too_few_samples_says_what_to_do(opnp: Opnp, cached: Path) -> None:
+    write_features(cached / "few.safetensors", torch.rand(1, 32))
+    given = ("--features", cached / "few.safetensors", "--head", cached / "head.safetensors")
+    message = refused(opnp, "fit", *given, "--out", cached / "detector.safetensors")
+    assert "A fusion needs at least two training samples, got 1" in message
 
 
 def test_fit_names_the_file_and_what_it_holds(opnp: Opnp, cached: Path) -> None:

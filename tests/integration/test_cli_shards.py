@@ -1,5 +1,6 @@
 """The command line on folders of shards, with checkpoints and devices: the same job as on files."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,21 +21,31 @@ def sharded(cached: Path) -> Path:
     return cached
 
 
+_PAPER = ("--rho-w-min", "0.3", "--shaping", "react:0.9")
+
+
+@pytest.fixture(params=[_PAPER, ()], ids=["the paper's method", "the fusion"])
+def kind(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Return the options of a kind of detector."""
+    found: tuple[str, ...] = request.param
+    return found
+
+
 def fit(opnp: Opnp, folder: Path, features: str, *options: object) -> bytes:
     """Run a fit, and return the bytes of its detector."""
     out = folder / "detector.safetensors"
-    given = ("--head", folder / "head.safetensors", "--rho-w-min", "0.3", "--shaping", "react:0.9")
-    outcome = opnp("fit", "--features", folder / features, *given, "--out", out, *options)
+    given = ("--features", folder / features, "--head", folder / "head.safetensors")
+    outcome = opnp("fit", *given, "--out", out, *options)
     assert outcome.code == 0, outcome.err
     return out.read_bytes()
 
 
-def test_shards_and_their_file_give_the_same_detector(opnp: Opnp, sharded: Path) -> None:
-    assert fit(opnp, sharded, "train") == fit(opnp, sharded, "train.safetensors")
+def test_shards_and_their_file_give_the_same_detector(opnp: Opnp, sharded: Path, kind: tuple[str, ...]) -> None:
+    assert fit(opnp, sharded, "train", *kind) == fit(opnp, sharded, "train.safetensors", *kind)
 
 
-def test_shards_and_their_file_give_the_same_scores(opnp: Opnp, sharded: Path) -> None:
-    fit(opnp, sharded, "train", "--validation", sharded / "validation.safetensors")
+def test_shards_and_their_file_give_the_same_scores(opnp: Opnp, sharded: Path, kind: tuple[str, ...]) -> None:
+    fit(opnp, sharded, "train", "--validation", sharded / "validation.safetensors", *kind)
     tables = []
     for name in ("test", "test.safetensors"):
         out = sharded / "scores.csv"
@@ -48,40 +59,58 @@ def test_shards_and_their_file_give_the_same_scores(opnp: Opnp, sharded: Path) -
 
 
 def test_shards_can_be_tuned_on(opnp: Opnp, sharded: Path) -> None:
-    outcome = opnp("tune", "--features", sharded / "train", "--head", sharded / "head.safetensors", "--json")
-    assert outcome.code == 0, outcome.err
-    assert "fewer than 10 classes" in outcome.err
+    known, ood = sharded / "validation.safetensors", sharded / "test"
+    outcomes = [
+        opnp("tune", "--features", name, "--head", sharded / "head.safetensors", "--json", *files)
+        for name in (sharded / "train", sharded / "train.safetensors")
+        for files in (
+            ("--validation", known, "--val-ood", ood),
+            ("--validation", known, "--val-ood", f"{ood}.safetensors"),
+        )
+    ]
+    assert [outcome.code for outcome in outcomes] == [0] * 4, outcomes[0].err
+    assert len({outcome.out for outcome in outcomes}) == 1
+    assert json.loads(outcomes[0].out)["tuned"]["searched"] == [100, 25]
 
 
-def test_a_checkpoint_changes_nothing_and_goes_with_the_run(opnp: Opnp, sharded: Path) -> None:
-    plain = fit(opnp, sharded, "train", "--batch-size", 16)
+def test_a_checkpoint_changes_nothing_and_goes_with_the_run(opnp: Opnp, sharded: Path, kind: tuple[str, ...]) -> None:
+    plain = fit(opnp, sharded, "train", "--batch-size", 16, *kind)
     checkpoint = sharded / "fit.checkpoint"
     kept = ("--checkpoint", checkpoint, "--checkpoint-every", 2)
-    assert fit(opnp, sharded, "train", "--batch-size", 16, *kept) == plain
+    assert fit(opnp, sharded, "train", "--batch-size", 16, *kept, *kind) == plain
     assert not checkpoint.exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "others"),
+    [(("--rho-w-min", "0.3"), ("--rho-w-min", "0.3", "--temperature", 2)), ((), ("--members", "gen,vim"))],
+    ids=["the paper's method", "the fusion"],
+)
 def test_a_checkpoint_stays_where_the_detector_could_not_be_written(
-    opnp: Opnp, sharded: Path, monkeypatch: pytest.MonkeyPatch
+    opnp: Opnp,
+    sharded: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[object, ...],
+    others: tuple[object, ...],
 ) -> None:
     def full(_detector: OPNP, path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     checkpoint = sharded / "fit.checkpoint"
-    given = ("--features", sharded / "train", "--head", sharded / "head.safetensors", "--rho-w-min", "0.3")
+    given = ("--features", sharded / "train", "--head", sharded / "head.safetensors")
     kept = ("--batch-size", 16, "--checkpoint", checkpoint, "--checkpoint-every", 2)
     with monkeypatch.context() as patch:
         patch.setattr(OPNP, "save", full)
-        outcome = opnp("fit", *given, *kept, "--out", sharded / "detector")
+        outcome = opnp("fit", *given, *kept, *options, "--out", sharded / "detector")
     assert outcome.code == 2
     assert "No space left on device" in outcome.err
     assert checkpoint.exists()
-    outcome = opnp("fit", *given, *kept, "--temperature", 2, "--out", sharded / "detector")
+    outcome = opnp("fit", *given, *kept, *others, "--out", sharded / "detector")
     assert outcome.code == 2
     assert "is a checkpoint of another run (settings: " in outcome.err
-    assert opnp("fit", *given, *kept, "--out", sharded / "detector").code == 0
+    assert opnp("fit", *given, *kept, *options, "--out", sharded / "detector").code == 0
     assert not checkpoint.exists()
-    assert OPNP.load(sharded / "detector").sensitivity.count == 400
+    assert OPNP.load(sharded / "detector").samples == 400
 
 
 @pytest.mark.parametrize(

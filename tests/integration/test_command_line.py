@@ -70,6 +70,9 @@ def test_a_shell_is_told_how_to_complete(opnp: Opnp, monkeypatch: pytest.MonkeyP
         ("opnp inspect --js", ["--json"]),
         ("opnp fit --rho-w", ["--rho-w-min", "--rho-w-max"]),
         ("opnp fit --scope ", ["layer", "class"]),
+        ("opnp fit --mem", ["--members"]),
+        ("opnp fit --val", ["--validation"]),
+        ("opnp tune --val", ["--validation", "--val-ood"]),
         ("opnp nothing --js", []),
     ],
 )
@@ -85,7 +88,7 @@ def test_bash_completes(opnp: Opnp, monkeypatch: pytest.MonkeyPatch, words: str,
 def test_zsh_completes_with_the_lines_of_the_help(opnp: Opnp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_OPNP_COMPLETE", "complete_zsh")
     monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "opnp t")
-    assert '"tune":"Choose ratios, scope,' in opnp().out
+    assert '"tune":"Choose the four ratios,' in opnp().out
 
 
 @pytest.mark.parametrize(("shell", "file"), [("bash", ".bashrc"), ("zsh", ".zshrc")])

@@ -31,7 +31,7 @@ def test_the_folder_holds_what_is_guarded(folder: Path) -> None:
 
 def test_the_table_follows_from_the_files(folder: Path) -> None:
     record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    row = next(method for method in record["methods"] if method["method"] == "OPNP")
+    row = next(method for method in record["methods"] if method["method"] == "OPNP()")
     scores: dict[str, list[float]] = {}
     flagged: dict[str, list[bool]] = {}
     with (folder / "scores.csv").open(encoding="utf-8") as file:
@@ -50,7 +50,7 @@ def test_the_table_follows_from_the_files(folder: Path) -> None:
 
 def test_the_model_has_learnt_and_the_rows_differ(folder: Path) -> None:
     methods = json.loads((folder / "results.json").read_text(encoding="utf-8"))["methods"]
-    assert [method["method"] for method in methods] == ["Energy", "OPP", "ONP", "OPNP"]
+    assert [method["method"] for method in methods] == ["OPNP()", "Energy", "OPP", "ONP", "OPNP"]
     assert min(method["accuracy"] for method in methods) > 0.97
     assert len({method["detection"]["near"]["auroc"] for method in methods}) == len(methods)
     assert max(method["flagged_id"] for method in methods) < 0.12
@@ -63,7 +63,7 @@ def test_model_and_features_that_it_leaves_agree_with_its_detector(folder: Path)
     test = read_features(folder / "test.safetensors")
     with (folder / "scores.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["set"] == "id_test"]
-    expected = torch.tensor([float(row["score"]) for row in rows])
+    expected = torch.tensor([float(row["score"]) for row in rows], dtype=torch.float64)
     torch.testing.assert_close(detector.score_features(test.features), expected, rtol=1e-5, atol=1e-5)
     images = torch.rand(3, 1, 8, 8)
     assert detector.score(images).shape == (3,)
@@ -75,4 +75,4 @@ def test_the_command_names_what_it_left(opnp: Opnp, tmp_path: Path) -> None:
     facts = json.loads(outcome.out)
     assert facts["out"] == str(tmp_path / "here")
     assert (tmp_path / "here" / "detector.safetensors").is_file()
-    assert [method["method"] for method in facts["methods"]] == ["Energy", "OPP", "ONP", "OPNP"]
+    assert [method["method"] for method in facts["methods"]] == ["OPNP()", "Energy", "OPP", "ONP", "OPNP"]

@@ -1,4 +1,4 @@
-"""The examples run as they stand, and automatic settings are no worse there than the plain energy."""
+"""The examples run as they stand, and the fusion loses little there to the best single score."""
 
 import json
 import sys
@@ -8,16 +8,15 @@ import pytest
 
 from examples import clinc150_intents, tabular_digits
 from examples.comparison import Comparison
+from opnp import PANEL
 from tests.real.locations import DATA
 
 TEXT = DATA / "text" / "clinc150.json"
-METHODS = ["Energy", "MSP", "ReAct 0.9", "SCALE 0.85", "OPNP()", "OPNP(shaping=None)"]
+SINGLE = ["Energy", "MSP", "ReAct 0.9", "SCALE 0.85", "OPNP w_min=0.3"]
+METHODS = [*SINGLE, "OPNP()"]
 
 needs_text = pytest.mark.skipif(not TEXT.is_file(), reason=f"the CLINC150 sentences are not at {TEXT}")
 every_example = pytest.mark.parametrize("name", [pytest.param("text", marks=needs_text), "table"])
-
-# With seven known classes the table has too few for class holdout, which is said.
-pytestmark = pytest.mark.filterwarnings("ignore::opnp.errors.TuningWarning")
 
 _COMPARISONS: dict[str, Comparison] = {}
 
@@ -31,11 +30,14 @@ def comparison(name: str) -> Comparison:
 
 @pytest.mark.slow
 @every_example
-def test_automatic_settings_are_not_worse_than_energy(name: str) -> None:
+def test_the_fusion_has_little_regret(name: str) -> None:
+    """Against the single score that is best on each set, which nobody knows beforehand."""
     found = comparison(name)
     sets = {each.ood for each in found.results}
-    margins = {ood: 100 * (found.mean("OPNP()", ood, "auroc") - found.mean("Energy", ood, "auroc")) for ood in sets}
-    assert min(margins.values()) >= -0.5, margins
+    best = {ood: max(found.mean(method, ood, "auroc") for method in SINGLE) for ood in sets}
+    regrets = {ood: 100 * (best[ood] - found.mean("OPNP()", ood, "auroc")) for ood in sets}
+    assert max(regrets.values()) <= (1.0 if name == "text" else -1.0), regrets
+    assert {each.scored_by for each in found.results if each.method == "OPNP()"} == {", ".join(PANEL)}
 
 
 @pytest.mark.slow

@@ -11,14 +11,17 @@ import onnxruntime  # type: ignore[import-untyped]  # the package ships no types
 import pytest
 import timm
 import torch
+import transformers
 from torch import Tensor, nn
 
-from opnp import OPNP, Ratios
+from opnp import MEMBERS, OPNP, Ratios
 from opnp.adapters import onnx_files
 from opnp.adapters.onnx_files import write_onnx
 from opnp.core import ASHS, SCALE, SCORE_NAMES, Precision, ReAct, ScoreName, Shaping
 from opnp.detector.exported import FeatureJudge
+from opnp.detector.program import arguments, write_program
 from opnp.errors import MissingExtraError, ModelRunError, OptionError
+from opnp.model import Inputs, run_model
 from tests.unit.detector.detector_world import features, loader, model
 
 CLASSES = 10
@@ -32,6 +35,16 @@ def images(rows: int, *, seed: int) -> tuple[Tensor, Tensor]:
     labels = torch.randint(CLASSES, (rows,), generator=generator)
     noise = torch.rand(rows, 1, 1, 1, generator=generator) * 2 * torch.randn(rows, 3, 32, 32, generator=generator)
     return patterns[labels].repeat_interleave(4, 2).repeat_interleave(4, 3) + noise, labels
+
+
+def sentences(rows: int, *, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Return tokens of unlike lengths, the first of which say the class, and the classes."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (rows,), generator=generator)
+    ids = torch.randint(3, 50, (rows, 9), generator=generator)
+    ids[:, :4] = 3 + 4 * labels[:, None] + torch.randint(4, (rows, 4), generator=generator)
+    mask = (torch.arange(9) < torch.arange(rows)[:, None] % 5 + 4).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}, labels
 
 
 def cnn() -> nn.Module:
@@ -52,16 +65,33 @@ def vit() -> nn.Module:
     return net
 
 
-def trained(net: nn.Module, *, rate: float) -> nn.Module:
+def text() -> nn.Module:
+    options: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_labels": CLASSES}
+    options |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
+    net: nn.Module = transformers.BertForSequenceClassification(transformers.BertConfig(**options))
+    return net
+
+
+def trained(net: nn.Module, *, rate: float, data: Callable[..., tuple[Inputs, Tensor]] = images) -> nn.Module:
     """Return the model after a few steps, so that its scores spread."""
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
     net.train()
     for step in range(30):
-        inputs, labels = images(32, seed=step)
+        inputs, labels = data(32, seed=step)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(inputs), labels).backward()
+        output: Any = run_model(net, inputs, device=None)
+        nn.functional.cross_entropy(getattr(output, "logits", output), labels).backward()
         optimizer.step()
     return net.eval()
+
+
+def check_close(found: Tensor, scores: Tensor, detector: OPNP) -> None:
+    """Check fused scores S to 1e-5 times 1 + |S|, and verdicts except where S is as close to the threshold."""
+    allowed = 1e-5 * (1 + scores.abs())
+    off = torch.where(found == scores, 0.0, (found - scores).abs())  # two infinities are equal
+    assert bool((off <= allowed).all() & (found.isfinite() == scores.isfinite()).all()), float((off / allowed).amax())
+    judged, is_close = detector._calibration().is_ood, (scores - detector.threshold).abs() <= allowed
+    assert torch.equal(judged(found)[~is_close], judged(scores)[~is_close])
 
 
 def read(path: Path, **inputs: Tensor) -> Read:
@@ -102,6 +132,74 @@ def test_onnxruntime_gives_the_numbers_of_torch_at_any_batch_size(
         found = read(path, **{name: inputs[-count:]})
         check_equal(found, detector, net, inputs[-count:])
     assert [item.name for item in tmp_path.iterdir()] == ["detector.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("make", "rate", "data"),
+    [(cnn, 1e-2, images), (vit, 1e-3, images), (text, 3e-3, sentences)],
+    ids=["cnn", "vit", "text"],
+)
+def test_files_of_a_fusion_give_its_scores_and_verdicts(
+    make: Callable[[], nn.Module], rate: float, data: Callable[..., tuple[Inputs, Tensor]], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = trained(make(), rate=rate, data=data)
+    detector = OPNP().fit(net, [data(100, seed=seed)[0] for seed in range(100, 105)])
+    detector.calibrate([data(200, seed=200)[0]])
+    assert not detector.left_out
+    example, ordinary = data(2, seed=300)[0], data(41, seed=301)[0]
+    assert 0 < int(detector.predict(ordinary).sum()) < 41
+    write_onnx(tmp_path / "detector.onnx", detector, example)
+    module = detector.to_module()
+    write_program(tmp_path / "detector.pt2", module, example)
+    program = torch.export.load(tmp_path / "detector.pt2").module()
+    names = [item.name for item in onnx.load(tmp_path / "detector.onnx").graph.input]
+    far = [10 * ordinary, 1e4 * ordinary, 0 * ordinary] if isinstance(ordinary, Tensor) else []
+    for inputs in (ordinary, *far):
+        scores = detector.score(inputs)
+        args, named = arguments(module, inputs)
+        feeds = dict(zip(names, (*args, *named.values()), strict=True))
+        found = read(tmp_path / "detector.onnx", **feeds)
+        check_close(torch.from_numpy(found["score"]), scores, detector)
+        check_close(program(*args, **named)[1], scores, detector)
+        own = torch.from_numpy(found["score"])
+        assert torch.equal(torch.from_numpy(found["p_value"]), detector._calibration().p_value(own))
+        assert torch.equal(torch.from_numpy(found["is_ood"]), detector._calibration().is_ood(own))
+
+
+@pytest.mark.parametrize(
+    ("classes", "precision"), [(10, "float32"), (10, "float64"), (2060, "float32")], ids=["few", "float64", "many"]
+)
+def test_every_member_converts_and_keeps_its_numbers_where_features_are_large(
+    classes: int, precision: Precision
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(classes, 24, generator=generator)
+    bias = torch.randn(classes, generator=generator)
+
+    def rows(count: int) -> Tensor:
+        return 0.3 * torch.rand(count, 24, generator=generator) + weight[torch.arange(count) % 10].relu()
+
+    detector = OPNP(members=MEMBERS, precision=precision).fit_features(rows(600), weight=weight, bias=bias)
+    detector.calibrate_features(rows(200))
+    assert set(detector.members) == set(MEMBERS)
+    judge = FeatureJudge(detector._fitted()).eval()
+    exported: Any = torch.onnx.export(
+        judge, (rows(2),), dynamic_shapes=({0: torch.export.Dim("batch")},), dynamo=True, verbose=False
+    )
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
+    ordinary = torch.cat([rows(30), torch.randn(10, 24, generator=generator)])
+    for batch in (ordinary, 30 * ordinary, -ordinary, 1e6 * ordinary, 1e-6 * ordinary, 1e30 * ordinary, 0 * ordinary):
+        scores = detector.score_features(batch)
+        score, p_value, is_ood = map(torch.from_numpy, session.run(None, {session.get_inputs()[0].name: batch.numpy()}))
+        check_close(score, scores, detector)
+        assert torch.equal(p_value, detector._calibration().p_value(score))
+        assert torch.equal(is_ood, detector._calibration().is_ood(score))
+    broken = torch.cat([ordinary[:3], torch.full((1, 24), torch.nan), torch.full((1, 24), torch.inf)])
+    score, p_value, is_ood = map(torch.from_numpy, session.run(None, {session.get_inputs()[0].name: broken.numpy()}))
+    assert score.isnan().tolist() == [False] * 3 + [True] * 2
+    assert is_ood[3:].tolist() == [True] * 2
+    assert p_value[3:].tolist() == [1 / 201] * 2
 
 
 def test_a_file_with_fifty_thousand_calibration_scores_says_what_it_is(tmp_path: Path) -> None:
@@ -179,14 +277,21 @@ def test_every_score_and_every_shaping_converts() -> None:
             assert bool(score[~whole].isnan().all() and is_ood[~whole].all() and (p_value[~whole] == 1 / 101).all())
 
 
-def test_a_graph_with_other_numbers_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit(model(), loader()).calibrate(loader(5, seed=1))
+@pytest.mark.parametrize(
+    ("ratios", "tensor_name", "unit"),
+    [(Ratios(w_min=0.3), "judge.weight", "the largest"), (None, "judge.mean", r"1 \+ \|score\|")],
+    ids=["paper", "fusion"],
+)
+def test_a_graph_with_other_numbers_is_not_written(
+    ratios: Ratios | None, tensor_name: str, unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = OPNP(ratios=ratios).fit(model(), [features(300)]).calibrate([features(200, seed=1)])
     path = tmp_path / "detector.onnx"
     write_onnx(path, detector, 3 * features(20))
     honest = path.read_bytes()
     for name, message in {
-        "judge.weight": r"graph's score lie up to .* Nothing was written",
-        "1.bias": r"graph's logits lie up to",
+        tensor_name: rf"graph's score lie up to .* of {unit} from torch's, and 1e-05 is allowed. Nothing was written",
+        "1.bias": r"graph's logits lie up to .* of the largest from",
         "calibration": "p-values or verdicts are not those",
     }.items():
         proto = onnx.load_from_string(honest)

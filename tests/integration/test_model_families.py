@@ -1,5 +1,6 @@
 """One test for every family of classifiers: the head is found or clearly refused, and OPNP works on what is found."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from opnp import OPNP, Ratios
+from opnp import OPNP, PANEL, Ratios
 from opnp.adapters.onnx_files import write_onnx
 from opnp.detector.program import arguments, exported_program
-from opnp.errors import HeadNotFoundError, ShapeError
+from opnp.errors import HeadNotFoundError, MemberWarning, ShapeError
 from opnp.model import Inputs, find_head, head_stream, logits_of, run_model
 from tests.contract.snapshot import unchanged
 from tests.integration.model_families import CLASSES, FAMILIES, Family
@@ -32,6 +33,9 @@ def test_a_family_goes_all_the_way(family: Family, tmp_path: Path) -> None:
         check_scores(family, model, detector)
         check_is_saved(family, model, detector, tmp_path / "detector.safetensors")
         check_is_exported(family, detector, tmp_path / "detector.onnx")
+        fusion = fused(family, model)
+        check_fusion(family, model, fusion)
+        check_is_saved(family, model, fusion, tmp_path / "fusion.safetensors")
 
 
 def check_is_refused(family: Family, model: nn.Module) -> None:
@@ -60,6 +64,29 @@ def features_of(family: Family, model: nn.Module, inputs: Inputs) -> tuple[Tenso
 def fitted(family: Family, model: nn.Module) -> OPNP:
     detector = OPNP(ratios=Ratios(w_min=0.7), shaping=None)
     return detector.fit(model, [family.inputs(4, seed) for seed in range(2)], **family.choice)
+
+
+def fused(family: Family, model: nn.Module) -> OPNP:
+    batches = [family.inputs(20, seed) for seed in range(3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MemberWarning)  # a random network may give features that lie in a subspace
+        detector = OPNP().fit(model, batches, **family.choice)
+    return detector.calibrate([family.inputs(20, 30)])
+
+
+def check_fusion(family: Family, model: nn.Module, detector: OPNP) -> None:
+    """Check that scores are fused of all members but few, and answer for inputs and features alike."""
+    assert {*detector.members, *detector.left_out} == set(PANEL)
+    assert len(detector.members) >= len(PANEL) - 2, detector.left_out
+    inputs = family.inputs(3, 7)
+    scores = detector.score(inputs)
+    assert (scores.shape, scores.dtype) == ((3,), torch.float64)
+    assert float(scores.std()) > 1e-3, "scores do not spread, so that equal ones mean little"
+    features, logits = features_of(family, model, inputs)
+    torch.testing.assert_close(detector.score_features(features), scores)
+    assert torch.equal(detector.verdict(inputs).predicted_class, logits.argmax(1))
+    strange = detector.score_features(torch.stack([100 * features[0], 0 * features[0]]))
+    assert float(strange.min()) > float(scores.max()), "features that are scaled or vanish must stand out"
 
 
 def check_scores(family: Family, model: nn.Module, detector: OPNP) -> None:
@@ -103,6 +130,21 @@ def check_is_exported(family: Family, detector: OPNP, path: Path) -> None:
     if family.name in AS_ONNX:
         write_onnx(path, detector, example)  # which compares with torch, at other batch sizes too
         assert path.stat().st_size > 0
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3], ids=["equal", "nearly equal"])
+def test_norms_that_hardly_differ_behind_a_layer_norm_still_guard(spread: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = nn.functional.normalize(torch.randn(500, 12, generator=generator), dim=1)
+    features *= 1 + spread * torch.randn(500, 1, generator=generator)
+    weight = torch.randn(5, 12, generator=generator)
+    detector = OPNP().fit_features(features[:400], weight=weight, bias=None)
+    detector.calibrate_features(features[400:])
+    assert detector.members == PANEL
+    for factor in (0.5, 3.0, -3.0, 0.0):
+        assert bool(detector.predict_features(factor * features[:50]).all()), factor
+    rounded = detector.score_features(features[:50] * (1 + 1e-6))
+    torch.testing.assert_close(rounded, detector.score_features(features[:50]), rtol=0, atol=2e-4)
 
 
 def test_the_head_of_volo_for_tokens_is_refused_with_the_reason() -> None:

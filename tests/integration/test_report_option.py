@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opnp.bench.picture_record import PictureRecord
-from opnp.data import write_features, write_head
+from opnp.data import read_features, write_features, write_head
 from tests.in_process import Opnp
 from tests.unit.bench.bench_world import write_world
 from tests.unit.bench.image_world import OPTIONS, write_images, write_module
@@ -23,7 +23,7 @@ def test_the_demo_leaves_a_report_and_all_that_it_is_made_of(opnp: Opnp, tmp_pat
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
     (pictures,) = PictureRecord.from_json((tmp_path / "demo" / "pictures.json").read_text(encoding="utf-8")).models
     record = json.loads((tmp_path / "demo" / "results.json").read_text(encoding="utf-8"))
-    threshold = next(row["threshold"] for row in record["methods"] if row["method"] == "OPNP")
+    threshold = next(row["threshold"] for row in record["methods"] if row["method"] == "OPNP()")
     assert [each.set for each in pictures.gallery] == ["test", "ood_near", "ood_far"]
     for each in pictures.gallery:
         scores = [item.score for item in each.items]
@@ -33,13 +33,21 @@ def test_the_demo_leaves_a_report_and_all_that_it_is_made_of(opnp: Opnp, tmp_pat
         assert all(item.image in page.read_text(encoding="utf-8") for item in each.items)
 
 
-def test_a_fit_is_reported_with_its_threshold(opnp: Opnp, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (("--rho-w-min", "0.2"), "uses pruning rho_w_min 0.2, no shaping"),
+        (("--members", "gen,norm"), "uses a fusion of gen and norm"),
+        ((), "uses a fusion of gen, react, fdbd, mahalanobis, vim, opnp and norm"),
+    ],
+)
+def test_a_fit_is_reported_with_its_threshold(opnp: Opnp, tmp_path: Path, kind: tuple[str, ...], words: str) -> None:
     write_head(tmp_path / "head.safetensors", torch.randn(4, 30, generator=torch.Generator().manual_seed(0)))
     for seed, name in enumerate(("train", "validation")):
         rows = torch.rand(100, 30, generator=torch.Generator().manual_seed(seed))
         write_features(tmp_path / f"{name}.safetensors", rows)
     fit = ("fit", "--features", tmp_path / "train.safetensors", "--head", tmp_path / "head.safetensors")
-    more = ("--rho-w-min", "0.2", "--out", tmp_path / "d.safetensors", "--json")
+    more = (*kind, "--out", tmp_path / "d.safetensors", "--json")
     for options in ((), ("--validation", tmp_path / "validation.safetensors")):
         page = tmp_path / "report.html"
         outcome = opnp(*fit, *more, *options, "--report", page)
@@ -47,10 +55,29 @@ def test_a_fit_is_reported_with_its_threshold(opnp: Opnp, tmp_path: Path) -> Non
         facts = json.loads(outcome.out)
         text = page.read_text(encoding="utf-8")
         assert "train.safetensors" in text
+        assert words in text
         assert ("threshold" in facts) == bool(options)
         if options:
             assert f"{facts['threshold']:.4g}"[:5] in text
         page.unlink()
+
+
+def test_scores_without_a_number_are_one_message(opnp: Opnp, cached: Path) -> None:
+    """Features that overflow score +inf, which JSON has no number for and no figure can show."""
+    found = read_features(cached / "validation.safetensors").features
+    found[:20] *= 1e25
+    write_features(cached / "validation.safetensors", found)
+    detector, page = cached / "d.safetensors", cached / "report.html"
+    fit = ("fit", "--features", cached / "train.safetensors", "--head", cached / "head.safetensors", "--out", detector)
+    outcome = opnp(*fit, "--validation", cached / "validation.safetensors", "--json")
+    assert outcome.code == 0, outcome.err
+    for printed in (outcome, opnp("inspect", detector, "--json")):
+        assert json.loads(printed.out)["threshold"] == "inf"
+    outcome = opnp(*fit, "--validation", cached / "validation.safetensors", "--report", page)
+    assert outcome.code == 2
+    assert "opnp: 20 of 200 calibration scores are infinite: their features are too large" in outcome.err
+    assert detector.exists()
+    assert not page.exists()
 
 
 def test_a_sweep_is_reported(opnp: Opnp, tmp_path: Path) -> None:
@@ -76,6 +103,7 @@ def test_a_benchmark_on_images_has_a_gallery_of_what_was_read(
         (pictures,) = record.models
         assert (pictures.model, pictures.method) == ("tinynets-net", "OPNP()")
         assert {each.set: len(each.items) for each in pictures.gallery} == {"test": 12, "ood_noise": 12}
+        assert all(item.p_value is not None for each in pictures.gallery for item in each.items)
         text = Path("report.html").read_text(encoding="utf-8")
         assert all(item.image in text for each in pictures.gallery for item in each.items)
 

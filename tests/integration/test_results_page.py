@@ -33,7 +33,10 @@ def test_every_baseline_that_ran_is_on_the_page_with_its_figures(records: Record
 
 def test_the_records_cover_the_same_models_and_no_figure_is_missing(records: Records) -> None:
     models = {model.model for model in records.bench.models}
-    assert {model.model for model in records.sweep.models} == models == set(records.splits["models"])
-    for name, model in (records.splits["models"] | records.text["models"]).items():
-        splits = records.splits["splits"] if name in models else records.text["splits"]
-        assert {len(rows) for rows in model["figures"].values()} == {splits}
+    assert {model.model for model in records.sweep.models} <= models == set(records.panel["best_single"])
+    for name, row in records.panel["rows"].items():
+        assert set(row["auroc"]) == set(row["regret"]) == models, name
+        assert len(row["mean_regret_by_split"]) == records.panel["splits"], name
+    for model in records.bench.models:
+        assert model.row("OPNP()").status == "ok"
+        assert [row.method for row in model.methods if row.group == "product" and row.status != "ok"] == []

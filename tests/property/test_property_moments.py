@@ -192,3 +192,25 @@ def test_rows_have_equal_hashes_just_where_they_are_equal(rows: list[tuple[float
     assert len(set().union(*by_row.values())) == len(by_row)
     order = random.sample(range(len(rows)), len(rows))
     assert row_hashes(features[order]).equal(hashes[order])
+
+
+def test_rounding_of_another_batch_device_or_precision_moves_few_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(4000, 64, generator=generator)
+    kept = set(row_hashes(features).argsort()[:500].tolist())
+    noise = 1 + 1e-6 * torch.randn(features.shape, generator=generator)
+    for other, share in ((features * noise, 0.99), (features.half(), 0.95), (features.bfloat16(), 0.75)):
+        again = set((row_hashes(other) >> 31).argsort()[:500].tolist())
+        assert len(kept & again) >= share * len(kept)
+
+
+def test_kept_rows_are_like_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.rand(10, 32, generator=generator)
+    classes = torch.arange(10).repeat_interleave(500)
+    features = centers[classes] + 0.3 * torch.rand(5000, 32, generator=generator)
+    kept = row_hashes(features).argsort()[:1000]
+    counts = torch.bincount(classes[kept], minlength=10)
+    assert bool(((counts > 60) & (counts < 140)).all())  # 100 each, and four standard deviations
+    spread = features.std(0) / 1000**0.5
+    assert bool(((features[kept].mean(0) - features.mean(0)).abs() < 5 * spread).all())

@@ -1,6 +1,7 @@
 """A trained DenseNet and real images, cached by name: the features are the stored ones, and detectors work on them."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,7 @@ def test_odin_tells_digits_from_pictures_and_the_model_is_left_alone(
     folder: Path, network: tuple[nn.Module, Transform]
 ) -> None:
     model, inputs = network
+    import_module("pytorch_ood.detector")  # the first import sets variables and filters of warnings
     with unchanged(model, "ODIN"):
         inside, outside = (
             odin_scores(model, images(folder, file, 32, inputs).batches(32), std=channel_std(inputs))

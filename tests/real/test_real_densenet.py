@@ -54,12 +54,12 @@ def _fitted() -> OPNP:
     loader = list(zip(images.split(64), labels.split(64), strict=True))
     model = _model()
     with unchanged(model, "fit"):
-        return OPNP(ratios=_RATIOS, shaping=None).fit(model, loader)
+        return OPNP(ratios=_RATIOS).fit(model, loader)
 
 
 def test_fit_on_the_model_is_fit_on_its_features() -> None:
     head = _model().fc
-    other = OPNP(ratios=_RATIOS, shaping=None)
+    other = OPNP(ratios=_RATIOS)
     other.fit_features(_streamed("cifar10_train", _TRAINING), weight=head.weight, bias=head.bias)
     one = _fitted()
     assert one.sensitivity.count == other.sensitivity.count == _TRAINING

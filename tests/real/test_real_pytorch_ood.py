@@ -45,7 +45,7 @@ def test_grid_search_finds_what_an_own_sweep_finds(name: str) -> None:
     )
     best = grid.run()
 
-    own = OPNP(ratios=Ratios(), shaping=None).fit_features(training, weight=weight, bias=bias)
+    own = OPNP(ratios=Ratios()).fit_features(training, weight=weight, bias=bias)
     one_by_one, by_their_metric = [], []
     features, labels = validation.tensors
     for ratios in CANDIDATES:

@@ -215,12 +215,26 @@ def mixed(value: int) -> int:
     return value ^ (value >> 31)
 
 
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def loop_cell(row: list[float]) -> int:
+    length = math.sqrt(math.fsum(value * value for value in row))
+    found = 0
+    for projection in range(4):
+        signs = [1 - 2 * (mixed((place + projection * GOLDEN) % WORD) & 1) for place in range(1, len(row) + 1)]
+        along = math.fsum(value * sign for value, sign in zip(row, signs, strict=True))
+        place = math.floor(32 * along / length) if length > 0 else 0
+        found = mixed((found * GOLDEN + place) % WORD)
+    return found % (1 << 31)
+
+
 def loop_hash(row: list[float]) -> int:
     total = 0
     for place, value in enumerate(row, start=1):
-        factor = mixed(place * 0x9E3779B97F4A7C15 % WORD) | 1
+        factor = mixed(place * GOLDEN % WORD) | 1
         total += struct.unpack("<i", struct.pack("<f", value + 0.0))[0] * factor
-    return mixed(total % WORD) % (1 << 62)
+    return (loop_cell(row) << 31) + mixed(total % WORD) % (1 << 31)
 
 
 @each_world

@@ -126,16 +126,16 @@ def batches(count: int = 4, rows: int = 8, *, seed: int = 0) -> list[tuple[Tenso
     return [(torch.randn(rows, INPUTS, generator=generator), torch.arange(rows) % CLASSES) for _ in range(count)]
 
 
-def faulty_loader(trigger: Trigger, *, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def faulty_loader(trigger: Trigger, *, rows: int = 8, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches, unless the trigger raises in the place of one."""
-    for batch in batches(seed=seed):
+    for batch in batches(rows=rows, seed=seed):
         trigger()
         yield batch
 
 
-def detector() -> OPNP:
-    """Return a detector that needs no choosing."""
-    return OPNP(ratios=Ratios(w_min=0.2), shaping=None)
+def detector(*, is_fusion: bool = False) -> OPNP:
+    """Return a detector of the paper's method, or a fusion."""
+    return OPNP(ratios=None if is_fusion else Ratios(w_min=0.2))
 
 
 def answers(fitted: OPNP) -> list[Tensor] | None:
@@ -144,6 +144,8 @@ def answers(fitted: OPNP) -> list[Tensor] | None:
         return None
     features = torch.linspace(-1, 2, 5 * FEATURES).reshape(5, FEATURES)
     said = [fitted.score_features(features), fitted.sensitivity.weight, fitted.masks.weight.double()]
+    if fitted.is_calibrated:
+        said += fitted.explain_features(features)[1:]
     return [*said, fitted.calibration_scores] if fitted.is_calibrated else said
 
 

@@ -33,7 +33,7 @@ def read_with_little_memory(path: Path, spare: int) -> None:
 def save_without_end(source: Path, path: Path) -> None:
     """Write two detectors by turns, to be killed."""
     one = OPNP.load(source)
-    other = one.with_ratios(one.settings.fixed_ratios)
+    other = one.with_ratios(one.settings.ratios)
     while True:
         one.save(path)
         other.save(path)

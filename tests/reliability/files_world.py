@@ -12,7 +12,7 @@ from torch import Tensor
 from opnp.artifact import tensors_digest
 from opnp.bench.bench_record import BenchRecord
 from opnp.bench.feature_source import FeatureSource, ModelSource, SetSource
-from opnp.bench.fit_record import FitRecord, TriedSetting, TuningFacts
+from opnp.bench.fit_record import FitRecord, TuningFacts
 from opnp.bench.odin_file import OdinScores, read_odin, write_odin
 from opnp.bench.sweep_record import SweepRecord
 from opnp.data import FeatureShardWriter, open_features, read_features, read_head, write_score_table
@@ -80,16 +80,8 @@ def world(folder: Path) -> Path:
     """Return the folder with one file of each kind in it."""
     write_world(folder / "features", rows=60)
     features, labels = world_features(60, seed=0)
-    detector = OPNP(ratios=Ratios(w_min=0.1, o_max=0.1))
-    position = Checkpoint(folder / "checkpoint.safetensors", every=1)
-    detector.fit_features(
-        open_features(folder / "features" / "train.safetensors"),
-        weight=world_weight(),
-        bias=None,
-        batch_size=16,
-        checkpoint=position,
-        validation=world_features(40, seed=1)[0],
-    )
+    _fitted(folder / "fusion_checkpoint.safetensors", every=1).save(folder / "fusion.safetensors")
+    detector = _fitted(folder / "checkpoint.safetensors", every=1)
     detector.save(folder / "detector.safetensors")
     monitor = DriftMonitor(detector.calibration_scores)
     monitor.update(detector.score_features(features))
@@ -107,6 +99,19 @@ def world(folder: Path) -> Path:
     for ending in ("csv", "parquet"):
         write_score_table(folder / f"scored.{ending}", columns)
     return folder
+
+
+def _fitted(checkpoint: Path, *, every: int) -> OPNP:
+    """Return the detector of this world, with the checkpoint of its fit; by its name that of a fusion."""
+    detector = OPNP() if checkpoint.name.startswith("fusion") else OPNP(ratios=Ratios(w_min=0.1, o_max=0.1))
+    return detector.fit_features(
+        open_features(checkpoint.parent / "features" / "train.safetensors"),
+        weight=world_weight(),
+        bias=None,
+        batch_size=16,
+        checkpoint=Checkpoint(checkpoint, every=every),
+        validation=world_features(40, seed=1)[0],
+    )
 
 
 def _source() -> FeatureSource:
@@ -140,7 +145,6 @@ def _records(folder: Path) -> None:
     small = replace(sweep, curves=curves, models=(replace(swept, points=points),))
     (folder / "swept" / "sweep.json").write_text(small.to_json(), encoding="utf-8")
     (folder / "demo" / "pictures.json").write_text(picture_record("digits", items=2).to_json(), encoding="utf-8")
-    tried = TriedSetting(0.8, 0.7, 0.01)
     fit = FitRecord(
         model="net",
         classes=4,
@@ -148,7 +152,8 @@ def _records(folder: Path) -> None:
         training_samples=60,
         settings={"ratios": {"w_min": 0.1, "w_max": 0.0, "o_min": 0.0, "o_max": 0.0}, "shaping": None},
         settings_text="--rho-w-min 0.1",
-        tuning=TuningFacts(40, "validation", 3, is_changed=True, energy=tried, chosen=tried),
+        left_out={"vim": "it has no room"},
+        tuning=TuningFacts(3, (20, 20), (20, 20), 0.8, 0.7),
         keep=0.95,
         threshold=-3.0,
         expected_flagged=0.05,
@@ -170,9 +175,12 @@ def _text(value: object) -> str:
 
 def _detector(path: Path) -> str:
     loaded = OPNP.load(path)
+    features = world_features(8, seed=3)[0]
     with torch.no_grad():
-        scores = loaded.score_features(world_features(8, seed=3)[0])
-    return _text({"scores": scores, "repr": repr(loaded), "calibration": loaded.calibration_scores})
+        found = {"scores": loaded.score_features(features), "repr": repr(loaded), "left_out": dict(loaded.left_out)}
+        if loaded.is_calibrated:
+            found |= {"calibration": loaded.calibration_scores, "shares": loaded.explain_features(features).share}
+    return _text(found)
 
 
 def _monitor(path: Path) -> str:
@@ -184,17 +192,9 @@ def _monitor(path: Path) -> str:
 
 def _checkpoint(path: Path) -> str:
     """Go on from a checkpoint of the run of this world."""
-    features = open_features(path.parent / "features" / "train.safetensors")
-    detector = OPNP(ratios=Ratios(w_min=0.1, o_max=0.1))
-    detector.fit_features(
-        features,
-        weight=world_weight(),
-        bias=None,
-        batch_size=16,
-        checkpoint=Checkpoint(path, every=1000),
-        validation=world_features(40, seed=1)[0],
-    )
-    return _text({"weight": detector.sensitivity.weight, "repr": repr(detector)})
+    detector = _fitted(path, every=1000)
+    scores = detector.score_features(world_features(8, seed=3)[0])
+    return _text({"weight": detector.sensitivity.weight, "scores": scores, "repr": repr(detector)})
 
 
 def _features(path: Path) -> str:
@@ -263,16 +263,29 @@ def _reading(command: Callable[..., list[str]], *names: str, **more: str) -> Cal
     return lambda folder: command(folder, *names, **more)
 
 
-def _inspect(folder: Path) -> list[str]:
-    return ["inspect", str(folder / "detector.safetensors")]
+def _inspect(folder: Path, *, detector: str) -> list[str]:
+    return ["inspect", str(folder / detector)]
 
 
-def _resume(folder: Path) -> list[str]:
-    return _fit(folder, "--checkpoint", str(folder / "checkpoint.safetensors"))
+def _resume(folder: Path, *, checkpoint: str) -> list[str]:
+    return _fit(folder, "--checkpoint", str(folder / checkpoint))
 
 
 KINDS = (
-    Kind("detector files", "detector.safetensors", _detector, _inspect, is_sealed=True),
+    Kind(
+        "detector files",
+        "detector.safetensors",
+        _detector,
+        _reading(_inspect, detector="detector.safetensors"),
+        is_sealed=True,
+    ),
+    Kind(
+        "detector files of fusions",
+        "fusion.safetensors",
+        _detector,
+        _reading(_scoring, features="features/train.safetensors", detector="fusion.safetensors"),
+        is_sealed=True,
+    ),
     Kind(
         "monitor states",
         "monitor.safetensors",
@@ -280,7 +293,20 @@ KINDS = (
         _reading(_watch, "scored.csv", state="monitor.safetensors"),
         is_sealed=True,
     ),
-    Kind("checkpoints", "checkpoint.safetensors", _checkpoint, _resume, is_sealed=True),
+    Kind(
+        "checkpoints",
+        "checkpoint.safetensors",
+        _checkpoint,
+        _reading(_resume, checkpoint="checkpoint.safetensors"),
+        is_sealed=True,
+    ),
+    Kind(
+        "checkpoints of fusions",
+        "fusion_checkpoint.safetensors",
+        _checkpoint,
+        _reading(_resume, checkpoint="fusion_checkpoint.safetensors"),
+        is_sealed=True,
+    ),
     Kind(
         "files of features",
         "features/train.safetensors",

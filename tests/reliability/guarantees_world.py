@@ -12,6 +12,7 @@ from opnp import OPNP, Ratios
 
 __all__ = [
     "FALSE_FAILURES",
+    "KINDS",
     "compositions",
     "most_alarms",
     "ordering_detector",
@@ -27,24 +28,28 @@ Seeds are fixed, so that a check that passes today passes tomorrow.
 """
 
 WIDTH = 6
+KINDS = ("paper", "fusion")
 
 
 @cache
-def small_detector() -> OPNP:
-    """Return a detector of random features, fitted with a tenth of its weights removed."""
+def small_detector(kind: str = "paper") -> OPNP:
+    """Return a detector of random features: with a tenth of its weights removed, or a ``"fusion"``."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(4, WIDTH, generator=generator)
-    return OPNP(ratios=Ratios(w_min=0.1), shaping=None).fit_features(
-        random_features(100, generator), weight=weight, bias=None
-    )
+    detector = OPNP() if kind == "fusion" else OPNP(ratios=Ratios(w_min=0.1))
+    return detector.fit_features(random_features(300, generator), weight=weight, bias=None)
 
 
 @cache
-def ordering_detector() -> OPNP:
-    """Return a detector whose score falls with the only feature: equal features get equal scores."""
-    features = torch.arange(-20.0, 20.0)[:, None]
+def ordering_detector(kind: str = "paper") -> OPNP:
+    """Return a detector whose score falls with the only feature: equal features get equal scores.
+
+    Of the ``"fusion"`` zero has the score infinity.
+    """
     weight = torch.tensor([[1.0], [0.0]])
-    return OPNP(ratios=Ratios(), shaping=None).fit_features(features, weight=weight, bias=None)
+    if kind == "fusion":
+        return OPNP(members=["norm"]).fit_features(torch.arange(100.0, 160.0)[:, None], weight=weight, bias=None)
+    return OPNP(ratios=Ratios()).fit_features(torch.arange(-20.0, 20.0)[:, None], weight=weight, bias=None)
 
 
 def random_features(rows: int, generator: torch.Generator) -> Tensor:

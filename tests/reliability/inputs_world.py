@@ -32,13 +32,21 @@ LINES: dict[str, tuple[str, ...]] = {
         *("fit", "--model", "tinynets:net", *OPTIONS, "--data", "train.safetensors"),
         *("--validation", "validation.safetensors", "--rho-w-min", "0.1", "--shaping", "none", "--out", "dm.st"),
     ),
+    "fit a fusion": (
+        *("fit", "--features", "f/train.safetensors", "--head", "f/head.safetensors"),
+        *("--validation", "f/validation.safetensors", "--members", "gen,fdbd,mahalanobis", "--out", "df.st"),
+    ),
     "score features": ("score", "--detector", "d.st", "--features", "f/test.safetensors", "--out", "s.csv"),
     "score model": (
         *("score", "--detector", "dm.st", "--model", "tinynets:net", *OPTIONS),
         *("--data", "test.safetensors", "--out", "sm.csv"),
     ),
+    "score by a fusion": ("score", "--detector", "df.st", "--features", "f/test.safetensors", "--out", "sf.csv"),
     "inspect": ("inspect", "d.st"),
-    "tune": ("tune", "--features", "f/train.safetensors", "--head", "f/head.safetensors", "--shaping", "none"),
+    "tune": (
+        *("tune", "--features", "f/train.safetensors", "--head", "f/head.safetensors", "--shaping", "none"),
+        *("--validation", "f/validation.safetensors", "--val-ood", "f/ood_a.safetensors"),
+    ),
     "cache": (
         *("cache", "--model", "tinynets:net", *OPTIONS, "--train", "train.safetensors"),
         *("--test", "test.safetensors", "--no-odin", "--out", "c"),
@@ -79,7 +87,7 @@ def write_world(folder: Path) -> Path:
     write_module(folder)
     (folder / "f").mkdir()
     generator = torch.Generator().manual_seed(0)
-    for name, rows in {"train": 60, "validation": 40, "test": 40, "ood_a": 20}.items():
+    for name, rows in {"train": 60, "validation": 40, "test": 40, "ood_a": 40}.items():
         features = torch.rand(rows, 8, generator=generator)
         write_features(folder / "f" / f"{name}.safetensors", features, labels=torch.arange(rows) % CLASSES)
     weight, bias = torch.randn(CLASSES, 8, generator=generator), torch.randn(CLASSES, generator=generator)

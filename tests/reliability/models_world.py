@@ -8,6 +8,7 @@ out in float64, sample by sample.
 import math
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from opnp import OPNP, Ratios
 from opnp.bench import cache_features
 from opnp.data import InputSet, open_inputs, read_features, read_head
+from opnp.errors import MemberWarning
 from tests.unit.bench.image_world import INPUTS, class_images
 from tests.unit.data.image_files import write_tensors
 
@@ -190,11 +192,31 @@ def check_right(case: Case, folder: Path) -> None:
             _close(logits, right.logits("probe"), case)
             _close(found, right.scores("probe"), case)
             assert torch.equal(p_value, right.p_values)
+    check_fusion_right(case, right)
     if case.is_cached:
         with untouched(model, own=case.own):
             _cached(model, case, folder)
         _close(read_features(folder / "cache" / "train.safetensors").features, right.features("train"), case)
         _close(read_head(folder / "cache" / "head.safetensors").weight, right.weight, case)
+
+
+def check_fusion_right(case: Case, right: "_Right") -> None:
+    """Check the fusion on a model against one on the features that its head is given, seen by hand."""
+    wanted, found, model = OPNP(precision="float64"), OPNP(), built(case.build)
+    model.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MemberWarning)  # a random head may leave nothing to a member
+        wanted.fit_features(right.features("train"), weight=right.weight, bias=right.bias)
+        with untouched(model, own=case.own):
+            found.fit(model, (case.inputs(batch.clone()) for batch in images("train")), **case.choice)
+    assert found.members == wanted.members
+    assert len(found.members) >= 5
+    assert found.samples == _ROWS["train"]
+    scores = wanted.score_features(right.features("probe"))
+    with untouched(model, own=case.own):
+        said = found.score(_fresh(case.inputs(images("probe")[0].clone())))
+    off = (said - scores.to(said)).abs() / (1 + scores.to(said).abs())
+    assert float(off.max()) <= 30 * case.tolerance, f"{case.name}: fused scores are off by {float(off.max()):.2g}"
 
 
 class _Right:

@@ -122,6 +122,22 @@ def test_halves_come_to_what_whole_batches_come_to(rows: int, limit: int, shorta
         torch.testing.assert_close(found.score(inputs), whole.score(inputs), rtol=1e-5, atol=1e-6)
 
 
+def test_halves_come_to_the_fusion_that_whole_batches_come_to(tried: Tried) -> None:
+    tried("faults", "batches that need more memory than there is", 15)
+    given, held_out = batches(4, rows=24), batches(4, rows=24, seed=1)
+    found, whole = detector(is_fusion=True), detector(is_fusion=True)
+    faulty = Faulty(Limit(7))
+    with told_sizes() as told:
+        found.fit(faulty.model, given, validation=held_out, keep=0.9, auto_batch=True)
+    assert told == ["24 inputs: it is run on 12", "12 inputs: it is run on 6"]
+    whole.fit(Faulty().model, given, validation=held_out, keep=0.9)
+    assert (found.samples, found.members) == (96, whole.members)
+    torch.testing.assert_close(found.sensitivity.weight, whole.sensitivity.weight, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.calibration_scores, whole.calibration_scores, rtol=1e-4, atol=1e-4)
+    with unchanged(faulty.model, "a score"):
+        torch.testing.assert_close(found.score(given[0]), whole.score(given[0]), rtol=1e-4, atol=1e-4)
+
+
 def test_every_input_counts_once_where_memory_runs_out_now_and_then(tried: Tried) -> None:
     """Memory is short in the middle of the second batch, of its second half, and of the last."""
     tried("faults", "batches that need more memory than there is", 3)

@@ -266,7 +266,7 @@ def test_memory_that_runs_out_elsewhere_is_one_line(
         def short(*_: object, raised: Exception = error, **__: object) -> None:
             raise raised
 
-        monkeypatch.setattr("opnp.detector.learning.fit_sum", short)
+        monkeypatch.setattr("opnp.detector.opnp.summed_blocks", short)
         outcome = opnp(*fit)
         assert outcome.code == 2
         assert outcome.err.startswith("opnp: not enough memory (")

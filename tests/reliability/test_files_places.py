@@ -85,6 +85,7 @@ def test_what_is_no_file_is_refused_at_once(
     """A pipe is read until somebody writes, and /dev/zero until the memory is full: neither may be opened."""
     tried("files", f"places of {each.name} that hold a folder, a pipe, a device or a broken link")
     path = own / each.file
+    whole = each.read(path) if each.name.startswith("checkpoints") else None
     path.unlink()
     put(path)
     try:
@@ -93,6 +94,8 @@ def test_what_is_no_file_is_refused_at_once(
         is_refused = True
     else:
         is_refused = found == "none" or found.count("None") > 0  # a folder of results without this part of them
+        if whole is not None:
+            is_refused = found == whole and put in (dangling, loop)  # no file is there: the run begins anew
     assert is_refused
     if each.arguments is not None and "report" not in each.arguments(own) and put is not dangling:
         outcome = opnp(*each.arguments(own))

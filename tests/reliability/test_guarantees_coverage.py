@@ -13,6 +13,7 @@ from opnp.core import flagged_rank
 from opnp.detector.false_alarms import FalseAlarms
 from tests.reliability.guarantees_world import (
     FALSE_FAILURES,
+    KINDS,
     WIDTH,
     random_features,
     require_beta_binomial,
@@ -27,10 +28,10 @@ TESTED = {20: 100, 79: 200, 200: 1000, 1000: 4000}
 
 
 @cache
-def ranks_and_flags(samples: int, keep: float, splits: int) -> tuple[Tensor, Tensor]:
+def ranks_and_flags(samples: int, keep: float, splits: int, kind: str = "paper") -> tuple[Tensor, Tensor]:
     """Return, for each split, the ranks behind the p-values of the tested samples, and how many were flagged."""
     generator = torch.Generator().manual_seed(samples)
-    detector, tested = small_detector(), TESTED[samples]
+    detector, tested = small_detector(kind), TESTED[samples]
     ranks, flagged = torch.empty(splits, tested, dtype=torch.int32), torch.empty(splits, dtype=torch.int64)
     for split in range(splits):
         features = random_features(samples + tested, generator)
@@ -47,10 +48,11 @@ def ranks_and_flags(samples: int, keep: float, splits: int) -> tuple[Tensor, Ten
     ("samples", "keep", "splits"),
     [*((*case, 200) for case in QUICK), *(pytest.param(*case, 2000, marks=pytest.mark.long) for case in CASES)],
 )
-def test_the_share_flagged_is_beta_binomial(tried: Tried, samples: int, keep: float, splits: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_share_flagged_is_beta_binomial(tried: Tried, samples: int, keep: float, splits: int, kind: str) -> None:
     tried("guarantees", "random splits: the count of ID samples flagged against the beta-binomial distribution", splits)
     rank = int((1 - Fraction(str(keep))) * (samples + 1))
-    ranks, flagged = ranks_and_flags(samples, keep, splits)
+    ranks, flagged = ranks_and_flags(samples, keep, splits, kind)
     assert rank == flagged_rank(samples, keep=keep)
     require_beta_binomial(flagged, of=TESTED[samples], samples=samples, rank=rank)
     assert flagged.equal((ranks <= rank).sum(1))
@@ -82,16 +84,17 @@ def test_chi_squared_alone_rejects_a_share_that_does_not_vary(tried: Tried, spli
         require_beta_binomial(counts, of=1000, samples=200, rank=10)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("splits", SPLITS)
-def test_the_share_flagged_of_a_models_inputs_is_beta_binomial(tried: Tried, splits: int) -> None:
+def test_the_share_flagged_of_a_models_inputs_is_beta_binomial(tried: Tried, splits: int, kind: str) -> None:
     """The same by `fit`, `calibrate` and `predict` of a model, with loaders of several batches."""
     tried("guarantees", "random splits of a model's inputs, by fit, calibrate, predict and p_value", splits)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = nn.Sequential(nn.Linear(WIDTH, 12), nn.ReLU(), nn.Linear(12, 4))
     generator = torch.Generator().manual_seed(4)
-    detector = OPNP(ratios=Ratios(w_min=0.1, o_min=0.1), shaping=None)
-    detector.fit(model, [random_features(100, generator)])
+    detector = OPNP() if kind == "fusion" else OPNP(ratios=Ratios(w_min=0.1, o_min=0.1))
+    detector.fit(model, [random_features(300, generator)])
     counts = torch.empty(splits, dtype=torch.int64)
     for split in range(splits):
         inputs = random_features(79 + 200, generator)
@@ -117,14 +120,17 @@ def test_the_model_cards_range_is_that_of_the_beta_distribution(tried: Tried) ->
             assert alarms.range(share=share) == pytest.approx(theory.interval(share), rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("splits", SPLITS)
 @pytest.mark.parametrize("samples", [20, 200])
-def test_the_model_cards_range_holds_its_share_of_calibration_sets(tried: Tried, samples: int, splits: int) -> None:
+def test_the_model_cards_range_holds_its_share_of_calibration_sets(
+    tried: Tried, samples: int, splits: int, kind: str
+) -> None:
     """The share that a calibration set leads to is read off 100 000 samples, nearly all there is to know of it."""
     tried(
         "guarantees", "calibration sets, with the share flagged inside the model card's range in 95 % of them", splits
     )
-    detector, generator = small_detector(), torch.Generator().manual_seed(samples + 7)
+    detector, generator = small_detector(kind), torch.Generator().manual_seed(samples + 7)
     everything = detector.score_features(random_features(100_000, generator)).double().sort().values
     low, high = FalseAlarms.at(samples, keep=0.95).range()
     inside = 0

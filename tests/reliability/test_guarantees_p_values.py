@@ -15,21 +15,23 @@ from torch import Tensor
 
 from opnp.core import minimum_samples
 from opnp.serve import DriftMonitor
-from tests.reliability.guarantees_world import compositions, ordering_detector
+from tests.reliability.guarantees_world import KINDS, compositions, ordering_detector
 from tests.tried import Tried
 
 KEEPS = (0.5, 0.75, 0.9, 0.95)
 
 
-def ranks_and_flags(groups: Sequence[int], *, keep: float) -> tuple[list[int], int]:
+def ranks_and_flags(groups: Sequence[int], *, keep: float, kind: str) -> tuple[list[int], int]:
     """Return the rank (n + 1) p of each choice of the tested sample, ascending, and how many choices are flagged.
 
     Args:
         groups: How many of n + 1 scores are equal, group by group; the first group has the largest scores.
         keep: Share of ID to keep.
+        kind: Of the detector.
 
     """
-    detector, features = ordering_detector(), torch.arange(len(groups)).repeat_interleave(torch.tensor(groups)).float()
+    features = torch.arange(len(groups)).repeat_interleave(torch.tensor(groups)).float()
+    detector = ordering_detector(kind)
     ranks, flagged, start = list[int](), 0, 0
     for size in groups:
         rest = torch.cat([features[:start], features[start + 1 :]])
@@ -49,14 +51,15 @@ def require_super_uniform(ranks: Sequence[int]) -> None:
         assert sum(other <= rank for other in ranks) <= rank
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most", [7, pytest.param(10, marks=pytest.mark.long)])
-def test_every_pattern_of_ties_of_few_scores_gives_super_uniform_p_values(tried: Tried, most: int) -> None:
+def test_every_pattern_of_ties_of_few_scores_gives_super_uniform_p_values(tried: Tried, most: int, kind: str) -> None:
     patterns = [groups for total in range(2, most + 1) for groups in compositions(total)]
     tried("guarantees", "patterns of ties of up to 10 scores, with every choice of the tested one", len(patterns))
     for number, groups in enumerate(patterns):
         total = sum(groups)
         keep = [keep for keep in KEEPS if minimum_samples(keep=keep) < total][number % 2 :][:1] or [0.5]
-        ranks, flagged = ranks_and_flags(groups, keep=keep[0])
+        ranks, flagged = ranks_and_flags(groups, keep=keep[0], kind=kind)
         require_super_uniform(ranks)
         assert Fraction(flagged, total) <= 1 - Fraction(str(keep[0]))
         # Exactly: the rank of a score is the number of scores that are at least as large, itself included.
@@ -65,8 +68,9 @@ def test_every_pattern_of_ties_of_few_scores_gives_super_uniform_p_values(tried:
             assert ranks == list(range(1, total + 1))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("draws", [20, pytest.param(200, marks=pytest.mark.long)])
-def test_with_20_calibration_samples_and_ties_p_values_are_super_uniform(tried: Tried, draws: int) -> None:
+def test_with_20_calibration_samples_and_ties_p_values_are_super_uniform(tried: Tried, draws: int, kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     kinds = [21, 8, 5, 3, 2]
     tried(
@@ -75,11 +79,11 @@ def test_with_20_calibration_samples_and_ties_p_values_are_super_uniform(tried: 
     drawn = [torch.randint(0, values, (21,), generator=generator) for _ in range(draws) for values in kinds]
     for scores in [*drawn, torch.zeros(21, dtype=torch.int64), torch.arange(21)]:
         groups = torch.unique(scores, return_counts=True)[1].tolist()
-        ranks, flagged = ranks_and_flags(groups, keep=0.95)
+        ranks, flagged = ranks_and_flags(groups, keep=0.95, kind=kind)
         require_super_uniform(ranks)
         assert flagged <= 1  # of 21, at a share of 0.05
         assert flagged == (groups[0] == 1)
-    assert ranks_and_flags([21], keep=0.95) == ([21] * 21, 0)
+    assert ranks_and_flags([21], keep=0.95, kind=kind) == ([21] * 21, 0)
 
 
 def test_the_check_rejects_p_values_that_are_too_small(tried: Tried) -> None:

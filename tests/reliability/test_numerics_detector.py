@@ -1,5 +1,6 @@
 """The whole chain on extreme features and heads: right to rounding at every step, or an error that says what to do."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.nn.functional import linear
 
 from opnp import OPNP, Ratios
 from opnp.core import SCORE_NAMES, NeuronReading, Precision, Scope, ScoreName, weight_sensitivity
-from opnp.errors import NonFiniteError, RatioError
+from opnp.errors import EmptyDataError, NonFiniteError, RatioError
 from tests.reliability.numerics_world import (
     DTYPES,
     EXACT,
@@ -159,6 +160,64 @@ def test_the_chain_is_exact_or_says_what_to_do(
     assert len(refused) < len(heads()) / 2 or temperature == 0.01
 
 
+def require_fused_answers(detector: OPNP, features: Tensor) -> None:
+    """Compare fused scores, shares, p-values and verdicts with those that the members' scores give at 50 digits."""
+    state, verdict, why = detector._fitted(), detector.verdict_features(features), detector.explain_features(features)
+    assert state.scales is not None
+    assert why.members[: len(detector.members)] == detector.members
+    assert not bool(verdict.score.isnan().any())
+    medians, tails = ([EXACT.mpf(value) for value in row] for row in state.scales.tolist())
+    calibration = detector.calibration_scores.tolist()
+    members = state.member_scores(features, state.fused).double()
+    for place, row in enumerate(members.tolist()):
+        score, shares = float(verdict.score[place]), why.share[place].tolist()
+        rank = 1 + sum(other >= score for other in calibration)
+        assert float(verdict.p_value[place]) == rank / (len(calibration) + 1)
+        assert bool(verdict.is_ood[place]) is (rank * 20 <= len(calibration) + 1)
+        assert sum(shares) == pytest.approx(1.0, rel=1e-9)
+        if not all(math.isfinite(value) for value in row):
+            assert score == math.inf
+            assert rank - 1 == calibration.count(math.inf)
+            continue
+        units = [
+            (EXACT.mpf(value) - median) / (tail - median)
+            for value, median, tail in zip(row, medians, tails, strict=True)
+        ]
+        exact = max(units) + EXACT.log(EXACT.fsum(EXACT.exp(unit - max(units)) for unit in units))
+        largest = max(abs(unit) for unit in units)
+        assert abs(EXACT.mpf(score) - exact) <= 1e-12 * (1 + largest)
+        for share, unit in zip(shares, units, strict=False):  # the pruned head is told of where it is not fused
+            assert abs(EXACT.mpf(share) - EXACT.exp(unit - exact)) <= 1e-9 * (1 + largest)
+
+
+@pytest.mark.reliability
+@pytest.mark.filterwarnings("ignore::opnp.errors.MemberWarning")  # of members that such features leave nothing of
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_fusion_of_extreme_heads_is_exact_or_says_what_to_do(tried: Tried, dtype: torch.dtype) -> None:
+    tried("numerics", "fusions of extreme heads fitted, calibrated and asked", len(heads()))
+    generator = torch.Generator().manual_seed(8)
+    fused, refused = [], {}
+    for name, case in heads().items():
+        noise = 1 + 0.1 * torch.rand(5, *case.features.shape, generator=generator, dtype=torch.float64)
+        head = Head((case.features * noise).flatten(0, 1), case.weight, case.bias).to(dtype)
+        detector = OPNP(precision="float64" if dtype == torch.float64 else "float32")
+        try:
+            detector.fit_features(head.features, weight=head.weight, bias=head.bias)
+            detector.calibrate_features(head.features)
+        except (EmptyDataError, NonFiniteError) as error:
+            refused[name] = str(error)
+            continue
+        fused.append(name)
+        require_fused_answers(detector, head.features)
+        require_fused_answers(detector, torch.cat([head.features[:3] * 0.0, head.features[:3] / 1e3]))
+    for name, message in refused.items():
+        assert re.search(r"Look for broken inputs|Give more of them, or `ratios`|Scale the features down", message), (
+            name
+        )
+    assert "plain" in fused
+    assert len(fused) >= 12, refused
+
+
 @pytest.mark.reliability
 @pytest.mark.parametrize("scope", ["layer", "class"])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -238,7 +297,7 @@ def test_a_saved_detector_whose_cut_would_be_refused_now_still_loads(
     features, weight = torch.rand(40, 6), torch.randn(3, 6)
     chosen = OPNP(ratios=Ratios(w_min=0.1), shaping=None, temperature=0.01)
     with monkeypatch.context() as patched:
-        patched.setattr("opnp.detector.scoring.require_known_order", lambda *_: None)
+        patched.setattr("opnp.detector.fit_pass.require_known_order", lambda *_: None)
         saved = chosen.fit_features(features, weight=weight, bias=torch.tensor([0.0, 0.0, -1e3]))
     saved.save(tmp_path / "detector")
     loaded = OPNP.load(tmp_path / "detector")

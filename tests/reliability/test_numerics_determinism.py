@@ -45,6 +45,27 @@ def fitted(
     return detector.calibrate_features(FEATURES[:100].to(device))
 
 
+def fused(precision: Precision, *, batch_size: int = 8192, rows: Tensor | None = None, device: str = "cpu") -> OPNP:
+    """Return the fusion of the data above."""
+    features = (FEATURES if rows is None else FEATURES[rows]).to(device)
+    detector = OPNP(precision=precision)
+    detector.fit_features(features, weight=WEIGHT.to(device), bias=BIAS.to(device), batch_size=batch_size)
+    return detector.calibrate_features(FEATURES[:100].to(device))
+
+
+def require_fused_alike(one: OPNP, other: OPNP, *, precision: Precision) -> None:
+    """Compare members, scores to 1e-5 and, where products are float64, masks."""
+    assert (one.members, one.left_out, one.samples) == (other.members, other.left_out, other.samples)
+    if precision == "float64":
+        assert torch.equal(one.masks.kept.cpu(), other.masks.kept.cpu())
+    left, right = (
+        detector.score_features(FEATURES[:200].to(detector.sensitivity.weight.device)).cpu()
+        for detector in (one, other)
+    )
+    torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one.calibration_scores, other.calibration_scores, rtol=1e-5, atol=1e-5)
+
+
 def require_alike(one: OPNP, other: OPNP, precision: Precision) -> None:
     """Compare masks: equal in float64, and in float32 but for entries as near the cut as 1e-6 of it.
 
@@ -129,6 +150,45 @@ def test_batches_and_orders_of_rows(tried: Tried, temperature: float, precision:
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_threads_and_runs_of_a_fusion(tried: Tried, precision: Precision) -> None:
+    tried("numerics", "fusions fitted again with 1, 2 and 4 threads", 6)
+    first = fused(precision)
+    for number in (1, 2, 4):
+        with threads(number):
+            one, again = (fused(precision) for _ in range(2))
+            assert torch.equal(one.calibration_scores, again.calibration_scores)
+            require_same(one.verdict_features(FEATURES[:200]), again.verdict_features(FEATURES[:200]))
+        require_fused_alike(first, one, precision=precision)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_batches_and_orders_of_rows_of_a_fusion(tried: Tried, precision: Precision) -> None:
+    tried("numerics", "fusions fitted with the data cut or ordered otherwise", 4)
+    first = fused(precision)
+    order = torch.randperm(len(FEATURES), generator=torch.Generator().manual_seed(1))
+    for other in (
+        fused(precision, batch_size=37),
+        fused(precision, batch_size=1024),
+        fused(precision, rows=order),
+        fused(precision, rows=order, batch_size=501),
+    ):
+        require_fused_alike(first, other, precision=precision)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_fused_score_of_an_input_does_not_depend_on_its_batch(tried: Tried, precision: Precision) -> None:
+    tried("numerics", "inputs scored by a fusion alone and in batches", 200)
+    detector = fused(precision)
+    whole = detector.score_features(FEATURES[:200])
+    alone = torch.cat([detector.score_features(FEATURES[place : place + 1]) for place in range(200)])
+    allowed = 1e-5 if precision == "float32" else 1e-12
+    torch.testing.assert_close(alone, whole, rtol=allowed, atol=allowed)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_score_of_an_input_does_not_depend_on_its_batch(tried: Tried, precision: Precision) -> None:
     tried("numerics", "inputs scored alone and in batches", 200)
     detector = fitted(1.0, precision)
@@ -172,3 +232,20 @@ def test_processor_and_accelerator_agree(tried: Tried, temperature: float, preci
     if torch.equal(here.masks.kept, there.masks.kept.cpu()):
         found = there.score_features(FEATURES[:200].cuda()).cpu()
         torch.testing.assert_close(found, here.score_features(FEATURES[:200]), rtol=100 * unit, atol=100 * unit)
+
+
+@pytest.mark.gpu
+@pytest.mark.reliability
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a CUDA device with the processor")
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_processor_and_accelerator_agree_on_a_fusion(tried: Tried, precision: Precision) -> None:
+    tried("numerics", "fusions fitted on a CUDA device beside the processor's")
+    here, there = (fused(precision, device=device) for device in ("cpu", "cuda"))
+    require_fused_alike(here, there, precision=precision)
+    verdict = there.verdict_features(FEATURES[:200].cuda())
+    assert {part.device.type for part in (verdict.predicted_class, verdict.score, verdict.is_ood)} == {"cuda"}
+    left, right = (
+        detector.explain_features(FEATURES[:50].to(detector.sensitivity.weight.device)) for detector in (here, there)
+    )
+    torch.testing.assert_close(right.share.cpu(), left.share, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(right.p_value.cpu(), left.p_value, rtol=0, atol=1.01 / 101)

@@ -22,6 +22,7 @@ from opnp.detector.program import (
     on_cpu,
     require_repeatable,
     rows,
+    worst_difference,
 )
 from opnp.detector.quiet_torch import quiet_torch
 from opnp.errors import MissingExtraError, ModelRunError, OptionError
@@ -56,7 +57,8 @@ def write_onnx(
         example: A batch of at least two inputs: a tensor, or tensors by the model's keywords.
         model: The model that the detector was fitted on; None for the one it is tied to.
         is_length_dynamic: Whether the second axis is of any length too, as that of tokens is.
-        tolerance: How far logits and scores may lie from torch's, relative to the largest of them.
+        tolerance: How far logits and scores may lie from torch's, relative to the largest of them; a score S of a
+            fusion, which has no largest, in units of 1 + |S|.
 
     Raises:
         MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
@@ -153,13 +155,14 @@ def _require_equal(
     with torch.no_grad():
         expected = module(*args, **named)
     for name, got, wanted in zip(OUTPUT_NAMES, (logits, score), expected, strict=False):
-        limit = tolerance * float(wanted.abs().max())
-        worst = float((got - wanted).abs().max())
-        if not worst <= limit:
+        is_fused = name == "score" and module.judge.settings.is_fusion
+        worst = worst_difference(got, wanted, is_fused=is_fused)
+        if not worst <= tolerance:
+            unit = "1 + |score|" if is_fused else "the largest"
             raise ModelRunError(
-                f"The graph's {name} lie up to {worst:.2g} from torch's, and {limit:.2g} is allowed ({tolerance:g} of "
-                f"the largest). Nothing was written. A larger `tolerance` lets rounding pass; where it is more, the "
-                f"graph is another function than the model.",
+                f"The graph's {name} lie up to {worst:.2g} of {unit} from torch's, and {tolerance:g} is allowed. "
+                f"Nothing was written. A larger `tolerance` lets rounding pass; where it is more, the graph is another "
+                f"function than the model.",
             )
     if not torch.equal(p_value, module.judge.p_value(score)) or not torch.equal(is_ood, module.judge.is_ood(score)):
         raise ModelRunError("The graph's p-values or verdicts are not those of its scores. Nothing was written.")

@@ -21,12 +21,11 @@ from opnp.adapters.pruning_options import (
     RATIO_NAMES,
     blank_pass,
     checked_names,
-    opnp_of,
     reset,
     settings_of,
 )
 from opnp.detector import OPNP, Settings
-from opnp.detector.fitting import checked_head
+from opnp.detector.fit_pass import checked_head
 from opnp.detector.progress import shown
 from opnp.errors import EmptyDataError, HeadMismatchError, InputTypeError, NotFittedError, OptionError, ShapeError
 from opnp.model import unwrapped
@@ -36,7 +35,6 @@ __all__ = ["CONFIG_FILE", "OPNPPostprocessor"]
 CONFIG_FILE = Path(__file__).with_name("openood.yml")
 """The configuration in OpenOOD's format, to be copied to its ``configs/postprocessors/opnp.yml``."""
 
-_ARGS: dict[str, object] = {**OPTION_DEFAULTS, **dict.fromkeys(RATIO_NAMES, 0.0), "shaping": None}
 _SWEEP: dict[str, Sequence[object]] = {
     "w_min_list": [0.0, 0.3, 0.5, 0.8],
     "w_max_list": [0.0, 0.005],
@@ -70,9 +68,9 @@ class OPNPPostprocessor(_base()):  # type: ignore[misc]  # the class is known wh
 
     Args:
         config: OpenOOD's configuration, a mapping or object of the same layout, or None for that of `CONFIG_FILE`. Its
-            ``postprocessor_args`` are options of `OPNP`, with each ratio by itself; where all four are null they are
-            chosen in `setup`, on the ID validation set. Its ``postprocessor_sweep`` may hold ratios, `neuron` and
-            `scope`, each with or without ``_list`` behind it.
+            ``postprocessor_args`` are options of `OPNP`, with each ratio by itself; where all are null, scores are
+            fused. With ``APS_mode`` the evaluator searches ratios of the paper's method. Its ``postprocessor_sweep``
+            may hold ratios, `neuron` and `scope`, each with or without ``_list`` behind it.
 
     Attributes:
         args_dict: Values to try by name, in the order of `set_hyperparam`.
@@ -97,11 +95,11 @@ class OPNPPostprocessor(_base()):  # type: ignore[misc]  # the class is known wh
         """Read the configuration, and check all of it."""
         super().__init__(config)
         section = _item(config, "postprocessor")
-        self.APS_mode = config is None or bool(_item(section, "APS_mode"))
+        self.APS_mode = bool(_item(section, "APS_mode"))
         self.hyperparam_search_done = False
         self.setup_flag = False
         self.args_dict = dict(_SWEEP) if config is None else _mapping(_item(section, "postprocessor_sweep"))
-        self._options = {**_ARGS, **_mapping(_item(section, "postprocessor_args"))}
+        self._options = {**OPTION_DEFAULTS, **_mapping(_item(section, "postprocessor_args"))}
         settings_of(self._options)
         self._check_sweep()
         self._head: tuple[Tensor, Tensor | None] | None = None
@@ -121,27 +119,22 @@ class OPNPPostprocessor(_base()):  # type: ignore[misc]  # the class is known wh
 
         Args:
             net: Has ``forward(inputs, return_feature=True)``, which gives logits and features, and ``get_fc()``.
-            id_loader_dict: Loaders of batches with ``data`` and ``label``: ``train``, and ``val`` for automatic ratios.
+            id_loader_dict: Loaders of batches with ``data`` and ``label``; ``train`` is read.
             ood_loader_dict: Not used.
 
         Raises:
             InputTypeError: If the net or a batch is of another kind.
             EmptyDataError: If there are no training samples.
-            CalibrationError: If ratios are automatic, and ``val`` holds fewer than 19 samples.
             RatioError: If the ratios leave nothing of this head.
 
         """
         head = _head_of(net)
         if self.setup_flag and self._head is not None and _is_same(self._head, head):
             return
-        settings = settings_of(self._options)
+        settings = self._swept_settings()
         classifier = EncodedClassifier(partial(_features, net, head[0]), *_placed(head, net), owner=net)
-        validation = id_loader_dict.get("val") if settings.is_automatic else None
-        fitted = opnp_of(blank_pass(settings)).fit(
-            classifier,
-            _pairs(id_loader_dict["train"]),
-            head=classifier.head,
-            validation=None if validation is None else _pairs(validation),
+        fitted = OPNP.from_settings(blank_pass(settings)).fit(
+            classifier, _pairs(id_loader_dict["train"]), head=classifier.head
         )
         ready = {settings: reset(fitted, settings)}
         self._head, self._fitted, self._ready, self.setup_flag = head, fitted, ready, True
@@ -238,6 +231,12 @@ class OPNPPostprocessor(_base()):  # type: ignore[misc]  # the class is known wh
         """Take over what `__getstate__` gave."""
         fitted = state["_fitted"]
         self.__dict__.update({**state, "_fitted": None if fitted is None else detector_from(fitted)})
+
+    def _swept_settings(self) -> Settings:
+        """Return the settings in force; where ratios are to be searched, those of the paper's method in any case."""
+        settings = settings_of(self._options)
+        is_first = self.APS_mode and settings.is_fusion
+        return settings_of({**self._options, "w_min": 0.0}) if is_first else settings
 
     def _swept(self) -> list[str]:
         return [name.removesuffix("_list") for name in self.args_dict]

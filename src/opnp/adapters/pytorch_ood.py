@@ -5,7 +5,7 @@ This module needs pytorch-ood when it is imported, so `opnp.adapters` does not i
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from opnp.adapters.detector_bytes import bytes_of, detector_from
 from opnp.adapters.encoded_classifier import EncodedClassifier, encoded
-from opnp.adapters.pruning_options import OPTION_DEFAULTS, blank_pass, checked_names, opnp_of, reset, settings_of
+from opnp.adapters.pruning_options import OPTION_DEFAULTS, blank_pass, checked_names, reset, settings_of
 from opnp.core.checks import checked_matrix
 from opnp.core.masks import Scope
 from opnp.core.scores import ScoreName
 from opnp.core.sensitivity import NeuronReading, Precision
 from opnp.core.shaping import Shaping
 from opnp.detector import OPNP, Settings
-from opnp.detector.fitting import checked_head
-from opnp.detector.settings import Auto
+from opnp.detector.fit_pass import checked_head
 from opnp.errors import EmptyDataError, InputTypeError, MissingExtraError, NotFittedError, OptionError, ShapeError
 from opnp.model import inputs_of, labels_of
 
@@ -88,7 +87,8 @@ class _Seen:
 class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships no types
     """OPNP with the interface of pytorch-ood's detectors on features: larger scores = more OOD.
 
-    A change of ratios, `neuron` or `scope` takes effect at once, by attribute or `set_hyperparameters`, and is never
+    Without options it is the fusion; with ratios it is the paper's method, which `GridSearch` searches. A change of
+    ratios, `neuron` or `scope` takes effect at once, by attribute or `set_hyperparameters`, and is never
     refitted: the sensitivities of one pass serve all of them. A change of anything else needs `fit` again. Features
     that were fitted to before, as by each step of a `GridSearch`, are not gone through again.
 
@@ -98,11 +98,12 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
         head: The classifier's last layer; its weights are copied.
         w: In the place of `head`, its weight, shape ``(classes, features)``.
         b: Its bias, shape ``(classes,)``, or None.
-        w_min: Share of the weights with the smallest sensitivity to remove, in [0, 1). Where all four ratios are None
-            they are chosen automatically, and without OOD data, by ``fit``; one that is None beside others is 0.
+        w_min: Share of the weights with the smallest sensitivity to remove, in [0, 1). Where no option of the paper's
+            method is given, this one and the following, scores are fused; a ratio that is None beside others is 0.
         w_max: Share of the weights with the largest sensitivity.
         o_min: Share of the neurons with the smallest sensitivity.
         o_max: Share of the neurons with the largest sensitivity.
+        members: Names of the scores to fuse, as for `OPNP`.
         neuron: As for `OPNP`, and so are the following.
         scope: As for `OPNP`.
         temperature: As for `OPNP`.
@@ -159,11 +160,12 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
         w_max: float | None = None,
         o_min: float | None = None,
         o_max: float | None = None,
-        neuron: NeuronReading = "gradient",
-        scope: Scope = "layer",
-        temperature: float = 1.0,
-        score: ScoreName = "energy",
-        shaping: Shaping | Auto | None = "auto",
+        members: Sequence[str] | None = None,
+        neuron: NeuronReading | None = None,
+        scope: Scope | None = None,
+        temperature: float | None = None,
+        score: ScoreName | None = None,
+        shaping: Shaping | None = None,
         precision: Precision = "float32",
     ) -> None:
         """Store the options, and a copy of the head."""
@@ -171,7 +173,7 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
         self.encoder = encoder
         self._weight, self._bias = _head(head, w, b)
         self.w_min, self.w_max, self.o_min, self.o_max = w_min, w_max, o_min, o_max
-        self.neuron, self.scope = neuron, scope
+        self.members, self.neuron, self.scope = members, neuron, scope
         self.temperature, self.score, self.shaping, self.precision = temperature, score, shaping, precision
         self._seen: _Seen | None = None
         self._passes: dict[Settings, OPNP] = {}
@@ -229,7 +231,7 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
         """
         settings = blank_pass(self._settings())
         classifier = EncodedClassifier(self._encoder(), self._weight, self._bias)
-        detector = opnp_of(settings).fit(classifier, _known(data_loader), head=classifier.head)
+        detector = OPNP.from_settings(settings).fit(classifier, _known(data_loader), head=classifier.head)
         return self._holding(None, {settings: detector})
 
     def fit_features(self, z: Tensor, y: Tensor | None = None) -> Self:
@@ -260,8 +262,7 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
             rows = z.detach()[known].to(self._weight.device)
             if not len(rows):
                 raise EmptyDataError("`y` names no ID sample: at least one label must be 0 or larger.")
-            labels = None if y is None else y[y >= 0]
-            detector = opnp_of(settings).fit_features(rows, weight=self._weight, bias=self._bias, labels=labels)
+            detector = OPNP.from_settings(settings).fit_features(rows, weight=self._weight, bias=self._bias)
             passes = {**passes, settings: detector}
         return self._holding(seen, passes)
 

@@ -7,7 +7,6 @@ This module needs scikit-learn 1.6 or newer, and is imported by its own name alo
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Self
 
@@ -33,10 +32,10 @@ try:
     from sklearn.utils.validation import check_is_fitted, column_or_1d
 
     from opnp.adapters.scikit_learn_classifiers import (
-        class_indices,
         classifier_features,
         last_step,
         linear_head,
+        require_known,
         require_linear,
     )
 except ModuleNotFoundError as error:
@@ -49,35 +48,33 @@ __all__ = ["OPNPOutlierDetector"]
 
 
 class OPNPOutlierDetector(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]  # the package ships no types
-    """Detector of inputs that a linear classifier was not trained for: OPNP on its coefficients.
+    """Detector of inputs that a linear classifier was not trained for: OPNP on its features and coefficients.
 
-    `fit` trains the classifier on a part of the rows, takes the sensitivities there, and calibrates on the rows held
-    out. Features are what the classifier receives: of a pipeline, what its last step receives. With two classes and one
-    row of coefficients, the decision value z stands for the logits -z/2 and z/2, whose softmax is the sigmoid of z.
+    `fit` trains the classifier on a part of the rows, fits the detector there, and calibrates on the rows held out.
+    Features are what the classifier receives: of a pipeline, what its last step receives. With two classes and one row
+    of coefficients, the decision value z stands for the logits -z/2 and z/2, whose softmax is the sigmoid of z.
 
     Scores have scikit-learn's sign: larger = in distribution, unlike everywhere else in opnp. It is no `OutlierMixin`,
     because outlier detectors of that type are fitted without `y`. Sparse rows are accepted where the classifier accepts
-    them, and made dense block by block; the rows held out all at once where shares are automatic. There is no
-    `sample_weight`: train the classifier with weights and give it frozen.
+    them, and made dense block by block. There is no `sample_weight`: train the classifier with weights and give it
+    frozen.
 
     Args:
         estimator: A linear classifier (`coef_`, `intercept_`, `classes_`), a pipeline or a search that ends in one, or
             one that is trained already, as ``FrozenEstimator(classifier)``, which needs no `y` and should be given rows
             that it was not trained on; None for ``LogisticRegression()``. It is cloned.
-        w_min: Share of the weights with the smallest sensitivity to remove, in [0, 1). With all four shares None they
-            are chosen on the rows held out, together with `neuron`, `scope` and `shaping`; that takes ten classes and
-            100 such rows, and else nothing is removed and a warning says so. With any share given, None is 0.
+        w_min: Share of the weights with the smallest sensitivity to remove, in [0, 1). Where no option of the paper's
+            method is given, this one and the following, scores are fused. With any of them given, None is 0 or none.
         w_max: Share of the weights with the largest sensitivity to remove.
         o_min: Share of the features with the smallest sensitivity to remove.
         o_max: Share of the features with the largest sensitivity to remove.
-        neuron: Reading of the features' sensitivity, ``"gradient"`` or ``"aggregate"``.
-        scope: Rank all weights together (``"layer"``) or each class's by themselves (``"class"``).
-        temperature: Temperature of the energy, above 0. Classifiers with a margin (LinearSVC, RidgeClassifier) give
-            logits on a scale of their own; below 1 suits small ones.
-        ood_score: What is read off the pruned logits: ``"energy"``, ``"msp"``, ``"max_logit"``, ``"entropy"`` or
-            ``"gen"``. `score` would be taken for the method of that name.
-        shaping: None, ``ReAct(...)``, ``ASHS(...)`` or ``SCALE(...)`` for features that are not negative, or
-            ``"auto"``: chosen together with the shares, and none where shares are given.
+        neuron: Reading of the features' sensitivity, ``"gradient"`` (the default) or ``"aggregate"``.
+        scope: Rank all weights together (``"layer"``, the default) or each class's by themselves (``"class"``).
+        temperature: Temperature of the energy, above 0; 1 by default. Classifiers with a margin (LinearSVC,
+            RidgeClassifier) give logits on a scale of their own; below 1 suits small ones.
+        ood_score: What is read off the pruned logits: ``"energy"`` (the default), ``"msp"``, ``"max_logit"``,
+            ``"entropy"`` or ``"gen"``. `score` would be taken for the method of that name.
+        shaping: None, ``ReAct(...)``, ``ASHS(...)`` or ``SCALE(...)`` for features that are not negative.
         contamination: Share of rows in distribution that `predict` calls outliers: at most this share in expectation.
             In (0, 0.5].
         validation_fraction: Share of the rows held out of training to calibrate on, in (0, 1), drawn at random; of a
@@ -117,11 +114,11 @@ class OPNPOutlierDetector(MetaEstimatorMixin, BaseEstimator):  # type: ignore[mi
         w_max: float | None = None,
         o_min: float | None = None,
         o_max: float | None = None,
-        neuron: NeuronReading = "gradient",
-        scope: Scope = "layer",
-        temperature: float = 1.0,
-        ood_score: ScoreName = "energy",
-        shaping: Shaping | str | None = "auto",
+        neuron: NeuronReading | None = None,
+        scope: Scope | None = None,
+        temperature: float | None = None,
+        ood_score: ScoreName | None = None,
+        shaping: Shaping | None = None,
         contamination: float = 0.05,
         validation_fraction: float = 0.2,
         random_state: Any = None,  # noqa: ANN401  # a seed, or a generator of numpy's older kind
@@ -158,7 +155,7 @@ class OPNPOutlierDetector(MetaEstimatorMixin, BaseEstimator):  # type: ignore[mi
 
         Warns:
             UncalibratedWarning: If too few rows are held out for `contamination`.
-            TuningWarning: If automatic shares cannot be chosen.
+            MemberWarning: If a score cannot be fused.
             RatioWarning: If a share above 0 removes nothing.
 
         """
@@ -175,11 +172,11 @@ class OPNPOutlierDetector(MetaEstimatorMixin, BaseEstimator):  # type: ignore[mi
         estimator.fit(known, None if targets is None else targets[training])
         classifier = last_step(estimator)
         weight, bias = linear_head(classifier)
+        if targets is not None:
+            require_known(targets, classifier.classes_)
         features = classifier_features(estimator, known)
         require_linear(estimator, known, features, weight=weight, bias=bias)
         validation = classifier_features(estimator, _safe_indexing(rows, held_out))
-        if targets is not None:
-            validation = replace(validation, labels=class_indices(targets, classifier.classes_)[held_out])
         detector.fit_features(
             features,
             weight=torch.from_numpy(weight),
@@ -200,8 +197,11 @@ class OPNPOutlierDetector(MetaEstimatorMixin, BaseEstimator):  # type: ignore[mi
 
     def decision_function(self, X: object) -> np.ndarray:  # noqa: N803  # scikit-learn's name
         """Return `score_samples` less `offset_`, shape ``(rows,)``: negative for outliers."""
-        scores: np.ndarray = self.score_samples(X) - self.offset_
-        return scores
+        scores = self.score_samples(X)
+        with np.errstate(invalid="ignore"):
+            above = scores - self.offset_
+        found: np.ndarray = np.where(scores == self.offset_, 0.0, above)  # both may be infinite
+        return found
 
     def predict(self, X: object) -> np.ndarray:  # noqa: N803  # scikit-learn's name
         """Return -1 for each row that is an outlier and +1 for each that is none, shape ``(rows,)``."""
@@ -240,19 +240,18 @@ class OPNPOutlierDetector(MetaEstimatorMixin, BaseEstimator):  # type: ignore[mi
 
     def _unfitted(self) -> OPNP:
         """Return the detector that the parameters ask for, or raise if they cannot be."""
-        if self.ood_score not in SCORE_NAMES:
+        if self.ood_score is not None and self.ood_score not in SCORE_NAMES:
             names = ", ".join(map(repr, SCORE_NAMES))
             raise OptionError(f"`ood_score` must be one of {names}, got {self.ood_score!r}.")
         shares = {name: getattr(self, name) for name in Ratios.__slots__}
-        is_automatic = all(share is None for share in shares.values())
-        given = Ratios(**{name: share for name, share in shares.items() if share is not None})
+        given = {name: share for name, share in shares.items() if share is not None}
         return OPNP(
-            ratios="auto" if is_automatic else given,
+            ratios=Ratios(**given) if given else None,
             neuron=self.neuron,
             scope=self.scope,
             temperature=self.temperature,
             score=self.ood_score,
-            shaping=self.shaping,  # type: ignore[arg-type]  # any text is checked there
+            shaping=self.shaping,
             precision="float64",
         )
 

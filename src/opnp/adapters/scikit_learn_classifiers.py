@@ -20,7 +20,7 @@ from opnp.artifact import tensors_digest
 from opnp.data import block_edges
 from opnp.errors import OptionError
 
-__all__ = ["FeatureRows", "class_indices", "classifier_features", "last_step", "linear_head", "require_linear"]
+__all__ = ["FeatureRows", "classifier_features", "last_step", "linear_head", "require_known", "require_linear"]
 
 _BLOCK_VALUES = 2**22
 """Values of a block of rows that is made dense at once: 32 MB in float64."""
@@ -38,12 +38,10 @@ class FeatureRows:
 
     Attributes:
         matrix: Shape ``(rows, features)``, an array or a sparse one in rows.
-        labels: Class indices, shape ``(rows,)``, or None.
 
     """
 
     matrix: Any
-    labels: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -58,7 +56,7 @@ class FeatureRows:
     @property
     def is_labelled(self) -> bool:
         """Whether there is a label for each row."""
-        return self.labels is not None
+        return False
 
     @property
     def first_row(self) -> int:
@@ -71,19 +69,18 @@ class FeatureRows:
         return max(1, _BLOCK_VALUES // self.width)
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """Return rows `start` to `stop`, dense and copied, and their labels."""
+        """Return rows `start` to `stop`, dense and copied, and no labels."""
         part = self.matrix[start:stop]
         dense = part.toarray() if hasattr(part, "toarray") else np.array(part)
-        return torch.from_numpy(dense), None if self.labels is None else self.labels[start:stop]
+        return torch.from_numpy(dense), None
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield all rows in dense blocks."""
         return (self.read(start, stop)[0] for start, stop in block_edges(self.rows, size=self.block))
 
     def digest(self) -> str:
-        """Return the SHA-256 of features and labels."""
-        features, labels = self.read(0, self.rows)
-        return tensors_digest({"features": features, "labels": labels})
+        """Return the SHA-256 of the features."""
+        return tensors_digest({"features": self.read(0, self.rows)[0]})
 
 
 def last_step(estimator: Any) -> Any:  # noqa: ANN401  # the package ships no types
@@ -185,15 +182,11 @@ def require_linear(
         )
 
 
-def class_indices(labels: np.ndarray, classes: np.ndarray) -> Tensor:
-    """Return labels as class indices, shape ``(rows,)``, int64.
+def require_known(labels: np.ndarray, classes: np.ndarray) -> None:
+    """Raise unless every label is a class of the classifier.
 
     Raises:
-        OptionError: If one is no class of the classifier.
-
-    Example:
-        >>> class_indices(np.array(["cat", "ant", "cat"]), np.array(["ant", "bee", "cat"])).tolist()
-        [2, 0, 2]
+        OptionError: If one is none.
 
     """
     is_known = np.isin(labels, classes)
@@ -203,7 +196,6 @@ def class_indices(labels: np.ndarray, classes: np.ndarray) -> Tensor:
             f"`y` must hold classes that the frozen classifier knows, got {unknown}. Leave such rows out: they are out "
             f"of distribution, and detectors are fitted on rows in distribution alone.",
         )
-    return torch.from_numpy(_positions(labels, classes).astype(np.int64))
 
 
 def _positions(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -80,6 +80,7 @@ def read_artifact(
     *,
     kind: str,
     format_version: int,
+    older: Collection[int] = (),
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Return (tensors, metadata) of a file that `write_artifact` wrote, after checking it whole.
 
@@ -87,6 +88,7 @@ def read_artifact(
         path: File to read.
         kind: What it must hold.
         format_version: The layout that the caller understands.
+        older: Other layouts that it understands; the metadata of those say ``format_version`` as well.
 
     Returns:
         Tensors by name, on the CPU, and the metadata.
@@ -113,7 +115,7 @@ def read_artifact(
         raise ArtifactError(f"{path} holds opnp metadata that cannot be read ({error!r}). Write it again.") from error
     if body.kind != kind:
         raise ArtifactError(f"{path} holds an opnp {body.kind[:40]}, not a {kind}.")
-    if body.format_version != format_version:
+    if body.format_version not in (format_version, *older):
         raise ArtifactError(
             f"{path} has format version {body.format_version} of an opnp {kind}, written by opnp "
             f"{body.versions.get('opnp', '?')}; this opnp {version('opnp')} reads version {format_version}. "
@@ -121,4 +123,5 @@ def read_artifact(
         )
     if tensors_digest(tensors, text=outer.body) != outer.sha256:
         raise ArtifactError(f"{path} is damaged: its content does not match its own SHA-256. Write it again.")
-    return tensors, dict(body.metadata)
+    told = dict(body.metadata)
+    return tensors, told if body.format_version == format_version else told | {"format_version": body.format_version}

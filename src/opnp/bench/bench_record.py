@@ -89,7 +89,7 @@ class MethodRow:
             on opnp's pruned head) or ``product`` (opnp as it is used, beside the energy on the same samples).
         source: Package that computed it.
         citation: Where the settings come from.
-        settings: Hyper-parameters, as chosen where they are automatic.
+        settings: Hyper-parameters.
         split: ID samples that it was judged by: all of ``test``, or the ``rest`` that was not given to validation.
         status: ``ok``, or ``failed`` where there are no figures.
         reason: Why it failed; empty where it did not.

@@ -1,8 +1,8 @@
 """The demo: the whole job on data that comes with scikit-learn, in seconds and without a download.
 
 A small CNN learns the digits 0 to 6. Its detectors are then asked about held-out digits of these classes, about the
-digits 7 to 9 (near OOD) and about patches of photographs (far OOD). The ratios are fixed beforehand, tuned to nothing:
-seven classes are too few for automatic ones.
+digits 7 to 9 (near OOD) and about patches of photographs (far OOD). `OPNP()` stands beside the energy and the paper's
+OPP, ONP and OPNP, whose ratios are fixed beforehand, tuned to nothing.
 """
 
 import os
@@ -30,7 +30,10 @@ from opnp.detector import OPNP, Ratios, Verdict
 from opnp.files import write_atomically
 from opnp.model import linear_layers
 
-__all__ = ["DEMO_FILES", "DEMO_RATIOS", "run_demo"]
+__all__ = ["DEMO_FILES", "DEMO_PRODUCT", "DEMO_RATIOS", "run_demo"]
+
+DEMO_PRODUCT = "OPNP()"
+"""The row of the detector as it is used: the fusion."""
 
 DEMO_RATIOS = {
     "Energy": Ratios(),
@@ -38,7 +41,7 @@ DEMO_RATIOS = {
     "ONP": Ratios(o_min=0.1),
     "OPNP": Ratios(w_min=0.1, o_min=0.1),
 }
-"""The rows of the table. The paper's OPP prunes weights only, ONP neurons only, OPNP both."""
+"""The other rows of the table. The paper's OPP prunes weights only, ONP neurons only, OPNP both."""
 
 DEMO_FILES = (
     *("results.json", "detector.safetensors", "model.safetensors", "scores.csv", "scores.parquet", PICTURES_FILE),
@@ -53,7 +56,7 @@ _BATCH = 128
 def run_demo(folder: str | os.PathLike[str], *, seed: int = 0) -> Record:
     """Train, fit, calibrate and judge; leave everything in `folder`, and return the table.
 
-    The folder then holds ``detector.safetensors`` (the OPNP row), ``scores.csv`` (its verdict on each test input),
+    The folder then holds ``detector.safetensors`` (the row `OPNP()`), ``scores.csv`` (its verdict on each test input),
     ``results.json`` (the table), ``scores.parquet`` (every score) and ``pictures.json`` (what figures are drawn from),
     ``model.safetensors`` (the CNN's weights), and features and head in the layout that ``opnp fit`` and ``opnp score``
     read.
@@ -85,11 +88,13 @@ def run_demo(folder: str | os.PathLike[str], *, seed: int = 0) -> Record:
 def _run(folder: Path, *, seed: int) -> Record:
     data = digits_data(seed=seed)
     model = trained_cnn(*data.train, seed=seed)
-    energy = OPNP(ratios=DEMO_RATIOS["Energy"], shaping=None).fit(model, _batches(data.train[0]))
-    detectors = {
-        name: energy.with_ratios(ratios).calibrate(_batches(data.validation[0]), keep=_KEEP)
-        for name, ratios in DEMO_RATIOS.items()
+    training, held_out = _batches(data.train[0]), _batches(data.validation[0])
+    energy = OPNP(ratios=DEMO_RATIOS["Energy"]).fit(model, training)
+    detectors = {DEMO_PRODUCT: OPNP().fit(model, training)} | {
+        name: energy.with_ratios(ratios) for name, ratios in DEMO_RATIOS.items()
     }
+    for detector in detectors.values():
+        detector.calibrate(held_out, keep=_KEEP)
     record = Record(
         title="digits 0 to 6 against digits 7 to 9 (near) and patches of photographs (far)",
         seed=seed,
@@ -99,11 +104,11 @@ def _run(folder: Path, *, seed: int) -> Record:
         methods=tuple(_judged(name, detector, model, data) for name, detector in detectors.items()),
     )
     write_atomically(folder / "results.json", (record.to_json() + "\n").encode())  # first: it says whose folder it is
-    detectors["OPNP"].save(folder / "detector.safetensors")
+    detectors[DEMO_PRODUCT].save(folder / "detector.safetensors")
     write_atomically(folder / "model.safetensors", save(model.state_dict()))
-    _write_scores(folder / "scores.csv", detectors["OPNP"], data)
+    _write_scores(folder / "scores.csv", detectors[DEMO_PRODUCT], data)
     write_scores(folder / "scores.parquet", [block for name in detectors for block in _blocks(name, detectors, data)])
-    pictures = _pictures(detectors["OPNP"], model, data)
+    pictures = _pictures(detectors[DEMO_PRODUCT], model, data)
     write_atomically(folder / PICTURES_FILE, (pictures.to_json() + "\n").encode())
     _write_features(folder, model, data)
     return record
@@ -113,6 +118,7 @@ def _judged(name: str, detector: OPNP, model: nn.Sequential, data: DigitsData) -
     inside, labels = data.test
     verdict = detector.verdict(inside)
     outside = {place: detector.score(images) for place, images in data.ood.items()}
+    head = detector.original_head if detector.settings.is_fusion else detector.pruned_head
     return MethodResult(
         method=name,
         settings=detector.settings.to_json(),
@@ -125,7 +131,7 @@ def _judged(name: str, detector: OPNP, model: nn.Sequential, data: DigitsData) -
             for place, scores in outside.items()
         },
         accuracy=int((verdict.predicted_class == labels).sum()) / len(labels),
-        pruned_accuracy=accuracy(detector.pruned_head(_features(model, inside)), labels),
+        pruned_accuracy=accuracy(head(_features(model, inside)), labels),
         flagged_id=int(verdict.is_ood.sum()) / len(labels),
         threshold=detector.threshold,
     )
@@ -152,7 +158,7 @@ def _blocks(name: str, detectors: Mapping[str, OPNP], data: DigitsData) -> list[
 
 
 def _pictures(detector: OPNP, model: nn.Sequential, data: DigitsData) -> PictureRecord:
-    pictures = detector_pictures(detector, _head(model).weight, model=DEMO_MODEL, method="OPNP")
+    pictures = detector_pictures(detector, _head(model).weight, model=DEMO_MODEL, method=DEMO_PRODUCT)
     sets = {"test": data.test[0], **{f"ood_{place}": images for place, images in data.ood.items()}}
     gallery = []
     for place, images in sets.items():

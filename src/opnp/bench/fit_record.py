@@ -7,48 +7,30 @@ from typing import Self
 from opnp.bench.record_json import record_of, record_text
 from opnp.files.typed_json import Share
 
-__all__ = ["FIT_FILE", "FIT_RECORD_VERSION", "FitRecord", "TriedSetting", "TuningFacts"]
+__all__ = ["FIT_FILE", "FIT_RECORD_VERSION", "FitRecord", "TuningFacts"]
 
 FIT_FILE = "fit.json"
-FIT_RECORD_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class TriedSetting:
-    """What a setting was worth where settings were chosen.
-
-    Attributes:
-        holdout: AUROC against held-out ID classes, or against OOD validation samples; mean over the draws.
-        failure: AUROC of telling wrong answers from right ones.
-        loss: ID accuracy that the pruned head by itself loses; answers come from the original head.
-
-    """
-
-    holdout: Share
-    failure: Share
-    loss: float
+FIT_RECORD_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class TuningFacts:
-    """How settings were chosen.
+    """How ratios were chosen on OOD validation data.
 
     Attributes:
-        samples: ID samples that they were chosen on.
-        source: ``validation`` or ``training``.
         tried: Number of settings tried.
-        is_changed: Whether anything else than the plain energy was chosen.
-        energy: What the plain energy was worth.
-        chosen: What the chosen setting was worth.
+        searched: Numbers of ID and OOD samples that were searched on.
+        unsearched: Numbers of ID and OOD samples that the gain was measured on.
+        auroc: AUROC of the chosen setting on those.
+        energy_auroc: AUROC of the plain energy on the same.
 
     """
 
-    samples: int
-    source: str
     tried: int
-    is_changed: bool
-    energy: TriedSetting
-    chosen: TriedSetting
+    searched: tuple[int, int]
+    unsearched: tuple[int, int]
+    auroc: Share
+    energy_auroc: Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +41,11 @@ class FitRecord:
         model: What the detector is called: the model or the features it was fitted on.
         classes: Rows of the head.
         features: Columns of the head.
-        training_samples: Samples that the sensitivities were taken from.
-        settings: Every setting, as chosen where it was automatic.
+        training_samples: Samples that it was fitted on.
+        settings: Every setting.
         settings_text: The same in words.
-        tuning: How they were chosen, or None where they were given.
+        left_out: Why a score that was asked for is not fused, by name.
+        tuning: How ratios were chosen on OOD validation data, or None where they were not.
         keep: Share of ID to keep, or None without calibration.
         threshold: Score above which an input is flagged, or None.
         expected_flagged: Share of known inputs that is flagged in expectation, or None.
@@ -78,6 +61,7 @@ class FitRecord:
     training_samples: int
     settings: Mapping[str, object]
     settings_text: str
+    left_out: Mapping[str, str]
     tuning: TuningFacts | None
     keep: Share | None
     threshold: float | None

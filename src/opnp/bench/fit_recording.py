@@ -5,12 +5,13 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from opnp.bench.fit_record import FIT_FILE, FitRecord, TriedSetting, TuningFacts
+from opnp.bench.fit_record import FIT_FILE, FitRecord, TuningFacts
 from opnp.bench.picture_record import PICTURES_FILE, PictureRecord
 from opnp.bench.pictures import detector_pictures
 from opnp.bench.result_folder import require_own_results
 from opnp.core import flagged_rank
-from opnp.detector import OPNP, Trial, Tuning
+from opnp.detector import OPNP, Tuning
+from opnp.errors import NonFiniteError
 from opnp.files import write_atomically
 
 __all__ = ["record_fit"]
@@ -27,19 +28,26 @@ def record_fit(detector: OPNP, folder: str | os.PathLike[str], *, model: str, se
 
     Raises:
         DataFileError: If the folder holds one of these names and no record of opnp.
+        NonFiniteError: If a calibration score is infinite.
 
     """
     require_own_results(folder, files=(FIT_FILE, PICTURES_FILE))
     folder, scores = Path(folder), detector.calibration_scores if detector.is_calibrated else None
+    if scores is not None and (infinite := int((~scores.isfinite()).sum())):
+        raise NonFiniteError(
+            f"{infinite} of {len(scores)} calibration scores are infinite: their features are too large to be scored, "
+            f"and no figure can be drawn of them. Calibrate without these samples."
+        )
     weight = detector.original_head.weight
     classes, features = weight.shape
     record = FitRecord(
         model=model,
         classes=classes,
         features=features,
-        training_samples=detector.sensitivity.count,
+        training_samples=detector.samples,
         settings=detector.settings.to_json(),
         settings_text=settings_text,
+        left_out=dict(detector.left_out),
         tuning=None if detector.tuning is None else _tuning(detector.tuning),
         keep=None if scores is None else detector.keep,
         threshold=None if scores is None else detector.threshold,
@@ -60,14 +68,9 @@ def _expected(samples: int, keep: float) -> float:
 
 def _tuning(tuning: Tuning) -> TuningFacts:
     return TuningFacts(
-        samples=tuning.samples,
-        source=tuning.source,
         tried=tuning.tried,
-        is_changed=tuning.chosen.settings != tuning.energy.settings,
-        energy=_tried(tuning.energy),
-        chosen=_tried(tuning.chosen),
+        searched=tuning.searched,
+        unsearched=tuning.unsearched,
+        auroc=tuning.auroc,
+        energy_auroc=tuning.energy_auroc,
     )
-
-
-def _tried(trial: Trial) -> TriedSetting:
-    return TriedSetting(holdout=trial.mean_holdout, failure=trial.failure, loss=trial.loss)

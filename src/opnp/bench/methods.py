@@ -34,7 +34,7 @@ class FittedMethod(Protocol):
 
     @property
     def chosen(self) -> Mapping[str, object]:
-        """Hyper-parameters as JSON values, as chosen where they are automatic."""
+        """Hyper-parameters as JSON values."""
 
     def output(self, part: Part) -> tuple[Tensor, Tensor | None]:
         """Return scores, larger = more OOD, and the logits they were read off, or None."""
@@ -52,7 +52,7 @@ class Method:
         citation: Where the settings come from.
         settings: Hyper-parameters as asked for.
         split: ID samples to judge it by.
-        fit: Makes it ready, from training data and, for the product rows, the samples set aside for validation.
+        fit: Makes it ready, from training data and, for `OPNP()`, the samples set aside for validation.
         is_stored: Whether the scores were computed beforehand, so that there is no time to measure.
         is_offered: Whether the row is there without being asked for by name.
 

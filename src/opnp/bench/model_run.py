@@ -53,7 +53,7 @@ class ModelRun:
         model: Features and head.
         split: Rows of ``test`` for validation, and the rest.
         seed: Seed of the global random state while a method runs; it is left as it was.
-        near: Names of the OOD sets that are near.
+        near: Names of the OOD sets that are near, for every model or as ``model:set`` for one.
         inputs: What the features were made of, by set, for a gallery; empty where that is not at hand.
         scores: Scores of every method so far.
         pictures: What figures of the product's head are drawn from, once it has run.
@@ -149,7 +149,7 @@ class ModelRun:
         )
 
     def _nearness(self, name: str) -> Nearness:
-        return "near" if name in self.near else "far"
+        return "near" if self.near & {name, f"{self.model.name}:{name}"} else "far"
 
     def _rows(self, split: Split) -> Tensor:
         return torch.arange(len(self.model.test.features)) if split == "test" else self.split.rest

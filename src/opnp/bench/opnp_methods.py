@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import cast
 
 from torch import Tensor
 from torch.nn.functional import linear
@@ -11,7 +10,7 @@ from opnp.bench.bench_record import Group, Split
 from opnp.bench.feature_folder import ModelData
 from opnp.bench.methods import Method, Part
 from opnp.bench.splitting import IdSplit
-from opnp.core import NeuronReading, ReAct, ScoreName, ValueHistogram, shaped
+from opnp.core import PANEL, NeuronReading, ScoreName
 from opnp.detector import OPNP, Ratios
 
 __all__ = [
@@ -19,6 +18,7 @@ __all__ = [
     "PRUNED_RATIOS",
     "FittedOpnp",
     "fixed_opnp",
+    "member_label",
     "product_methods",
     "ratios_label",
     "reference_methods",
@@ -30,7 +30,6 @@ PRODUCT = "OPNP()"
 PRUNED_RATIOS = Ratios(w_min=0.3)
 """The ratios of the pruned head that the baselines are combined with."""
 
-_ROWS = 8192
 _PAPER = "Chen et al., NeurIPS 2023; the ratios are fixed, tuned to nothing"
 _REFERENCE: tuple[tuple[str, Ratios, NeuronReading, ScoreName], ...] = (
     ("MSP", Ratios(), "gradient", "msp"),
@@ -46,50 +45,28 @@ _REFERENCE: tuple[tuple[str, Ratios, NeuronReading, ScoreName], ...] = (
 
 @dataclass(frozen=True, eq=False, slots=True)
 class FittedOpnp:
-    """A fitted detector, asked for its logits as well as its scores.
+    """A fitted detector without shaping, or a fusion, asked for the logits that it scores as well as for its scores.
 
     Attributes:
         detector: The detector.
-        threshold: Threshold of ReAct in units of the features; None for other shapings.
 
     """
 
     detector: OPNP
-    threshold: float | None
-
-    @classmethod
-    def from_detector(cls, detector: OPNP, training: Tensor) -> "FittedOpnp":
-        """Return a fitted detector with the threshold that its shaping takes from the training features."""
-        shaping = detector.settings.fixed_shaping
-        if not isinstance(shaping, ReAct):
-            return cls(detector, None)
-        histogram = ValueHistogram.zeros()
-        for block in training.split(_ROWS):
-            histogram = histogram + ValueHistogram.from_values(block)
-        return cls(detector, histogram.quantile(shaping.quantile))
 
     @property
     def chosen(self) -> Mapping[str, object]:
-        """The detector's settings, and how they were chosen where they are automatic."""
-        tuning = self.detector.tuning
-        if tuning is None:
-            return self.detector.settings.to_json()
-        return self.detector.settings.to_json() | {
-            "tuning": {
-                "samples": tuning.samples,
-                "source": tuning.source,
-                "tried": tuning.tried,
-                "holdout_gain": tuning.gain,
-                "holdout_spread": tuning.spread,
-            },
-        }
+        """The detector's settings, and which of its members are left out."""
+        left_out = dict(self.detector.left_out)
+        return self.detector.settings.to_json() | ({"left_out": left_out} if left_out else {})
 
-    def output(self, part: Part) -> tuple[Tensor, Tensor]:
-        """Return scores and the pruned head's logits, float64."""
-        head, features = self.detector.pruned_head, part.features
-        inputs = shaped(features.double(), self.detector.settings.fixed_shaping, threshold=self.threshold)
-        logits = linear(inputs, head.weight.double(), None if head.bias is None else head.bias.double())
-        return self.detector.score_features(features).double(), logits
+    def output(self, part: Part) -> tuple[Tensor, Tensor | None]:
+        """Return scores and the pruned head's logits, float64; a fusion is read off no one head, and has none."""
+        scores = self.detector.score_features(part.features).double()
+        if self.detector.settings.is_fusion:
+            return scores, None
+        head, rows = self.detector.pruned_head, part.features.double()
+        return scores, linear(rows, head.weight.double(), None if head.bias is None else head.bias.double())
 
 
 def ratios_label(ratios: Ratios, *, neuron: NeuronReading = "gradient") -> str:
@@ -115,7 +92,7 @@ def fixed_opnp(
     model: ModelData, *, ratios: Ratios, neuron: NeuronReading = "gradient", score: ScoreName = "energy"
 ) -> OPNP:
     """Return a detector with these ratios and no shaping, fitted in float64."""
-    detector = OPNP(ratios=ratios, neuron=neuron, score=score, shaping=None, precision="float64")
+    detector = OPNP(ratios=ratios, neuron=neuron, score=score, precision="float64")
     return detector.fit_features(model.train.features, weight=model.head.weight, bias=model.head.bias)
 
 
@@ -129,12 +106,23 @@ def reference_methods(pruned: Ratios = PRUNED_RATIOS) -> list[Method]:
 
 
 def product_methods() -> list[Method]:
-    """Return the detector as it is used, on its own choice of ratios, beside the energy on the same samples."""
+    """Return the detector as it is used and each of its members by itself, beside the energy on the same samples."""
     return [
         _fixed("Energy-rest", Ratios(), "gradient", "energy", group="product", split="rest"),
-        _automatic("OPNP", is_shaped=True),
-        _automatic("OPNP-ratios", is_shaped=False),
+        _fusion(PRODUCT, "OPNP", members=PANEL),
+        *(_fusion(member_label(name), "OPNP-members", members=(name,)) for name in PANEL),
     ]
+
+
+def member_label(name: str) -> str:
+    """Return the name of the row of a member by itself.
+
+    Example:
+        >>> member_label("vim")
+        'vim alone'
+
+    """
+    return f"{name} alone"
 
 
 def _fixed(
@@ -150,7 +138,7 @@ def _fixed(
     name = ratios_label(ratios, neuron=neuron) if is_pruned else "MSP" if score == "msp" else "Energy"
 
     def fit(model: ModelData, _: IdSplit) -> FittedOpnp:
-        return FittedOpnp(fixed_opnp(model, ratios=ratios, neuron=neuron, score=score), None)
+        return FittedOpnp(fixed_opnp(model, ratios=ratios, neuron=neuron, score=score))
 
     return Method(
         name=name if split == "test" else f"{name}, rest of test",
@@ -164,27 +152,21 @@ def _fixed(
     )
 
 
-def _automatic(family: str, *, is_shaped: bool) -> Method:
+def _fusion(name: str, family: str, *, members: tuple[str, ...]) -> Method:
     def fit(model: ModelData, split: IdSplit) -> FittedOpnp:
-        detector = OPNP() if is_shaped else OPNP(shaping=None)
-        held_out = split.validation_set(model)
-        detector.fit_features(
-            model.train.features,
-            weight=model.head.weight,
-            bias=model.head.bias,
-            labels=model.train.labels,
-            validation=(held_out.features, held_out.labels),
-        )
-        return FittedOpnp.from_detector(detector, model.train.features)
+        detector = OPNP(members=members)
+        detector.fit_features(model.train.features, weight=model.head.weight, bias=model.head.bias)
+        if name == PRODUCT:  # a gallery of it shows its verdicts
+            detector.calibrate_features(model.test.features[split.validation])
+        return FittedOpnp(detector)
 
-    settings = {"ratios": "auto", "shaping": "auto" if is_shaped else None}
     return Method(
-        name=PRODUCT if is_shaped else "OPNP(shaping=None)",
+        name=name,
         family=family,
         group="product",
         source="opnp",
-        citation="chosen from training and held-out ID samples, without OOD data",
-        settings=cast("Mapping[str, object]", settings),
+        citation="from training samples alone, without OOD data and without tuning",
+        settings={"members": list(members)},
         split="rest",
         fit=fit,
     )

@@ -48,7 +48,7 @@ def detector_pictures(detector: OPNP, weight: Tensor, *, model: str, method: str
 
 def _removed_lowest(sensitivity: Sensitivity, settings: Settings) -> tuple[Tensor, Tensor]:
     """Return which weights and neurons are removed for the smallest sensitivity: True = removed."""
-    ratios = settings.fixed_ratios
+    ratios = settings.ratios
     weights = weight_mask(sensitivity.weight, lowest=ratios.w_min, scope=settings.scope)
     return ~weights.cpu(), ~neuron_mask(sensitivity.neuron(settings.neuron), lowest=ratios.o_min).cpu()
 

@@ -69,7 +69,7 @@ def run_bench(
         validation_samples: How many rows of ``test`` the product rows are given for validation; None for 30 % to one
             significant digit, at most 2000.
         pruned: Ratios of the head that baselines are combined with.
-        near: Names of the OOD sets that are near; the others are far.
+        near: Names of the OOD sets that are near, for every model or as ``model:set`` for one; the others are far.
         ood: Names of the OOD sets to judge by; None for all that are there.
         inputs: What the features of one model were made of, by set, for a gallery of images; None for no gallery.
         progress: Wrapper of iterables that shows progress, one step a method.

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opnp.bench.feature_folder import ModelData
 from opnp.bench.seeds import require_seed
-from opnp.data import FeatureSet
 from opnp.errors import OptionError
 
 __all__ = ["IdSplit", "default_validation_samples", "split_test"]
@@ -27,11 +25,6 @@ class IdSplit:
 
     validation: Tensor
     rest: Tensor
-
-    def validation_set(self, model: ModelData) -> FeatureSet:
-        """Return features, and labels if any, of the rows for validation."""
-        labels = model.test.labels
-        return FeatureSet(model.test.features[self.validation], None if labels is None else labels[self.validation])
 
 
 def default_validation_samples(samples: int) -> int:

@@ -55,7 +55,7 @@ def run_sweep(
         base: Ratios at which temperature, training samples and scores are varied.
         scope: Scope of the weight ranking there.
         neuron: Reading of the neuron sensitivity there.
-        near: Names of the OOD sets that are near; the others are far.
+        near: Names of the OOD sets that are near, for every model or as ``model:set`` for one; the others are far.
         progress: Wrapper of iterables that shows progress, one step a point.
 
     Returns:

@@ -57,7 +57,7 @@ class ModelSweep:
 
     Attributes:
         model: Features and head.
-        near: Names of the OOD sets that are near.
+        near: Names of the OOD sets that are near, for every model or as ``model:set`` for one.
 
     """
 
@@ -169,7 +169,7 @@ class ModelSweep:
         return HeadFigures(accuracy=figures.accuracy, ece=figures.ece)
 
     def _nearness(self, name: str) -> Nearness:
-        return "near" if name in self.near else "far"
+        return "near" if self.near & {name, f"{self.model.name}:{name}"} else "far"
 
 
 def equivalent(settings: SweepSettings) -> SweepSettings:

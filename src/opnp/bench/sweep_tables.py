@@ -18,7 +18,7 @@ _PREFACE = (
     "Figures by set, the other FPR95 and both AUPR stand in sweep.json.",
     "",
     "The best of each column is in bold. Which setting is best is known here with hindsight only: the OOD sets that",
-    "judge were seen. Settings are to be chosen by other means, such as `OPNP()` does.",
+    "judge were seen. Settings are to be chosen by other data: `opnp tune` takes OOD validation samples for it.",
 )
 
 _ENERGY = "Energy (original head)"

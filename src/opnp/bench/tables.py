@@ -19,9 +19,9 @@ _PREFACE = (
     "kept (ID positive, as in the papers), lower is better; AUROC is the same for both conventions, higher is better.",
     "The other convention of FPR95 and both AUPR stand in results.json, times and memory in timings.json.",
     "",
-    "The settings of the baselines were fixed beforehand; which of them is best is known with hindsight only. The",
-    "detectors of `opnp as it is used` chose their settings without OOD data, by training samples and part of the ID",
-    "test samples; they, and the energy beside them, are judged by the rest of those.",
+    "The settings of the baselines were fixed beforehand; which of them is best is known with hindsight only. What",
+    "stands under `opnp as it is used` is fitted without OOD data. `OPNP()` is calibrated on part of the ID test",
+    "samples: it, its members by themselves and the energy beside them are judged by the rest of those.",
 )
 
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "score": "Score inputs of a model or cached features, and write class, score, p-value and verdict of each sample.",
     "export": "Write model and detector as one graph, for any batch size, with a model card beside it.",
     "inspect": "Print what a detector holds: settings, what it pruned, its sensitivities and its calibration.",
-    "tune": "Choose ratios, scope, neuron reading and shaping without OOD data, and show what was tried.",
+    "tune": "Choose the four ratios, scope and neuron reading on OOD validation data, as the paper does.",
     "cache": (
         "Store what the last layer of a model takes in on images or texts; what is there of the same inputs is kept."
     ),

@@ -94,7 +94,7 @@ def bench(
     validation_samples: Annotated[
         int | None,
         typer.Option(
-            help="ID test samples that OPNP() is given to choose by; it is judged by the rest. "
+            help="ID test samples that OPNP() is calibrated on; the product rows are judged by the rest. "
             "Default: 30 %, at most 2000."
         ),
     ] = None,
@@ -102,7 +102,9 @@ def bench(
     rho_w_max: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
     rho_o_min: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
     rho_o_max: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
-    near: Annotated[str, typer.Option(help="OOD sets that are near, separated by commas.")] = "cifar10,cifar100",
+    near: Annotated[
+        str, typer.Option(help="OOD sets that are near, separated by commas; MODEL:SET for one model alone.")
+    ] = "cifar10,cifar100",
     report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:

@@ -40,7 +40,7 @@ def demo(
         f"Detector, scores, features and results are in {out}. Try:\n"
         f"  opnp inspect {out}/detector.safetensors\n"
         f"  opnp fit --features {out}/train.safetensors --head {out}/head.safetensors"
-        f" --validation {out}/validation.safetensors --rho-w-min 0.1 --out {out}/mine.safetensors\n"
+        f" --validation {out}/validation.safetensors --out {out}/mine.safetensors\n"
         f"  opnp score --detector {out}/mine.safetensors --features {out}/ood_far.safetensors --out {out}/far.csv",
     )
     tell_report(out, report, is_quiet=False)

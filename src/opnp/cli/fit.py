@@ -22,6 +22,7 @@ from opnp.cli.model_options import (
     logits_place,
 )
 from opnp.cli.options import (
+    MEMBERS_HELP,
     FeaturesFileOrNone,
     JsonFlag,
     NeuronReadingName,
@@ -33,7 +34,7 @@ from opnp.cli.options import (
 )
 from opnp.cli.output import print_facts, print_json, settings_text
 from opnp.cli.report_option import ReportFile, require_report, tell_report
-from opnp.cli.summary import summary
+from opnp.cli.summary import summary, summary_texts
 from opnp.errors import OptionError
 
 if TYPE_CHECKING:
@@ -57,12 +58,10 @@ def fit(
     ] = None,
     validation: Annotated[
         Path | None,
-        typer.Option(help="Held-out ID samples to choose and to calibrate on: as --features, or as --data."),
-    ] = None,
-    val_ood: Annotated[
-        Path | None, typer.Option(help="OOD samples to choose automatic ratios by, as --validation. None are needed.")
+        typer.Option(help="Held-out ID samples to calibrate on: as --features, or as --data."),
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of ID to keep, with --validation.")] = 0.95,
+    members: Annotated[str | None, typer.Option(help=MEMBERS_HELP)] = None,
     rho_w_min: Annotated[
         float | None, typer.Option(help="Share of the least sensitive weights to remove, in [0, 1).")
     ] = None,
@@ -76,16 +75,19 @@ def fit(
         float | None, typer.Option(help="Share of the most sensitive neurons to remove, in [0, 1).")
     ] = None,
     neuron: Annotated[
-        NeuronReadingName, typer.Option(help="Reading of the neuron sensitivity.")
-    ] = NeuronReadingName.gradient,
+        NeuronReadingName | None, typer.Option(help="Reading of the neuron sensitivity. Default: gradient.")
+    ] = None,
     scope: Annotated[
-        ScopeName, typer.Option(help="Rank all weights together, or each class's row by itself.")
-    ] = ScopeName.layer,
-    temperature: Annotated[float, typer.Option(help="Temperature of the energy, above 0.")] = 1.0,
-    score: Annotated[ScoreNameOption, typer.Option(help="Score on the pruned head's logits.")] = ScoreNameOption.energy,
+        ScopeName | None,
+        typer.Option(help="Rank all weights together, or each class's row by itself. Default: layer."),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Temperature of the energy, above 0. Default: 1.")] = None,
+    score: Annotated[
+        ScoreNameOption | None, typer.Option(help="Score on the pruned head's logits. Default: energy.")
+    ] = None,
     shaping: Annotated[
-        str, typer.Option(help="Shaping of the features: auto, none, react:0.9, ash-s:0.9 or scale:0.85.")
-    ] = "auto",
+        str | None, typer.Option(help="Shaping of the features: none, react:0.9, ash-s:0.9 or scale:0.85.")
+    ] = None,
     precision: Annotated[PrecisionName, typer.Option(help="Precision of the products.")] = PrecisionName.float32,
     batch_size: Annotated[
         int | None,
@@ -115,8 +117,9 @@ def fit(
 ) -> None:
     """Fit a detector by a model and its training data, or by cached features of them, and write it.
 
-    Without any --rho option ratios and shaping are chosen automatically, on the held-out samples of --validation.
-    Several processes fit together: `torchrun --nproc-per-node 2 -m opnp fit ...`.
+    Without options scores of different mechanism are fused. Any --rho option, or --neuron, --scope, --temperature,
+    --score or --shaping, asks for the paper's method instead: the energy of the pruned head. `opnp tune` chooses
+    ratios. Several processes fit together: `torchrun --nproc-per-node 2 -m opnp fit ...`.
     """
     from opnp.cli.fit_features import FeaturesForm
     from opnp.cli.fit_model import ModelForm
@@ -144,16 +147,18 @@ def fit(
             "--auto-batch": auto_batch,
         },
     )
-    beside = HeldOut(validation, val_ood, keep)
+    beside = HeldOut(validation, keep)
     shares = {"w_min": rho_w_min, "w_max": rho_w_max, "o_min": rho_o_min, "o_max": rho_o_max}
     given = {name: value for name, value in shares.items() if value is not None}
+    is_plain = shaping == "none" and not given
     detector = OPNP(
-        ratios=Ratios(**given) if given else "auto",
-        neuron=neuron.value,
-        scope=scope.value,
+        members=None if members is None else tuple(name.strip() for name in members.split(",")),
+        ratios=Ratios(**given) if given or is_plain else None,
+        neuron=None if neuron is None else neuron.value,
+        scope=None if scope is None else scope.value,
         temperature=temperature,
-        score=score.value,
-        shaping="auto" if shaping == "auto" else shaping_from(shaping),
+        score=None if score is None else score.value,
+        shaping=None if shaping is None else shaping_from(shaping),
         precision=precision.value,
     )
     position = None if checkpoint is None else Checkpoint(checkpoint, every=checkpoint_every)
@@ -201,7 +206,7 @@ def _tell(detector: "OPNP", facts: dict[str, object], *, out: Path, json: bool) 
         print_json(found)
         return
     counts = facts.get("unreadable")
-    texts = {"settings": settings_text(detector.settings)}
+    texts = summary_texts(detector)
     if isinstance(counts, dict):
         texts["unreadable"] = ", ".join(f"{count} of {name}" for name, count in counts.items())
     print_facts(found | texts)

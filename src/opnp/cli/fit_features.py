@@ -38,7 +38,7 @@ class FeaturesForm:
         with together(ranks):
             training, classifier = open_features(self.features), read_head(self.head)
             place = local_device(checked_device(self.device) or "cpu")
-            held_out, outside = beside.opened(ranks, open_features)
+            held_out = beside.opened(ranks, open_features)
             if held_out is not None:
                 beside.require_enough(held_out.rows)
         require_equal(f"({training.rows}, {training.width})", ranks, what="features of shape")
@@ -47,7 +47,6 @@ class FeaturesForm:
             weight=classifier.weight.to(place),
             bias=None if classifier.bias is None else classifier.bias.to(place),
             validation=held_out,
-            validation_ood=outside,
             keep=beside.keep,
             batch_size=BLOCK_ROWS if self.batch_size is None else self.batch_size,
             checkpoint=self.checkpoint,

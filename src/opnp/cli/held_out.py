@@ -1,4 +1,4 @@
-"""What a fit chooses and calibrates on, beside its training data."""
+"""What a fit calibrates on, beside its training data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ class HeldOut:
 
     Attributes:
         validation: ID samples, or None.
-        val_ood: OOD samples, or None.
         keep: Share of ID to keep.
 
     Raises:
@@ -28,23 +27,15 @@ class HeldOut:
     """
 
     validation: Path | None
-    val_ood: Path | None
     keep: float
 
     def __post_init__(self) -> None:
         """Check the share, before anything is read."""
         minimum_samples(keep=self.keep)
 
-    def opened(
-        self, ranks: Ranks, read: Callable[[Path], _Opened], *, read_ood: Callable[[Path], _Opened] | None = None
-    ) -> tuple[_Opened | None, _Opened | None]:
-        """Return both as `read` does; None where the first rank alone needs them, perhaps on a machine of its own.
-
-        OOD samples are returned as `read_ood` does, where that is given.
-        """
-        pairs = ((self.validation, read), (self.val_ood, read_ood or read))
-        validation, val_ood = (None if path is None or not ranks.is_first else how(path) for path, how in pairs)
-        return validation, val_ood
+    def opened(self, ranks: Ranks, read: Callable[[Path], _Opened]) -> _Opened | None:
+        """Return them as `read` does; None where the first rank alone needs them, perhaps on a machine of its own."""
+        return None if self.validation is None or not ranks.is_first else read(self.validation)
 
     def require_enough(self, samples: int) -> None:
         """Raise if these are too few to calibrate on, before a model is run for them.

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from opnp.cli.options import JsonFlag
-from opnp.cli.output import print_facts, print_json, settings_text
-from opnp.cli.summary import summary
+from opnp.cli.output import print_facts, print_json
+from opnp.cli.summary import summary, summary_texts
 
 __all__ = ["inspect"]
 
@@ -34,4 +34,4 @@ def inspect(
     if json:
         print_json(facts)
     else:
-        print_facts(facts | {"settings": settings_text(loaded.settings)})
+        print_facts(facts | summary_texts(loaded))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from opnp.core import ASHS, SCALE, ReAct, Shaping
 
 __all__ = [
+    "MEMBERS_HELP",
     "DetectorFile",
     "FeaturesFile",
     "FeaturesFileOrNone",
@@ -25,6 +26,10 @@ __all__ = [
     "shaping_text",
 ]
 
+MEMBERS_HELP = (
+    "Names of the scores to fuse, separated by commas: gen, energy, react, scale, ash_s, fdbd, nci, mahalanobis, "
+    "relative_mahalanobis, vim, opnp, opnp_gen, norm. Default: gen,react,fdbd,mahalanobis,vim,opnp,norm."
+)
 _FEATURES = "Safetensors file with `features` (batch, features), and perhaps `labels`; or a folder of feature shards."
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -114,16 +114,18 @@ def show_table(table: Table) -> None:
 
 
 def settings_text(settings: "Settings") -> str:
-    """Return settings as options of ``opnp fit``, the ones that differ from the plain energy."""
-    ratios = settings.fixed_ratios
+    """Return settings as options of ``opnp fit``: the members of a fusion, or what differs from the plain energy."""
+    if settings.members is not None:
+        return f"--members {','.join(settings.members)}"
+    ratios = settings.ratios
     shares = {"w-min": ratios.w_min, "w-max": ratios.w_max, "o-min": ratios.o_min, "o-max": ratios.o_max}
     texts = [f"--rho-{name} {value:g}" for name, value in shares.items() if value > 0]
     if ratios.w_min or ratios.w_max:
         texts.append(f"--scope {settings.scope}")
     if ratios.o_min or ratios.o_max:
         texts.append(f"--neuron {settings.neuron}")
-    if settings.fixed_shaping is not None:
-        texts.append(f"--shaping {shaping_text(settings.fixed_shaping)}")
+    if settings.shaping is not None:
+        texts.append(f"--shaping {shaping_text(settings.shaping)}")
     return " ".join(texts) or "no pruning, no shaping"
 
 

@@ -22,7 +22,7 @@ from opnp.cli.model_options import (
 )
 from opnp.cli.options import DetectorFile, FeaturesFileOrNone, JsonFlag, RankTimeout
 from opnp.cli.output import print_facts, print_json
-from opnp.errors import OptionError, UncalibratedWarning
+from opnp.errors import NotCalibratedError, OptionError, UncalibratedWarning
 
 if TYPE_CHECKING:
     from opnp.detector import OPNP
@@ -47,6 +47,9 @@ def score(
     std: StandardDeviations = None,
     strict: Strict = False,
     auto_batch: AutoBatch = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Add each member's p-value and its share of the score.")
+    ] = False,
     rank_timeout: RankTimeout = 1800,
     json: JsonFlag = False,
 ) -> None:
@@ -83,14 +86,19 @@ def score(
             if ranks.is_first:
                 require_out_file(out)
             loaded = OPNP.load(detector)
+            if explain and not loaded.is_calibrated:
+                raise NotCalibratedError(
+                    "`--explain` needs a calibrated detector: members are judged by calibration samples. Fit it with "
+                    "`--validation`."
+                )
         is_quiet = json or not ranks.is_first
         facts: dict[str, object] = {}
         if features is not None:
-            table = feature_scores(loaded, features, ranks, is_quiet=is_quiet)
+            table = feature_scores(loaded, features, ranks, is_explained=explain, is_quiet=is_quiet)
         elif model is not None and data is not None:
             options = ModelOptions(model, weights, image_size, resize, mean, std)
             run = RunOptions(options, data, device, batch_size, workers, strict, auto_batch)
-            table, facts = input_scores(loaded, detector, run, ranks, is_quiet=is_quiet)
+            table, facts = input_scores(loaded, detector, run, ranks, is_explained=explain, is_quiet=is_quiet)
         else:
             raise OptionError("`--model` needs the inputs to score: give `--data PATH`.")
         with together(ranks):

@@ -40,6 +40,10 @@ def serve(
     mean: Means = None,
     std: StandardDeviations = None,
     class_names: Annotated[Path | None, typer.Option(help="Text file with the name of one class a line.")] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Answer each fused score's own p-value and its share of the score as well."),
+    ] = False,
     device: DeviceName = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 for one that is free.")] = 8000,
@@ -79,7 +83,9 @@ def serve(
     network, transform = ModelOptions(model, weights, image_size, resize, mean, std).opened()
     if place is not None:
         network.to(place)
-    app = serve_app(loaded, network, transform, head_name=head_name, class_names=names, limits=limits)
+    app = serve_app(
+        loaded, network, transform, head_name=head_name, class_names=names, is_explained=explain, limits=limits
+    )
     listening = listening_socket(host, port)
     kind = f"{transform.kind}s"
     run_service(

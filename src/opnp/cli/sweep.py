@@ -53,7 +53,7 @@ def sweep(
 
     Every point is fitted on train and judged by test and ood_*, so that the best is known with hindsight only.
 
-    `opnp tune` chooses without OOD data.
+    `opnp tune` chooses on OOD validation data, and measures the gain on samples that it did not choose by.
     """
     from opnp.bench import run_sweep
     from opnp.detector import Ratios

@@ -12,8 +12,6 @@
 - `moments`: sums over training features that the members of the fusion follow from
 - `members`: fDBD, NCI, Mahalanobis++, ViM and the norm guard, one function each
 - `panel`: which scores the fusion is made of, and the formula of each
-- `failure`: whether a score is higher where the classifier is wrong
-- `holdout`: how well a setting detects classes that the head does not know
 - `fusion`: scores in units of their tails, and the one score that they make
 - `kept_rows`: a sample of a stream that does not depend on its order
 - `row_blocks`: a stream cut anew into blocks of rows
@@ -29,10 +27,8 @@ from opnp.core.conformal import (
     minimum_samples,
 )
 from opnp.core.detection import DetectionMetrics, detection_metrics
-from opnp.core.failure import failure_auroc
 from opnp.core.fusion import fused_score, member_shares, tail_scales, tail_units
 from opnp.core.histogram import ValueHistogram
-from opnp.core.holdout import class_draws, holdout_auroc
 from opnp.core.layer_masks import layer_masks
 from opnp.core.layer_sensitivity import Geometry, LayerSensitivitySum, energy_gradient
 from opnp.core.masks import Masks, Scope, keep_mask, neuron_mask, pruned_count, pruned_weight, weight_mask
@@ -108,20 +104,17 @@ __all__ = [
     "at_least_count",
     "aupr",
     "auroc",
-    "class_draws",
     "conformal_p_value",
     "detection_metrics",
     "energy_gradient",
     "energy_score",
     "entropy_score",
     "expected_calibration_error",
-    "failure_auroc",
     "fdbd_score",
     "flagged_rank",
     "fpr_at_tpr",
     "fused_score",
     "gen_score",
-    "holdout_auroc",
     "is_flagged",
     "keep_mask",
     "keep_threshold",

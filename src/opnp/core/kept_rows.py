@@ -1,8 +1,9 @@
 """A sample of a stream that its content decides: the rows with the smallest hashes, whatever order they come in.
 
-The hash of a row is a weighted sum of the bits of its float32 values, mixed, an integer in [0, 2^62). Which rows are
-kept depends on the set of rows alone, so that parts of a stream can be sampled anywhere and merged; rows that are
-equal have equal hashes, so that copies of a row stay together.
+Which rows are kept depends on the set of rows alone, so that parts of a stream can be sampled anywhere and merged. The
+hash of a row is an integer in [0, 2^62). Its leading half comes from a few projections of the row's direction, rounded
+to a grid, so that nearly all rows keep their place when the same inputs go through a model in other batches, on another
+device or in half precision. Its trailing half comes from the bits of the row, and decides between rows of one cell.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from torch import Tensor
 __all__ = ["KeptRows", "row_hashes"]
 
 _EMPTY = (1 << 63) - 1
-_MASK = (1 << 62) - 1
+_HALF = (1 << 31) - 1
+_PROJECTIONS = 4
+_CELLS = 32
+"""Cells of the grid to a projection of length 1: small beside the differences of rows, large beside their rounding."""
 _ROWS = 1024
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """The constants of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
@@ -105,16 +109,34 @@ def row_hashes(features: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> row_hashes(torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]])).unique().numel()
-        2
+        >>> hashes = row_hashes(torch.tensor([[0.0, 1.0], [-0.0, 1.0], [0.0, 1.001], [1.0, 0.0]]))
+        >>> hashes.unique().numel(), (hashes >> 31).unique().numel()
+        (3, 2)
 
     """
-    place = torch.arange(1, features.shape[1] + 1, dtype=torch.int64, device=features.device)
-    factors = _mixed(place * _signed(_GOLDEN)) | 1
-    parts = [
-        ((rows.float() + 0.0).contiguous().view(torch.int32).long() * factors).sum(1) for rows in features.split(_ROWS)
-    ]
-    return _mixed(torch.cat(parts)) & _MASK
+    return torch.cat([_cells(rows) << 31 | _contents(rows) for rows in features.split(_ROWS)])
+
+
+def _cells(rows: Tensor) -> Tensor:
+    """Return a number in [0, 2^31) for the cell of a grid that each row's direction falls in."""
+    wide = rows.double()
+    numbers = torch.arange(1, rows.shape[1] + 1, dtype=torch.int64, device=rows.device)
+    offsets = [_signed(projection * _GOLDEN) for projection in range(_PROJECTIONS)]
+    signs = torch.stack([1 - 2 * (_mixed(numbers + offset) & 1) for offset in offsets], 1).double()
+    length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    places = (wide @ signs / length * _CELLS).nan_to_num(0.0).clamp(-_HALF, _HALF).floor().long()
+    found = torch.full_like(places[:, 0], _EMPTY)  # from 0 zeros would come to 0: rows of zeros would be kept first
+    for place in places.T:
+        found = _mixed(found * _signed(_GOLDEN) + place)
+    return found & _HALF
+
+
+def _contents(rows: Tensor) -> Tensor:
+    """Return a number in [0, 2^31) for the bits of each row in float32."""
+    numbers = torch.arange(1, rows.shape[1] + 1, dtype=torch.int64, device=rows.device)
+    factors = _mixed(numbers * _signed(_GOLDEN)) | 1
+    bits = (rows.float() + 0.0).contiguous().view(torch.int32).long()
+    return _mixed((bits * factors).sum(1)) & _HALF
 
 
 def _mixed(values: Tensor) -> Tensor:
@@ -130,4 +152,6 @@ def _shifted(values: Tensor, by: int) -> Tensor:
 
 
 def _signed(value: int) -> int:
+    """Return an integer modulo 2^64 as the one that torch holds."""
+    value %= 1 << 64
     return value - (1 << 64) if value >= 1 << 63 else value

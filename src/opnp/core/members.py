@@ -283,7 +283,7 @@ class PrincipalSpace:
         shift = torch.outer(moments.feature, origin)
         around = (moments.product - shift - shift.T) / moments.count + torch.outer(origin, origin)
         dimension = min(100 if width < 1000 else 256, width // 2)
-        basis = torch.linalg.eigh(around).eigenvectors[:, width - dimension :]
+        basis = torch.linalg.eigh(around).eigenvectors[:, width - dimension :].contiguous()  # as a file gives it back
         space = cls(origin, basis, 1.0)
         residual = _residual(features.double(), space)
         if not bool(residual.mean() > _SAME**0.5 * _lengths(features.double() - origin).mean()):

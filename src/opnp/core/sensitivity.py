@@ -14,7 +14,7 @@ Source: Chen et al., NeurIPS 2023, section 3 (step 1 of the method); the closed 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -26,6 +26,7 @@ from opnp.core.row_blocks import row_blocks
 from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
 
 __all__ = [
+    "BLOCK_ROWS",
     "NeuronReading",
     "Precision",
     "Sensitivity",
@@ -37,7 +38,7 @@ __all__ = [
 NeuronReading = Literal["gradient", "aggregate"]
 Precision = Literal["float32", "float64"]
 
-_ROWS = 1024
+BLOCK_ROWS = 1024
 """Rows multiplied at once: long enough for the product to dominate, short enough for float32 to stay exact to 1e-6."""
 
 
@@ -177,24 +178,37 @@ class SensitivitySum:
         checked_matrix(weight, name="weight", axes="(classes, features)")
         temperature = checked_temperature(temperature)
         total = cls.zeros(*weight.shape, device=weight.device)
-        count = 0
 
         def checked() -> Iterator[tuple[Tensor, Tensor]]:
-            nonlocal count
             for features, logits in batches:
                 _check_shapes(features, logits, weight)
-                count += len(features)
-                yield features.detach(), logits.detach()
+                yield features, logits
 
-        for features, logits in row_blocks(checked(), rows=_ROWS):
-            dtype = product_dtype(features, logits, weight, precision=precision)
-            with torch.autocast(weight.device.type, enabled=False):  # the caller's would take half precision
-                of_weights, of_neurons = block_sums(
-                    features, logits, weight.detach(), temperature=temperature, dtype=dtype
-                )
-            total.weight.add_(of_weights)
-            total.neuron.add_(of_neurons)
-        return cls(weight=total.weight, neuron=total.neuron, count=count)
+        for features, logits in row_blocks(checked(), rows=BLOCK_ROWS):
+            total = total.add_(features, logits, weight, temperature=temperature, precision=precision)
+        return total
+
+    def add_(
+        self, features: Tensor, logits: Tensor, weight: Tensor, *, temperature: float, precision: Precision
+    ) -> Self:
+        """Return the sums with a further block of rows, in the memory of these, which are used up.
+
+        Args:
+            features: Shape ``(rows, features)``; at most `BLOCK_ROWS` rows, for float32 to stay exact to 1e-6.
+            logits: Shape ``(rows, classes)``.
+            weight: Weight of the head, shape ``(classes, features)``.
+            temperature: Temperature T of the energy, above 0.
+            precision: Precision of the products, as in `from_batch`.
+
+        """
+        dtype = product_dtype(features, logits, weight, precision=precision)
+        with torch.autocast(weight.device.type, enabled=False):  # the caller's would take half precision
+            of_weights, of_neurons = block_sums(
+                features.detach(), logits.detach(), weight.detach(), temperature=temperature, dtype=dtype
+            )
+        self.weight.add_(of_weights)
+        self.neuron.add_(of_neurons)
+        return replace(self, count=self.count + len(features))
 
     def __add__(self, other: object) -> "SensitivitySum":
         """Return the sum over both parts of the data.

@@ -1,12 +1,8 @@
-"""The detector, its settings and its verdicts."""
+"""The detector: fitting, scoring and verdicts, files."""
 
 from opnp.detector.checkpoint import Checkpoint
 from opnp.detector.compact import CompactHead
-from opnp.detector.criterion import Trial
 from opnp.detector.opnp import OPNP
-from opnp.detector.ratios import Ratios
-from opnp.detector.settings import Settings
-from opnp.detector.tuning import Tuning
-from opnp.detector.verdicts import Verdict
+from opnp.fitted import Explanation, Ratios, Settings, Tuning, Verdict
 
-__all__ = ["OPNP", "Checkpoint", "CompactHead", "Ratios", "Settings", "Trial", "Tuning", "Verdict"]
+__all__ = ["OPNP", "Checkpoint", "CompactHead", "Explanation", "Ratios", "Settings", "Tuning", "Verdict"]

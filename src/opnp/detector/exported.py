@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from opnp.core.conformal import flagged_rank
+from opnp.core.fusion import fused_score, tail_units
+from opnp.core.panel import Panel, member_scores
+from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, energy_rows, score_logits
 from opnp.core.sensitivity import product_dtype
-from opnp.core.shaping import ReAct
-from opnp.detector.exportable import exportable_score, exportable_shaping
-from opnp.detector.link import ModelLink
-from opnp.detector.scoring import Scorer
-from opnp.detector.verdicts import Calibration
-from opnp.errors import HeadNotFoundError, InputTypeError, ShapeError
+from opnp.core.shaping import shaped_rows
+from opnp.detector.attachment import ModelLink
+from opnp.errors import HeadNotFoundError, InputTypeError, NotCalibratedError, ShapeError
+from opnp.fitted import FittedState, Settings
 from opnp.model import unwrapped
 
 __all__ = ["DetectorModule", "FeatureJudge"]
@@ -27,39 +28,47 @@ class FeatureJudge(nn.Module):
     """What is said of features: score, p-value and verdict, by tensor operations alone.
 
     The p-value is a count of comparisons with every calibration score; it takes memory for batch times n flags. Where
-    features or the pruned head's logits are not finite, the score is NaN, the p-value the least there is, and the
-    input is flagged.
+    features are not finite, or of the paper's method the pruned head's logits, the score is NaN, the p-value the least
+    there is, and the input is flagged.
 
-    The pruned head and the calibration are buffers. They move with the module, and keep their dtype when it is cast:
-    `half()` makes the model half, and not the calibration.
+    What scores are computed from and the calibration are buffers. They move with the module, and keep their dtype when
+    it is cast: `half()` makes the model half, and not the calibration.
 
     Args:
-        scorer: The pruned head with its settings.
-        calibration: Calibration scores and the share of ID to keep.
+        state: A fitted, calibrated detector.
         device: Where the buffers shall be.
 
     """
 
-    weight: Tensor
-    bias: Tensor | None
     calibration: Tensor
     threshold: Tensor
 
-    def __init__(self, scorer: Scorer, calibration: Calibration, *, device: torch.device | None = None) -> None:
+    def __init__(self, state: FittedState, *, device: torch.device | None = None) -> None:
         """Make the buffers."""
         super().__init__()
-        self.settings = settings = scorer.settings
-        fitted, shaping = scorer.fitted, settings.fixed_shaping
-        self.react_threshold = fitted.react_thresholds[shaping.quantile] if isinstance(shaping, ReAct) else None
+        calibration = state.calibration
+        if calibration is None:
+            raise NotCalibratedError("The detector is not calibrated: it gives no p-value, and cannot be exported.")
+        self.settings = settings = state.settings
+        self.fused = state.fused
         self.flagged_rank = flagged_rank(len(calibration.scores), keep=calibration.keep)
-        dtype = product_dtype(scorer.weight, precision=settings.precision)
-        bias = None if fitted.bias is None else fitted.bias.detach().to(device, dtype, copy=True)
-        scores = _narrow(calibration.scores)
-        threshold = scores[len(scores) - self.flagged_rank].reshape(1)
-        self.register_buffer("weight", scorer.weight.detach().to(device, dtype, copy=True))
-        self.register_buffer("bias", bias)
-        self.register_buffer("calibration", scores.to(device, copy=True))
-        self.register_buffer("threshold", threshold.to(device, copy=True))
+        dtype = product_dtype(state.weight, precision=settings.precision)
+        scores = calibration.scores if state.panel is not None else _narrow(calibration.scores)
+        parts = {"calibration": scores, "threshold": scores[len(scores) - self.flagged_rank].reshape(1)}
+        if state.panel is None:
+            pruned, self.numbers = state.pruned, {}
+            self.react_threshold = pruned.react_threshold
+            parts["weight"] = pruned.weight.to(dtype)
+            if pruned.bias is not None:
+                parts["bias"] = pruned.bias.to(dtype)
+        else:
+            panel = state.panel.mapped(lambda tensor: tensor.to(dtype)).with_boundaries()
+            self.numbers, self.react_threshold = panel.numbers(), None
+            parts |= {name.replace(".", "__"): tensor for name, tensor in panel.tensors().items()}
+            if state.scales is not None:
+                parts["scales"] = state.scales
+        for name, tensor in parts.items():
+            self.register_buffer(name, tensor.detach().to(device, copy=True))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (score, p_value, is_ood) of features, shape ``(batch, features)``."""
@@ -68,14 +77,19 @@ class FeatureJudge(nn.Module):
 
     def score(self, features: Tensor) -> Tensor:
         """Return the scores of features, shape ``(batch, features)``, as shape ``(batch,)``: float32 or float64."""
-        settings = self.settings
-        inputs = features.to(product_dtype(features, precision=settings.precision))
-        shaped = exportable_shaping(inputs, settings.fixed_shaping, threshold=self.react_threshold)
+        inputs = features.to(product_dtype(features, precision=self.settings.precision))
+        buffers = dict(self.named_buffers(recurse=False))
         with _without_autocast(inputs):
-            logits = linear(
-                shaped, self.weight.to(inputs.dtype), None if self.bias is None else self.bias.to(inputs.dtype)
-            )
-        found = exportable_score(logits, score=settings.score, temperature=settings.temperature)
+            if self.numbers:
+                panel = Panel.from_parts(
+                    {name.replace("__", "."): tensor.to(inputs.dtype) for name, tensor in buffers.items()}, self.numbers
+                )
+                found = fused_score(tail_units(member_scores(inputs, panel, self.fused), buffers["scales"]))
+                return torch.where(torch.isfinite(inputs).all(1), found, torch.nan)
+            settings, bias = self.settings, buffers.get("bias")
+            shaped = shaped_rows(inputs, settings.shaping, threshold=self.react_threshold)
+            logits = linear(shaped, buffers["weight"].to(inputs.dtype), None if bias is None else bias.to(inputs.dtype))
+        found = _score_rows(logits, settings)
         is_sound = torch.isfinite(inputs).all(1) & torch.isfinite(logits).all(1)
         return torch.where(is_sound, found, torch.nan)
 
@@ -107,8 +121,7 @@ class DetectorModule(nn.Module):
 
     Args:
         link: The model and its head.
-        scorer: The pruned head with its settings.
-        calibration: Calibration scores and the share of ID to keep.
+        state: A fitted, calibrated detector.
 
     Attributes:
         model: The copy.
@@ -121,7 +134,7 @@ class DetectorModule(nn.Module):
 
     """
 
-    def __init__(self, link: ModelLink, scorer: Scorer, calibration: Calibration) -> None:
+    def __init__(self, link: ModelLink, state: FittedState) -> None:
         """Copy the model, and listen at the head of the copy."""
         super().__init__()
         link.require_unchanged()
@@ -130,7 +143,7 @@ class DetectorModule(nn.Module):
         self.model = _as_written(self.model)
         head.register_forward_pre_hook(_catch, with_kwargs=True)
         self.is_averaged = link.head.is_averaged
-        self.judge = FeatureJudge(scorer, calibration, device=head.weight.device)
+        self.judge = FeatureJudge(state, device=head.weight.device)
         self.eval()
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,6 +243,14 @@ def _as_written(model: nn.Module) -> nn.Module:
             if unwrapped(child) is not child:
                 setattr(parent, name, unwrapped(child))
     return model
+
+
+def _score_rows(logits: Tensor, settings: Settings) -> Tensor:
+    """Return the score of finite logits, as `opnp.core.score_logits` does, in one graph."""
+    if settings.score != "energy":
+        return score_logits(logits, score=settings.score, temperature=settings.temperature)
+    is_wide = settings.temperature > LARGEST_FLOAT32_TEMPERATURE
+    return energy_rows(logits.double() if is_wide else logits, temperature=settings.temperature)
 
 
 def _narrow(scores: Tensor) -> Tensor:

@@ -7,11 +7,10 @@ from importlib.metadata import version
 
 import torch
 
+from opnp.core.panel import PANEL, PRUNED_HEAD
+from opnp.detector.attachment import head_digest
 from opnp.detector.false_alarms import FalseAlarms
-from opnp.detector.link import head_digest
-from opnp.detector.settings import Settings
-from opnp.detector.state import State
-from opnp.detector.tuning import Tuning
+from opnp.fitted import FittedState, Ratios, Tuning
 
 __all__ = ["card_text"]
 
@@ -21,6 +20,21 @@ _SCORES = {
     "max_logit": "minus the largest logit",
     "entropy": "entropy of the softmax",
     "gen": "generalised entropy (GEN)",
+}
+_MEMBERS = {
+    "gen": "GEN: generalised entropy of the softmax",
+    "energy": "Energy",
+    "react": "ReAct: energy of clipped features",
+    "scale": "SCALE: energy of scaled features",
+    "ash_s": "ASH-S: energy of shaped features",
+    "fdbd": "fDBD: distance to the decision boundaries",
+    "nci": "NCI: length along the predicted class's weight",
+    "mahalanobis": "Mahalanobis++: distance of the direction to the nearest class mean",
+    "relative_mahalanobis": "Relative Mahalanobis++: that, less the distance to the mean of all",
+    "vim": "ViM: residual outside the principal subspace, and energy",
+    "opnp": "OPNP: energy of the pruned head, under SCALE",
+    "opnp_gen": "GEN of the pruned head",
+    "norm": "Norm guard: how much longer or shorter the features are than usual",
 }
 _LIMITS = """
 - The share of known inputs flagged holds for inputs like the calibration samples. After a change of the data, such as
@@ -36,7 +50,7 @@ _LIMITS = """
 """.strip()
 
 
-def card_text(state: State, *, inputs: Mapping[str, object] | None = None) -> str:
+def card_text(state: FittedState, *, inputs: Mapping[str, object] | None = None) -> str:
     """Return the model card of a fitted detector.
 
     Args:
@@ -49,7 +63,7 @@ def card_text(state: State, *, inputs: Mapping[str, object] | None = None) -> st
     """
     sections = {
         "Out-of-distribution detector": _purpose(state),
-        "What it is made of": _table(_settings(state)),
+        "What it is made of": _made_of(state),
         "How the settings were chosen": _choice(state),
         "Data": _table(_data(state)),
         "Calibration": _promise(state),
@@ -65,27 +79,62 @@ def card_text(state: State, *, inputs: Mapping[str, object] | None = None) -> st
     return "\n".join(parts)
 
 
-def _purpose(state: State) -> str:
-    classes, features = state.fitted.weight.shape
+def _purpose(state: FittedState) -> str:
+    classes, features = state.weight.shape
     name = f" `{state.head_name}`" if state.head_name else ""
+    made = _made_by_fusion(state) if state.panel is not None else _made_by_pruning(state)
     return (
         f"For a classifier of {classes} classes: it gives each input a score (larger = further from what the "
-        f"classifier was trained on), a p-value (small = out of distribution) and a verdict. The method is optimal "
-        f"parameter and neuron pruning (OPNP, NeurIPS 2023): of the last layer{name}, with {features} features, the "
-        f"weights and neurons that the energy is least and most sensitive to are left out for the score. The "
-        f"classifier's answers come from the last layer as it was.\n\n"
+        f"classifier was trained on), a p-value (small = out of distribution) and a verdict, from the {features} "
+        f"features that its last layer{name} gets. {made} The classifier's answers come from the last layer as it "
+        f"was.\n\n"
         f"Digest of the last layer (SHA-256 of its dtype, shape, weight and bias): "
-        f"`{head_digest(state.fitted.weight, state.fitted.bias)}`"
+        f"`{head_digest(state.weight, state.bias)}`"
     )
 
 
-def _settings(state: State) -> dict[str, object]:
-    settings, masks = state.scorer.settings, state.scorer.masks
-    ratios = settings.fixed_ratios
+def _made_by_fusion(state: FittedState) -> str:
+    if len(state.fused) == 1:
+        return "The score is that of one member, in units of its tail on training samples."
+    return (
+        f"It fuses {len(state.fused)} scores of different mechanism, each in units of its own tail on training "
+        f"samples: the logarithm of the sum of their exponentials."
+    )
+
+
+def _made_by_pruning(state: FittedState) -> str:
+    if state.settings.ratios == Ratios():
+        return "Nothing of the last layer is left out for the score."
+    return (
+        "The method is optimal parameter and neuron pruning (OPNP, NeurIPS 2023): the weights and neurons of the last "
+        "layer that the energy is least and most sensitive to are left out for the score."
+    )
+
+
+def _made_of(state: FittedState) -> str:
+    if state.panel is None or state.scales is None:
+        return _table(_settings(state))
+    rows = [("Score", "Median", "95 % quantile"), ("---", "---:", "---:")]
+    rows += [(_MEMBERS[name], f"{low:.6g}", f"{high:.6g}") for name, (low, high) in _by_name(state)]
+    text = f"{_lines(rows)}\n\nMedian and quantile are those of {state.kept} training samples kept out of every sum."
+    if state.left_out:
+        reasons = "\n".join(f"- {_MEMBERS[name]}: {reason}" for name, reason in state.left_out.items())
+        text += f"\n\nLeft out:\n\n{reasons}"
+    if PRUNED_HEAD in state.fused:
+        text += f"\n\nThe pruned head:\n\n{_table(_settings(state))}"
+    return text
+
+
+def _by_name(state: FittedState) -> list[tuple[str, list[float]]]:
+    columns = [] if state.scales is None else state.scales.T.tolist()
+    return list(zip(state.fused, columns, strict=True))
+
+
+def _settings(state: FittedState) -> dict[str, object]:
+    settings, masks = state.settings, state.pruned.masks
+    ratios, shaping = settings.ratios, settings.shaping
     weights, neurons = int((~masks.weight).sum()), int((~masks.neuron).sum())
-    return {
-        "Score": _SCORES[settings.score],
-        "Temperature": f"{settings.temperature:g}",
+    pruning = {
         "Least sensitive weights removed": f"{ratios.w_min:g}",
         "Most sensitive weights removed": f"{ratios.w_max:g}",
         "Least sensitive neurons removed": f"{ratios.o_min:g}",
@@ -93,60 +142,38 @@ def _settings(state: State) -> dict[str, object]:
         "Removed in all": f"{weights} of {masks.weight.numel()} weights, {neurons} of {masks.neuron.numel()} neurons",
         "Weights ranked within": settings.scope,
         "Neuron sensitivity": settings.neuron,
-        "Shaping of the features": _shaping(settings),
+    }
+    return {
+        "Score": _SCORES[settings.score],
+        "Temperature": f"{settings.temperature:g}",
+        **(pruning if ratios != Ratios() else {}),
+        "Shaping of the features": "none" if shaping is None else f"{type(shaping).__name__} at {shaping.quantile:g}",
         "Precision": settings.precision,
     }
 
 
-def _shaping(settings: Settings) -> str:
-    shaping = settings.fixed_shaping
-    return "none" if shaping is None else f"{type(shaping).__name__} at quantile {shaping.quantile:g}"
-
-
-def _choice(state: State) -> str:
+def _choice(state: FittedState) -> str:
     tuning = state.tuning
     if tuning is None:
-        return "They were given; nothing was chosen on data."
-    plain, chosen = tuning.energy, tuning.chosen
-    against = "held-out ID classes" if len(chosen.holdout) > 1 else "OOD validation samples"
-    text = (
-        f"Among {tuning.tried} settings, on {tuning.samples} {tuning.source} samples "
-        f"{'with their labels' if tuning.is_labelled else 'labelled by the classifier itself'}; the plain energy "
-        f"without pruning was one of them."
-    )
-    rows = [
-        ("", "Plain energy", "Chosen", "Difference"),
-        ("---", "---:", "---:", "---:"),
-        (f"AUROC against {against}", *_pair(plain.mean_holdout, chosen.mean_holdout)),
-        ("AUROC of telling wrong answers from right ones", *_pair(plain.failure, chosen.failure)),
-        ("Accuracy lost by the pruned head (not used for answers)", *_pair(plain.loss, chosen.loss)),
-    ]
-    return f"{text}\n\n{_lines(rows)}\n\n{_gain(tuning)}"
-
-
-def _gain(tuning: Tuning) -> str:
-    if tuning.chosen.settings == tuning.energy.settings:
-        return "No setting was better than the plain energy, so nothing is pruned."
-    spread = f", standard deviation {tuning.spread:.4f} over the draws" if len(tuning.chosen.holdout) > 1 else ""
+        chosen = "The default panel was set on other models." if state.settings.members == PANEL else "They were given."
+        return f"{chosen} Nothing was chosen on this model's data."
     return (
-        f"Gain in AUROC over the plain energy: {tuning.gain:+.4f}{spread}. It was measured on the samples that the "
-        f"setting was chosen on."
+        f"By OOD validation data: {tuning.tried} settings were tried on {tuning.searched[0]} known and "
+        f"{tuning.searched[1]} OOD samples. On {tuning.unsearched[0]} and {tuning.unsearched[1]} others the AUROC is "
+        f"{tuning.auroc:.4f}, and that of the plain energy {tuning.energy_auroc:.4f}: a gain of {tuning.gain:+.4f} on "
+        f"that kind of OOD data."
     )
 
 
-def _pair(before: float, after: float) -> tuple[str, str, str]:
-    return f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"
-
-
-def _data(state: State) -> dict[str, object]:
+def _data(state: FittedState) -> dict[str, object]:
     calibration = state.calibration
     return {
-        "Training samples": state.fitted.sensitivity.count,
+        "Training samples": state.samples,
         "Calibration samples": 0 if calibration is None else len(calibration.scores),
     }
 
 
-def _promise(state: State) -> str:
+def _promise(state: FittedState) -> str:
     calibration = state.calibration
     if calibration is None:
         return "It is not calibrated: it gives scores, and neither p-values nor verdicts."
@@ -168,12 +195,7 @@ def _promise(state: State) -> str:
 
 
 def _reuse(tuning: Tuning | None) -> str:
-    if tuning is None or tuning.source != "validation":
-        return ""
-    return (
-        f" The settings were chosen on {tuning.samples} validation samples: where the calibration samples are the same "
-        f"ones, both statements hold approximately. Other samples to calibrate on make them exact."
-    )
+    return "" if tuning is None else " It was calibrated on known samples that the search did not see."
 
 
 def _table(facts: Mapping[str, object]) -> str:

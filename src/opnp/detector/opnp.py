@@ -1,33 +1,34 @@
 """The detector: a thin shell round pure functions that holds what one pass over the data left."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from opnp.core.masks import Scope
-from opnp.core.scores import ScoreName
-from opnp.core.sensitivity import NeuronReading, Precision
+from opnp.core.checks import checked_matrix, require_finite
+from opnp.core.masks import Masks, Scope
+from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName, score_logits
+from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype
 from opnp.core.shaping import Shaping
 from opnp.data import FeatureSource
-from opnp.detector.answers import Answers
+from opnp.detector.attachment import ModelLink, head_digest, linked_by_digest
 from opnp.detector.blocks import BLOCK_ROWS, feature_blocks
 from opnp.detector.checkpoint import Checkpoint
-from opnp.detector.fitting import checked_head
-from opnp.detector.learning import Learning
-from opnp.detector.link import ModelLink, linked_by_digest
+from opnp.detector.compact import CompactHead
+from opnp.detector.exported import DetectorModule
+from opnp.detector.fit_pass import FitSum, added_up, checked_head, summed_blocks
+from opnp.detector.model_card import card_text
 from opnp.detector.progress import Progress, shown
-from opnp.detector.ratios import Ratios
-from opnp.detector.scoring import Scorer
-from opnp.detector.settings import Auto, Settings
-from opnp.detector.state import State
-from opnp.detector.storage import Stored, read_detector, write_detector
-from opnp.detector.tuning import Tuning
-from opnp.distributed import Ranks, together
-from opnp.errors import OptionError
+from opnp.detector.settings import Tuned, settings_from
+from opnp.detector.storage import read_detector, state_bytes, state_from_bytes, write_detector
+from opnp.detector.sweeping import swept
+from opnp.detector.tuning import tuned
+from opnp.distributed import Ranks, require_equal, sent_by_first, together
+from opnp.errors import NotCalibratedError, NotFittedError, OptionError
+from opnp.fitted import Calibration, Explanation, FittedState, Ratios, Settings, Tuning, Verdict, plain_head
 from opnp.model import BatchHalving, LogitsSelector, head_stream
 
 __all__ = ["OPNP"]
@@ -35,29 +36,34 @@ __all__ = ["OPNP"]
 _KEEP = 0.95
 
 
-class OPNP(Answers):
-    """Out-of-distribution detector by optimal parameter and neuron pruning of a classifier's last layer.
+class OPNP:
+    """Out-of-distribution detector of a trained classifier, from one pass over its training data.
 
-    One pass over training data takes the sensitivity of the energy to each weight and neuron; the least and the most
-    sensitive are removed; inputs are scored by the energy of what is left. Scores: larger = more OOD. The model is
-    never changed, and its predicted class stays that of the original head.
+    `OPNP()` fuses scores of different mechanism, the paper's pruned head among them, each in units of its own tail on
+    training samples. `OPNP(ratios=Ratios(...))` is the paper's method alone, optimal parameter and neuron pruning: the
+    weights and neurons that the energy is least and most sensitive to are removed, and inputs are scored by the energy
+    of what is left. Scores: larger = more OOD. The model is never changed, and its predicted class stays that of the
+    original head.
 
     Args:
-        ratios: Shares of weights and neurons to remove, or ``"auto"``: chosen on held-out ID samples by class holdout,
-            together with `neuron` and `scope`, whatever those say.
-        neuron: Reading of the neuron sensitivity: ``"gradient"``, the mean of |dE/dh|, or ``"aggregate"``, the column
-            mean of the weight sensitivity.
-        scope: Rank all weights together (``"layer"``, the paper) or each class's row by itself (``"class"``).
-        temperature: Temperature T of the energy, above 0.
-        score: What is read off the pruned head's logits: ``"energy"``, ``"msp"``, ``"max_logit"``, ``"entropy"`` or
-            ``"gen"``.
-        shaping: What is done to the features before the pruned head: None, ``ReAct(...)``, ``ASHS(...)``,
-            ``SCALE(...)``, or ``"auto"``: chosen together with automatic ratios, none where the ratios are fixed.
+        members: Names of the scores to fuse, of `opnp.MEMBERS`; None for `opnp.PANEL`. Not together with the options
+            of the paper's method, which are the following ones.
+        ratios: Shares of weights and neurons to remove; or ``"tuned"``: chosen on OOD validation data. Where another
+            option of the paper's method is given and this is not: none.
+        neuron: Reading of the neuron sensitivity: ``"gradient"`` (the default), the mean of |dE/dh|, or
+            ``"aggregate"``, the column mean of the weight sensitivity.
+        scope: Rank all weights together (``"layer"``, the paper and the default) or each class's row by itself
+            (``"class"``).
+        temperature: Temperature T of the energy, above 0; 1 by default.
+        score: What is read off the pruned head's logits: ``"energy"`` (the default), ``"msp"``, ``"max_logit"``,
+            ``"entropy"`` or ``"gen"``.
+        shaping: What is done to the features before the pruned head: nothing by default, ``ReAct(...)``, ``ASHS(...)``
+            or ``SCALE(...)``.
         precision: Precision of the products. Sums are float64 in either case; ``"float64"`` makes masks equal however
             the data are cut into batches.
 
     Raises:
-        OptionError: If an option is out of range.
+        OptionError: If an option is out of range, or options do not go together.
 
     Example:
         >>> import torch
@@ -65,31 +71,35 @@ class OPNP(Answers):
         >>> _ = torch.manual_seed(0)
         >>> weight, bias = torch.randn(3, 8), torch.zeros(3)
         >>> training, held_out = torch.rand(200, 8), torch.rand(100, 8)
-        >>> detector = OPNP(ratios=Ratios(w_min=0.25)).fit_features(training, weight=weight, bias=bias)
+        >>> detector = OPNP().fit_features(training, weight=weight, bias=bias)
         >>> _ = detector.calibrate_features(held_out, keep=0.95)
-        >>> int((detector.pruned_head.weight == 0).sum())
-        6
         >>> detector.predict_features(torch.stack([held_out[0], -10 * torch.ones(8)])).tolist()
         [False, True]
+        >>> paper = OPNP(ratios=Ratios(w_min=0.25)).fit_features(training, weight=weight, bias=bias)
+        >>> int((paper.pruned_head.weight == 0).sum())
+        6
 
     References:
-        Chen et al., "Optimal Parameter and Neuron Pruning for Out-of-Distribution Detection", NeurIPS 2023.
+        Chen et al., "Optimal Parameter and Neuron Pruning for Out-of-Distribution Detection", NeurIPS 2023. The fusion
+        and what it is worth: docs/explanation/results.md.
 
     """
 
     def __init__(
         self,
         *,
-        ratios: Ratios | Auto = "auto",
-        neuron: NeuronReading = "gradient",
-        scope: Scope = "layer",
-        temperature: float = 1.0,
-        score: ScoreName = "energy",
-        shaping: Shaping | Auto | None = "auto",
+        members: Sequence[str] | None = None,
+        ratios: Ratios | Tuned | None = None,
+        neuron: NeuronReading | None = None,
+        scope: Scope | None = None,
+        temperature: float | None = None,
+        score: ScoreName | None = None,
+        shaping: Shaping | None = None,
         precision: Precision = "float32",
     ) -> None:
         """Store the options."""
-        self._given = Settings(
+        self._given = settings_from(
+            members=members,
             ratios=ratios,
             neuron=neuron,
             scope=scope,
@@ -98,7 +108,18 @@ class OPNP(Answers):
             shaping=shaping,
             precision=precision,
         )
-        self._state: State | None = None
+        self._is_tuned = ratios == "tuned"
+        self._state: FittedState | None = None
+        self._link: ModelLink | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Return an unfitted detector with these settings, such as `settings` of another one."""
+        detector = cls()
+        detector._given = settings
+        return detector
+
+    # ------------------------------------------------------------------------------------------------------- fitting
 
     def fit(
         self,
@@ -115,17 +136,16 @@ class OPNP(Answers):
         distributed: bool = False,
         progress: Progress = None,
     ) -> Self:
-        """Take the sensitivities in one pass of the model over training data, and return self.
+        """Go over the training data once with the model, and return self.
 
         Args:
             model: Any classifier that ends in an `nn.Linear` or equal 1x1 convolution. It stays as it is, to the bit.
             loader: Training batches: tensors, (inputs, labels), or mappings; no labels are needed.
             head: The last layer or its dotted name; None to find it by running one batch.
             logits: Where the logits are in the model's output: index of a tuple, key or attribute, or a function of it.
-            validation: Batches of held-out ID inputs, with labels if there are any: automatic ratios are chosen on
-                them, with their features held in memory, and the detector is calibrated on them.
-            validation_ood: Batches of OOD inputs to choose automatic ratios by, in the place of class holdout; none
-                are needed, and fixed ratios do not use them.
+            validation: Batches of held-out ID inputs: the detector is calibrated on them. With tuned ratios a half of
+                them is searched on, and the other calibrates.
+            validation_ood: Batches of OOD inputs that tuned ratios are chosen by; for those alone.
             keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
             device: Where to run; None for where the model is.
             auto_batch: Whether to run a batch that needs more memory than there is in halves, with a warning; then
@@ -139,34 +159,39 @@ class OPNP(Answers):
 
         Raises:
             HeadNotFoundError: If the head is not found.
-            OptionError: If `logits` leads nowhere.
+            OptionError: If `logits` leads nowhere, or held-out data are missing or not wanted.
             DistributedError: If another rank fails or is lost.
-            EmptyDataError: If there is no batch.
+            EmptyDataError: If there is no batch, or too little to fuse scores by.
             NonFiniteError: If features or logits are not finite.
             InputTypeError: If batches cannot be read, or the model refuses their dtype.
             InsufficientMemoryError: If the model, or a batch in it, needs more memory than there is.
             RatioError: If the ratios leave nothing of this head, or cut among sensitivities too small for float64.
             CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
+        Warns:
+            MemberWarning: If a score cannot be fused.
+
         """
         ranks = Ranks.joined() if distributed else Ranks()
-        learning, state = Learning(self._given, is_held_out=validation is not None, ranks=ranks), None
+        self._require_held_out(validation is not None, validation_ood is not None, ranks)
         halving, batches = BatchHalving(is_on=auto_batch), shown(loader, progress)
         opened = head_stream(model, batches, head=head, logits=logits, device=device, halving=halving)
         with together(ranks), opened as stream:
-            weight, bias = learning.take(stream.batches, *checked_head(stream.head.weight, stream.head.bias))
+            weight, bias = _copied(*checked_head(stream.head.weight, stream.head.bias))
+            pairs = ((features, outputs) for features, outputs, _ in stream.batches)
+            total = FitSum.of(pairs, weight, bias, self._given)
             link = ModelLink(model, stream.head, stream.axes, device, weight=weight, bias=bias, halving=halving)
-        learning.join()
-        with together(ranks):
-            if validation is not None and ranks.is_first:
-                with link.feature_batches(shown(validation, progress)) as batches:
-                    learning.hold_out(batches)
-            if validation_ood is not None and ranks.is_first:
-                with link.feature_batches(validation_ood) as batches:
-                    learning.hold_out_ood(features for features, _ in batches)
-            if ranks.is_first:
-                state = learning.state(link, keep=keep)
-        self._state = learning.agreed(state, link)
+        state = replace(added_up(total, ranks).fitted(), head_name=link.head.name, axes=link.axes)
+
+        def held_out(loader: Iterable[object]) -> Iterator[Tensor]:
+            with link.feature_batches(shown(loader, progress)) as batches:
+                yield from (features for features, _ in batches)
+
+        known = None if validation is None else held_out(validation)
+        self._state = self._decided(
+            state, known, None if validation_ood is None else held_out(validation_ood), keep=keep, ranks=ranks
+        )
+        self._link = link
         return self
 
     def fit_features(
@@ -175,8 +200,7 @@ class OPNP(Answers):
         *,
         weight: Tensor,
         bias: Tensor | None,
-        labels: Tensor | None = None,
-        validation: Tensor | tuple[Tensor, Tensor | None] | FeatureSource | None = None,
+        validation: Tensor | FeatureSource | None = None,
         validation_ood: Tensor | FeatureSource | None = None,
         keep: float = _KEEP,
         batch_size: int = BLOCK_ROWS,
@@ -184,19 +208,16 @@ class OPNP(Answers):
         distributed: bool = False,
         progress: Progress = None,
     ) -> Self:
-        """Take the sensitivities from cached features of training data, and return self.
+        """Go over cached features of the training data once, and return self.
 
         Args:
             features: Inputs of the head, shape ``(batch, features)``, any floating dtype; or a source of them, such as
                 `opnp.data.open_features` gives, which is read block by block and never held as a whole.
             weight: The head's weight, shape ``(classes, features)``.
             bias: The head's bias, shape ``(classes,)``, or None.
-            labels: Class indices, shape ``(batch,)``; used where ratios are automatic, otherwise not needed. A source
-                has its own.
-            validation: Features of held-out ID inputs, shape ``(batch, features)``, a pair of them and their labels, or
-                a source: automatic ratios are chosen on them, and the detector is calibrated on them.
-            validation_ood: Features of OOD inputs to choose automatic ratios by, in the place of class holdout; none
-                are needed, and fixed ratios do not use them.
+            validation: Features of held-out ID inputs, shape ``(batch, features)``, or a source: the detector is
+                calibrated on them. With tuned ratios a half of them is searched on, and the other calibrates.
+            validation_ood: Features of OOD inputs that tuned ratios are chosen by; for those alone.
             keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
             batch_size: Rows that are read and multiplied at once.
             checkpoint: Where to write down how far the pass has come, and to go on from; None for nowhere. The file
@@ -210,41 +231,39 @@ class OPNP(Answers):
         Raises:
             CheckpointError: If the checkpoint is damaged, or one of another run.
             DistributedError: If another rank fails or is lost.
+            OptionError: If held-out data are missing or not wanted.
             ShapeError: If the shapes do not fit together, or there are fewer than two classes.
-            EmptyDataError: If there are no rows.
+            EmptyDataError: If there are no rows, or too few to fuse scores by.
             NonFiniteError: If features or head are not finite.
             RatioError: If the ratios leave nothing of this head, or cut among sensitivities too small for float64.
             CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
+        Warns:
+            MemberWarning: If a score cannot be fused.
+
         """
         ranks = Ranks.joined() if distributed else Ranks()
-        learning, state = Learning(self._given, is_held_out=validation is not None, ranks=ranks), None
-        weight = learning.take_features(
-            features,
-            weight=weight,
-            bias=bias,
-            labels=labels,
-            size=batch_size,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
-        learning.join()
+        self._require_held_out(validation is not None, validation_ood is not None, ranks)
         with together(ranks):
-            if validation is not None and ranks.is_first:
-                held_out, targets = validation if isinstance(validation, tuple) else (validation, None)
-                learning.hold_out(feature_blocks(held_out, weight, labels=targets, name="validation"))
-            if validation_ood is not None and ranks.is_first:
-                learning.hold_out_ood(feature_blocks(validation_ood, weight, name="validation_ood").features())
-            if ranks.is_first:
-                state = learning.state(None, keep=keep)
-        self._state = learning.agreed(state, None)
+            head = weight, bias = _copied(*checked_head(weight, bias))
+            blocks = feature_blocks(features, weight, size=batch_size, is_part=not ranks.is_alone)
+            known = ood = None
+            if ranks.is_first and validation is not None:
+                known = feature_blocks(validation, weight, name="validation").features()
+            if ranks.is_first and validation_ood is not None:
+                ood = feature_blocks(validation_ood, weight, name="validation_ood").features()
+            zeros = FitSum.zeros(*head, self._given)
+            total = summed_blocks(blocks, zeros, ranks=ranks, checkpoint=checkpoint, progress=progress)
+        state = added_up(total, ranks).fitted()
+        self._state = self._decided(state, known, ood, keep=keep, ranks=ranks)
+        self._link = None
         return self
 
     def calibrate(self, loader: Iterable[object], *, keep: float = _KEEP, progress: Progress = None) -> Self:
         """Score held-out ID inputs, so that verdicts keep the share `keep` of ID; return self.
 
         The inputs must be exchangeable with the ID inputs to come, and none may have been trained on. Calibrating
-        again replaces the calibration; nothing is refitted.
+        again replaces the calibration; nothing is refitted, and no score changes.
 
         Args:
             loader: Batches of held-out ID inputs.
@@ -263,7 +282,7 @@ class OPNP(Answers):
         """
         state = self._fitted()
         with self._linked().feature_batches(shown(loader, progress)) as batches:
-            state = state.calibrated((state.scorer.scores(features) for features, _ in batches), keep=keep)
+            state = state.calibrated((features for features, _ in batches), keep=keep)
         self._state = state  # once the model was given back
         return self
 
@@ -278,15 +297,14 @@ class OPNP(Answers):
 
         """
         state = self._fitted()
-        blocks = feature_blocks(features, state.fitted.weight)
-        self._state = state.calibrated(map(state.scorer.scores, blocks.features()), keep=keep)
+        self._state = state.calibrated(feature_blocks(features, state.weight).features(), keep=keep)
         return self
 
     def with_ratios(self, ratios: Ratios, *, neuron: NeuronReading | None = None, scope: Scope | None = None) -> Self:
-        """Return a new detector with other ratios from the same sensitivities; nothing is refitted.
+        """Return a new detector of the paper's method with other ratios, from the same sensitivities and no new pass.
 
-        Every other setting stays, a shaping that was chosen automatically too. Calibration belongs to the scores of
-        one setting: the new detector has none. Call `calibrate` on it.
+        Every other setting stays. Of a fusion it is the pruned head alone, read by its energy under SCALE as in the
+        fusion. Calibration belongs to the scores of one setting: the new detector has none. Call `calibrate` on it.
 
         Args:
             ratios: The new ratios.
@@ -304,39 +322,276 @@ class OPNP(Answers):
         state = self._fitted()
         if not isinstance(ratios, Ratios):
             raise OptionError(f"`ratios` must be a Ratios(...), got {ratios!r}.")
-        present = state.scorer.settings
-        settings = replace(present, ratios=ratios, neuron=neuron or present.neuron, scope=scope or present.scope)
-        return self._holding(settings, state.with_settings(settings))
+        present = state.settings
+        settings = replace(
+            present, members=None, ratios=ratios, neuron=neuron or present.neuron, scope=scope or present.scope
+        )
+        state = state.with_settings(settings)
+        state.pruned  # noqa: B018  # ratios that leave nothing are refused here, not at the first score
+        return self._holding(state, self._link)
+
+    # ------------------------------------------------------------------------------------------------------- answers
+
+    def score(self, inputs: object) -> Tensor:
+        """Return the score of a batch of inputs, shape ``(batch,)``, or of one input, shape ``()``. Larger = more OOD.
+
+        Args:
+            inputs: A batch as the training loader yields them (labels are ignored), or one input without a batch axis.
+
+        Returns:
+            Scores, on the model's device; of a fusion float64, and +inf where a member is not finite. Of the paper's
+            method float32, or float64 in that precision and at a temperature above 1000.
+
+        Raises:
+            NotFittedError: If nothing was fitted, or there is no model.
+            NonFiniteError: If features are not finite.
+            HeadMismatchError: If the model's head has changed since the fit.
+
+        """
+        features, is_single = self._linked().features_of(inputs)
+        return _released(self._fitted().scores(features), is_single=is_single)
+
+    def score_features(self, features: Tensor) -> Tensor:
+        """Return the score of features, shape ``(batch, features)`` or ``(features,)``, as `score` does of inputs."""
+        rows, is_single = self._checked(features)
+        return _released(self._fitted().scores(rows), is_single=is_single)
+
+    def p_value(self, inputs: object) -> Tensor:
+        """Return the conformal p-value of one batch of inputs, or of one input: small = OOD.
+
+        For ID inputs exchangeable with the calibration samples, P(p <= a) <= a for every a.
+
+        Args:
+            inputs: As for `score`.
+
+        Returns:
+            p-values in [1/(n + 1), 1] for n calibration samples, shape ``(batch,)`` or ``()``, float64.
+
+        Raises:
+            NotCalibratedError: If the detector is not calibrated.
+            NotFittedError: If nothing was fitted, or there is no model.
+
+        """
+        return self._calibration().p_value(self.score(inputs))
+
+    def p_value_features(self, features: Tensor) -> Tensor:
+        """Return the p-value of features, shape ``(batch, features)`` or ``(features,)``, as `p_value` of inputs."""
+        return self._calibration().p_value(self.score_features(features))
+
+    def predict(self, inputs: object) -> Tensor:
+        """Return whether each input is flagged as OOD, for one batch of inputs or one input.
+
+        Flagged is a p-value of at most 1 - keep, decided by integer rank among the calibration scores.
+
+        Args:
+            inputs: As for `score`.
+
+        Returns:
+            True = OOD, shape ``(batch,)`` or ``()``, bool.
+
+        Raises:
+            NotCalibratedError: If the detector is not calibrated.
+            NotFittedError: If nothing was fitted, or there is no model.
+
+        """
+        return self._calibration().is_ood(self.score(inputs))
+
+    def predict_features(self, features: Tensor) -> Tensor:
+        """Return the verdict on features, shape ``(batch, features)`` or ``(features,)``, as `predict` on inputs."""
+        return self._calibration().is_ood(self.score_features(features))
+
+    def verdict(self, inputs: object) -> Verdict:
+        """Return predicted class, score, p-value and verdict of one batch of inputs, or of one input, in one pass.
+
+        Raises:
+            NotCalibratedError: If the detector is not calibrated.
+            NotFittedError: If nothing was fitted, or there is no model.
+
+        """
+        self._calibration()
+        return self._verdict(*self._linked().features_of(inputs))
+
+    def verdict_features(self, features: Tensor) -> Verdict:
+        """Return predicted class, score, p-value and verdict of features, as `verdict` does of inputs."""
+        self._calibration()
+        return self._verdict(*self._checked(features))
+
+    def explain(self, inputs: object) -> Explanation:
+        """Return why inputs score as they do: the p-value of each fused score by itself, and its share of the score.
+
+        The p-values are not adjusted for their number: they say which scores are unusual, and are no test of their own.
+        The pruned head of the paper is always among them. Of the paper's method it is the only one.
+
+        Args:
+            inputs: As for `score`.
+
+        Returns:
+            Names of the members, p-values and shares, shape ``(batch, members)``, or ``(members,)`` of one input.
+
+        Raises:
+            NotCalibratedError: If the detector is not calibrated.
+            NotFittedError: If nothing was fitted, or there is no model.
+
+        """
+        self._calibration()
+        return self._explained(*self._linked().features_of(inputs))
+
+    def explain_features(self, features: Tensor) -> Explanation:
+        """Return why features score as they do, as `explain` does of inputs.
+
+        Example:
+            >>> _ = torch.manual_seed(0)
+            >>> training, head = torch.rand(400, 8), torch.randn(3, 8)
+            >>> detector = OPNP().fit_features(training[:300], weight=head, bias=None)
+            >>> why = detector.calibrate_features(training[300:]).explain_features(100 * torch.ones(8))
+            >>> why.members[int(why.share.argmax())], round(float(why.p_value.min()), 4)
+            ('norm', 0.0099)
+
+        """
+        self._calibration()
+        return self._explained(*self._checked(features))
+
+    def classify_features(self, features: Tensor) -> Tensor:
+        """Return the class that the original head predicts, shape ``(batch,)`` or ``()``, int64."""
+        rows, is_single = self._checked(features)
+        return _released(self._fitted().classes(rows), is_single=is_single)
+
+    def sweep_features(self, features: Tensor, ratios: Sequence[Ratios]) -> Tensor:
+        """Return the scores of features under many ratios, the other settings as they are, faster than one by one.
+
+        Args:
+            features: Shape ``(batch, features)``.
+            ratios: The ratios to try.
+
+        Returns:
+            Scores, shape ``(ratios, batch)``: row by row those that `with_ratios` would give, up to rounding.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+            RatioError: If any of the ratios leaves nothing of the head, or cuts among sensitivities too small for
+                float64: there are no scores then, of the other ratios neither.
+            OptionError: If `ratios` is empty, or no list of them.
+
+        """
+        state = self._fitted()
+        rows, _ = self._checked(features)
+        if not isinstance(ratios, Sequence) or not ratios or not all(isinstance(each, Ratios) for each in ratios):
+            raise OptionError(f"`ratios` must be a list of one or more Ratios(...), got {ratios!r}.")
+        present = replace(state.settings, members=None)
+        found = dict(swept(state, [replace(present, ratios=each) for each in ratios], rows, _score))
+        dtype = product_dtype(rows, precision=present.precision)
+        if present.score != "max_logit" and present.temperature > LARGEST_FLOAT32_TEMPERATURE:
+            dtype = torch.float64
+        return torch.stack([found[place][0] for place in range(len(ratios))]).to(dtype)
+
+    # --------------------------------------------------------------------------------------------------- what is held
 
     @property
     def settings(self) -> Settings:
-        """Every option: as chosen once fitted, as given before."""
-        return self._given if self._state is None else self._state.scorer.settings
+        """Every option: as fitted, or as given before."""
+        return self._given if self._state is None else self._state.settings
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the scores that are fused; of the paper's method the pruned head alone, ``("opnp",)``."""
+        return self._fitted().fused
+
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """Names of the scores that `explain` speaks of: the fused ones, and the pruned head in any case."""
+        return self._fitted().explained
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why a score that was asked for is not fused, by name."""
+        return self._fitted().left_out
 
     @property
     def tuning(self) -> Tuning | None:
-        """How automatic settings were chosen: what was tried, what it was worth; None where nothing was chosen."""
+        """How ratios were chosen on OOD validation data; None where they were not."""
         return self._fitted().tuning
 
+    @property
+    def samples(self) -> int:
+        """Number of training samples that the detector was fitted on."""
+        return self._fitted().samples
+
+    @property
+    def sensitivity(self) -> Sensitivity:
+        """Sensitivities of the head's weights and inputs, float64."""
+        return self._fitted().sensitivity
+
+    @property
+    def masks(self) -> Masks:
+        """What stays of the head: True = keep. Of a fusion, what its pruned head keeps."""
+        return self._fitted().pruned.masks
+
+    @property
+    def pruned_head(self) -> nn.Linear:
+        """The pruned head as a new, plain `nn.Linear` with the dtype of the original and no gradient."""
+        pruned = self._fitted().pruned
+        return plain_head(pruned.weight, pruned.bias)
+
+    @property
+    def original_head(self) -> nn.Linear:
+        """The head that the detector was fitted on, as a new, plain `nn.Linear` with no gradient."""
+        state = self._fitted()
+        return plain_head(state.weight, state.bias)
+
+    def compact_head(self) -> CompactHead:
+        """Return the pruned head without the columns of which nothing is left: full features in, the same logits out.
+
+        It holds the kept columns as `head`, a plain `nn.Linear`, and their positions as `index`. It saves memory and
+        time where neurons were pruned; where only single weights were, `pruned_head` does as well.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+
+        """
+        return CompactHead.from_head(self.pruned_head, self.masks)
+
+    @property
+    def head_digest(self) -> str:
+        """SHA-256 of the head that the detector was fitted on: over dtype, shape and values of weight and bias."""
+        state = self._fitted()
+        return head_digest(state.weight, state.bias)
+
+    @property
+    def threshold(self) -> float:
+        """Score above which an input is flagged."""
+        return self._calibration().threshold
+
+    @property
+    def keep(self) -> float:
+        """Share of ID inputs that is not flagged, in expectation at least."""
+        return self._calibration().keep
+
+    @property
+    def calibration_scores(self) -> Tensor:
+        """Scores of the calibration samples, ascending, shape ``(n,)``, float64."""
+        return self._calibration().scores
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the training data were seen."""
+        return self._state is not None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether verdicts can be given."""
+        return self._state is not None and self._state.calibration is not None
+
+    # ------------------------------------------------------------------------------------------------ files and graphs
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the detector to one safetensors file: settings, sensitivities, head, calibration. No code, no model.
+        """Write the detector to one safetensors file. No code, no model, no training data.
 
         Raises:
             NotFittedError: If nothing was fitted.
             OSError: If the file cannot be written.
 
         """
-        state = self._fitted()
-        stored = Stored(
-            given=self._given,
-            settings=state.scorer.settings,
-            fitted=state.fitted,
-            calibration=state.calibration,
-            head_name=state.head_name,
-            axes=state.axes,
-            tuning=state.tuning,
-        )
-        write_detector(path, stored)
+        write_detector(path, self._fitted())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> Self:
@@ -345,7 +600,8 @@ class OPNP(Answers):
         The model is known by its head alone: that its other layers are those of the fit is the caller's affair.
 
         Args:
-            path: File to read.
+            path: File to read. One that version 0.1 wrote is read if its settings were given, and refused if they were
+                chosen automatically.
             model: The model it was fitted on, to score inputs; without it, features can be scored.
 
         Returns:
@@ -357,36 +613,168 @@ class OPNP(Answers):
             HeadMismatchError: If no layer of `model` is the head that the detector was fitted on.
 
         """
-        stored = read_detector(path)
-        link = None
-        if model is not None:
-            weight, bias = stored.fitted.weight, stored.fitted.bias
-            link = linked_by_digest(model, weight=weight, bias=bias, name=stored.head_name, axes=stored.axes)
-        state = State(
-            fitted=stored.fitted,
-            scorer=Scorer.from_fitted(stored.fitted, stored.settings, is_stored=True),
-            link=link,
-            calibration=stored.calibration,
-            tuning=stored.tuning,
-            head_name=stored.head_name,
-            axes=stored.axes,
-        )
-        return cls._holding(stored.given, state)
+        state = read_detector(path)
+        return cls._holding(state, None if model is None else _linked_to(model, state))
+
+    def to_module(self, model: nn.Module | None = None) -> DetectorModule:
+        """Return model and detector as one module: inputs in, (logits, score, p_value) out.
+
+        The module holds a copy of the model, in eval mode, and the calibration; `torch.export` takes it.
+
+        Args:
+            model: The model that the detector was fitted on; None for the one it is tied to.
+
+        Returns:
+            The module, on the model's device.
+
+        Raises:
+            NotFittedError: If nothing was fitted, or there is no model.
+            NotCalibratedError: If the detector is not calibrated.
+            HeadMismatchError: If no layer of the model is the head that the detector was fitted on.
+            InputTypeError: If the model cannot be copied.
+
+        Example:
+            >>> from opnp import OPNP, Ratios
+            >>> model, inputs = nn.Linear(4, 3), torch.rand(100, 4)
+            >>> detector = OPNP(ratios=Ratios(w_min=0.25)).fit(model, [inputs]).calibrate([inputs])
+            >>> logits, score, p_value = detector.to_module()(inputs)
+            >>> torch.equal(score, detector.score(inputs)), torch.equal(p_value, detector.p_value(inputs))
+            (True, True)
+
+        """
+        state = self._fitted()
+        self._calibration()
+        return DetectorModule(self._linked() if model is None else _linked_to(model, state), state)
+
+    def model_card(self, *, inputs: Mapping[str, object] | None = None) -> str:
+        """Return a model card in Markdown: what the detector is, how it was made, and what it promises.
+
+        Args:
+            inputs: What is known of how inputs are prepared, as JSON values, to be written down with the rest.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+
+        """
+        return card_text(self._fitted(), inputs=inputs)
 
     def __repr__(self) -> str:
         """Return the options, and how far the detector has come."""
-        options = ", ".join(f"{name}={getattr(self.settings, name)!r}" for name in Settings.__slots__)
+        settings = self.settings
+        if settings.members is not None:
+            options = f"members={list(settings.members)!r}, precision={settings.precision!r}"
+        else:
+            names = [name for name in Settings.__slots__ if name != "members"]
+            options = ", ".join(f"{name}={getattr(settings, name)!r}" for name in names)
         if self._state is None:
             return f"OPNP({options})  # not fitted"
-        samples = self._state.fitted.sensitivity.count
         calibration = self._state.calibration
         calibrated = "not calibrated"
         if calibration is not None:
             calibrated = f"calibrated on {len(calibration.scores)} at keep={calibration.keep:g}"
-        return f"OPNP({options})  # fitted on {samples} samples, {calibrated}"
+        return f"OPNP({options})  # fitted on {self._state.samples} samples, {calibrated}"
+
+    # ------------------------------------------------------------------------------------------------------- private
 
     @classmethod
-    def _holding(cls, given: Settings, state: State) -> Self:
-        detector = cls(**{name: getattr(given, name) for name in Settings.__slots__})
-        detector._state = state
+    def _holding(cls, state: FittedState, link: ModelLink | None) -> Self:
+        detector = cls.from_settings(state.settings)
+        detector._state, detector._link = state, link  # noqa: SLF001  # of its own class
         return detector
+
+    def _require_held_out(self, has_known: bool, has_ood: bool, ranks: Ranks) -> None:  # noqa: FBT001  # two facts
+        """Refuse OOD data where nothing is tuned, and tuning without them; ranks must be about to do the same."""
+        require_equal(str(self._given.to_json()), ranks, what="the settings")
+        with together(ranks):
+            if ranks.is_first and self._is_tuned and not (has_known and has_ood):
+                raise OptionError(
+                    '`ratios="tuned"` needs `validation` and `validation_ood`: held-out ID and OOD samples to choose '
+                    "by."
+                )
+            if has_ood and not self._is_tuned:
+                raise OptionError(
+                    '`validation_ood` is for `ratios="tuned"` alone: neither the fusion nor given ratios choose by it.'
+                )
+
+    def _decided(
+        self,
+        state: FittedState,
+        known: Iterable[Tensor] | None,
+        ood: Iterable[Tensor] | None,
+        *,
+        keep: float,
+        ranks: Ranks,
+    ) -> FittedState:
+        """Return the state tuned and calibrated on features of held-out samples; what rank 0 decides holds for all."""
+        with together(ranks):
+            if ranks.is_first and known is not None:
+                if self._is_tuned and ood is not None:
+                    state, rest = tuned(state, _joined(known), _joined(ood))
+                    known = [rest]
+                state = state.calibrated(known, keep=keep)
+        return state if ranks.is_alone else state_from_bytes(sent_by_first(state_bytes(state), ranks), like=state)
+
+    def _fitted(self) -> FittedState:
+        if self._state is None:
+            raise NotFittedError(
+                "This detector has seen no data: call `fit(model, loader)` or `fit_features(...)` first."
+            )
+        return self._state
+
+    def _linked(self) -> ModelLink:
+        self._fitted()
+        if self._link is None:
+            raise NotFittedError(
+                "This detector has no model: it was fitted from features, or loaded without one. Use the `*_features` "
+                "methods, or `OPNP.load(path, model=...)`.",
+            )
+        return self._link
+
+    def _calibration(self) -> Calibration:
+        calibration = self._fitted().calibration
+        if calibration is None:
+            raise NotCalibratedError(
+                "This detector is not calibrated, so it can score but give no p-value and no verdict: call "
+                "`calibrate(loader)` or `calibrate_features(features)` with held-out ID inputs.",
+            )
+        return calibration
+
+    def _checked(self, features: Tensor) -> tuple[Tensor, bool]:
+        is_single = isinstance(features, Tensor) and features.ndim == 1
+        rows = features[None] if is_single else features
+        checked_matrix(rows, name="features", axes="(batch, features)")
+        feature_blocks(rows, self._fitted().weight)
+        require_finite(rows, name="features")
+        return rows.detach(), is_single
+
+    def _verdict(self, features: Tensor, is_single: bool) -> Verdict:  # noqa: FBT001  # the pair that `features_of` returns
+        state, calibration = self._fitted(), self._calibration()
+        scores = state.scores(features)
+        values = (state.classes(features), scores, calibration.p_value(scores), calibration.is_ood(scores))
+        return Verdict(*(_released(value, is_single=is_single) for value in values))
+
+    def _explained(self, features: Tensor, is_single: bool) -> Explanation:  # noqa: FBT001  # as above
+        found = self._fitted().explanation(features, self._calibration())
+        values = (_released(value, is_single=is_single) for value in (found.p_value, found.share))
+        return Explanation(found.members, *values)
+
+
+def _score(logits: Tensor, settings: Settings) -> tuple[Tensor]:
+    return (score_logits(logits, score=settings.score, temperature=settings.temperature),)
+
+
+def _copied(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return weight.detach().clone(), None if bias is None else bias.detach().clone()
+
+
+def _joined(batches: Iterable[Tensor]) -> Tensor:
+    return torch.cat([features.clone() for features in batches])  # a loader may use its buffer again
+
+
+def _linked_to(model: nn.Module, state: FittedState) -> ModelLink:
+    return linked_by_digest(model, weight=state.weight, bias=state.bias, name=state.head_name, axes=state.axes)
+
+
+def _released(values: Tensor, *, is_single: bool) -> Tensor:
+    """Return the values of a batch, or the single value of one input."""
+    return values[0] if is_single else values

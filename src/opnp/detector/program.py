@@ -27,6 +27,7 @@ __all__ = [
     "on_cpu",
     "require_repeatable",
     "rows",
+    "worst_difference",
     "write_program",
 ]
 
@@ -152,14 +153,36 @@ def write_program(
         with torch.no_grad():
             found, expected = loaded(*args, **kwargs), module(*args, **kwargs)
         logits, score, p_value, is_ood = found
-        is_same = all(
-            torch.allclose(got, wanted, rtol=0, atol=_TOLERANCE * float(wanted.abs().max()))
-            for got, wanted in zip((logits, score), expected, strict=False)
+        is_fused = module.judge.settings.is_fusion
+        is_same = (
+            worst_difference(logits, expected[0]) <= _TOLERANCE
+            and worst_difference(score, expected[1], is_fused=is_fused) <= _TOLERANCE
         )
         verdicts = module.judge.p_value(score), module.judge.is_ood(score)
         if not is_same or not torch.equal(p_value, verdicts[0]) or not torch.equal(is_ood, verdicts[1]):
             raise ModelRunError("The program read back gives other numbers than the model. Nothing was written.")
     write_atomically(path, content)
+
+
+def worst_difference(found: Tensor, wanted: Tensor, *, is_fused: bool = False) -> float:
+    """Return how far numbers lie from those wanted at most: relative to the largest, or in units of 1 + |S|.
+
+    Two infinities of one sign are equal, and anything else is infinitely far from one; NaN is NaN.
+
+    Args:
+        found: Logits or scores.
+        wanted: What they should be.
+        is_fused: Whether they are scores S of a fusion, which have no largest.
+
+    Example:
+        >>> found, wanted = torch.tensor([2.0, 9.0, torch.inf]), torch.tensor([1.0, 9.0, torch.inf])
+        >>> worst_difference(found, wanted, is_fused=True)
+        0.5
+
+    """
+    off = torch.where(found == wanted, 0.0, (found.double() - wanted.double()).abs())
+    size = 1 + wanted.double().abs() if is_fused else wanted.double().abs().amax()
+    return float(torch.where(off == 0, 0.0, off / size.where(size.isfinite(), 1.0)).amax())
 
 
 def on_cpu(batch: Tensor | Mapping[str, Any]) -> Tensor | dict[str, Tensor]:

@@ -1,115 +1,77 @@
-"""What a detector is asked to do: every option, checked once, as one immutable value."""
+"""Which arguments of `OPNP(...)` mean what: a fusion, the paper's method with given ratios, or with tuned ones."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Literal, Self, get_args
+from collections.abc import Sequence
+from typing import Literal
 
-from opnp.core.checks import checked_temperature
 from opnp.core.masks import Scope
-from opnp.core.scores import SCORE_NAMES, ScoreName
+from opnp.core.panel import PANEL
+from opnp.core.scores import ScoreName
 from opnp.core.sensitivity import NeuronReading, Precision
-from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping
-from opnp.detector.ratios import Ratios
+from opnp.core.shaping import Shaping
 from opnp.errors import OptionError
+from opnp.fitted import Ratios, Settings
 
-__all__ = ["Auto", "Settings"]
+__all__ = ["Tuned", "settings_from"]
 
-Auto = Literal["auto"]
+Tuned = Literal["tuned"]
+"""Ratios that are chosen on OOD validation data."""
 
-_SHAPINGS: dict[str, type[ReAct | ASHS | SCALE]] = {"react": ReAct, "ash_s": ASHS, "scale": SCALE}
 
+def settings_from(
+    *,
+    members: Sequence[str] | None = None,
+    ratios: Ratios | Tuned | None = None,
+    neuron: NeuronReading | None = None,
+    scope: Scope | None = None,
+    temperature: float | None = None,
+    score: ScoreName | None = None,
+    shaping: Shaping | None = None,
+    precision: Precision = "float32",
+) -> Settings:
+    """Return the settings that the arguments of `OPNP(...)` stand for; None is an argument that is not given.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The options of a detector.
+    None of them, or `members` alone, means the fusion. Any other means the paper's method, in which what is not given
+    is none: no pruning, no shaping, the energy at temperature 1.
 
-    Attributes:
-        ratios: Pruning ratios, or ``"auto"``.
-        neuron: Reading of the neuron sensitivity, ``"gradient"`` or ``"aggregate"``.
-        scope: What the weights are ranked within, ``"layer"`` or ``"class"``.
-        temperature: Temperature T of sensitivity and score, above 0.
-        score: Name of the score on the pruned head's logits.
-        shaping: Shaping of the features before the pruned head, None, or ``"auto"``.
-        precision: Precision of products, ``"float32"`` or ``"float64"``.
+    Raises:
+        OptionError: If a value is out of range, or `members` come together with options of the paper's method.
+
+    Example:
+        >>> settings_from().members
+        ('gen', 'react', 'fdbd', 'mahalanobis', 'vim', 'opnp', 'norm')
+        >>> settings_from(score="msp").ratios
+        Ratios(w_min=0.0, w_max=0.0, o_min=0.0, o_max=0.0)
+        >>> settings_from(members=["gen"], score="msp")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        opnp.errors.OptionError: `members` choose scores to fuse, and `score` belongs to the pruned head alone: ...
 
     """
-
-    ratios: Ratios | Auto = "auto"
-    neuron: NeuronReading = "gradient"
-    scope: Scope = "layer"
-    temperature: float = 1.0
-    score: ScoreName = "energy"
-    shaping: Shaping | Auto | None = "auto"
-    precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        """Check every option."""
-        if self.ratios != "auto" and not isinstance(self.ratios, Ratios):
-            raise OptionError(f'`ratios` must be a Ratios(...) or "auto", got {self.ratios!r}.')
-        if self.shaping not in ("auto", None) and not isinstance(self.shaping, Shaping):
-            raise OptionError(
-                f'`shaping` must be "auto", None, ReAct(...), ASHS(...) or SCALE(...), got {self.shaping!r}.',
-            )
-        _require_one_of("neuron", self.neuron, get_args(NeuronReading))
-        _require_one_of("scope", self.scope, get_args(Scope))
-        _require_one_of("score", self.score, SCORE_NAMES)
-        _require_one_of("precision", self.precision, get_args(Precision))
-        object.__setattr__(self, "temperature", checked_temperature(self.temperature))
-
-    @property
-    def is_automatic(self) -> bool:
-        """Whether something is left to be chosen: with fixed ratios ``shaping="auto"`` stands for none."""
-        return self.ratios == "auto"
-
-    @property
-    def fixed_ratios(self) -> Ratios:
-        """The ratios; none where they are automatic and nothing has chosen them."""
-        return Ratios() if self.ratios == "auto" else self.ratios
-
-    @property
-    def fixed_shaping(self) -> Shaping | None:
-        """The shaping; none where it is automatic and nothing has chosen it."""
-        return None if self.shaping == "auto" else self.shaping
-
-    def resolved(self) -> Self:
-        """Return the settings with nothing left automatic."""
-        return replace(self, ratios=self.fixed_ratios, shaping=self.fixed_shaping)
-
-    def to_json(self) -> dict[str, object]:
-        """Return the settings as JSON values, for `from_json`."""
-        shaping: object = self.shaping
-        for name, kind in _SHAPINGS.items():
-            if isinstance(self.shaping, kind):
-                shaping = {"name": name, "quantile": self.shaping.quantile}
-        return {
-            "ratios": self.ratios if self.ratios == "auto" else asdict(self.ratios),
-            "neuron": self.neuron,
-            "scope": self.scope,
-            "temperature": self.temperature,
-            "score": self.score,
+    given = {
+        name: value
+        for name, value in {
+            "ratios": ratios,
+            "neuron": neuron,
+            "scope": scope,
+            "temperature": temperature,
+            "score": score,
             "shaping": shaping,
-            "precision": self.precision,
-        }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, object]) -> Self:
-        """Return the settings that `to_json` wrote.
-
-        Raises:
-            OptionError: If a value is out of range.
-            TypeError: If the values are not those of settings.
-            KeyError: If a shaping is unknown.
-
-        """
-        fields = dict(values)
-        ratios, shaping = fields.get("ratios"), fields.get("shaping")
-        if isinstance(ratios, Mapping):
-            fields["ratios"] = Ratios(**ratios)
-        if isinstance(shaping, Mapping):
-            fields["shaping"] = _SHAPINGS[shaping["name"]](shaping["quantile"])
-        return cls(**fields)  # type: ignore[arg-type]  # checked one by one in __post_init__
-
-
-def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise OptionError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+        }.items()
+        if value is not None
+    }
+    if members is not None and given:
+        raise OptionError(
+            f"`members` choose scores to fuse, and `{next(iter(given))}` belongs to the pruned head alone: give one or "
+            f"the other."
+        )
+    if not given:
+        return Settings.of_fusion(PANEL if members is None else members, precision=precision)
+    if given.get("ratios") == "tuned":
+        given.pop("ratios")
+    elif ratios is not None and not isinstance(ratios, Ratios):
+        hint = (
+            ' "auto" was version 0.1: `OPNP()` now fuses scores in place of choosing one.'
+            if str(ratios) == "auto"
+            else ""
+        )
+        raise OptionError(f'`ratios` must be a Ratios(...) or "tuned", got {ratios!r}.{hint}')
+    return Settings(**given, precision=precision)  # type: ignore[arg-type]  # checked there one by one

@@ -2,29 +2,32 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from opnp.artifact import read_artifact, write_artifact
 from opnp.core.checks import require_finite
+from opnp.core.panel import REACT_QUANTILE, Panel
 from opnp.core.sensitivity import Sensitivity
 from opnp.core.shaping import ReAct
-from opnp.detector.fitting import Fitted, checked_head
-from opnp.detector.link import head_digest
-from opnp.detector.settings import Settings
-from opnp.detector.tuning import Tuning
-from opnp.detector.verdicts import Calibration
-from opnp.errors import ArtifactError, InputTypeError, OptionError, ShapeError
+from opnp.detector.attachment import head_digest
+from opnp.detector.fit_pass import checked_head
+from opnp.errors import ArtifactError, InputTypeError, NonFiniteError, OptionError, ShapeError
 from opnp.files.typed_json import typed_value
-from opnp.model import InputAxes
+from opnp.fitted import Calibration, FittedState, Settings, Tuning
 
-__all__ = ["FORMAT_VERSION", "Stored", "read_detector", "write_detector"]
+__all__ = ["FORMAT_VERSION", "read_detector", "state_bytes", "state_from_bytes", "write_detector"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_FIRST_VERSION = 1
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DERIVED = ("weight", "bias", "pruned_weight")
+"""Tensors of a panel that follow from the head and the masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,94 +39,66 @@ class _HeadFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class _TrialFacts:
-    """What the metadata say of a trial; the attributes are those of `Trial`."""
+class _TuningFacts:
+    """What the metadata say of how ratios were tuned; the attributes are those of `Tuning`."""
 
     settings: Mapping[str, object]
-    holdout: tuple[float, ...]
-    thinned: float
-    scrambled: float
-    failure: float
-    loss: float
-    value: float
-    is_harmless: bool
+    tried: int
+    searched: tuple[int, int]
+    unsearched: tuple[int, int]
+    auroc: float
+    energy_auroc: float
 
 
 @dataclass(frozen=True, slots=True)
-class _TuningFacts:
-    """What the metadata say of how settings were chosen; the attributes are those of `Tuning`."""
+class _FusionFacts:
+    """What the metadata say of a fusion."""
 
-    energy: _TrialFacts
-    chosen: _TrialFacts
-    samples: int
-    source: str
-    is_labelled: bool
-    tried: int
+    fused: tuple[str, ...]
+    left_out: Mapping[str, str]
+    kept: int
+    numbers: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class _Told:
     """The metadata of a file, as `write_detector` writes them."""
 
-    given: Mapping[str, object]
     settings: Mapping[str, object]
     training_samples: int
     react_thresholds: tuple[tuple[float, float], ...]
+    fusion: _FusionFacts | None
     tuning: _TuningFacts | None
     keep: float | None
     head: _HeadFacts
     input_axes: int | Mapping[str, int] | None
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Stored:
-    """All that a saved detector holds.
-
-    Attributes:
-        given: Settings as the user gave them, perhaps automatic.
-        settings: Settings with nothing left automatic.
-        fitted: Sensitivities and head.
-        calibration: Calibration, or None.
-        head_name: The head's dotted name in its model; None if fitted from features.
-        axes: Number of axes of a batch of inputs; None if fitted from features.
-        tuning: How automatic settings were chosen, or None.
-
-    """
-
-    given: Settings
-    settings: Settings
-    fitted: Fitted
-    calibration: Calibration | None
-    head_name: str | None
-    axes: InputAxes | None
-    tuning: Tuning | None
-
-    @property
-    def digest(self) -> str:
-        """Digest of the head."""
-        return head_digest(self.fitted.weight, self.fitted.bias)
-
-
-def write_detector(path: str | os.PathLike[str], stored: Stored) -> None:
+def write_detector(path: str | os.PathLike[str], state: FittedState) -> None:
     """Write a detector to one safetensors file."""
-    fitted, calibration = stored.fitted, stored.calibration
+    calibration, panel = state.calibration, state.panel
     tensors: dict[str, Tensor | None] = {
-        "head.weight": fitted.weight,
-        "head.bias": fitted.bias,
-        "sensitivity.weight": fitted.sensitivity.weight,
-        "sensitivity.neuron_gradient": fitted.sensitivity.neuron_gradient,
-        "sensitivity.neuron_aggregate": fitted.sensitivity.neuron_aggregate,
+        "head.weight": state.weight,
+        "head.bias": state.bias,
+        "sensitivity.weight": state.sensitivity.weight,
+        "sensitivity.neuron_gradient": state.sensitivity.neuron_gradient,
+        "sensitivity.neuron_aggregate": state.sensitivity.neuron_aggregate,
         "calibration.scores": None if calibration is None else calibration.scores,
+        "calibration.members": None if calibration is None else calibration.members,
+        "fusion.scales": state.scales,
     }
+    if panel is not None:
+        tensors |= {f"panel.{name}": tensor for name, tensor in panel.tensors().items() if name not in _DERIVED}
+    fusion = {"fused": state.fused, "left_out": dict(state.left_out), "kept": state.kept}
     metadata = {
-        "given": stored.given.to_json(),
-        "settings": stored.settings.to_json(),
-        "training_samples": fitted.sensitivity.count,
-        "react_thresholds": sorted(fitted.react_thresholds.items()),
-        "tuning": None if stored.tuning is None else stored.tuning.to_json(),
+        "settings": state.settings.to_json(),
+        "training_samples": state.sensitivity.count,
+        "react_thresholds": sorted(state.react_thresholds.items()),
+        "fusion": None if panel is None else fusion | {"numbers": panel.numbers()},
+        "tuning": None if state.tuning is None else state.tuning.to_json(),
         "keep": None if calibration is None else calibration.keep,
-        "head": {"name": stored.head_name, "sha256": stored.digest},
-        "input_axes": stored.axes,
+        "head": {"name": state.head_name, "sha256": head_digest(state.weight, state.bias)},
+        "input_axes": state.axes,
     }
     write_artifact(
         path,
@@ -134,56 +109,157 @@ def write_detector(path: str | os.PathLike[str], stored: Stored) -> None:
     )
 
 
-def read_detector(path: str | os.PathLike[str]) -> Stored:
-    """Return the detector that `write_detector` wrote.
+def read_detector(path: str | os.PathLike[str]) -> FittedState:
+    """Return the detector that `write_detector` wrote, or version 0.1 where its settings were given.
 
     Raises:
         MissingFileError: If there is no such file.
-        ArtifactError: If it is no detector, or is damaged.
+        ArtifactError: If it is no detector, or is damaged; or one of version 0.1 that chose its settings.
 
     """
-    tensors, metadata = read_artifact(path, kind="detector", format_version=FORMAT_VERSION)
+    tensors, metadata = read_artifact(path, kind="detector", format_version=FORMAT_VERSION, older=(_FIRST_VERSION,))
+    if metadata.pop("format_version", None) == _FIRST_VERSION:
+        metadata = _of_first_version(metadata, path)
     try:
         told = typed_value(_Told, metadata, name="the metadata")
-        scores = tensors.get("calibration.scores")
-        stored = Stored(
-            given=Settings.from_json(told.given),
+        state = FittedState(
             settings=Settings.from_json(told.settings),
-            fitted=Fitted(
-                sensitivity=Sensitivity(
-                    weight=tensors["sensitivity.weight"],
-                    neuron_gradient=tensors["sensitivity.neuron_gradient"],
-                    neuron_aggregate=tensors["sensitivity.neuron_aggregate"],
-                    count=told.training_samples,
-                ),
-                weight=tensors["head.weight"],
-                bias=tensors.get("head.bias"),
-                react_thresholds=dict(told.react_thresholds),
+            weight=tensors["head.weight"],
+            bias=tensors.get("head.bias"),
+            sensitivity=Sensitivity(
+                weight=tensors["sensitivity.weight"],
+                neuron_gradient=tensors["sensitivity.neuron_gradient"],
+                neuron_aggregate=tensors["sensitivity.neuron_aggregate"],
+                count=told.training_samples,
             ),
-            calibration=None if scores is None else _calibration(scores, keep=told.keep),
+            react_thresholds=dict(told.react_thresholds),
             head_name=told.head.name,
             axes=dict(told.input_axes) if isinstance(told.input_axes, Mapping) else told.input_axes,
-            tuning=None if told.tuning is None else Tuning.from_json(asdict(told.tuning)),
+            tuning=None if told.tuning is None else _tuning(told.tuning),
         )
-        _require_consistent(stored, sha256=told.head.sha256)
+        _require_consistent(state, sha256=told.head.sha256)
+        if told.fusion is not None:
+            state = _with_fusion(state, told.fusion, tensors)
+        if (told.fusion is not None) != state.settings.is_fusion:
+            raise OptionError("Its settings and its members do not belong together.")
+        scores = tensors.get("calibration.scores")
+        if scores is not None:
+            members = tensors.get("calibration.members")
+            state = replace(state, calibration=_calibration(scores, members, keep=told.keep, state=state))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} lacks or garbles something that a detector must hold ({error!r}).") from error
-    return stored
+    return state
 
 
-def _calibration(scores: Tensor, *, keep: float | None) -> Calibration:
+def state_bytes(state: FittedState) -> bytes:
+    """Return the file that `write_detector` writes."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "detector.safetensors"
+        write_detector(path, state)
+        return path.read_bytes()
+
+
+def state_from_bytes(content: bytes, *, like: FittedState) -> FittedState:
+    """Return the detector that `state_bytes` gave, with its head on the device of another one."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "detector.safetensors"
+        path.write_bytes(content)
+        state = read_detector(path)
+    device = like.weight.device
+    found = state.sensitivity
+    return replace(
+        state,
+        weight=state.weight.to(device),
+        bias=None if state.bias is None else state.bias.to(device),
+        sensitivity=Sensitivity(
+            found.weight.to(device), found.neuron_gradient.to(device), found.neuron_aggregate.to(device), found.count
+        ),
+    )
+
+
+def _of_first_version(metadata: dict[str, object], path: str | os.PathLike[str]) -> dict[str, object]:
+    """Return the metadata of version 0.1 as those of this one; refuse settings that were chosen automatically."""
+    given = metadata.pop("given", None)
+    if isinstance(given, Mapping) and given.get("ratios") == "auto":
+        raise ArtifactError(
+            f"{path} is a detector of opnp 0.1 that chose its settings by itself. This version fuses scores in place "
+            f"of choosing one, and does not read it: fit again with OPNP(), or score with opnp 0.1."
+        )
+    settings = metadata.get("settings")
+    if isinstance(settings, Mapping) and settings.get("shaping") == "auto":
+        metadata["settings"] = {**settings, "shaping": None}
+    return metadata | {"fusion": None, "tuning": None}
+
+
+def _tuning(facts: _TuningFacts) -> Tuning:
+    return Tuning(
+        settings=Settings.from_json(facts.settings),
+        tried=facts.tried,
+        searched=facts.searched,
+        unsearched=facts.unsearched,
+        auroc=facts.auroc,
+        energy_auroc=facts.energy_auroc,
+    )
+
+
+def _with_fusion(state: FittedState, facts: _FusionFacts, tensors: Mapping[str, Tensor]) -> FittedState:
+    """Return the state with panel and scales, checked."""
+    scales, (classes, features) = tensors["fusion.scales"], state.weight.shape
+    parts = {name.removeprefix("panel."): tensor for name, tensor in tensors.items() if name.startswith("panel.")}
+    head = {"weight": state.weight.double(), "pruned_weight": state.pruned.weight.double()}
+    if state.bias is not None:
+        head["bias"] = state.bias.double()
+    panel = Panel.from_parts({**parts, **head}, facts.numbers)
+    shapes = {
+        "mean": (features,),
+        "gaussian.center": (features,),
+        "gaussian.whitening": (features, features),
+        "gaussian.background": (features, features),
+        "space.origin": (features,),
+    }
+    for name, tensor in parts.items():
+        if tensor.dtype != torch.float64 or tensor.shape != shapes.get(name, tensor.shape):
+            raise ShapeError(f"The part {name} of its panel is {tensor.dtype} of shape {tuple(tensor.shape)}.")
+        require_finite(tensor, name=name)
+    for name, axes in (("gaussian.means", (0, classes)), ("space.basis", None)):
+        if name in parts:
+            along = parts[name].shape
+            if len(along) != 2 or (along[1] if axes else along[0]) != features or not min(along) > 0:
+                raise ShapeError(f"The part {name} of its panel has shape {tuple(along)}.")
+    asked = state.settings.members or ()
+    if not facts.fused or sorted((*facts.fused, *facts.left_out)) != sorted(asked):
+        raise OptionError("Its members are not those of its settings.")
+    if scales.dtype != torch.float64 or scales.shape != (2, len(facts.fused)):
+        raise ShapeError("Its scales are not those of its members.")
+    require_finite(scales, name="scales")
+    if not bool((scales[1] > scales[0]).all()) or facts.kept < 1 or REACT_QUANTILE not in state.react_thresholds:
+        raise OptionError("Its scales measure nothing.")
+    fitted = replace(
+        state, panel=panel, scales=scales, fused=facts.fused, left_out=dict(facts.left_out), kept=facts.kept
+    )
+    fitted.member_scores(torch.zeros(1, features))  # that nothing is missing shows at once, and not at the first score
+    return fitted
+
+
+def _calibration(scores: Tensor, members: Tensor | None, *, keep: float | None, state: FittedState) -> Calibration:
     """Return the calibration by stored scores."""
     if scores.ndim != 1 or scores.dtype != torch.float64 or keep is None:
         raise ShapeError("The calibration it holds is no vector of float64 with a share to keep.")
-    require_finite(scores, name="calibration scores")
-    return Calibration.from_scores(scores, keep=keep)
+    if bool(scores.isnan().any()) or (state.panel is None and not bool(scores.isfinite().all())):
+        raise NonFiniteError("The calibration scores it holds are not finite.")
+    expected = None if state.panel is None else (len(scores), len(state.explained))
+    if (None if members is None else tuple(members.shape)) != expected:
+        raise ShapeError("The calibration it holds is not that of its members.")
+    if members is not None and (members.dtype not in _FLOATS or bool(members.isnan().any())):
+        raise NonFiniteError("The members' calibration scores it holds are no numbers.")
+    return Calibration.from_scores(scores, keep=keep, members=members)
 
 
-def _require_consistent(stored: Stored, *, sha256: str) -> None:
+def _require_consistent(state: FittedState, *, sha256: str) -> None:
     """Raise if the parts do not belong together, or nothing can be computed with them."""
-    if stored.digest != sha256:
+    sensitivity, weight, bias = state.sensitivity, state.weight, state.bias
+    if head_digest(weight, bias) != sha256:
         raise ArtifactError("The head it holds is not the one it was made from.")
-    sensitivity, weight, bias = stored.fitted.sensitivity, stored.fitted.weight, stored.fitted.bias
     checked_head(weight, bias)
     parts = sensitivity.weight, sensitivity.neuron_gradient, sensitivity.neuron_aggregate
     if tuple(part.shape for part in parts) != (weight.shape, weight.shape[1:], weight.shape[1:]):
@@ -194,10 +270,7 @@ def _require_consistent(stored: Stored, *, sha256: str) -> None:
         raise InputTypeError("It holds numbers of a type that cannot be computed with.")
     for part in parts:
         require_finite(part, name="sensitivities")
-    shaping = stored.settings.fixed_shaping
-    if stored.settings.is_automatic or stored.settings.shaping == "auto":
-        raise OptionError("The settings it holds leave something to be chosen.")
-    if isinstance(shaping, ReAct) and shaping.quantile not in stored.fitted.react_thresholds:
+    shaping = state.settings.shaping
+    if isinstance(shaping, ReAct) and shaping.quantile not in state.react_thresholds:
         raise OptionError("The threshold of ReAct is missing.")
-    if stored.tuning is not None and not 0 < len(stored.tuning.energy.holdout) == len(stored.tuning.chosen.holdout):
-        raise ShapeError("The trials it holds are not of the same draws.")
+    state.pruned  # noqa: B018  # ratios that leave nothing of the head

@@ -18,9 +18,7 @@ from opnp.core.checks import require_finite
 from opnp.core.masks import Masks, pruned_weight
 from opnp.core.sensitivity import product_dtype
 from opnp.core.shaping import ReAct, shaped
-from opnp.detector.fitting import Fitted
-from opnp.detector.masking import neurons_kept, require_known_order, weights_kept
-from opnp.detector.settings import Settings
+from opnp.fitted import FittedState, Settings, neurons_kept, require_known_order, weights_kept
 
 __all__ = ["Readout", "swept"]
 
@@ -40,7 +38,7 @@ _SPARSE = 0.02
 
 
 def swept(
-    fitted: Fitted, settings: Sequence[Settings], features: Tensor, readout: Readout
+    fitted: FittedState, settings: Sequence[Settings], features: Tensor, readout: Readout
 ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
     """Yield what is read off the logits under each setting, with its place in `settings`.
 
@@ -87,23 +85,23 @@ class _Heads:
 
     """
 
-    fitted: Fitted
+    fitted: FittedState
     weights: dict[object, Tensor]
     neurons: dict[object, Tensor]
 
     def masks(self, settings: Settings) -> Masks:
         """Return the masks of a setting."""
-        ratios = settings.fixed_ratios
+        ratios = settings.ratios
         weights = (settings.scope, ratios.w_min, ratios.w_max)
         neurons = (settings.neuron, ratios.o_min, ratios.o_max)
         if weights not in self.weights or neurons not in self.neurons:
-            require_known_order(self.fitted, settings)
+            require_known_order(self.fitted.sensitivity, self.fitted.weight, settings)
         if weights not in self.weights:
             if len(self.weights) * self.fitted.weight.numel() > _MASKS:
                 self.weights.clear()
-            self.weights[weights] = weights_kept(self.fitted, settings)
+            self.weights[weights] = weights_kept(self.fitted.sensitivity, settings)
         if neurons not in self.neurons:
-            self.neurons[neurons] = neurons_kept(self.fitted, settings)
+            self.neurons[neurons] = neurons_kept(self.fitted.sensitivity, settings)
         return Masks(self.weights[weights], self.neurons[neurons])
 
 
@@ -141,10 +139,10 @@ class _Running:
     updates: int
 
     @classmethod
-    def from_rows(cls, fitted: Fitted, settings: Settings, rows: Tensor) -> Self:
+    def from_rows(cls, fitted: FittedState, settings: Settings, rows: Tensor) -> Self:
         """Return the block before its first head."""
         dtype = product_dtype(rows, precision=settings.precision)
-        shaping = settings.fixed_shaping
+        shaping = settings.shaping
         threshold = fitted.react_thresholds[shaping.quantile] if isinstance(shaping, ReAct) else None
         # Float64 in any case: what a large feature leaves behind when it is subtracted again would show in float32.
         inputs = shaped(rows.detach().to(dtype), shaping, threshold=threshold).double().T.contiguous()
@@ -186,6 +184,6 @@ class _Running:
 
 def _nearby(settings: Settings) -> tuple[object, ...]:
     """Return a key that sorts settings of similar heads side by side, the innermost ratio last."""
-    ratios = settings.fixed_ratios
+    ratios = settings.ratios
     weights = (settings.scope, ratios.w_max, ratios.w_min)
     return (repr(settings.shaping), settings.precision, *weights, settings.neuron, ratios.o_max, ratios.o_min)

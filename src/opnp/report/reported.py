@@ -22,6 +22,7 @@ DEMO_MODEL = "demo"
 """Name of the demo's model, whose record has none."""
 
 _CHOSEN = ("OPNP()", "OPNP(shaping=None)", "OPNP")
+"""Rows of opnp as it is used, the first that ran first: of a benchmark, of one by version 0.1, and of the demo."""
 _BASELINES = ("Energy", "Energy, rest of test", "Energy (pytorch-ood)")
 
 
@@ -54,7 +55,7 @@ class ReportedRow:
         group: ``reference``, ``baseline``, ``combination`` or ``product``.
         source: Package that computed it.
         citation: Where the settings come from; empty where the record does not say.
-        settings: Hyper-parameters, as chosen where they are automatic.
+        settings: Hyper-parameters.
         split: ID samples that it was judged by: all of ``test``, or the ``rest`` that was not given to validation.
         status: ``ok``, or ``failed`` where there are no figures.
         reason: Why it failed; empty where it did not.
@@ -224,7 +225,7 @@ def _demo_row(result: MethodResult) -> ReportedRow:
     detection = {place: _reported(figures) for place, figures in result.detection.items()}
     return ReportedRow(
         method=result.method,
-        group="product" if result.method == "OPNP" else "reference",
+        group="product" if result.method in _CHOSEN else "reference",
         source="opnp",
         citation="",
         settings=result.settings,

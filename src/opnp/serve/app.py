@@ -27,6 +27,7 @@ def serve_app(
     *,
     head_name: str | None = None,
     class_names: Sequence[str] | None = None,
+    is_explained: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> "FastAPI":
     """Return the service of a detector and its model, for any server of ASGI.
@@ -45,6 +46,7 @@ def serve_app(
         transform: What makes the model's inputs, as `opnp.bench.model_from_name` gives it.
         head_name: Dotted name of the head, preferred where several layers of the model are equal.
         class_names: Names of the classes, for the answers.
+        is_explained: Whether answers give each fused score's own p-value and its share of the score, as ``members``.
         limits: How much is taken on.
 
     Raises:
@@ -70,7 +72,9 @@ def serve_app(
     from opnp.serve.engine import Engine  # noqa: PLC0415  # with its packages, which are of an extra
     from opnp.serve.routes import application  # noqa: PLC0415  # as above
 
-    engine = Engine.opened(detector, model, transform, head_name=head_name, class_names=class_names)
+    engine = Engine.opened(
+        detector, model, transform, head_name=head_name, class_names=class_names, is_explained=is_explained
+    )
     return application(engine, limits=limits)
 
 

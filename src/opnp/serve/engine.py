@@ -1,7 +1,8 @@
 """From prepared inputs to answers: one pass of the model for a batch, each input that fails by itself."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -12,7 +13,7 @@ from opnp.bench.model_failure import model_failure_text
 from opnp.core.checks import require_finite
 from opnp.data import ModelInputs, Transform
 from opnp.detector import OPNP
-from opnp.detector.link import ModelLink, linked_by_digest
+from opnp.detector.attachment import ModelLink, linked_by_digest
 from opnp.errors import ModelRunError, NotCalibratedError, OpnpError, OptionError
 
 __all__ = ["Answer", "Engine"]
@@ -26,9 +27,10 @@ class Answer:
         predicted_class: Class that the original head predicts.
         class_name: Its name, or None where names are not known.
         confidence: Its probability by the original head: the softmax, in [0, 1].
-        score: Larger = more OOD.
+        score: Larger = more OOD; +inf where a member of a fusion is not finite.
         p_value: Conformal p-value, small = OOD.
         is_ood: Whether the input is flagged.
+        members: By name of each fused score its own p-value and its share of the score; None where not asked for.
 
     """
 
@@ -38,17 +40,23 @@ class Answer:
     score: float
     p_value: float
     is_ood: bool
+    members: dict[str, tuple[float, float]] | None = None
 
     def to_json(self) -> dict[str, object]:
-        """Return the answer as JSON values."""
+        """Return the answer as JSON values, an infinite score as None: JSON has no infinity."""
         name = {} if self.class_name is None else {"class_name": self.class_name}
+        why: dict[str, object] = {}
+        if self.members is not None:
+            pairs = self.members.items()
+            why["members"] = {member: {"p_value": p_value, "share": share} for member, (p_value, share) in pairs}
         return {
             "class": self.predicted_class,
             **name,
             "confidence": self.confidence,
-            "score": self.score,
+            "score": self.score if math.isfinite(self.score) else None,
             "p_value": self.p_value,
             "is_ood": self.is_ood,
+            **why,
         }
 
 
@@ -62,6 +70,7 @@ class Engine:
         transform: What makes the model's inputs.
         head: The original head.
         class_names: Names of the classes, or None.
+        is_explained: Whether answers say what each fused score contributed.
 
     """
 
@@ -70,6 +79,7 @@ class Engine:
     transform: Transform
     head: nn.Linear
     class_names: tuple[str, ...] | None
+    is_explained: bool = False
 
     @classmethod
     def opened(
@@ -80,6 +90,7 @@ class Engine:
         *,
         head_name: str | None = None,
         class_names: Sequence[str] | None = None,
+        is_explained: bool = False,
     ) -> Self:
         """Return the engine of a detector and a model.
 
@@ -99,7 +110,8 @@ class Engine:
         if class_names is not None and len(class_names) != head.out_features:
             raise OptionError(f"`class_names` must be {head.out_features}, one a class, got {len(class_names)}.")
         link = linked_by_digest(model, weight=head.weight, bias=head.bias, name=head_name, axes=None)
-        return cls(detector, link, transform, head, None if class_names is None else tuple(class_names))
+        names = None if class_names is None else tuple(class_names)
+        return cls(detector, link, transform, head, names, is_explained)
 
     def answers(self, inputs: Sequence[ModelInputs]) -> list[Answer | Exception]:
         """Return the answer to each input, in their order; in the place of one that fails, the error.
@@ -145,10 +157,16 @@ class Engine:
         confidence = self._confidence(features, verdict.predicted_class)
         columns = (verdict.predicted_class, confidence, verdict.score, verdict.p_value, verdict.is_ood)
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [
+        answers = [
             Answer(label, self._name(label), probability, score, p_value, is_ood)
             for label, probability, score, p_value, is_ood in rows
         ]
+        if not self.is_explained:
+            return answers
+        why = self.detector.explain_features(features)
+        pairs = torch.stack([why.p_value, why.share.to(why.p_value)], 2).tolist()
+        members = ({name: (p, share) for name, (p, share) in zip(why.members, row, strict=True)} for row in pairs)
+        return [replace(answer, members=found) for answer, found in zip(answers, members, strict=True)]
 
     def _confidence(self, features: Tensor, classes: Tensor) -> Tensor:
         """Return the probability of the predicted classes, shape ``(batch,)``, float64."""

@@ -8,11 +8,13 @@ from opnp.errors import ArtifactError, NotFittedError
 from tests.unit.bench.bench_world import world_features, world_weight
 
 
-def test_there_and_back_it_answers_alike() -> None:
-    features, _ = world_features(60, seed=0)
-    detector = OPNP(ratios=Ratios(w_min=0.3)).fit_features(features, weight=world_weight(), bias=None)
+@pytest.mark.parametrize("ratios", [Ratios(w_min=0.3), None], ids=["paper", "fusion"])
+def test_there_and_back_it_answers_alike(ratios: Ratios | None) -> None:
+    features, _ = world_features(200, seed=0)
+    detector = OPNP(ratios=ratios).fit_features(features, weight=world_weight(), bias=None)
     found = detector_from(bytes_of(detector))
-    assert found.settings == detector.settings
+    assert (found.settings, found.members) == (detector.settings, detector.members)
+    assert bytes_of(found) == bytes_of(detector)
     assert found.score_features(features).equal(detector.score_features(features))
 
 

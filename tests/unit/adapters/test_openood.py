@@ -149,6 +149,14 @@ def test_set_up_again_it_takes_another_head_and_leaves_its_own() -> None:
         postprocessor.setup(second, {"train": []}, {})
 
 
+def test_a_fusion_that_was_pickled_answers_alike() -> None:
+    net = Net()
+    postprocessor = set_up(net, w_min=None)
+    loaded: OPNPPostprocessor = pickle.loads(pickle.dumps(postprocessor))  # noqa: S301  # its own bytes
+    loaded.setup(net, {"train": []}, {})
+    assert loaded.postprocess(net, FAR)[1].equal(postprocessor.postprocess(net, FAR)[1])
+
+
 def test_pickled_it_answers_alike_without_the_net() -> None:
     net = Net()
     postprocessor = set_up(net, sweep=SWEEP, w_min=0.25)
@@ -175,8 +183,9 @@ def test_the_file_is_in_openoods_format_and_holds_the_defaults() -> None:
     assert set(section["postprocessor_args"]) == set(OPTION_DEFAULTS)
     by_file, by_default = OPNPPostprocessor(config), OPNPPostprocessor()
     for each in (by_file, by_default):
-        assert each.APS_mode is True
+        assert each.APS_mode is False
         assert each.hyperparam_search_done is False
+        assert each.options == OPTION_DEFAULTS
         assert each.options == section["postprocessor_args"]
         assert each.args_dict == section["postprocessor_sweep"]
         for values in product(*each.args_dict.values()):
@@ -224,21 +233,44 @@ def test_what_would_change_nothing_is_refused() -> None:
         found.set_hyperparam([0.5])
     with pytest.raises(RatioError, match="sum to 1"):
         found.set_hyperparam([0.5, 0.5])
-    assert found.get_hyperparam() == [0.0, 0.0]
+    assert found.get_hyperparam() == [0.0, None]
 
 
-# Four classes are too few for class holdout, which is said.
-@pytest.mark.filterwarnings("ignore::opnp.errors.TuningWarning")
-def test_four_nulls_choose_on_the_id_validation_set() -> None:
+@pytest.mark.parametrize("config", [None, configured(w_min=None), configured(w_min=None, members=["gen", "norm"])])
+def test_without_ratios_scores_are_fused_in_one_pass_over_the_training_data(config: dict[str, Any] | None) -> None:
     net = Net()
-    config = configured(w_min=None, w_max=None, o_min=None, o_max=None, shaping="auto")
     postprocessor = OPNPPostprocessor(config)
     with unchanged(net, "setup"):
-        postprocessor.setup(net, loaders()["id"], {})
-    expected = OPNP().fit(net, list(pairs(TRAIN)), validation=list(pairs(ID_VALIDATION)))
+        postprocessor.setup(net, {"train": batches(*TRAIN)}, {})
+    members = None if config is None else config["postprocessor"]["postprocessor_args"].get("members")
+    expected = OPNP(members=members).fit(net, list(pairs(TRAIN)))
     assert postprocessor.opnp.settings == expected.settings
-    assert postprocessor.opnp.calibration_scores.equal(expected.calibration_scores)
-    torch.testing.assert_close(postprocessor.postprocess(net, FAR)[1], -expected.score(FAR))
+    assert postprocessor.opnp.members == expected.members
+    assert not postprocessor.opnp.is_calibrated
+    predicted, confidence = postprocessor.postprocess(net, FAR)
+    torch.testing.assert_close(confidence, -expected.score(FAR))
+    assert predicted.equal(net.fc(net.quiet_features(FAR)).argmax(1))
+
+
+def test_a_search_is_one_over_ratios_of_the_papers_method(tmp_path: Path) -> None:
+    net, sweep = Net(), {"w_min_list": [0.0, 0.25, 0.6]}
+    postprocessor = OPNPPostprocessor(configured(sweep=sweep, is_searching=True, w_min=None))
+    Evaluator(net, loaders(), postprocessor).evaluated(tmp_path)
+    (best,) = postprocessor.get_hyperparam()
+    assert best in sweep["w_min_list"]
+    assert postprocessor.opnp.members == ("opnp",)
+    assert postprocessor.postprocess(net, FAR)[1].equal(set_up(net, w_min=best).postprocess(net, FAR)[1])
+
+
+def test_ratios_given_to_a_fusion_need_another_setup() -> None:
+    net = Net()
+    postprocessor = set_up(net, w_min=None, sweep={"w_min_list": [0.25]})
+    postprocessor.set_hyperparam([0.25])
+    with pytest.raises(NotFittedError, match="take another pass each: fit again"):
+        postprocessor.postprocess(net, FAR)
+    postprocessor.setup_flag = False
+    postprocessor.setup(net, loaders()["id"], {})
+    assert postprocessor.postprocess(net, FAR)[1].equal(set_up(net, w_min=0.25).postprocess(net, FAR)[1])
 
 
 class Listing(Net):

@@ -302,21 +302,61 @@ def test_a_shaping_is_a_hyper_parameter_too(shaping: ReAct | SCALE) -> None:
     assert not found.predict_features(QUERY).equal(fresh(w_min=0.3).score_features(QUERY))
 
 
-# Five classes are too few for class holdout, which is said.
-@pytest.mark.filterwarnings("ignore::opnp.errors.TuningWarning")
-def test_without_ratios_they_are_chosen_as_the_detector_of_this_project_does() -> None:
-    found = OPNPDetector(None, w=WEIGHT, b=BIAS).fit_features(TRAIN, LABELS)
-    expected = OPNP().fit_features(TRAIN, weight=WEIGHT, bias=BIAS, labels=LABELS)
+def fused(**options: Any) -> OPNPDetector:
+    return OPNPDetector(None, w=WEIGHT, b=BIAS, **options)
+
+
+@pytest.mark.parametrize("members", [None, ["gen", "mahalanobis"]])
+def test_without_ratios_scores_are_fused_as_the_detector_of_this_project_does(members: list[str] | None) -> None:
+    found = fused(members=members).fit_features(TRAIN, LABELS)
+    expected = OPNP(members=members).fit_features(TRAIN, weight=WEIGHT, bias=BIAS)
     assert found.opnp.settings == expected.settings
+    assert found.opnp.members == expected.members
     assert found.predict_features(QUERY).equal(expected.score_features(QUERY))
+
+
+def test_the_fusion_and_the_papers_method_take_a_pass_each_and_are_kept(passes: list[int]) -> None:
+    found = fused().fit_features(TRAIN, LABELS)
+    scores = found.predict_features(QUERY)
     found.w_min = 0.3
     with pytest.raises(FitMissingError, match="for these hyper-parameters"):
         found.predict_features(QUERY)
+    found.fit_features(TRAIN, LABELS)
+    assert found.predict_features(QUERY).equal(fresh(w_min=0.3).score_features(QUERY))
+    assert passes == [300, 300, 300]  # the last one is that of `fresh`
+    found.w_min = None
+    assert found.fit_features(TRAIN, LABELS).predict_features(QUERY).equal(scores)
+    assert passes == [300, 300, 300]
+
+
+def test_the_encoder_of_a_fusion_comes_back_as_it_was() -> None:
+    net, (inputs, labels) = Net(), inputs_and_labels(120)
+    found = OPNPDetector(net.features, net.fc)
+    with unchanged(net, "fitting and scoring"):
+        scores = found.fit(loader(inputs, labels)).predict(inputs)
+    expected = OPNPDetector(None, net.fc).fit_features(net.quiet_features(inputs), labels)
+    assert found.opnp.members == expected.opnp.members
+    torch.testing.assert_close(scores, expected.predict_features(net.quiet_features(inputs)), rtol=1e-5, atol=1e-5)
+
+
+def test_members_and_ratios_do_not_go_together() -> None:
+    with pytest.raises(OptionError, match="`members` choose scores to fuse"):
+        fused(members=["gen"], w_min=0.1)
+    found = fused(members=["gen"])
+    with pytest.raises(OptionError, match="`members` choose scores to fuse"):
+        found.set_hyperparameters(w_min=0.1)
+    assert (found.w_min, found.members) == (None, ["gen"])
 
 
 def pickled(each: OPNPDetector) -> OPNPDetector:
     found: OPNPDetector = pickle.loads(pickle.dumps(each))  # noqa: S301  # its own bytes
     return found
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_copies_of_a_fusion_answer_alike(copied: Callable[[OPNPDetector], OPNPDetector]) -> None:
+    found = fused().fit_features(TRAIN, LABELS)
+    assert copied(found).predict_features(QUERY).equal(found.predict_features(QUERY))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])

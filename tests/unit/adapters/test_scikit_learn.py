@@ -1,6 +1,7 @@
 """The scikit-learn detector against scikit-learn's own checks, against plain OPNP, and against theory."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.base import clone
-from sklearn.datasets import load_digits, make_blobs
+from sklearn.datasets import load_digits, load_iris, make_blobs
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
@@ -22,16 +23,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from opnp import OPNP, Ratios, ReAct
+from opnp import OPNP, PANEL, Ratios, ReAct
 from opnp.adapters.scikit_learn import OPNPOutlierDetector, _split
-from opnp.adapters.scikit_learn_classifiers import FeatureRows
 from opnp.core.scores import ScoreName
-from opnp.errors import (
-    EmptyDataError,
-    OptionError,
-    TuningWarning,
-    UncalibratedWarning,
-)
+from opnp.errors import EmptyDataError, OptionError, UncalibratedWarning
 
 X, Y = make_blobs(n_samples=400, centers=4, n_features=6, cluster_std=3.0, random_state=0)
 X = StandardScaler().fit_transform(X)
@@ -54,9 +49,10 @@ def is_row_of(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 # scikit-learn's checks fit as few as ten rows of three columns, which leaves too few to calibrate on, and shares that
-# round to nothing. Both are said, and neither is what those checks are about.
+# round to nothing; some of their rows are zeros, whose norm measures nothing. All of it is said, and none of it is what
+# those checks are about.
 @pytest.mark.filterwarnings("ignore:.* rows are held out for calibration:opnp.errors.UncalibratedWarning")
-@pytest.mark.filterwarnings("ignore:automatic ratios need at least 100 ID samples:opnp.errors.TuningWarning")
+@pytest.mark.filterwarnings("ignore:The fusion goes without:opnp.errors.MemberWarning")
 @pytest.mark.filterwarnings("ignore:.* rounds to none:opnp.errors.RatioWarning")
 @pytest.mark.filterwarnings("ignore:.*SCIPY_ARRAY_API is not set:sklearn.exceptions.SkipTestWarning")
 @parametrize_with_checks(
@@ -73,36 +69,21 @@ def test_the_checks_of_scikit_learn_pass(estimator: OPNPOutlierDetector, check: 
     check(estimator)  # type: ignore[operator]  # the package ships no types
 
 
-@pytest.mark.parametrize("ood_score", ["energy", "msp", "max_logit", "entropy", "gen"])
+@pytest.mark.parametrize("ood_score", ["energy", "msp", "max_logit", "entropy", "gen", None])
 @pytest.mark.parametrize("classes", [2, 4])
-def test_the_numbers_are_those_of_opnp_on_the_same_weight(classes: int, ood_score: ScoreName) -> None:
+def test_the_numbers_are_those_of_opnp_on_the_same_weight(classes: int, ood_score: ScoreName | None) -> None:
     rows, labels = X[classes > Y], Y[classes > Y]
-    detector = OPNPOutlierDetector(
-        Remembering(),
-        w_min=0.25,
-        o_max=0.2,
-        neuron="aggregate",
-        scope="class",
-        temperature=2.0,
-        ood_score=ood_score,
-        shaping=None,
-        contamination=0.1,
-        random_state=0,
-    ).fit(rows, labels)
+    others: dict[str, Any] = {"neuron": "aggregate", "scope": "class", "temperature": 2.0}
+    options = {} if ood_score is None else {"w_min": 0.25, "o_max": 0.2, "ood_score": ood_score, **others}
+    detector = OPNPOutlierDetector(Remembering(), **options, contamination=0.1, random_state=0).fit(rows, labels)
     classifier = detector.estimator_
     weight, bias = torch.from_numpy(classifier.coef_), torch.from_numpy(classifier.intercept_)
     if classes == 2:
         weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
     held_out = rows[~is_row_of(rows, classifier.seen_)]
     assert len(held_out) == round(0.2 * len(rows))
-    plain = OPNP(
-        ratios=Ratios(w_min=0.25, o_max=0.2),
-        neuron="aggregate",
-        scope="class",
-        temperature=2.0,
-        score=ood_score,
-        shaping=None,
-    ).fit_features(
+    own = {} if ood_score is None else {"ratios": Ratios(w_min=0.25, o_max=0.2), "score": ood_score, **others}
+    plain = OPNP(**own).fit_features(
         torch.from_numpy(classifier.seen_),
         weight=weight,
         bias=bias,
@@ -164,22 +145,6 @@ def test_contamination_counts_as_the_decimal_it_is_written_as(contamination: flo
     assert -detector.offset_ == float(ranked[99 - flagged])
 
 
-def test_rows_held_out_keep_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    fit_features, held_out = OPNP.fit_features, []
-
-    def noted(detector: OPNP, features: FeatureRows, *, validation: FeatureRows, **options: Any) -> OPNP:
-        held_out.append(validation)
-        return fit_features(detector, features, validation=validation, **options)
-
-    monkeypatch.setattr(OPNP, "fit_features", noted)
-    names = np.array(["d", "c", "b", "a"])
-    OPNPOutlierDetector(w_min=0.0).fit(X, names[Y])
-    rows, labels = held_out[0].read(0, 80)
-    label_of = {tuple(row): 3 - label for row, label in zip(X.tolist(), Y.tolist(), strict=True)}
-    assert labels is not None
-    assert labels.tolist() == [label_of[tuple(row)] for row in rows.tolist()]
-
-
 @given(
     labels=st.lists(st.integers(0, 4), min_size=2, max_size=60),
     share=st.floats(0.01, 0.99),
@@ -218,23 +183,21 @@ def test_too_few_rows_to_calibrate_on_are_said_and_the_least_score_serves() -> N
     np.testing.assert_array_equal(detector.predict(QUERY) == -1, p_values == 1 / 13)
 
 
-def test_shares_are_chosen_by_themselves_where_none_is_given() -> None:
-    rows, labels = load_digits(return_X_y=True)
-    with pytest.warns(TuningWarning, match="fewer than 10 classes, got 7"):
-        few = OPNPOutlierDetector(RidgeClassifier(), validation_fraction=0.4, random_state=0).fit(
-            rows[labels < 7][:600], labels[labels < 7][:600]
-        )
-    assert few.detector_.tuning is None
-    assert few.detector_.settings.fixed_ratios == Ratios()
+@pytest.mark.parametrize("load", [load_digits, load_iris])
+def test_scores_are_fused_where_no_option_of_the_papers_method_is_given(load: Any) -> None:
+    rows, labels = load(return_X_y=True)
     names = np.array(list("zyxwvutsrq"))[labels]
     detector = OPNPOutlierDetector(RidgeClassifier(), random_state=0).fit(rows, names)
-    tuning = detector.detector_.tuning
-    assert tuning is not None
-    assert tuning.tried > 10
-    assert tuning.source == "validation"
-    assert tuning.is_labelled
-    assert tuning.samples == 359
-    assert OPNPOutlierDetector(RidgeClassifier(), w_max=0.01).fit(rows, names).detector_.tuning is None
+    assert detector.detector_.members == PANEL
+    held_out = round(0.2 * len(rows))
+    assert len(detector.detector_.calibration_scores) == held_out
+    assert detector.detector_.samples == len(rows) - held_out
+    assert (detector.predict(rows) == 1).mean() > 0.9
+    strange = np.random.default_rng(0).uniform(rows.min(), 3 * rows.max(), size=(200, rows.shape[1]))
+    assert (detector.predict(strange) == -1).mean() > 0.9
+    for options in ({"w_max": 0.1}, {"o_min": 0.0}, {"temperature": 2.0}, {"ood_score": "msp"}, {"scope": "class"}):
+        alone = OPNPOutlierDetector(RidgeClassifier(), random_state=0, **options).fit(rows, names)
+        assert alone.detector_.members == ("opnp",), options
 
 
 def test_a_pipeline_gives_the_features_that_its_last_step_receives() -> None:
@@ -313,7 +276,7 @@ def test_a_grid_search_over_shares_finds_the_best_of_them() -> None:
     means = search.cv_results_["mean_test_score"]
     assert len(set(means)) > 3
     assert search.best_params_ == search.cv_results_["params"][int(np.argmax(means))]
-    best = search.best_estimator_.detector_.settings.fixed_ratios
+    best = search.best_estimator_.detector_.settings.ratios
     assert best == Ratios(w_min=search.best_params_["w_min"])
 
 
@@ -332,12 +295,13 @@ def test_parameters_are_stored_as_given_and_cloned() -> None:
     assert detector.detector_.settings.shaping == shaping
 
 
-def test_a_detector_survives_a_pickle_and_a_file(tmp_path: object) -> None:
-    detector = OPNPOutlierDetector(w_min=0.2, random_state=0).fit(X, Y)
+@pytest.mark.parametrize("w_min", [0.2, None], ids=["paper", "fusion"])
+def test_a_detector_survives_a_pickle_and_a_file(w_min: float | None, tmp_path: Path) -> None:
+    detector = OPNPOutlierDetector(w_min=w_min, random_state=0).fit(X, Y)
     copy = pickle.loads(pickle.dumps(detector))  # noqa: S301  # made a moment ago
     np.testing.assert_array_equal(copy.score_samples(QUERY), detector.score_samples(QUERY))
     np.testing.assert_array_equal(copy.p_value(QUERY), detector.p_value(QUERY))
-    path = f"{tmp_path}/detector.safetensors"
+    path = tmp_path / "detector.safetensors"
     detector.detector_.save(path)
     loaded = OPNP.load(path).score_features(torch.from_numpy(QUERY))
     np.testing.assert_array_equal(-loaded.numpy(), detector.score_samples(QUERY))

@@ -5,7 +5,6 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-import torch
 from scipy import sparse
 from sklearn.datasets import make_blobs
 from sklearn.ensemble import RandomForestClassifier
@@ -92,14 +91,22 @@ def test_labels_are_checked() -> None:
 
 
 def test_rows_read_by_blocks_are_a_feature_source() -> None:
-    rows = FeatureRows(sparse.csr_array(X), torch.from_numpy(Y))
-    assert (rows.rows, rows.width, rows.is_labelled, rows.first_row) == (400, 6, True, 0)
+    rows = FeatureRows(sparse.csr_array(X))
+    assert (rows.rows, rows.width, rows.is_labelled, rows.first_row) == (400, 6, False, 0)
     features, labels = rows.read(3, 5)
     np.testing.assert_array_equal(features.numpy(), X[3:5])
-    assert labels is not None
-    assert labels.tolist() == Y[3:5].tolist()
-    assert rows.digest() == FeatureRows(X, torch.from_numpy(Y)).digest()
-    assert rows.digest() != FeatureRows(X).digest()
+    assert labels is None
+    assert rows.digest() == FeatureRows(X).digest()
+    assert rows.digest() != FeatureRows(X[::-1].copy()).digest()
+
+
+def test_rows_that_are_too_few_or_too_much_alike_to_fuse_scores_by_are_refused() -> None:
+    rows, labels = np.repeat(np.eye(2), 10, axis=0), np.repeat([0, 1], 10)
+    detector = OPNPOutlierDetector(contamination=0.25, random_state=0)
+    with pytest.raises(EmptyDataError, match=r"16 training samples are too few, or too much alike .* or `ratios` for"):
+        detector.fit(rows, labels)
+    assert not hasattr(detector, "estimator_")
+    assert detector.set_params(w_min=0.0).fit(rows, labels).predict(rows).tolist() == [1] * 20
 
 
 @pytest.mark.parametrize("missing", ["sklearn.base", "sklearn.frozen"])

@@ -1,6 +1,8 @@
 import base64
 import io
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,21 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from opnp import OPNP, Ratios
-from opnp.bench.fit_record import FitRecord
+from opnp import OPNP, PANEL, Ratios, Settings
+from opnp.bench.fit_record import FIT_RECORD_VERSION, FitRecord, TuningFacts
 from opnp.bench.fit_recording import record_fit
 from opnp.bench.gallery import ImageVerdicts, gallery_set, thumbnail
-from opnp.bench.picture_record import PICTURES_FILE, PictureRecord, SensitivityPicture
+from opnp.bench.picture_record import PICTURE_RECORD_VERSION, PICTURES_FILE, PictureRecord, SensitivityPicture
 from opnp.bench.pictures import detector_pictures
 from opnp.core import pruned_weight
-from opnp.errors import DataFileError
+from opnp.errors import DataFileError, MemberWarning, NonFiniteError
 
 
 def fitted(ratios: Ratios, *, classes: int = 5, features: int = 40, seed: int = 0) -> tuple[OPNP, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(classes, features, generator=generator)
     rows = torch.rand(200, features, generator=generator)
-    return OPNP(ratios=ratios, shaping=None).fit_features(rows, weight=weight, bias=None), weight
+    return OPNP(ratios=ratios).fit_features(rows, weight=weight, bias=None), weight
+
+
+def rows_and_weight() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return 600 features and the weight of a head of 12 classes."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(600, 30, generator=generator), torch.randn(12, 30, generator=generator)
 
 
 def counted(picture: SensitivityPicture, values: torch.Tensor) -> list[int]:
@@ -72,6 +80,15 @@ def test_pictures_hold_every_weight_and_neuron_once(
     assert PictureRecord.from_json(PictureRecord((pictures,)).to_json()) == PictureRecord((pictures,))
 
 
+def test_the_pictures_of_a_fusion_are_those_of_its_pruned_head() -> None:
+    rows, weight = rows_and_weight()
+    detector = OPNP().fit_features(rows, weight=weight, bias=None)
+    pictures = detector_pictures(detector, weight, model="m", method="OPNP()")
+    assert sum(pictures.weights.before) == 12 * 30
+    assert sum(pictures.weights.after) == int((detector.pruned_head.weight != 0).sum()) == 12 * 30 / 2
+    assert (pictures.neurons.removed_lowest, pictures.neurons.removed_highest) == (0, 0)
+
+
 def test_neurons_are_in_the_order_of_their_sensitivity_with_the_norms_of_their_columns() -> None:
     detector, weight = fitted(Ratios(w_min=0.2, o_min=0.1, o_max=0.05))
     picture = detector_pictures(detector, weight, model="m", method="OPNP").neurons
@@ -113,7 +130,7 @@ def test_mean_sensitivity_by_bin_is_that_of_its_weights() -> None:
 
 def test_weights_that_are_all_equal_have_a_picture() -> None:
     weight = torch.ones(3, 4)
-    detector = OPNP(ratios=Ratios(), shaping=None).fit_features(torch.rand(20, 4), weight=weight, bias=None)
+    detector = OPNP(ratios=Ratios()).fit_features(torch.rand(20, 4), weight=weight, bias=None)
     assert sum(detector_pictures(detector, weight, model="m", method="OPNP").weights.before) == 12
 
 
@@ -158,21 +175,50 @@ def test_a_thumbnail_is_a_picture_of_at_most_96_pixels_in_the_same_shape(
     assert all(abs(one - other) < 6 for one, other in zip(pixel, (200, 30, 30), strict=True))
 
 
-def test_a_fit_is_recorded_with_its_calibration_and_choice(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(12, 30, generator=generator)
-    rows = torch.rand(600, 30, generator=generator)
-    detector = OPNP().fit_features(rows[:400], weight=weight, bias=None, validation=rows[400:])
+@pytest.mark.parametrize("given", [{}, {"ratios": Ratios(w_min=0.1)}, {"ratios": "tuned"}])
+def test_a_fit_is_recorded_with_its_calibration_and_choice(tmp_path: Path, given: dict[str, Any]) -> None:
+    rows, weight = rows_and_weight()
+    detector = OPNP(**given).fit_features(
+        rows[:400],
+        weight=weight,
+        bias=None,
+        validation=rows[400:],
+        validation_ood=3 * rows[:50] if given.get("ratios") == "tuned" else None,
+    )
     record = record_fit(detector, tmp_path, model="mine", settings_text="as chosen")
-    assert FitRecord.from_json((tmp_path / "fit.json").read_text()) == record
+    read = FitRecord.from_json((tmp_path / "fit.json").read_text())
+    assert read == record
+    assert Settings.from_json(read.settings) == detector.settings
+    assert record.training_samples == 400
     assert record.calibration_scores == tuple(detector.calibration_scores.tolist())
     assert record.threshold == detector.threshold
-    assert record.expected_flagged == 10 / 201
-    assert record.tuning is not None
-    assert detector.tuning is not None
-    assert record.tuning.energy.holdout == detector.tuning.energy.mean_holdout
+    assert record.expected_flagged == pytest.approx(0.05, abs=0.005)
+    assert record.left_out == detector.left_out == {}
     assert record.head_sha256 == detector.head_digest
+    assert (record.tuning is None) == (detector.tuning is None) == (given.get("ratios") != "tuned")
+    if record.tuning is not None:
+        assert asdict(record.tuning) == {name: getattr(detector.tuning, name) for name in TuningFacts.__slots__}
     assert PictureRecord.from_json((tmp_path / PICTURES_FILE).read_text()).models[0].model == "mine"
+
+
+def test_what_is_left_out_of_a_fusion_is_recorded(tmp_path: Path) -> None:
+    _, weight = rows_and_weight()
+    equal = torch.ones(200, 30) * torch.linspace(1, 2, 200)[:, None]
+    with pytest.warns(MemberWarning, match="goes without"):
+        detector = OPNP().fit_features(equal, weight=weight, bias=None)
+    record = record_fit(detector, tmp_path, model="mine", settings_text="")
+    assert record.left_out == detector.left_out
+    assert set(record.left_out) | set(detector.members) == set(PANEL)
+    assert all(record.left_out.values())
+
+
+def test_infinite_calibration_scores_are_refused(tmp_path: Path) -> None:
+    rows, weight = rows_and_weight()
+    detector = OPNP().fit_features(rows[:400], weight=weight, bias=None)
+    detector.calibrate_features(torch.cat([rows[400:], 1e25 * rows[:2]]))
+    with pytest.raises(NonFiniteError, match="2 of 202 calibration scores are infinite"):
+        record_fit(detector, tmp_path, model="mine", settings_text="")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fit_without_calibration_has_no_threshold(tmp_path: Path) -> None:
@@ -182,16 +228,25 @@ def test_a_fit_without_calibration_has_no_threshold(tmp_path: Path) -> None:
     assert record.tuning is None
 
 
-@pytest.mark.parametrize("kind", [PictureRecord, FitRecord])
+@pytest.mark.parametrize(
+    ("kind", "version"), [(PictureRecord, PICTURE_RECORD_VERSION), (FitRecord, FIT_RECORD_VERSION)]
+)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[]", "no record"),
         ("{", "no record"),
         ('{"record_version": 99}', "version 99"),
-        ('{"record_version": 1}', "no rec"),
+        ('{"record_version": %d}', "no rec"),
     ],
 )
-def test_what_is_no_record_is_refused(kind: type[PictureRecord | FitRecord], text: str, message: str) -> None:
+def test_what_is_no_record_is_refused(
+    kind: type[PictureRecord | FitRecord], version: int, text: str, message: str
+) -> None:
     with pytest.raises(DataFileError, match=message):
-        kind.from_json(text)
+        kind.from_json(text.replace("%d", str(version)))
+
+
+def test_the_record_of_a_fit_by_version_0_1_is_refused_by_its_number() -> None:
+    with pytest.raises(DataFileError, match=r"has version 1, and this opnp reads version 2\."):
+        FitRecord.from_json('{"record_version": 1}')

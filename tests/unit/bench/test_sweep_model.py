@@ -58,7 +58,6 @@ def fresh(model: ModelData, settings: SweepSettings) -> OPNP:
         neuron=settings.neuron,
         temperature=settings.temperature,
         score=settings.score,
-        shaping=None,
         precision="float64",
     )
     rows: Tensor | slice = slice(None)

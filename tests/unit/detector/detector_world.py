@@ -1,13 +1,30 @@
 """Features, heads and detectors for the tests of the detector."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
 
-__all__ = ["CLASSES", "FEATURES", "bias", "features", "fitted", "head_of", "loader", "model", "weight"]
+__all__ = [
+    "CLASSES",
+    "FEATURES",
+    "KINDS",
+    "bias",
+    "features",
+    "fitted",
+    "fused",
+    "head_of",
+    "loader",
+    "made",
+    "model",
+    "weight",
+]
 
 FEATURES, CLASSES = 12, 4
+KINDS = ("fusion", "paper")
+"""What a detector can be: several scores fused, or the method of the paper alone."""
 
 
 def _random(*shape: int, seed: int) -> Tensor:
@@ -52,3 +69,13 @@ def fitted(ratios: Ratios | None = None) -> OPNP:
     """Return a detector fitted from features."""
     chosen = Ratios(w_min=0.3) if ratios is None else ratios
     return OPNP(ratios=chosen).fit_features(features(), weight=weight(), bias=bias())
+
+
+def fused(rows: int = 400, **options: Any) -> OPNP:
+    """Return a fusion fitted from features."""
+    return OPNP(**options).fit_features(features(rows), weight=weight(), bias=bias())
+
+
+def made(kind: str, **options: Any) -> OPNP:
+    """Return a detector of one of `KINDS` that has seen nothing."""
+    return OPNP(**options) if kind == "fusion" else OPNP(**{"ratios": Ratios(w_min=0.3), **options})

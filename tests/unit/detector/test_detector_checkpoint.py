@@ -12,15 +12,15 @@ from safetensors import safe_open
 from opnp import OPNP, Checkpoint, Ratios, ReAct, Settings
 from opnp.artifact import read_artifact, write_artifact
 from opnp.data import feature_part, open_features, write_features
+from opnp.detector import fit_pass
 from opnp.detector.checkpoint import FORMAT_VERSION
-from opnp.detector.learning import Learning
 from opnp.distributed import Ranks
 from opnp.errors import CheckpointError, OptionError
-from tests.unit.detector.detector_world import CLASSES, bias, features, weight
+from tests.unit.detector.detector_world import FEATURES, bias, features, weight
 
-ROWS, BLOCK = 200, 10
+ROWS, BLOCK, KEPT = 200, 10, 50
 FIXED = Settings(ratios=Ratios(w_min=0.3), shaping=ReAct(0.9))
-AUTOMATIC = Settings()
+FUSED = Settings.of_fusion()
 
 
 class Killed(Exception):  # noqa: N818  # no error: what stands for the end of a process
@@ -33,33 +33,33 @@ class Pass:
     def __init__(self, checkpoint: Checkpoint | None, settings: Settings, *, killed_after: int | None = None) -> None:
         self.seen = 0
         self._killed_after = killed_after
-        self.learning = Learning(settings, is_held_out=False)
+        self.detector = OPNP.from_settings(settings)
         self._checkpoint = checkpoint
 
     def run(self) -> "Pass":
-        self.learning.take_features(
+        self.detector.fit_features(
             features(ROWS).half(),
             weight=weight(),
             bias=bias(),
-            labels=torch.arange(ROWS) % CLASSES,
-            size=BLOCK,
+            batch_size=BLOCK,
             checkpoint=self._checkpoint,
             progress=self._watched,
         )
-        self.learning.join()
         return self
 
     def bits(self) -> dict[str, torch.Tensor]:
         """Return all that comes of the pass."""
-        fitted = self.learning._required()
-        rows, labels = self.learning._reservoir.sample()
+        state = self.detector._fitted()
         found = {
-            "weight": fitted.sensitivity.weight,
-            "neuron": fitted.sensitivity.neuron_gradient,
-            "thresholds": torch.tensor(list(fitted.react_thresholds.values())),
-            "rows": rows,
+            "weight": state.sensitivity.weight,
+            "neuron": state.sensitivity.neuron_gradient,
+            "counts": torch.tensor([state.sensitivity.count, state.kept]),
+            "thresholds": torch.tensor(list(state.react_thresholds.values())),
+            "scores": state.scores(features(30, seed=1)),
         }
-        return found if labels is None else found | {"labels": labels}
+        if state.panel is not None and state.scales is not None:
+            found |= {"scales": state.scales} | state.panel.tensors()
+        return found
 
     def _watched(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
@@ -69,20 +69,22 @@ class Pass:
             yield item
 
 
+@pytest.fixture(autouse=True)
+def _few_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the sample that scales are taken of be smaller than the data."""
+    monkeypatch.setattr(fit_pass, "KEPT_ROWS", KEPT)
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
     return Checkpoint(tmp_path / "fit.checkpoint", every=3)
 
 
-@pytest.fixture
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the sample to choose by be smaller than the data."""
-    for place in ("choosing", "learning"):
-        monkeypatch.setattr(f"opnp.detector.{place}.TUNING_SAMPLES", 50)
-
-
-@pytest.mark.usefixtures("few_samples")
-@pytest.mark.parametrize("settings", [FIXED, AUTOMATIC, Settings(ratios=Ratios(), precision="float64")])
+@pytest.mark.parametrize(
+    "settings",
+    [FIXED, FUSED, Settings.of_fusion(precision="float64"), Settings(ratios=Ratios(), precision="float64")],
+    ids=["react", "fusion", "fusion in float64", "float64"],
+)
 @pytest.mark.parametrize("kills", [[0], [2], [3], [4, 5], [19], [7, 0, 8, 2]])
 def test_a_pass_that_was_killed_ends_in_the_same_bits(
     checkpoint: Checkpoint, settings: Settings, kills: list[int]
@@ -99,25 +101,35 @@ def test_a_pass_that_was_killed_ends_in_the_same_bits(
     assert last.seen == ROWS // BLOCK - done  # it went on from the last checkpoint, not from the beginning
     found = last.bits()
     assert set(found) == set(straight)
-    assert ("labels" in found) is settings.is_automatic
+    assert found["counts"].tolist() == ([ROWS - 40, 40] if settings.is_fusion else [ROWS, 0])
     for name, tensor in straight.items():
         assert torch.equal(found[name], tensor), name
 
 
-def test_a_pass_with_a_checkpoint_is_one_without(checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("settings", [FIXED, FUSED], ids=["react", "fusion"])
+def test_a_pass_with_a_checkpoint_is_one_without(checkpoint: Checkpoint, settings: Settings) -> None:
     for every in (1, 4, 100):
-        found = Pass(Checkpoint(f"{checkpoint.path}{every}", every=every), FIXED).run().bits()
-        for name, tensor in Pass(None, FIXED).run().bits().items():
+        found = Pass(Checkpoint(f"{checkpoint.path}{every}", every=every), settings).run().bits()
+        for name, tensor in Pass(None, settings).run().bits().items():
             assert torch.equal(found[name], tensor), name
     assert not checkpoint.file(Ranks()).with_name("fit.checkpoint100").exists()  # fewer blocks than that
 
 
-def test_a_run_that_was_finished_is_not_gone_through_again(checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("settings", [FIXED, FUSED], ids=["react", "fusion"])
+def test_a_run_that_was_finished_is_not_gone_through_again(checkpoint: Checkpoint, settings: Settings) -> None:
     checkpoint = Checkpoint(checkpoint.path, every=5)
-    first = Pass(checkpoint, FIXED).run()
-    again = Pass(checkpoint, FIXED).run()
+    first = Pass(checkpoint, settings).run()
+    again = Pass(checkpoint, settings).run()
     assert (first.seen, again.seen) == (20, 0)
-    assert torch.equal(first.bits()["weight"], again.bits()["weight"])
+    for name, tensor in first.bits().items():
+        assert torch.equal(again.bits()[name], tensor), name
+
+
+def test_held_out_samples_are_no_part_of_the_run(checkpoint: Checkpoint) -> None:
+    fit(checkpoint)
+    detector = fit(checkpoint, validation=features(40, seed=3))
+    assert torch.equal(detector.sensitivity.weight, fit(checkpoint).sensitivity.weight)
+    assert len(detector.calibration_scores) == 40
 
 
 def test_remove_leaves_nothing(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -150,7 +162,6 @@ def fit(checkpoint: Checkpoint, *, rows: int = ROWS, options: dict[str, Any] | N
     [
         ({"batch_size": 20}, r"\(batch size: 10 there, 20 here\)"),
         ({"features": features(ROWS, seed=1)}, r"\(data: [0-9a-f]{12} there, [0-9a-f]{12} here\)"),
-        ({"labels": torch.zeros(ROWS).long()}, r"\(data: "),
         ({"weight": 2 * weight()}, r"\(head: [0-9a-f]{12} there, [0-9a-f]{12} here\)"),
         ({"bias": None}, r"\(head: "),
         (
@@ -158,7 +169,7 @@ def fit(checkpoint: Checkpoint, *, rows: int = ROWS, options: dict[str, Any] | N
             r"\(settings: .*'temperature': 1\.0.* there, .*'temperature': 2\.0.* here\)",
         ),
         ({"options": {"precision": "float64"}}, r"\(settings: "),
-        ({"validation": features(40, seed=3)}, r"\(held-out samples: False there, True here\)"),
+        ({"options": {"ratios": None}}, r"\(settings: .* there, \{'members': \['gen', .* here\)"),
         ({"rows": ROWS - 1}, r"\(data: .*; rows: \[0, 200\] there, \[0, 199\] here\)"),
     ],
 )
@@ -232,29 +243,51 @@ def test_a_foreign_file_is_refused_and_left_alone(checkpoint: Checkpoint) -> Non
         fit(checkpoint)
 
 
+def change(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor | None], *, blocks: int | None = None) -> None:
+    """Write a checkpoint again with other tensors and a digest that fits it; None is one that is missing."""
+    path = checkpoint.file(Ranks())
+    found, metadata = read_artifact(path, kind="fit checkpoint", format_version=FORMAT_VERSION)
+    kept = {name: tensor for name, tensor in {**found, **tensors}.items() if tensor is not None}
+    metadata |= {} if blocks is None else {"blocks": blocks}
+    write_artifact(path, kind="fit checkpoint", format_version=FORMAT_VERSION, tensors=kept, metadata=metadata)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"features": None},
-        {"features": None, "labels": None},
-        {"labels": None},
-        {"features": torch.zeros(180, 3)},
-        {"features": torch.zeros(179, weight().shape[1])},
+        {"kept.rows": None},
+        {"kept.rows": None, "kept.hashes": None},
+        {"kept.hashes": None},
+        {"kept.hashes": torch.zeros(KEPT)},
+        {"kept.rows": torch.zeros(KEPT, 3).double()},
+        {"kept.rows": torch.zeros(KEPT - 1, FEATURES).double()},
+        {"kept.rows": torch.zeros(KEPT, FEATURES)},
+        {"product": None},
+        {"class_count": torch.zeros(3).long()},
+        {"histogram": None},
+        {"more": torch.zeros(1)},
     ],
+    ids=range(11),
 )
-def test_samples_that_do_not_fit_the_head_or_each_other_are_refused(
+def test_sums_that_are_not_those_of_the_run_are_refused(
     checkpoint: Checkpoint, changes: dict[str, torch.Tensor | None]
 ) -> None:
-    Pass(checkpoint, AUTOMATIC).run()
-    path = checkpoint.file(Ranks())
-    tensors, metadata = read_artifact(path, kind="fit checkpoint", format_version=FORMAT_VERSION)
-    prefix = next(name for name in tensors if name.endswith("keys")).removesuffix("keys")
-    assert len(tensors[f"{prefix}keys"]) == 180
-    changed = tensors | {prefix + name: tensor for name, tensor in changes.items()}
-    kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
-    write_artifact(path, kind="fit checkpoint", format_version=FORMAT_VERSION, tensors=kept, metadata=metadata)
-    with pytest.raises(CheckpointError, match="holds no samples of this run"):
-        Pass(checkpoint, AUTOMATIC).run()
+    Pass(checkpoint, FUSED).run()
+    change(checkpoint, changes)
+    with pytest.raises(CheckpointError, match=r"holds other sums than those of this run\. Remove it to start over"):
+        Pass(checkpoint, FUSED).run()
+
+
+@pytest.mark.parametrize("settings", [FIXED, FUSED], ids=["react", "fusion"])
+def test_a_checkpoint_of_more_blocks_or_of_no_sample_is_refused(checkpoint: Checkpoint, settings: Settings) -> None:
+    Pass(checkpoint, settings).run()
+    change(checkpoint, {}, blocks=ROWS // BLOCK + 1)
+    with pytest.raises(CheckpointError, match="speaks of more data than there are"):
+        Pass(checkpoint, settings).run()
+    empty = {"kept.hashes": torch.full((KEPT,), 2**63 - 1)} if settings.is_fusion else {}
+    change(checkpoint, {"count": torch.tensor([0]), **empty}, blocks=18)
+    with pytest.raises(CheckpointError, match="speaks of other data than there are"):
+        Pass(checkpoint, settings).run()
 
 
 def test_a_checkpoint_says_what_it_belongs_to(checkpoint: Checkpoint) -> None:
@@ -262,7 +295,7 @@ def test_a_checkpoint_says_what_it_belongs_to(checkpoint: Checkpoint) -> None:
     with safe_open(checkpoint.file(Ranks()), framework="pt") as file:
         metadata = json.loads(json.loads(file.metadata()["opnp"])["body"])["metadata"]
     assert metadata["blocks"] == 18
-    assert {"batch size", "data", "head", "ranks", "seed", "settings", "threads"} < set(metadata["run"])
+    assert {"batch size", "data", "head", "ranks", "settings", "threads"} < set(metadata["run"])
 
 
 @pytest.mark.parametrize("every", [0, -1, True, 1.5])

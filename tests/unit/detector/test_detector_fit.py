@@ -17,13 +17,28 @@ from opnp.errors import (
     ShapeError,
     SignedFeaturesWarning,
 )
-from tests.unit.detector.detector_world import CLASSES, FEATURES, bias, features, fitted, head_of, loader, model, weight
+from tests.unit.detector.detector_world import (
+    CLASSES,
+    FEATURES,
+    KINDS,
+    bias,
+    features,
+    fitted,
+    fused,
+    head_of,
+    loader,
+    made,
+    model,
+    weight,
+)
 
 RATIOS = Ratios(w_min=0.3)
+both_kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-def test_fit_returns_the_detector() -> None:
-    detector = OPNP(ratios=RATIOS)
+@both_kinds
+def test_fit_returns_the_detector(kind: str) -> None:
+    detector = made(kind)
     assert detector.fit(model(), loader()) is detector
     assert detector.calibrate(loader(seed=1)) is detector
     assert detector.fit_features(features(), weight=weight(), bias=bias()) is detector
@@ -41,21 +56,24 @@ def test_features_of_every_floating_dtype(dtype: torch.dtype) -> None:
     assert torch.allclose(scores.double(), exact.score_features(given), rtol=1e-5, atol=1e-5)
 
 
-def test_no_bias_is_a_bias_of_zero() -> None:
-    one = OPNP(ratios=RATIOS).fit_features(features(), weight=weight(), bias=None)
-    other = OPNP(ratios=RATIOS).fit_features(features(), weight=weight(), bias=torch.zeros(CLASSES))
+@both_kinds
+def test_no_bias_is_a_bias_of_zero(kind: str) -> None:
+    one = made(kind).fit_features(features(), weight=weight(), bias=None)
+    other = made(kind).fit_features(features(), weight=weight(), bias=torch.zeros(CLASSES))
     assert one.pruned_head.bias is None
     assert torch.equal(one.score_features(features()), other.score_features(features()))
     head = nn.Linear(FEATURES, CLASSES, bias=False)
     head.weight.data = weight()
-    assert torch.equal(OPNP(ratios=RATIOS).fit(head, loader()).score(features()), one.score_features(features()))
+    assert torch.equal(made(kind).fit(head, loader()).score(features()), one.score_features(features()))
 
 
-def test_blocks_are_parts_of_the_whole() -> None:
+@both_kinds
+def test_blocks_are_parts_of_the_whole(kind: str) -> None:
     many = features(20_000)
-    detector = OPNP(ratios=RATIOS, precision="float64").fit_features(many, weight=weight(), bias=bias())
-    parts = OPNP(ratios=RATIOS, precision="float64").fit(model(), many.split(999))
-    assert detector.sensitivity.count == parts.sensitivity.count == 20_000
+    detector = made(kind, precision="float64").fit_features(many, weight=weight(), bias=bias())
+    parts = made(kind, precision="float64").fit(model(), many.split(999))
+    assert detector.samples == parts.samples == 20_000
+    assert detector.sensitivity.count == parts.sensitivity.count == (18_000 if kind == "fusion" else 20_000)
     assert torch.allclose(detector.sensitivity.weight, parts.sensitivity.weight, rtol=1e-12, atol=0)
 
 
@@ -70,8 +88,9 @@ def test_blocks_are_parts_of_the_whole() -> None:
         ([[1.0] * FEATURES], InputTypeError, r"`features` must be a torch\.Tensor.*got list"),
     ],
 )
-def test_wrong_features(given: Any, error: type[Exception], message: str) -> None:
-    detector = OPNP(ratios=RATIOS)
+@both_kinds
+def test_wrong_features(kind: str, given: Any, error: type[Exception], message: str) -> None:
+    detector = made(kind)
     with pytest.raises(error, match=message):
         detector.fit_features(given, weight=weight(), bias=bias())
     assert not detector.is_fitted
@@ -81,17 +100,19 @@ def test_wrong_features(given: Any, error: type[Exception], message: str) -> Non
         fitted().calibrate_features(given)
 
 
-def test_features_that_are_not_finite_name_their_rows() -> None:
+@both_kinds
+def test_features_that_are_not_finite_name_their_rows(kind: str) -> None:
     broken = features(9000)
     broken[8500, 3] = float("nan")
+    detector = fused() if kind == "fusion" else fitted()
     with pytest.raises(NonFiniteError, match=r"`features` must be finite, got 1 NaN and 0 infinite.*rows 8500"):
-        OPNP(ratios=RATIOS).fit_features(broken, weight=weight(), bias=bias())
+        made(kind).fit_features(broken, weight=weight(), bias=bias())
     with pytest.raises(NonFiniteError, match="rows 8500"):
-        fitted().calibrate_features(broken)
+        detector.calibrate_features(broken)
     with pytest.raises(NonFiniteError, match="rows 8500"):
-        fitted().score_features(broken)
+        detector.score_features(broken)
     with pytest.raises(NonFiniteError, match="1 infinite"):
-        fitted().score_features(torch.full((FEATURES,), 1.0).index_fill(0, torch.tensor(2), float("inf")))
+        detector.score_features(torch.full((FEATURES,), 1.0).index_fill(0, torch.tensor(2), float("inf")))
 
 
 @pytest.mark.parametrize(
@@ -108,39 +129,48 @@ def test_features_that_are_not_finite_name_their_rows() -> None:
         ),
         ({"bias": torch.full((CLASSES,), float("inf"))}, NonFiniteError, "`bias` must be finite, got 4"),
         ({"bias": [0.0] * CLASSES}, InputTypeError, "`bias`"),
-        ({"labels": torch.zeros(59).long()}, ShapeError, r"`labels` must have shape \(60,\)"),
-        ({"labels": torch.zeros(60)}, InputTypeError, "`labels` must be integer class indices"),
-        ({"labels": [0] * 60}, InputTypeError, "`labels`"),
     ],
 )
-def test_a_wrong_head_or_labels(options: dict[str, Any], error: type[Exception], message: str) -> None:
+@both_kinds
+def test_a_wrong_head(kind: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = {"weight": weight(), "bias": bias(), **options}
     with pytest.raises(error, match=message):
-        OPNP(ratios=RATIOS).fit_features(features(), **arguments)
+        made(kind).fit_features(features(), **arguments)
 
 
-def test_labels_are_not_needed_and_change_nothing() -> None:
-    labels = torch.arange(60) % CLASSES
-    given = OPNP(ratios=RATIOS).fit_features(features(), weight=weight(), bias=bias(), labels=labels.short())
-    assert torch.equal(given.sensitivity.weight, fitted().sensitivity.weight)
+@both_kinds
+def test_labels_of_a_loader_change_nothing(kind: str) -> None:
+    with_labels = [(batch, torch.arange(len(batch)) % CLASSES) for batch in loader()]
+    one, other = (made(kind).fit(model(), batches, validation=batches) for batches in (loader(), with_labels))
+    assert torch.equal(one.sensitivity.weight, other.sensitivity.weight)
+    assert torch.equal(one.calibration_scores, other.calibration_scores)
 
 
-def test_validation_as_tensor_or_pair_calibrates() -> None:
+@both_kinds
+def test_validation_calibrates(kind: str) -> None:
     held_out = features(40, seed=1)
-    labels = torch.arange(40) % CLASSES
-    by_hand = fitted().calibrate_features(held_out, keep=0.95)
-    for validation in (held_out, (held_out, labels), (held_out, None)):
-        detector = OPNP(ratios=RATIOS)
-        detector.fit_features(features(), weight=weight(), bias=bias(), validation=validation)
-        assert detector.keep == 0.95
-        assert torch.equal(detector.calibration_scores, by_hand.calibration_scores)
-    streamed = OPNP(ratios=RATIOS).fit(model(), loader(), validation=iter(held_out.split(20)))
+    by_hand = made(kind).fit_features(features(), weight=weight(), bias=bias())
+    by_hand.calibrate_features(held_out, keep=0.95)
+    detector = made(kind).fit_features(features(), weight=weight(), bias=bias(), validation=held_out)
+    assert detector.keep == 0.95
+    assert torch.equal(detector.calibration_scores, by_hand.calibration_scores)
+    streamed = made(kind).fit(model(), loader(), validation=iter(held_out.split(20)), keep=0.9)
+    assert streamed.keep == 0.9
     assert torch.equal(streamed.calibration_scores, by_hand.calibration_scores)
 
 
-def test_validation_does_not_move_the_sensitivities() -> None:
-    one = OPNP(ratios=RATIOS).fit(model(), loader(), validation=loader(seed=1))
-    assert torch.equal(one.sensitivity.weight, OPNP(ratios=RATIOS).fit(model(), loader()).sensitivity.weight)
+@both_kinds
+def test_a_pair_of_features_and_labels_is_no_validation(kind: str) -> None:
+    pair: Any = (features(40, seed=1), torch.arange(40) % CLASSES)
+    with pytest.raises(InputTypeError, match=r"`validation` must be a torch\.Tensor.*got tuple"):
+        made(kind).fit_features(features(), weight=weight(), bias=bias(), validation=pair)
+
+
+@both_kinds
+def test_validation_does_not_move_the_sensitivities(kind: str) -> None:
+    one, other = made(kind).fit(model(), loader(), validation=loader(seed=1)), made(kind).fit(model(), loader())
+    assert torch.equal(one.sensitivity.weight, other.sensitivity.weight)
+    assert torch.equal(one.score(features(seed=2)), other.score(features(seed=2)))
 
 
 def broken_loader() -> Iterator[Tensor]:
@@ -150,8 +180,9 @@ def broken_loader() -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize("stage", ["training", "validation", "too few", "not finite", "features"])
-def test_a_failed_fit_leaves_the_earlier_one(stage: str) -> None:
-    detector = OPNP(ratios=RATIOS).fit(model(), loader(), validation=loader(seed=1))
+@both_kinds
+def test_a_failed_fit_leaves_the_earlier_one(kind: str, stage: str) -> None:
+    detector = made(kind).fit(model(), loader(), validation=loader(seed=1))
     before = detector.verdict(features(seed=2))
     other = model()
     head_of(other).weight.data.mul_(2)
@@ -172,8 +203,9 @@ def test_a_failed_fit_leaves_the_earlier_one(stage: str) -> None:
         assert torch.equal(one, another)
 
 
-def test_fitting_again_replaces_everything() -> None:
-    detector = OPNP(ratios=RATIOS).fit(model(), loader(), validation=loader(seed=1))
+@both_kinds
+def test_fitting_again_replaces_everything(kind: str) -> None:
+    detector = made(kind).fit(model(), loader(), validation=loader(seed=1))
     detector.fit_features(features(seed=7), weight=2 * weight(), bias=None)
     assert not detector.is_calibrated
     assert detector.pruned_head.bias is None
@@ -181,7 +213,8 @@ def test_fitting_again_replaces_everything() -> None:
         detector.score(features())
 
 
-def test_progress_sees_every_batch() -> None:
+@both_kinds
+def test_progress_sees_every_batch(kind: str) -> None:
     seen: list[Any] = []
 
     def progress(items: Iterable[Any]) -> Iterator[Any]:
@@ -189,10 +222,10 @@ def test_progress_sees_every_batch() -> None:
             seen.append(item)
             yield item
 
-    OPNP(ratios=RATIOS).fit(model(), loader(), validation=loader(4, seed=1), progress=progress)
+    made(kind).fit(model(), loader(), validation=loader(4, seed=1), progress=progress)
     assert [len(item) for item in seen] == [20] * 7
     seen.clear()
-    detector = OPNP(ratios=RATIOS).fit(model(), loader())
+    detector = made(kind).fit(model(), loader())
     assert not seen
     detector.calibrate(loader(2, seed=1), progress=progress)
     assert torch.equal(torch.cat(seen), torch.cat(loader(2, seed=1)))
@@ -259,16 +292,21 @@ def test_signed_features_without_shaping_are_nothing_special() -> None:
     )
 
 
-def test_the_callers_autocast_does_not_reach_the_arithmetic() -> None:
+@both_kinds
+def test_the_callers_autocast_does_not_reach_the_arithmetic(kind: str) -> None:
+    def detector() -> OPNP:
+        return made(kind).fit_features(features(), weight=weight(), bias=bias())
+
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = fitted()
+        inside = detector()
         scores = inside.score_features(features(seed=1))
-    assert torch.equal(inside.sensitivity.weight, fitted().sensitivity.weight)
-    assert torch.equal(scores, fitted().score_features(features(seed=1)))
+    assert torch.equal(inside.sensitivity.weight, detector().sensitivity.weight)
+    assert torch.equal(scores, detector().score_features(features(seed=1)))
 
 
-def test_a_model_made_in_inference_mode() -> None:
+@both_kinds
+def test_a_model_made_in_inference_mode(kind: str) -> None:
     with torch.inference_mode():
-        made = model()
-    detector = OPNP(ratios=RATIOS).fit(made, loader(), validation=loader(seed=1))
-    assert torch.equal(detector.score(features()), fitted().score_features(features()))
+        net = model()
+    detector = made(kind).fit(net, loader(), validation=loader(seed=1))
+    assert torch.equal(detector.score(features()), made(kind).fit(model(), loader()).score_features(features()))

@@ -9,7 +9,19 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from opnp import OPNP, Ratios
 from opnp.errors import HeadMismatchError, OptionError, RatioError
-from tests.unit.detector.detector_world import CLASSES, FEATURES, bias, features, fitted, head_of, loader, model, weight
+from tests.unit.detector.detector_world import (
+    CLASSES,
+    FEATURES,
+    KINDS,
+    bias,
+    features,
+    fitted,
+    head_of,
+    loader,
+    made,
+    model,
+    weight,
+)
 
 
 def test_the_pruned_head_is_a_plain_linear_layer() -> None:
@@ -172,9 +184,10 @@ def other_layer(net: nn.Sequential) -> None:
         other_layer,
     ],
 )
-def test_a_head_changed_since_the_fit_is_noticed(change: Callable[[nn.Sequential], None]) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_changed_since_the_fit_is_noticed(kind: str, change: Callable[[nn.Sequential], None]) -> None:
     net = model()
-    detector = OPNP(ratios=Ratios(w_min=0.3)).fit(net, loader())
+    detector = made(kind).fit(net, loader())
     detector.score(features())
     change(net)
     with pytest.raises(HeadMismatchError, match=r"head `1` is not the one this detector was fitted on.*Fit again"):
@@ -196,9 +209,10 @@ def test_a_normalised_head_changed_since_the_fit_is_noticed() -> None:
             detector.score(features())
 
 
-def test_a_head_that_is_back_is_welcome() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_that_is_back_is_welcome(kind: str) -> None:
     net = model()
-    detector = OPNP(ratios=Ratios(w_min=0.3)).fit(net, loader())
+    detector = made(kind).fit(net, loader())
     before = detector.score(features())
     scaled_in_place(net)
     with pytest.raises(HeadMismatchError):

@@ -1,12 +1,14 @@
 """What a detector refuses rather than answer silently for something else."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from opnp import OPNP, HeadNotFoundError, InputTypeError, NonFiniteError, OptionError, Ratios, ShapeError
+from opnp.data import open_features, write_features
 
 CLASSES, FEATURES = 12, 32
 
@@ -30,26 +32,11 @@ def fitted() -> OPNP:
     return detector.calibrate(rows(100, seed=2).split(20))
 
 
-@pytest.mark.parametrize("shift", [-1, 3])
-@pytest.mark.parametrize("is_validation", [False, True])
-def test_labels_that_are_no_class_indices_are_refused(shift: int, is_validation: bool) -> None:
-    head = small_head()
-    features, labels = rows(200), torch.arange(200) % CLASSES + shift
-    validation = (features, labels) if is_validation else (features, labels - shift)
-    with pytest.raises(OptionError, match=r"`labels` must lie in 0 to 11 for 12 classes, got"):
-        OPNP().fit_features(
-            features,
-            weight=head.weight,
-            bias=head.bias,
-            labels=None if is_validation else labels,
-            validation=validation,
-        )
-
-
-def test_labels_of_a_loader_that_are_no_class_indices_are_refused() -> None:
-    batches = [(part, torch.arange(len(part)) + 1000) for part in rows(200).split(50)]
-    with pytest.raises(OptionError, match="counted from 0"):
-        OPNP().fit(small_model(), batches, validation=batches)
+def test_labels_of_a_source_that_are_no_class_indices_are_refused(tmp_path: Path) -> None:
+    for shift in (-1, 3):
+        write_features(tmp_path / "features", rows(200), labels=torch.arange(200) % CLASSES + shift)
+        with pytest.raises(OptionError, match=r"`labels` must lie in 0 to 11 for 12 classes, got"):
+            OPNP().fit_features(open_features(tmp_path / "features"), weight=small_head().weight, bias=None)
 
 
 def test_another_number_of_labels_than_inputs_names_the_batch() -> None:
@@ -85,10 +72,18 @@ def test_a_loader_may_use_its_buffer_again() -> None:
             buffer.copy_(part)
             yield buffer
 
-    direct = OPNP().fit(small_model(), rows(200).split(50), validation=everything.split(50))
-    again = OPNP().fit(small_model(), rows(200).split(50), validation=reused())
+    for ratios in (None, Ratios(w_min=0.1)):
+        direct = OPNP(ratios=ratios).fit(small_model(), everything.split(50), validation=everything.split(50))
+        again = OPNP(ratios=ratios).fit(small_model(), reused(), validation=reused())
+        assert torch.equal(direct.sensitivity.weight, again.sensitivity.weight)
+        assert torch.equal(direct.calibration_scores, again.calibration_scores)
+        assert len(again.calibration_scores.unique()) > 450
+    direct, again = (
+        OPNP(ratios="tuned").fit(small_model(), rows(200).split(50), validation=held_out(), validation_ood=held_out())
+        for held_out in (lambda: everything.split(50), reused)
+    )
+    assert direct.tuning == again.tuning
     assert torch.equal(direct.calibration_scores, again.calibration_scores)
-    assert len(again.calibration_scores.unique()) > 450
 
 
 def test_a_lazy_layer_is_left_lazy() -> None:

@@ -6,11 +6,16 @@ from typing import Any
 import pytest
 
 from opnp import ASHS, OPNP, SCALE, SCORE_NAMES, Ratios, ReAct, Settings
-from opnp.errors import OptionError, TuningWarning
-from tests.unit.detector.detector_world import bias, features, fitted, weight
+from opnp.core import MEMBERS, PANEL
+from opnp.errors import OptionError
+from opnp.fitted import PANEL_RATIOS
+from tests.unit.detector.detector_world import bias, features, fused, weight
 
 SETTINGS = [
     Settings(),
+    Settings.of_fusion(),
+    Settings.of_fusion(["norm", "gen"], precision="float64"),
+    Settings.of_fusion(MEMBERS),
     Settings(ratios=Ratios(0.7, 0.001, 0.3, 0.003), neuron="aggregate", scope="class"),
     Settings(ratios=Ratios(w_min=0.1 + 0.2), temperature=1 / 3, precision="float64"),
     Settings(shaping=None),
@@ -38,6 +43,11 @@ def test_json_round_trip(settings: Settings) -> None:
         {"shaping": {"name": "react", "quantile": 9}},
         {"shaping": {"name": "react"}},
         {"unknown": 1},
+        {"members": 3},
+        {"members": []},
+        {"members": ["odin"]},
+        {"members": ["gen", "gen"]},
+        {"members": "gen"},
     ],
 )
 def test_json_of_something_else(values: dict[str, object]) -> None:
@@ -45,12 +55,18 @@ def test_json_of_something_else(values: dict[str, object]) -> None:
         Settings.from_json(values)
 
 
+@pytest.mark.parametrize("values", [{"ratios": "auto"}, {"shaping": "auto"}, {"ratios": "auto", "shaping": "auto"}])
+def test_json_of_the_automatic_choice_of_version_0_1(values: dict[str, object]) -> None:
+    with pytest.raises(OptionError, match=r"version 0\.2 does not have: it fuses scores .* Fit again with `OPNP\(\)`"):
+        Settings.from_json(Settings().to_json() | values)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("ratios", 0.3, r"`ratios` must be a Ratios\(\.\.\.\) or \"auto\", got 0\.3"),
-        ("ratios", None, "`ratios` must be"),
+        ("ratios", 0.3, r"`ratios` must be a Ratios\(\.\.\.\).*, got 0\.3"),
         ("ratios", "best", "`ratios` must be"),
+        ("ratios", "auto", "`ratios` must be"),
         ("ratios", {"w_min": 0.3}, "`ratios` must be"),
         ("neuron", "max", "`neuron` must be one of 'gradient', 'aggregate', got 'max'"),
         ("scope", "row", "`scope` must be one of 'layer', 'class', got 'row'"),
@@ -59,9 +75,12 @@ def test_json_of_something_else(values: dict[str, object]) -> None:
         ("temperature", 0, "`temperature` must be a positive finite number, got 0"),
         ("temperature", float("nan"), "`temperature` must be a positive"),
         ("temperature", "1", "`temperature` must be a positive"),
-        ("shaping", 0.9, r"`shaping` must be \"auto\", None, ReAct"),
+        ("shaping", 0.9, r"`shaping` must be None, ReAct\(\.\.\.\), ASHS\(\.\.\.\) or SCALE\(\.\.\.\), got 0\.9"),
         ("shaping", ReAct, "`shaping` must be"),
-        ("shaping", "react", "`shaping` must be"),
+        ("shaping", "auto", "`shaping` must be"),
+        ("members", ["odin"], r"`members` must be one or more different names among gen, energy, .*, got .*'odin'"),
+        ("members", [], "`members` must be one or more"),
+        ("members", ["gen", "gen"], "`members` must be one or more different"),
     ],
 )
 def test_a_wrong_option_is_named(option: str, value: Any, message: str) -> None:
@@ -71,29 +90,64 @@ def test_a_wrong_option_is_named(option: str, value: Any, message: str) -> None:
         OPNP(**{option: value})
 
 
+def test_what_was_automatic_in_version_0_1_says_what_there_is_now() -> None:
+    automatic: Any = "auto"
+    with pytest.raises(OptionError, match=r'or "tuned", got \'auto\'\. "auto" was version 0\.1: `OPNP\(\)` now fuses'):
+        OPNP(ratios=automatic)
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_detector_has_the_settings_it_was_given(settings: Settings) -> None:
-    options: dict[str, Any] = {name: getattr(settings, name) for name in Settings.__slots__}
+    assert OPNP.from_settings(settings).settings == settings
+    if settings.members is not None:
+        assert OPNP(members=settings.members, precision=settings.precision).settings == settings
+        return
+    options: dict[str, Any] = {name: getattr(settings, name) for name in Settings.__slots__ if name != "members"}
     assert OPNP(**options).settings == settings
 
 
-def test_automatic_shaping_with_fixed_ratios_is_none() -> None:
-    detector = fitted()
-    assert detector.settings.shaping is None
-    assert OPNP(ratios=Ratios()).settings.shaping == "auto"
+def test_no_option_means_the_fusion() -> None:
+    for detector in (OPNP(), OPNP(members=None), OPNP(members=PANEL), OPNP(members=list(PANEL))):
+        assert detector.settings == Settings.of_fusion()
+        assert detector.settings.members == PANEL
+    assert OPNP().settings == Settings(members=PANEL, ratios=PANEL_RATIOS, shaping=SCALE(0.85))
+    assert Ratios(w_min=0.5) == PANEL_RATIOS
+    assert set(PANEL) < set(MEMBERS)
+    assert OPNP(precision="float64").settings == Settings.of_fusion(precision="float64")
 
 
-def test_automatic_ratios_without_validation_warn() -> None:
-    detector = OPNP()
-    with pytest.warns(TuningWarning):
-        detector.fit_features(features(), weight=weight(), bias=bias())
-    assert isinstance(detector.settings.ratios, Ratios)
+PAPER: dict[str, Any] = {
+    "ratios": Ratios(),
+    "neuron": "gradient",
+    "scope": "layer",
+    "temperature": 1.0,
+    "score": "energy",
+    "shaping": SCALE(0.85),
+}
 
 
-def test_the_warning_points_at_the_callers_line() -> None:
-    with pytest.warns(TuningWarning) as caught:
-        OPNP().fit_features(features(), weight=weight(), bias=bias())
-    assert caught[0].filename == __file__
+@pytest.mark.parametrize("option", PAPER)
+def test_any_option_of_the_paper_means_its_method_and_goes_with_no_members(option: str) -> None:
+    detector = OPNP(**{option: PAPER[option]})
+    expected = Settings(shaping=SCALE(0.85)) if option == "shaping" else Settings()
+    assert detector.settings == expected
+    assert not detector.settings.is_fusion
+    message = f"`members` choose scores to fuse, and `{option}` belongs to the pruned head alone: give one or the other"
+    with pytest.raises(OptionError, match=message):
+        OPNP(members=["gen"], **{option: PAPER[option]})
+
+
+def test_tuned_ratios_go_with_no_members() -> None:
+    with pytest.raises(OptionError, match="`ratios` belongs to the pruned head alone"):
+        OPNP(members=["gen"], ratios="tuned")
+    assert OPNP(ratios="tuned").settings == Settings()
+    assert OPNP(ratios="tuned", shaping=SCALE(0.85), temperature=2.0).settings == Settings(
+        shaping=SCALE(0.85), temperature=2.0
+    )
+
+
+def test_one_name_is_a_member_by_itself() -> None:
+    assert OPNP(members="gen").settings.members == ("gen",)
 
 
 def test_a_temperature_is_a_float() -> None:
@@ -112,3 +166,11 @@ def test_repr_tells_options_and_state() -> None:
     assert repr(detector).endswith("# fitted on 60 samples, not calibrated")
     detector.calibrate_features(features(40, seed=1), keep=0.9)
     assert repr(detector).endswith("# fitted on 60 samples, calibrated on 40 at keep=0.9")
+    assert "members" not in repr(detector)
+
+
+def test_repr_of_a_fusion_tells_its_members() -> None:
+    assert repr(OPNP(members=["gen", "norm"])) == "OPNP(members=['gen', 'norm'], precision='float32')  # not fitted"
+    detector = fused(90, members=["gen", "norm"]).calibrate_features(features(40, seed=1))
+    assert repr(detector).endswith("precision='float32')  # fitted on 90 samples, calibrated on 40 at keep=0.95")
+    assert "ratios" not in repr(detector)

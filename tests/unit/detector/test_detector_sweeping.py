@@ -9,24 +9,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from opnp import ASHS, OPNP, Ratios, ReAct, Settings
+from opnp import ASHS, OPNP, SCALE, Ratios, ReAct, Settings
 from opnp.core import NeuronReading, Scope, ScoreName, Shaping, score_logits
 from opnp.detector import sweeping
-from opnp.detector.fitting import Fitted, fit_sum
-from opnp.detector.scoring import Scorer
+from opnp.detector.fit_pass import FitSum
 from opnp.detector.sweeping import swept
 from opnp.errors import NonFiniteError, OptionError, RatioError
+from opnp.fitted import FittedState
+from tests.unit.detector.detector_world import features as detector_features
+from tests.unit.detector.detector_world import fused
 
 PLAIN = Settings(ratios=Ratios(), shaping=None, precision="float64")
 
 
-def fitted_head(*, bias: bool = True) -> tuple[Fitted, Tensor]:
+def fitted_head(*, bias: bool = True) -> tuple[FittedState, Tensor]:
     generator = torch.Generator().manual_seed(3)
     features = torch.randn(500, 24, generator=generator).relu()
     weight = torch.randn(7, 24, generator=generator)
     shift = torch.randn(7, generator=generator) if bias else None
-    total = fit_sum([(features, None)], weight=weight, bias=shift, settings=PLAIN, is_counting=True)
-    return total.fitted(weight, shift, react_quantiles=(0.9,)), torch.randn(300, 24, generator=generator).relu()
+    counting = dataclasses.replace(PLAIN, shaping=ReAct(0.9))
+    state = FitSum.of([(features, None)], weight, shift, counting).fitted()
+    return state.with_settings(PLAIN), torch.randn(300, 24, generator=generator).relu()
 
 
 SCOPES: tuple[Scope, ...] = ("layer", "class")
@@ -48,12 +51,12 @@ def read(logits: Tensor, settings: Settings) -> tuple[Tensor, ...]:
     return score_logits(logits, score=settings.score, temperature=settings.temperature), logits.argmax(1)
 
 
-def assert_as_one_at_a_time(fitted: Fitted, settings: Sequence[Settings], features: Tensor) -> None:
+def assert_as_one_at_a_time(fitted: FittedState, settings: Sequence[Settings], features: Tensor) -> None:
     seen = []
     for place, (scores, answers) in swept(fitted, settings, features, read):
-        scorer = Scorer.from_fitted(fitted, settings[place])
-        torch.testing.assert_close(scores, scorer.scores(features), rtol=1e-9, atol=1e-9)
-        best = scorer.logits(features).topk(2)
+        pruned = fitted.with_settings(settings[place]).pruned
+        torch.testing.assert_close(scores, pruned.scores(features), rtol=1e-9, atol=1e-9)
+        best = pruned.logits(features).topk(2)
         is_clear = best.values[:, 0] - best.values[:, 1] > 1e-9  # rows of zeros tie without a bias
         assert answers[is_clear].equal(best.indices[is_clear, 0])
         seen.append(place)
@@ -111,6 +114,18 @@ def test_a_detector_sweeps_ratios_over_features() -> None:
     assert scores.shape == (3, len(features))
     for row, ratios in zip(scores, wanted, strict=True):
         torch.testing.assert_close(row, detector.with_ratios(ratios).score_features(features), rtol=1e-12, atol=1e-12)
+
+
+def test_a_fusion_sweeps_the_ratios_of_its_pruned_head() -> None:
+    detector, probe = fused(), detector_features(50, seed=1)
+    wanted = [Ratios(w_min=0.5), Ratios(), Ratios(o_max=0.2, w_max=0.1)]
+    scores = detector.sweep_features(probe, wanted)
+    assert scores.dtype == torch.float32
+    for row, ratios in zip(scores, wanted, strict=True):
+        alone = detector.with_ratios(ratios)
+        assert alone.settings.shaping == SCALE(0.85)
+        torch.testing.assert_close(row, alone.score_features(probe), rtol=1e-5, atol=1e-5)
+    assert detector.settings.is_fusion
 
 
 @pytest.mark.filterwarnings("ignore::opnp.errors.RatioWarning")

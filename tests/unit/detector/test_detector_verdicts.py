@@ -7,9 +7,22 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from opnp import OPNP, Ratios, Verdict
-from opnp.detector.verdicts import Calibration
 from opnp.errors import CalibrationError, InputTypeError, NotCalibratedError, OptionError
-from tests.unit.detector.detector_world import FEATURES, bias, features, fitted, loader, model, weight
+from opnp.fitted import Calibration
+from tests.unit.detector.detector_world import (
+    FEATURES,
+    KINDS,
+    bias,
+    features,
+    fitted,
+    fused,
+    loader,
+    made,
+    model,
+    weight,
+)
+
+both_kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def test_too_few_samples_say_how_many_are_needed() -> None:
@@ -96,8 +109,9 @@ def test_ties_with_calibration_scores_count_as_at_least() -> None:
     assert calibration.is_ood(torch.tensor([2.0, 1.0, 2.5])).tolist() == [False, False, True]
 
 
-def test_one_input_and_a_batch_of_one() -> None:
-    detector = OPNP(ratios=Ratios(w_min=0.3)).fit(model(), loader(), validation=loader(seed=1))
+@both_kinds
+def test_one_input_and_a_batch_of_one(kind: str) -> None:
+    detector = made(kind).fit(model(), loader(), validation=loader(seed=1))
     one = features(1, seed=2)[0]
     names = [name + ending for name in ("score", "p_value", "predict") for ending in ("", "_features")]
     for name in [*names, "classify_features"]:
@@ -107,9 +121,10 @@ def test_one_input_and_a_batch_of_one() -> None:
         assert torch.equal(answer(one), answer(one[None])[0])
 
 
+@both_kinds
 @pytest.mark.parametrize("asked", ["verdict", "verdict_features"])
-def test_a_verdict_is_a_named_tuple(asked: str) -> None:
-    detector = OPNP(ratios=Ratios(w_min=0.3)).fit(model(), loader(), validation=loader(seed=1))
+def test_a_verdict_is_a_named_tuple(kind: str, asked: str) -> None:
+    detector = made(kind).fit(model(), loader(), validation=loader(seed=1))
     given = features(7, seed=2)
     found = getattr(detector, asked)(given)
     assert isinstance(found, Verdict)
@@ -122,6 +137,13 @@ def test_a_verdict_is_a_named_tuple(asked: str) -> None:
     assert [item.item() for item in single] == [item[0].item() for item in getattr(detector, asked)(given[:1])]
 
 
+def test_the_predicted_class_of_a_fusion_is_that_of_the_original_head() -> None:
+    detector, given = fused().calibrate_features(features(40)), features(200, seed=2)
+    original = (given @ weight().T + bias()).argmax(1)
+    assert torch.equal(detector.classify_features(given), original)
+    assert torch.equal(detector.verdict_features(given).predicted_class, original)
+
+
 def test_the_predicted_class_is_that_of_the_original_head() -> None:
     detector = fitted(Ratios(w_max=0.8)).calibrate_features(features(40))
     given = features(200, seed=2)
@@ -132,17 +154,21 @@ def test_the_predicted_class_is_that_of_the_original_head() -> None:
     assert not torch.equal(original, pruned), "the case does not tell the heads apart"
 
 
-def test_the_share_flagged_is_as_promised() -> None:
-    flagged = []
+@both_kinds
+def test_the_share_flagged_is_as_promised(kind: str) -> None:
+    flagged, detector = [], fused() if kind == "fusion" else fitted()
     for seed in range(40):
-        detector = fitted().calibrate_features(features(99, seed=1000 + seed), keep=0.9)
+        detector.calibrate_features(features(99, seed=1000 + seed), keep=0.9)
         flagged.append(detector.predict_features(features(500, seed=2000 + seed)).double().mean())
     assert float(torch.stack(flagged).mean()) == pytest.approx(0.1, abs=0.02)
 
 
-def test_uncalibrated_detectors_say_what_to_call() -> None:
+@both_kinds
+@pytest.mark.parametrize("asked", ["predict_features", "p_value_features", "verdict_features", "explain_features"])
+def test_uncalibrated_detectors_say_what_to_call(kind: str, asked: str) -> None:
+    detector = fused() if kind == "fusion" else fitted()
     with pytest.raises(NotCalibratedError, match=r"it can score.*`calibrate\(loader\)`"):
-        fitted().predict_features(features())
+        getattr(detector, asked)(features())
 
 
 def test_a_data_loader_is_no_batch() -> None:
@@ -152,9 +178,11 @@ def test_a_data_loader_is_no_batch() -> None:
         detector.score(given)
 
 
-def test_wrong_widths_say_what_the_head_takes() -> None:
-    detector = fitted().calibrate_features(features(40))
-    for answer in (detector.score_features, detector.predict_features, detector.classify_features):
+@both_kinds
+def test_wrong_widths_say_what_the_head_takes(kind: str) -> None:
+    detector = (fused() if kind == "fusion" else fitted()).calibrate_features(features(40))
+    for asked in ("score", "predict", "classify", "verdict", "explain"):
+        answer = getattr(detector, f"{asked}_features")
         with pytest.raises(ValueError, match=f"`features` must have {FEATURES} columns"):
             answer(torch.ones(3, FEATURES - 1))
         with pytest.raises(ValueError, match=f"`features` must have {FEATURES} columns"):

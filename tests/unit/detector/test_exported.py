@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
-from opnp.core import ASHS, SCALE, SCORE_NAMES, Precision, ReAct, ScoreName, Shaping
+from opnp.core import ASHS, MEMBERS, PANEL, SCALE, SCORE_NAMES, Precision, ReAct, ScoreName, Shaping
 from opnp.detector.exported import DetectorModule, _common
 from opnp.errors import HeadMismatchError, HeadNotFoundError, InputTypeError, NotCalibratedError, NotFittedError
 from tests.contract.snapshot import unchanged
-from tests.unit.detector.detector_world import features, head_of, loader, model
+from tests.unit.detector.detector_world import KINDS, features, head_of, loader, model
 
 SHAPINGS = (None, ReAct(0.9), ASHS(0.6), SCALE(0.6))
 
@@ -20,6 +20,14 @@ SHAPINGS = (None, ReAct(0.9), ASHS(0.6), SCALE(0.6))
 def calibrated(net: nn.Module, **options: Any) -> OPNP:
     detector = OPNP(ratios=Ratios(w_min=0.3, o_max=0.1), **{"shaping": None, **options})
     return detector.fit(net, loader()).calibrate(loader(5, seed=1), keep=0.5)
+
+
+def calibrated_fusion(net: nn.Module, **options: Any) -> OPNP:
+    return OPNP(**options).fit(net, loader(20)).calibrate(loader(5, seed=1), keep=0.5)
+
+
+def calibrated_as(kind: str, net: nn.Module) -> OPNP:
+    return calibrated_fusion(net) if kind == "fusion" else calibrated(net)
 
 
 def inputs() -> Tensor:
@@ -46,21 +54,48 @@ def test_a_module_gives_the_numbers_of_the_detector(
     assert 0 < int(judged[2].sum()) < len(inputs())
 
 
+@pytest.mark.parametrize("members", [PANEL, MEMBERS, ("gen",), ("norm", "fdbd")], ids=len)
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_p_values_and_verdicts_at_and_beside_calibration_scores_are_exact(precision: Precision) -> None:
-    detector = calibrated(model(), precision=precision)
+@pytest.mark.parametrize("is_half", [False, True])
+def test_a_module_of_a_fusion_gives_the_numbers_of_the_detector(
+    members: tuple[str, ...], precision: Precision, is_half: bool
+) -> None:
+    net, given = model(), inputs()
+    given[3], given[4] = 0.0, 1e30
+    if is_half:
+        net, given = net.half(), given.half().nan_to_num(posinf=6e4)
+    detector = OPNP(members=members, precision=precision)
+    batches = [batch.half() if is_half else batch for batch in loader(20)]
+    detector.fit(net, batches).calibrate(batches[:5], keep=0.5)
+    logits, scores, p_values = detector.to_module()(given)
+    assert torch.equal(logits, net(given))
+    assert torch.equal(scores, detector.score(given))
+    assert scores.dtype == torch.float64
+    assert torch.equal(p_values, detector.p_value(given))
+    assert bool(scores[3].isposinf()) is ("norm" in members)
+    judged = detector.to_module().judge(given.relu())
+    assert torch.equal(judged[2], detector.predict(given))
+    assert 0 < int(judged[2].sum()) < len(given)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_p_values_and_verdicts_at_and_beside_calibration_scores_are_exact(kind: str, precision: Precision) -> None:
+    is_fusion = kind == "fusion"
+    detector = (calibrated_fusion if is_fusion else calibrated)(model(), precision=precision)
     detector.calibrate_features(features(50, seed=1).repeat(2, 1), keep=0.9)  # every calibration score twice
     judge, calibration = detector.to_module().judge, detector._calibration()
-    scores = calibration.scores.to(getattr(torch, precision))
+    scores = calibration.scores if is_fusion else calibration.scores.to(getattr(torch, precision))
     tried = torch.cat([torch.nextafter(scores, torch.full_like(scores, side)) for side in (-1e9, 1e9)] + [scores])
     assert torch.equal(judge.p_value(tried), calibration.p_value(tried))
     assert torch.equal(judge.is_ood(tried), calibration.is_ood(tried))
 
 
-def test_a_model_and_its_detector_stay_as_they_were() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_and_its_detector_stay_as_they_were(kind: str) -> None:
     net = model().train()
     net[0].register_forward_hook(lambda *_: None)
-    detector = calibrated(net)
+    detector = calibrated_as(kind, net)
     before = detector.score(inputs())
     with unchanged(net, "to_module"):
         module = detector.to_module()
@@ -69,9 +104,10 @@ def test_a_model_and_its_detector_stay_as_they_were() -> None:
     assert torch.equal(detector.score(inputs()), before)
 
 
-def test_the_module_is_a_copy() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_module_is_a_copy(kind: str) -> None:
     net = model()
-    module = calibrated(net).to_module()
+    module = calibrated_as(kind, net).to_module()
     before = module(inputs())
     head_of(net).weight.data.zero_()
     assert all(map(torch.equal, module(inputs()), before))
@@ -142,23 +178,37 @@ def test_what_is_not_finite_is_flagged(value: float, score: ScoreName, shaping: 
     assert bool(is_ood[1])
 
 
-def test_casting_the_module_casts_the_model_and_not_the_calibration() -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("members", [PANEL, MEMBERS, ("gen",)], ids=len)
+def test_what_is_not_finite_is_flagged_by_a_fusion(value: float, members: tuple[str, ...]) -> None:
+    judge = calibrated_fusion(model(), members=members).to_module().judge
+    rows = features(4, seed=5)
+    rows[1, 3] = value
+    scores, p_values, is_ood = judge(rows)
+    assert scores.isnan().tolist() == [False, True, False, False]
+    assert float(p_values[1]) == 1 / 101
+    assert bool(is_ood[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_casting_the_module_casts_the_model_and_not_the_calibration(kind: str) -> None:
     net = model()
-    detector = calibrated(net)
+    detector = calibrated_as(kind, net)
     module = detector.to_module().half()
     assert head_of(module.model).weight.dtype == torch.float16  # type: ignore[arg-type]  # a copy of `net`
     for name, buffer in detector.to_module().judge.named_buffers():
         assert torch.equal(module.judge.get_buffer(name), buffer)
     logits, scores, p_values = module(inputs().half())
-    assert (logits.dtype, scores.dtype) == (torch.float16, torch.float32)
+    assert (logits.dtype, scores.dtype) == (torch.float16, torch.float64 if kind == "fusion" else torch.float32)
     rounded = inputs().half()
     assert torch.equal(scores, detector.score_features(rounded.relu()))
     assert torch.equal(p_values, detector.p_value_features(rounded.relu()))
     assert module.to("meta").judge.calibration.device.type == "meta"
 
 
-def test_copies_and_states_carry_all_of_it() -> None:
-    module, other = calibrated(model()).to_module(), calibrated(model(), temperature=1.0).to_module()
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_and_states_carry_all_of_it(kind: str) -> None:
+    module, other = (calibrated_as(kind, model()).to_module() for _ in range(2))
     for buffer in other.judge.buffers():
         buffer.zero_()
     other.load_state_dict(module.state_dict())

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from opnp import OPNP, Ratios, ReAct
+from opnp.core import MEMBERS
 from opnp.detector.false_alarms import FalseAlarms
-from opnp.errors import NotFittedError
-from tests.unit.detector.detector_world import bias, features, fitted, loader, model, weight
+from opnp.errors import MemberWarning, NotFittedError
+from tests.unit.detector.detector_world import bias, features, fitted, fused, loader, model, weight
 
 
 def row(card: str, name: str) -> str:
@@ -12,15 +13,6 @@ def row(card: str, name: str) -> str:
     lines = [line for line in card.splitlines() if line.startswith(f"| {name} |")]
     assert len(lines) == 1, f"{name}: {lines}"
     return lines[0].split("|", 2)[2].strip(" |")
-
-
-def tuned() -> OPNP:
-    """Return a detector whose ratios were chosen on held-out samples of twelve classes."""
-    generator = torch.Generator().manual_seed(3)
-    centres = torch.randn(12, 32, generator=generator)
-    labels = torch.arange(600) % 12
-    made = (centres[labels] + torch.randn(600, 32, generator=generator)).relu()
-    return OPNP().fit_features(made, weight=centres, bias=None, validation=(made[:240], labels[:240]))
 
 
 def test_a_card_says_what_was_removed_and_on_which_data() -> None:
@@ -33,12 +25,62 @@ def test_a_card_says_what_was_removed_and_on_which_data() -> None:
     assert row(card, "Most sensitive neurons removed") == "0.1"
     gone = int((~detector.masks.weight).sum())
     assert row(card, "Removed in all") == f"{gone} of 48 weights, 1 of 12 neurons"
-    assert row(card, "Shaping of the features") == "ReAct at quantile 0.95"
+    assert row(card, "Shaping of the features") == "ReAct at 0.95"
     assert row(card, "Score") == "generalised entropy (GEN)"
     assert (row(card, "Training samples"), row(card, "Calibration samples")) == ("60", "39")
     assert "4 classes" in card
     assert detector.head_digest in card
-    assert "nothing was chosen on data" in card
+    assert "optimal parameter and neuron pruning (OPNP, NeurIPS 2023)" in card
+    assert "They were given. Nothing was chosen on this model's data." in card
+    assert "It fuses" not in card
+
+
+def test_a_card_of_the_plain_head_says_that_nothing_is_left_out() -> None:
+    card = fitted(Ratios()).model_card()
+    assert "Nothing of the last layer is left out for the score." in card
+    assert "removed" not in card
+
+
+def test_a_card_of_a_fusion_says_what_it_is_made_of() -> None:
+    detector = fused()
+    card, state = detector.model_card(), detector._fitted()
+    assert "It fuses 7 scores of different mechanism" in card
+    assert state.scales is not None
+    lines = [line.strip("| ").split(" | ") for line in card.splitlines() if " | " in line]
+    found = {line[0]: line[1:] for line in lines if len(line) == 3}
+    assert found.pop("Score") == ["Median", "95 % quantile"]
+    assert found.pop("---") == ["---:", "---:"]
+    for (name, values), column in zip(found.items(), state.scales.T.tolist(), strict=True):
+        assert [float(value) for value in values] == pytest.approx(column, rel=1e-5), name
+    assert next(iter(found)).startswith("GEN: ")
+    assert list(found)[-1].startswith("Norm guard: ")
+    assert "Median and quantile are those of 80 training samples kept out of every sum." in card
+    assert "The pruned head:" in card
+    assert row(card, "Least sensitive weights removed") == "0.5"
+    assert row(card, "Shaping of the features") == "SCALE at 0.85"
+    assert row(card, "Training samples") == "400"
+    assert "Left out:" not in card
+    assert "The default panel was set on other models. Nothing was chosen on this model's data." in card
+
+
+def test_a_card_of_a_fusion_names_members_that_were_left_out_and_why() -> None:
+    given = features(200)
+    given[:, 0] = torch.rand(200) + 0.1
+    given[:, 1:] = 0.0  # one direction: what is measured by directions is the same for all
+    with pytest.warns(MemberWarning):
+        detector = OPNP(members=["gen", "mahalanobis"]).fit_features(given, weight=weight(), bias=bias())
+    card = detector.model_card()
+    assert "The score is that of one member, in units of its tail on training samples." in card
+    assert "Left out:\n\n- Mahalanobis++: distance of the direction to the nearest class mean: " in card
+    assert detector.left_out["mahalanobis"] in card
+    assert "The pruned head:" not in card
+    assert "They were given." in card
+
+
+def test_a_card_has_a_name_for_every_score() -> None:
+    detector = fused(members=MEMBERS)
+    assert detector.members == MEMBERS
+    assert f"It fuses {len(MEMBERS)} scores" in detector.model_card()
 
 
 def test_a_card_says_what_the_calibration_promises() -> None:
@@ -60,25 +102,23 @@ def test_a_card_without_calibration_says_so() -> None:
     assert "Expected share" not in card
 
 
-def test_a_card_tells_gain_and_cost_of_what_was_chosen() -> None:
-    detector = tuned()
+def test_a_card_tells_what_tuning_gained_on_samples_that_were_not_searched() -> None:
+    detector = OPNP(ratios="tuned").fit_features(
+        features(), weight=weight(), bias=bias(), validation=features(90, seed=1), validation_ood=2 * features(61)
+    )
     card, tuning = detector.model_card(), detector.tuning
     assert tuning is not None
-    assert tuning.chosen.settings != tuning.energy.settings, "nothing was chosen, so that there is nothing to tell"
-    assert f"Among {tuning.tried} settings, on 240 validation samples with their labels" in card
-    before, after = tuning.energy.mean_holdout, tuning.chosen.mean_holdout
-    expected = f"{before:.4f} | {after:.4f} | {after - before:+.4f}"
-    assert row(card, "AUROC against held-out ID classes") == expected
-    failure = tuning.chosen.failure - tuning.energy.failure
-    assert row(card, "AUROC of telling wrong answers from right ones").endswith(f"| {failure:+.4f}")
-    assert f"Gain in AUROC over the plain energy: {tuning.gain:+.4f}, standard deviation {tuning.spread:.4f}" in card
-    assert "hold approximately" in card, "settings were chosen on the samples that it is calibrated on"
+    assert f"{tuning.tried} settings were tried on 45 known and 31 OOD samples. On 45 and 30 others the AUROC" in card
+    assert f"{tuning.auroc:.4f}, and that of the plain energy {tuning.energy_auroc:.4f}" in card
+    assert f"a gain of {tuning.gain:+.4f} on that kind of OOD data" in card
+    assert "It was calibrated on known samples that the search did not see." in card
+    assert row(card, "Calibration samples") == "45"
 
 
 def test_a_card_names_the_head_and_holds_facts_on_the_inputs() -> None:
     detector = OPNP(ratios=Ratios(w_min=0.25)).fit(model(), loader())
     card = detector.model_card(inputs={"size": 32})
-    assert "the last layer `1`" in card
+    assert "its last layer `1` gets" in card
     assert '```json\n{\n  "size": 32\n}\n```' in card
     assert "## Inputs" not in detector.model_card()
 

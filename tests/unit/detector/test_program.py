@@ -7,16 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, Ratios
 from opnp.detector.exported import DetectorModule
 from opnp.detector.program import OUTPUT_NAMES, arguments, exported_program, input_names, rows, write_program
 from opnp.detector.quiet_torch import quiet_torch
 from opnp.errors import InputTypeError, MissingFileError, ModelRunError
-from tests.unit.detector.detector_world import features, loader, model
+from tests.unit.detector.detector_world import KINDS, features, loader, made, model
 
 
-def module_of(net: nn.Module) -> DetectorModule:
-    return OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit(net, loader()).calibrate(loader(5, seed=1)).to_module()
+def module_of(net: nn.Module, kind: str = "paper") -> DetectorModule:
+    return made(kind).fit(net, loader(20)).calibrate(loader(5, seed=1)).to_module()
 
 
 class Renamed(nn.Module):
@@ -63,15 +62,17 @@ def test_inputs_have_the_names_of_the_model(net: nn.Module, example: Tensor | Ma
 
 @pytest.mark.parametrize("is_strict", [False, True])
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # the list of a call
-def test_torch_takes_the_module_by_itself(is_strict: bool) -> None:
-    module = module_of(model())
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_takes_the_module_by_itself(kind: str, is_strict: bool) -> None:
+    module = module_of(model(), kind)
     axes = {"inputs": ({0: torch.export.Dim("batch", max=2**20)},)}
     program = torch.export.export(module, (features(2),), dynamic_shapes=axes, strict=is_strict)
     assert all(map(torch.equal, program.module()(features(9)), module(features(9))))
 
 
-def test_a_program_comes_back_from_its_file(tmp_path: Path) -> None:
-    module = module_of(model())
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_comes_back_from_its_file(kind: str, tmp_path: Path) -> None:
+    module = module_of(model(), kind)
     write_program(tmp_path / "detector.pt2", module, features(2))
     loaded = torch.export.load(tmp_path / "detector.pt2").module()
     for count in (1, 5, 17):

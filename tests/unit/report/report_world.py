@@ -1,5 +1,6 @@
 """Records to draw: pictures of a head made from arrays, and small results."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,41 @@ def bench_record() -> BenchRecord:
     return BenchRecord.from_json((RECORDS / "bench.json").read_text(encoding="utf-8"))
 
 
+def first_version_record() -> BenchRecord:
+    """Return some rows of one model as version 0.1 recorded them: it chose ratios and shaping without OOD data."""
+    path = Path(__file__).with_name("first_version.json")
+    return BenchRecord.from_json(path.read_text(encoding="utf-8"))
+
+
+FUSED = ("gen", "vim")
+"""Members of the fusion in `fusion_record`."""
+
+
+def fusion_record() -> BenchRecord:
+    """Return the record of version 0.1 with rows of this one for its own: a fusion, and its members."""
+    record = first_version_record()
+    settings = {
+        "ratios": {"w_min": 0.5, "w_max": 0.0, "o_min": 0.0, "o_max": 0.0},
+        "neuron": "gradient",
+        "scope": "layer",
+        "temperature": 1.0,
+        "score": "energy",
+        "shaping": {"name": "scale", "quantile": 0.85},
+        "precision": "float32",
+    }
+    models = []
+    for model in record.models:
+        old = model.row("OPNP()")
+        rows = tuple(row for row in model.methods if not row.method.startswith("OPNP("))
+        names = {"OPNP()": FUSED} | {f"{name} alone": (name,) for name in FUSED}
+        fused = tuple(
+            replace(old, method=name, settings={"members": list(members), **settings}, after=None)
+            for name, members in names.items()
+        )
+        models.append(replace(model, methods=(*rows, *fused)))
+    return replace(record, models=tuple(models))
+
+
 def small_head(seed: int = 0) -> tuple[Array, Array, Array]:
     """Return features, weight and bias: 200 samples, 12 classes, 40 neurons."""
     draw = np.random.default_rng(seed)
@@ -157,11 +193,13 @@ def demo_folder(folder: Path) -> Path:
     return folder
 
 
-def bench_folder(folder: Path) -> Path:
-    """Return a folder as a benchmark leaves it: the real record, the real sweep, and scores that are made up."""
+def bench_folder(folder: Path, record: BenchRecord | None = None) -> Path:
+    """Return a folder as a benchmark leaves it: the real record or another, the real sweep, and made-up scores."""
     folder.mkdir(exist_ok=True)
     for source, name in (("bench.json", "results.json"), ("sweep.json", "sweep.json")):
         (folder / name).write_bytes((RECORDS / source).read_bytes())
+    if record is not None:
+        (folder / "results.json").write_text(record.to_json(), encoding="utf-8")
     columns: dict[str, list[object]] = {"model": [], "set": [], "method": [], "index": [], "score": []}
     for seed, method in enumerate(("Energy, rest of test", "OPNP()")):
         given = scores_by_set(seed)

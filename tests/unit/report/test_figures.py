@@ -19,7 +19,13 @@ from opnp.report.figures.print_figure import print_figure
 from opnp.report.figures.print_style import write_figure
 from opnp.report.palette import ROLES
 from opnp.report.series import CalibrationSeries, CurveSeries, RankingSeries, RatioSeries, ScoreSeries
-from tests.unit.report.report_world import MODEL, bench_folder, demo_folder
+from tests.unit.report.report_world import (
+    MODEL,
+    bench_folder,
+    demo_folder,
+    first_version_record,
+    fusion_record,
+)
 
 go: Any = import_module("plotly.graph_objects")  # the package ships no types
 
@@ -29,7 +35,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[NamedFigure, ...]
     folder = tmp_path_factory.mktemp("results")
     found = (
         *named_figures(read_results(demo_folder(folder / "demo"))),
-        *named_figures(read_results(bench_folder(folder / "bench"))),
+        *named_figures(read_results(bench_folder(folder / "bench", first_version_record()))),
     )
     return tuple(named for named in found if named.model in ("demo", MODEL))
 
@@ -58,6 +64,18 @@ def test_every_figure_that_there_are_data_for_has_a_stable_name(figures: tuple[N
         f"ranking-{MODEL}",
     ]
     assert all(named.series.title and len(named.series.alt) > len(named.series.title) for named in figures)
+
+
+def test_a_fusion_has_every_figure_but_that_of_the_head_it_is_read_off(
+    figures: tuple[NamedFigure, ...], tmp_path: Path
+) -> None:
+    found = named_figures(read_results(bench_folder(tmp_path, fusion_record())))
+    names = [named.name for named in found if named.model == MODEL]
+    others = [named.name for named in figures if named.model == MODEL]
+    assert names == [name for name in others if not name.startswith("figure-4")]
+    for named in found:
+        assert page_figure(named.series)["layout"]
+        assert print_figure(named.series).axes
 
 
 def test_every_figure_is_one_for_plotly(figures: tuple[NamedFigure, ...]) -> None:

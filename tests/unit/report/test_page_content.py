@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opnp.bench.bench_record import DetectionFigures
-from opnp.bench.fit_record import FitRecord, TriedSetting, TuningFacts
+from opnp.bench.bench_record import BenchRecord, DetectionFigures
+from opnp.bench.fit_record import FitRecord, TuningFacts
 from opnp.bench.record import DetectionResult, MethodResult, Record
 from opnp.bench.sweep_record import SweepRecord
 from opnp.core import fpr_at_tpr
@@ -23,7 +23,7 @@ from opnp.report.page.tables import methods_table, sets_table, sweep_table
 from opnp.report.page.verdict import model_verdict
 from opnp.report.reported import ReportedModel, models_of_bench, models_of_demo
 from tests.unit.report.page_world import gallery
-from tests.unit.report.report_world import MODEL, RECORDS, bench_record
+from tests.unit.report.report_world import RECORDS, bench_record, first_version_record, fusion_record
 
 SCORES = st.lists(st.sampled_from([-2.0, -1.5, 0.0, 0.25, 3.0, 7.5]), min_size=1, max_size=40)
 
@@ -152,7 +152,7 @@ def test_a_verdict_names_the_accuracy_that_the_pruned_head_loses() -> None:
 
 
 def test_a_real_verdict_names_choice_gain_loss_and_calibration() -> None:
-    model = next(each for each in models_of_bench(bench_record()) if each.name == MODEL)
+    [model] = models_of_bench(first_version_record())
     verdict = model_verdict(model)
     assert verdict.outcome == "mixed"
     assert "near OOD rises from 82.4 % to 84.6 % as AUROC falls from 74.0 % to 68.6 %" in verdict.sentence
@@ -160,6 +160,19 @@ def test_a_real_verdict_names_choice_gain_loss_and_calibration() -> None:
     assert "near OOD: AUROC falls from 74.0 % to 68.6 %" in verdict.costs
     assert "calibration error (ECE) of the head it scores with rises from 13.1 % to 24.0 %" in verdict.costs
     assert verdict.chosen[1] == "chosen without OOD data, by 2000 validation samples, 85 settings tried"
+
+
+def test_a_verdict_on_a_fusion_names_its_members_and_no_head() -> None:
+    [model] = models_of_bench(fusion_record())
+    verdict = model_verdict(model)
+    assert verdict.sentence.startswith("OPNP() uses a fusion of gen and vim: it gains and loses against Energy on")
+    assert verdict.chosen == (
+        "OPNP(): a fusion of gen and vim",
+        "the same for every model: nothing is tuned, and no OOD data are used",
+    )
+    said = (verdict.sentence, *verdict.gains, *verdict.costs, *verdict.unchanged)
+    assert not any("head it scores with" in each for each in said)
+    assert any(each.startswith("answers come from the original head and keep its ID accuracy") for each in said)
 
 
 def test_without_a_row_of_opnp_there_is_no_comparison() -> None:
@@ -171,8 +184,11 @@ def test_without_a_row_of_opnp_there_is_no_comparison() -> None:
     assert model_verdict(replace(first, rows=(), chosen=None)).outcome == "unknown"
 
 
-def test_the_table_of_methods_holds_every_row_and_both_conventions() -> None:
-    for model in models_of_bench(bench_record()):
+@pytest.mark.parametrize(
+    "record", [bench_record(), first_version_record(), fusion_record()], ids=["real", "version 0.1", "fusion"]
+)
+def test_the_table_of_methods_holds_every_row_and_both_conventions(record: BenchRecord) -> None:
+    for model in models_of_bench(record):
         table = methods_table(model)
         assert len(table.rows) == len(model.rows)
         assert {"FPR95, ID positive", "FPR95, OOD positive"} <= {column.title for column in table.columns}
@@ -186,6 +202,9 @@ def test_the_table_of_methods_holds_every_row_and_both_conventions() -> None:
                 assert len(row.cells) == len(table.columns)
         kinds = {row.cells[0].text: row.cells[1].text for row in table.rows}
         assert {name for name, kind in kinds.items() if kind == "score alone"} == {"MSP", "Energy"}
+        alone = {name for name in kinds if name.endswith(" alone")}
+        assert {name for name, kind in kinds.items() if kind == "one member"} == alone
+        assert kinds["OPNP()"] == "as used"
         assert {row.mark for row in table.rows} == {"", "chosen", "compared with"}
         detections = sum(len(row.detection or {}) for row in model.rows)
         assert len(sets_table(model).rows) == detections
@@ -234,15 +253,15 @@ def test_only_pictures_without_script_are_shown(image: str) -> None:
 
 
 def test_a_fit_without_ood_data_says_so() -> None:
-    tuning = TuningFacts(200, "validation", 85, True, TriedSetting(0.8, 0.7, 0.0), TriedSetting(0.9, 0.7, 0.01))
     record = FitRecord(
         model="mine",
         classes=3,
         features=4,
         training_samples=100,
-        settings={"ratios": {"w_min": 0.3}, "shaping": None},
-        settings_text="--rho-w-min 0.3",
-        tuning=tuning,
+        settings={"members": ["gen", "vim"], "ratios": {"w_min": 0.5}, "shaping": {"name": "scale", "quantile": 0.85}},
+        settings_text="--members gen,vim",
+        left_out={"vim": "it has no room"},
+        tuning=None,
         keep=0.75,
         threshold=3.0,
         expected_flagged=0.2,
@@ -252,13 +271,56 @@ def test_a_fit_without_ood_data_says_so() -> None:
     )
     verdict = fit_verdict(record)
     assert verdict.sentence == (
-        "The detector chose pruning rho_w_min 0.3, no shaping, and flags inputs that score above 3, calibrated by 4 "
-        "held-out scores to keep 75 % of ID. No OOD data were given, so what it gains and misses is not known."
+        "The detector uses a fusion of gen and vim, and flags inputs that score above 3, calibrated by 4 held-out "
+        "scores to keep 75 % of ID. No OOD data were given, so what it gains and misses is not known."
     )
-    assert verdict.gains == ("where it was chosen, AUROC against held-out data rises from 80.0 % to 90.0 %",)
+    assert (verdict.title, verdict.gains) == ("No OOD data", ())
+    assert verdict.costs == ("20.0 % of ID inputs are flagged, in expectation", "vim is left out: it has no room")
+    assert verdict.chosen[1] == "the same for every model: nothing is tuned, and no OOD data are used"
     explorer = fit_explorer(record)
     assert explorer is not None
     assert explorer.methods[0].flagged[explorer.place(0.75)] == 1
-    bare = replace(record, tuning=None, keep=None, threshold=None, expected_flagged=None, calibration_scores=())
+    bare = replace(record, left_out={}, keep=None, threshold=None, expected_flagged=None, calibration_scores=())
     assert fit_explorer(bare) is None
     assert (fit_verdict(bare).gains, fit_verdict(bare).costs) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("auroc", "place", "words"),
+    [
+        (0.9, "gains", "rises from 80.0 % to 90.0 %"),
+        (0.7, "costs", "falls from 80.0 % to 70.0 %"),
+        (0.8004, "unchanged", "stays at 80.0 %"),
+    ],
+)
+def test_a_fit_with_tuned_ratios_says_what_they_gained_where_they_were_not_searched(
+    auroc: float, place: str, words: str
+) -> None:
+    record = FitRecord(
+        model="mine",
+        classes=3,
+        features=4,
+        training_samples=100,
+        settings={"ratios": {"w_min": 0.3}, "shaping": None},
+        settings_text="--rho-w-min 0.3",
+        left_out={},
+        tuning=TuningFacts(85, (100, 40), (100, 40), auroc, 0.8),
+        keep=None,
+        threshold=None,
+        expected_flagged=None,
+        calibration_scores=(),
+        head_sha256="0",
+        versions={},
+    )
+    verdict = fit_verdict(record)
+    assert verdict.title == "Chosen on OOD data"
+    assert verdict.sentence == (
+        "The detector chose pruning rho_w_min 0.3, no shaping. What it gains on other OOD data than those that its "
+        "ratios were chosen on is not known."
+    )
+    assert verdict.chosen[1] == "ratios chosen on OOD validation data"
+    found = {
+        name: [each for each in getattr(verdict, name) if "AUROC" in each] for name in ("gains", "costs", "unchanged")
+    }
+    text = f"against the plain energy, AUROC on OOD validation samples that were not searched {words}"
+    assert found == {name: [text] if name == place else [] for name in found}

@@ -16,7 +16,16 @@ from opnp.errors import DataFileError, MissingExtraError, MissingFileError, Opti
 from opnp.report import write_figures, write_report
 from opnp.report.page.rendering import script_json
 from tests.unit.report.page_world import EVIL, page_folder, picture_record
-from tests.unit.report.report_world import MODEL, RECORDS, demo_folder, pictures_of_head, small_head
+from tests.unit.report.report_world import (
+    MODEL,
+    RECORDS,
+    bench_folder,
+    demo_folder,
+    first_version_record,
+    fusion_record,
+    pictures_of_head,
+    small_head,
+)
 
 MOST_BYTES = 6_000_000
 
@@ -98,6 +107,22 @@ def test_failed_methods_stand_there_with_their_reason(page: str) -> None:
     assert "Failed: Mahalanobis inverts the covariance" in page
 
 
+def test_a_page_of_a_fusion_shows_its_members_and_no_head_that_it_is_read_off(tmp_path: Path) -> None:
+    pages = []
+    for record in (first_version_record(), fusion_record()):
+        folder = bench_folder(tmp_path / "results", record)
+        pages.append(write_report(folder, tmp_path / "page.html").read_text(encoding="utf-8"))
+    old, new = pages
+    for words, is_old, is_new in (
+        ("chosen without OOD data, by 2000 validation samples", True, False),
+        ("Confidence and calibration before and after", True, False),
+        ("OPNP() uses a fusion of gen and vim", False, True),
+        ("vim alone", False, True),
+        ("one member", False, True),
+    ):
+        assert (words in old, words in new) == (is_old, is_new), words
+
+
 def test_equal_results_give_equal_pages(tmp_path: Path) -> None:
     folder = demo_folder(tmp_path / "one")
     shutil.copytree(folder, tmp_path / "other")
@@ -118,6 +143,7 @@ def test_a_folder_may_hold_a_sweep_pictures_or_a_fit_alone(tmp_path: Path) -> No
         training_samples=1234,
         settings={},
         settings_text="",
+        left_out={"vim": "too few samples"},
         tuning=None,
         keep=0.9,
         threshold=2.5,
@@ -132,6 +158,7 @@ def test_a_folder_may_hold_a_sweep_pictures_or_a_fit_alone(tmp_path: Path) -> No
     assert "ID images that look most OOD" in texts["pictures"]
     assert "OPNP() removes" in texts["pictures"]
     assert "flags inputs that score above 2.5" in texts["fit"]
+    assert "vim is left out: too few samples" in texts["fit"]
     assert "9.9" in texts["fit"]
 
 

@@ -19,6 +19,8 @@ from tests.unit.report.report_world import (
     RECORDS,
     bench_record,
     demo_record,
+    first_version_record,
+    fusion_record,
     pictures_of_head,
     scores_by_set,
     small_head,
@@ -45,7 +47,9 @@ def test_reliability_bars_are_those_of_the_record(models: tuple[ReportedModel, .
         for row in model.rows:
             series = calibration_series(model.name, row)
             given = [figures for figures in (row.before, row.after) if figures is not None]
-            assert series is not None
+            assert (series is None) == ("members" in row.settings)
+            if series is None:
+                continue
             for panel, figures in zip(series.panels, given, strict=True):
                 drawn += 1
                 assert (panel.accuracy, panel.ece, panel.counts) == (figures.accuracy, figures.ece, figures.bin_count)
@@ -62,8 +66,9 @@ def test_reliability_bars_are_those_of_the_record(models: tuple[ReportedModel, .
     assert drawn > 200
 
 
-def test_the_calibration_error_stands_in_the_title(models: tuple[ReportedModel, ...]) -> None:
-    row = next(model for model in models if model.name == MODEL).row("OPNP()")
+def test_the_calibration_error_stands_in_the_title() -> None:
+    [model] = models_of_bench(first_version_record())
+    row = model.row("OPNP()")
     series = calibration_series(MODEL, row)
     assert series is not None
     assert row.before is not None
@@ -81,6 +86,21 @@ def test_the_calibration_error_stands_in_the_title(models: tuple[ReportedModel, 
     )
     assert series is not None
     assert series.title.startswith("Shaping and pruning leave the calibration error at ")
+
+
+def test_a_fusion_is_read_off_no_head_and_marks_no_ratios(sweep: SweepRecord) -> None:
+    [model] = models_of_bench(fusion_record())
+    row = model.row("OPNP()")
+    assert row.before is not None
+    assert calibration_series(MODEL, row) is None
+    assert calibration_series(MODEL, replace(row, after=row.before)) is None
+    swept = next(each for each in sweep.models if each.model == MODEL)
+    curve = next(each for each in sweep.curves if each.name == "w_min-o_min")
+    grid, ratios = grid_series(swept, curve, settings=row.settings), ratio_series(swept, settings=row.settings)
+    assert grid is not None
+    assert (grid.chosen, grid.is_shaped) == (None, False)
+    assert ratios is not None
+    assert [panel.chosen_text for panel in ratios.panels] == [""] * 4
 
 
 def test_without_labels_there_is_no_calibration() -> None:
@@ -214,7 +234,7 @@ def test_a_curve_over_one_ratio_is_no_heat_map(sweep: SweepRecord) -> None:
 
 
 def test_methods_are_ranked_by_their_mean_auroc(models: tuple[ReportedModel, ...]) -> None:
-    for model in models:
+    for model in (*models, *models_of_bench(first_version_record()), *models_of_bench(fusion_record())):
         series = ranking_series(model)
         assert series is not None
         aurocs = [each.auroc for each in series.methods]

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opnp.bench.bench_record import BenchRecord
 from opnp.bench.picture_record import PictureRecord
 from opnp.errors import DataFileError, MissingExtraError, MissingFileError
 from opnp.report import read_results
@@ -15,14 +16,20 @@ from tests.unit.report.report_world import (
     bench_record,
     demo_folder,
     demo_record,
+    first_version_record,
+    fusion_record,
     pictures_of_head,
     scores_by_set,
     small_head,
 )
 
+_RECORDS = pytest.mark.parametrize(
+    "record", [bench_record(), first_version_record(), fusion_record()], ids=["real", "version 0.1", "fusion"]
+)
 
-def test_a_bench_is_reported_with_every_row_and_figure() -> None:
-    record = bench_record()
+
+@_RECORDS
+def test_a_bench_is_reported_with_every_row_and_figure(record: BenchRecord) -> None:
     for source, model in zip(record.models, models_of_bench(record), strict=True):
         assert (model.name, model.classes, model.features) == (source.model, source.classes, source.features)
         assert [row.method for row in model.rows] == [row.method for row in source.methods]
@@ -37,10 +44,14 @@ def test_a_bench_is_reported_with_every_row_and_figure() -> None:
             assert row.accuracy == (None if given.before is None else given.before.accuracy)
 
 
-def test_the_chosen_row_stands_beside_the_energy_on_the_same_samples() -> None:
-    for model in models_of_bench(bench_record()):
+@_RECORDS
+def test_the_chosen_row_stands_beside_the_energy_on_the_same_samples(record: BenchRecord) -> None:
+    for model in models_of_bench(record):
         assert (model.chosen, model.baseline) == ("OPNP()", "Energy, rest of test")
         assert model.row("OPNP()").split == model.row("Energy, rest of test").split
+
+
+def test_the_chosen_row_of_the_demo_stands_beside_its_energy() -> None:
     [model] = models_of_demo(demo_record(scores_by_set()))
     assert (model.chosen, model.baseline) == ("OPNP", "Energy")
 
@@ -54,15 +65,34 @@ def test_without_a_chosen_row_the_energy_is_still_the_baseline() -> None:
 
 
 def test_a_failed_row_is_not_chosen() -> None:
-    record = bench_record()
+    record = first_version_record()
     [first, *_] = record.models
     rows = tuple(
-        replace(row, status="failed", detection=None, mean=None, near=None, far=None) if row.method == "OPNP()" else row
+        replace(
+            row,
+            status="failed",
+            settings={"ratios": "auto", "shaping": "auto"},
+            detection=None,
+            mean=None,
+            near=None,
+            far=None,
+        )
+        if row.method == "OPNP()"
+        else row
         for row in first.methods
     )
     [model] = models_of_bench(replace(record, models=(replace(first, methods=rows),)))
     assert model.chosen == "OPNP(shaping=None)"
     assert model.row("OPNP()").detection == {}
+
+
+def test_no_member_stands_in_for_a_fusion_that_failed() -> None:
+    record = fusion_record()
+    [first, *_] = record.models
+    rows = tuple(replace(row, status="failed", mean=None) if row.method == "OPNP()" else row for row in first.methods)
+    [model] = models_of_bench(replace(record, models=(replace(first, methods=rows),)))
+    assert model.row("vim alone").status == "ok"
+    assert model.chosen is None
 
 
 def test_an_unknown_row_is_a_key_error() -> None:

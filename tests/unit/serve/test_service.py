@@ -50,19 +50,32 @@ def test_a_picture_gets_the_librarys_verdict_to_the_bit(form: str) -> None:
         assert (answer.status_code, answer.json()) == (200, wanted[0])
 
 
-def test_arrays_get_the_librarys_verdicts_one_or_a_list() -> None:
+@pytest.mark.parametrize("is_fusion", [True, False], ids=["fusion", "paper"])
+def test_arrays_get_the_librarys_verdicts_one_or_a_list(is_fusion: bool) -> None:
     inputs = inputs_of(pictures(5, seed=4))
-    wanted = verdict_json(*fitted(), inputs)
-    assert answered(service(ALONE), "POST", "/score", json=inputs[0].tolist()).json() == wanted[0]
-    assert answered(service(ALONE), "POST", "/score", json=inputs.tolist()).json() == wanted
-    together = answered(service(), "POST", "/score", json=inputs.tolist()).json()
+    wanted = verdict_json(*fitted(is_fusion=is_fusion), inputs)
+    alone = service(ALONE, is_fusion=is_fusion)
+    assert answered(alone, "POST", "/score", json=inputs[0].tolist()).json() == wanted[0]
+    assert answered(alone, "POST", "/score", json=inputs.tolist()).json() == wanted
+    together = answered(service(is_fusion=is_fusion), "POST", "/score", json=inputs.tolist()).json()
     for one, other in zip(together, wanted, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_the_answer_agrees_with_itself_and_has_names() -> None:
+def test_a_score_that_is_infinite_is_flagged_and_null() -> None:
     detector, _ = fitted()
-    app = service(class_names=["red", "green", "blue", "yellow"])
+    far = torch.full((1, 3, 8, 8), 1e25)
+    assert detector.score(far).tolist() == [float("inf")]
+    answer = answered(service(), "POST", "/score", json=far[0].tolist())
+    assert answer.status_code == 200
+    found = answer.json()
+    assert (found["score"], found["is_ood"], found["p_value"]) == (None, True, 1 / 200)
+
+
+@pytest.mark.parametrize("is_fusion", [True, False], ids=["fusion", "paper"])
+def test_the_answer_agrees_with_itself_and_has_names(is_fusion: bool) -> None:
+    detector, _ = fitted(is_fusion=is_fusion)
+    app = service(is_fusion=is_fusion, class_names=["red", "green", "blue", "yellow"])
     answers = answered(app, "POST", "/score", json=inputs_of(pictures(60, seed=6)).tolist()).json()
     scores = torch.tensor([answer["score"] for answer in answers], dtype=torch.float64)
     at_least = (detector.calibration_scores[None] >= scores[:, None]).sum(1)
@@ -104,6 +117,25 @@ def test_texts_are_answered(tmp_path: Path) -> None:
             )
             assert answer.status_code == 422, refused
         assert (await client.post("/score", content=b"x", headers=PNG)).status_code == 415
+
+    in_service(app, ask)
+
+
+def test_answers_explain_themselves_where_asked() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.ReLU(), nn.Linear(12, 4))
+    inputs = torch.rand(400, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    detector = OPNP().fit(model, [inputs[:300]]).calibrate([inputs[300:]])
+    app = serve_app(detector, model, INPUTS, is_explained=True, limits=ALONE)
+    pictures = inputs[:3].tolist()
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        answers = (await client.post("/score", json=pictures)).json()
+        for row, answer in enumerate(answers):
+            why = detector.explain(inputs[row : row + 1])
+            assert list(answer["members"]) == list(why.members)
+            for place, name in enumerate(why.members):
+                assert answer["members"][name]["p_value"] == pytest.approx(float(why.p_value[0, place]))
+                assert answer["members"][name]["share"] == pytest.approx(float(why.share[0, place]), abs=1e-5)
 
     in_service(app, ask)
 

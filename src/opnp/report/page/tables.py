@@ -9,7 +9,7 @@ from opnp.bench.sweep_record import SweepCurve, SweepPoint, SweepRecord, SweptMo
 from opnp.report.page.wording import GROUP_TITLES, count_text
 from opnp.report.reported import ReportedFigures, ReportedModel, ReportedRow
 from opnp.report.series.ratio_series import chosen_ratios, has_shaping
-from opnp.report.series.wording import set_label
+from opnp.report.series.wording import fused_members, set_label
 
 __all__ = ["Cell", "Column", "Row", "Table", "methods_table", "sets_table", "sweep_table"]
 
@@ -150,8 +150,8 @@ def sweep_table(record: SweepRecord, model: SweptModel) -> Table:
     return Table(
         title="Best point of each curve",
         note="The point with the largest mean AUROC over the OOD sets, known with hindsight only; opnp tune chooses "
-        f"without OOD data. {FPR95_ID}: share of OOD kept where 95 % of ID is kept, lower is better. AUROC: higher is "
-        "better. All in %; draws are averaged.",
+        f"on OOD validation data. {FPR95_ID}: share of OOD kept where 95 % of ID is kept, lower is better. AUROC: "
+        "higher is better. All in %; draws are averaged.",
         columns=tuple(columns),
         rows=tuple(rows),
     )
@@ -188,6 +188,8 @@ def _method_row(model: ReportedModel, row: ReportedRow, sides: Iterable[Nearness
 
 def _kind(row: ReportedRow) -> str:
     """Return the kind of a row; a reference that neither prunes nor shapes is its score alone."""
+    if len(fused_members(row.settings)) == 1:
+        return "one member"
     is_bare = not any(chosen_ratios(row.settings).values()) and not has_shaping(row.settings)
     return "score alone" if row.group == "reference" and is_bare else GROUP_TITLES[row.group]
 

@@ -1,15 +1,14 @@
 """What a run says, in a sentence: what was chosen, what it gains over the plain energy, and what it costs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from opnp.bench.bench_record import Nearness
-from opnp.bench.fit_record import TuningFacts
 from opnp.report.page.noise import auroc_noise, mean_noise, share_noise
-from opnp.report.page.wording import count_text, settings_words, share_change
+from opnp.report.page.wording import LEAST_CHANGE, count_text, settings_words, share_change
 from opnp.report.reported import ReportedFigures, ReportedModel, ReportedRow
-from opnp.report.series.wording import listed, method_label, percent
+from opnp.report.series.wording import fused_members, listed, method_label, percent
 
 __all__ = ["Outcome", "Verdict", "model_verdict", "settings_source"]
 
@@ -23,7 +22,6 @@ _TITLES: dict[Outcome, str] = {
 }
 _SIDES: tuple[Nearness, ...] = ("far", "near")
 _FALLS = ("falls", "rises")
-_LEAST = 0.001 - 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ class Verdict:
     """What a run says.
 
     Attributes:
-        outcome: What pruning and shaping bring against the plain energy: better or equal on every side is a ``gain``,
+        outcome: What opnp as it is used brings against the plain energy: better or equal on every side is a ``gain``,
             worse or equal a ``loss``, better here and worse there ``mixed``; differences below a tenth of a per cent,
             and those that so few samples show by chance, count for nothing.
         title: The outcome in a word or two.
@@ -101,7 +99,7 @@ class _Side:
         """Return how FPR95 changes, and AUROC where it falls or goes the other way."""
         fpr95, auroc = self.changes
         words = f"FPR95 of {self.name} OOD {fpr95.what}"
-        if auroc.gain <= -_LEAST or auroc.step * fpr95.step < 0:
+        if auroc.gain <= -LEAST_CHANGE or auroc.step * fpr95.step < 0:
             words += f" {'as' if fpr95.step < 0 and auroc.gain < 0 else 'while'} AUROC {auroc.what}"
         return words
 
@@ -177,7 +175,7 @@ def _sentence(
     word = {"gain": "it gains", "mixed": "it gains and loses", "none": "it gains nothing", "loss": "it loses"}[outcome]
     worse = [change.words for change in head if change.step < 0]
     price = f"; its cost: {listed(worse)}" if worse else ""
-    slight = [change.words for change in head if change.step == 0 and change.gain <= -_LEAST]
+    slight = [change.words for change in head if change.step == 0 and change.gain <= -LEAST_CHANGE]
     if slight and not worse:
         price = f"; {listed(slight)}"
     elif head and not worse:
@@ -187,25 +185,31 @@ def _sentence(
     return f"{start}: {word} {against}: {parts}{price}."
 
 
-def settings_source(settings: Mapping[str, object], tuning: TuningFacts | None = None) -> str:
+def settings_source(settings: Mapping[str, object], *, is_tuned: bool = False) -> str:
     """Return what settings were chosen by.
 
     Args:
-        settings: Settings as JSON values; with ``tuning`` among them where they were chosen.
-        tuning: How they were chosen, where the settings do not say.
+        settings: Settings as JSON values; in records of version 0.1 with ``tuning`` among them where they were chosen.
+        is_tuned: Whether ratios were chosen on OOD validation data.
 
     Example:
+        >>> settings_source({"members": ["gen", "vim"]})
+        'the same for every model: nothing is tuned, and no OOD data are used'
         >>> settings_source({"tuning": {"samples": 2000, "source": "validation", "tried": 85}})
         'chosen without OOD data, by 2000 validation samples, 85 settings tried'
         >>> settings_source({})
         'fixed settings, not chosen by data'
 
     """
-    values = settings.get("tuning") if tuning is None else asdict(tuning)
-    if not isinstance(values, Mapping):
-        return "fixed settings, not chosen by data"
-    by = f"{values.get('samples')} {values.get('source')} samples"
-    return f"chosen without OOD data, by {by}, {values.get('tried')} settings tried"
+    if is_tuned:
+        return "ratios chosen on OOD validation data"
+    tuning = settings.get("tuning")
+    if isinstance(tuning, Mapping):
+        by = f"{tuning.get('samples')} {tuning.get('source')} samples"
+        return f"chosen without OOD data, by {by}, {tuning.get('tried')} settings tried"
+    if fused_members(settings):
+        return "the same for every model: nothing is tuned, and no OOD data are used"
+    return "fixed settings, not chosen by data"
 
 
 def _head_changes(row: ReportedRow, samples: int) -> Iterator[_Change]:
@@ -245,9 +249,9 @@ def _change(
 ) -> _Change:
     """Return a change; `sign` is 1 where more is better. It counts from a tenth of a per cent and beyond the noise."""
     what, size = share_change(before, after, verbs=_FALLS), abs(after - before)
-    if _LEAST <= size <= noise:
+    if LEAST_CHANGE <= size <= noise:
         what += f" (within the noise of {count_text(samples)} samples)"
-    return _Change(name, what, sign * (after - before), size >= _LEAST and size > noise)
+    return _Change(name, what, sign * (after - before), size >= LEAST_CHANGE and size > noise)
 
 
 def _outcome(changes: Sequence[_Change]) -> Outcome:

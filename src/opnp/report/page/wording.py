@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from opnp.report.series.wording import RATIO_TITLES, listed, ratio_text
+from opnp.report.series.wording import RATIO_TITLES, fused_members, listed, ratio_text
 
-__all__ = ["GROUP_TITLES", "count_text", "settings_words", "share_change", "unbroken"]
+__all__ = ["GROUP_TITLES", "LEAST_CHANGE", "count_text", "settings_words", "share_change", "unbroken"]
 
 GROUP_TITLES = {
     "reference": "fixed ratios",
@@ -14,7 +14,8 @@ GROUP_TITLES = {
 }
 """Kinds of rows by name of the group."""
 
-_LEAST_CHANGE = 0.001 - 1e-9
+LEAST_CHANGE = 0.001 - 1e-9
+"""Changes of a share that are smaller count for nothing."""
 _SHAPING_TITLES = {"ash_s": "ASH-S", "ashs": "ASH-S", "react": "ReAct", "scale": "SCALE"}
 
 
@@ -58,7 +59,7 @@ def share_change(before: float, after: float, *, verbs: tuple[str, str]) -> str:
 
     """
     first, second = f"{100 * before:.1f}", f"{100 * after:.1f}"
-    if abs(after - before) < _LEAST_CHANGE:
+    if abs(after - before) < LEAST_CHANGE:
         return f"stays at {first} %" + ("" if first == second else " within 0.1 %")
     if first == second:
         first, second = f"{100 * before:.2f}", f"{100 * after:.2f}"
@@ -66,7 +67,7 @@ def share_change(before: float, after: float, *, verbs: tuple[str, str]) -> str:
 
 
 def settings_words(settings: Mapping[str, object]) -> str:
-    """Return what a detector of opnp does to its head and features.
+    """Return what a detector of opnp does to its head and features, or which scores it fuses.
 
     Args:
         settings: Settings as JSON values.
@@ -78,8 +79,15 @@ def settings_words(settings: Mapping[str, object]) -> str:
         'SCALE shaping at quantile 0.9, no pruning'
         >>> settings_words({"ratios": {}, "shaping": None})
         'no pruning, no shaping'
+        >>> settings_words({"members": ["gen", "vim"]})
+        'a fusion of gen and vim'
+        >>> settings_words({"members": ["vim"]})
+        'vim alone, in units of its tail'
 
     """
+    members = fused_members(settings)
+    if members:
+        return f"a fusion of {listed(members)}" if len(members) > 1 else f"{members[0]} alone, in units of its tail"
     pruning, shaping = _pruning_words(settings.get("ratios")), _shaping_words(settings.get("shaping"))
     if pruning and shaping:
         return f"pruning {pruning} and {shaping}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from opnp.bench.bench_record import ClassifierFigures
 from opnp.report.reported import ReportedRow
 from opnp.report.series.ratio_series import chosen_ratios
-from opnp.report.series.wording import percent
+from opnp.report.series.wording import fused_members, percent
 
 __all__ = ["CalibrationPanel", "CalibrationSeries", "calibration_series"]
 
@@ -69,7 +69,9 @@ class CalibrationSeries:
 
 
 def calibration_series(model: str, row: ReportedRow) -> CalibrationSeries | None:
-    """Return the calibration of a row, before and after, or None where the record has none.
+    """Return the calibration of a row, before and after; None where the record has none, and for a fusion.
+
+    A fusion is read off no one head: there is nothing before and after it.
 
     Args:
         model: Name of the model.
@@ -81,7 +83,7 @@ def calibration_series(model: str, row: ReportedRow) -> CalibrationSeries | None
     """
     given = {"before": row.before, "after": row.after}
     panels = tuple(_panel(name, figures) for name, figures in given.items() if figures is not None)
-    if row.before is None or any(not sum(panel.counts) for panel in panels):
+    if row.before is None or fused_members(row.settings) or any(not sum(panel.counts) for panel in panels):
         return None
     change = _change(row.settings)
     parts = [

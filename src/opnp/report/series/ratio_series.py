@@ -7,7 +7,7 @@ from typing import Literal
 
 from opnp.bench.bench_record import Nearness
 from opnp.bench.sweep_record import SweepPoint, SweptModel
-from opnp.report.series.wording import percent, ratio_text
+from opnp.report.series.wording import fused_members, percent, ratio_text
 
 __all__ = ["RATIO_NAMES", "RatioLine", "RatioPanel", "RatioSeries", "chosen_ratios", "has_shaping", "ratio_series"]
 
@@ -118,30 +118,30 @@ class RatioSeries:
 
 
 def chosen_ratios(settings: Mapping[str, object]) -> dict[str, float]:
-    """Return the ratios in the settings of a row, empty where they are none.
+    """Return the ratios in the settings of a row, empty where they are none, or those of one of several scores.
 
     Example:
         >>> chosen_ratios({"ratios": {"w_min": 0.3, "w_max": 0, "o_min": 0, "o_max": 0}, "score": "energy"})["w_min"]
         0.3
-        >>> chosen_ratios({"ratios": "auto"})
-        {}
+        >>> chosen_ratios({"ratios": "auto"}), chosen_ratios({"members": ["gen", "opnp"], "ratios": {"w_min": 0.5}})
+        ({}, {})
 
     """
     ratios = settings.get("ratios")
-    if not isinstance(ratios, Mapping):
+    if not isinstance(ratios, Mapping) or fused_members(settings):
         return {}
     return {name: float(value) for name, value in ratios.items() if isinstance(value, int | float)}
 
 
 def has_shaping(settings: Mapping[str, object] | None) -> bool:
-    """Return whether the settings of a row shape the features.
+    """Return whether the settings of a row shape the features that it scores; a fusion does for some scores only.
 
     Example:
         >>> has_shaping({"shaping": {"name": "scale", "quantile": 0.9}}), has_shaping({"shaping": None})
         (True, False)
 
     """
-    return isinstance((settings or {}).get("shaping"), Mapping)
+    return isinstance((settings or {}).get("shaping"), Mapping) and not fused_members(settings or {})
 
 
 def ratio_series(model: SweptModel, *, settings: Mapping[str, object] | None = None) -> RatioSeries | None:

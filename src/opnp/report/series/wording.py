@@ -1,12 +1,13 @@
 """Words and numbers as figures show them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 __all__ = [
     "METRIC_TITLES",
     "RATIO_TITLES",
     "brief_percent",
     "count_of_sets",
+    "fused_members",
     "listed",
     "method_label",
     "percent",
@@ -63,6 +64,18 @@ def ratio_text(value: float) -> str:
 
     """
     return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def fused_members(settings: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the scores that a detector with these settings fuses; none for the pruned head alone.
+
+    Example:
+        >>> fused_members({"members": ["gen", "vim"], "ratios": {"w_min": 0.5}}), fused_members({"shaping": None})
+        (('gen', 'vim'), ())
+
+    """
+    members = settings.get("members")
+    return tuple(map(str, members)) if isinstance(members, list | tuple) else ()
 
 
 def method_label(method: str) -> str:

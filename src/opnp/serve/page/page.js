@@ -29,7 +29,7 @@ function tell(answer) {
   at("class").textContent = answer.class_name === undefined ? String(answer.class) : `${answer.class_name} (${answer.class})`;
   at("confidence").textContent = share(answer.confidence);
   at("p-value").textContent = digits(answer.p_value);
-  at("score").textContent = digits(answer.score);
+  at("score").textContent = answer.score === null ? "infinite" : digits(answer.score);
   document.querySelector(".scale .mark").style.left = `${100 * answer.p_value}%`;
   if (answer.is_ood) {
     show("unfamiliar", "Flagged: unfamiliar",

@@ -1,0 +1,562 @@
+"""What a fitted detector knows, as values: settings, calibration, and all that scores are computed from.
+
+`FittedState` is what a file holds and what an exported graph is made of. It has no model and no data.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
+from typing import NamedTuple, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from opnp.core.checks import checked_fraction, checked_temperature, require_finite
+from opnp.core.conformal import at_least_count, conformal_p_value, flagged_rank, is_flagged, keep_threshold
+from opnp.core.fusion import fused_score, member_shares, tail_units
+from opnp.core.masks import Masks, Scope, neuron_mask, pruned_weight, weight_mask
+from opnp.core.panel import MEMBERS, PANEL, PRUNED_HEAD, Panel, member_scores
+from opnp.core.scores import SCORE_NAMES, ScoreName, score_logits
+from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype
+from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, shaped
+from opnp.core.underflow import require_known_neurons, require_known_weights
+from opnp.errors import OptionError, RatioError
+
+__all__ = [
+    "PANEL_RATIOS",
+    "Calibration",
+    "Explanation",
+    "FittedState",
+    "InputAxes",
+    "PrunedHead",
+    "Ratios",
+    "Settings",
+    "Tuning",
+    "Verdict",
+    "neurons_kept",
+    "plain_head",
+    "product",
+    "require_known_order",
+    "shaping_from_json",
+    "weights_kept",
+]
+
+InputAxes = int | dict[str, int]
+"""Number of axes of a batch of inputs; of a mapping, by name."""
+
+_SHAPINGS: dict[str, type[ReAct | ASHS | SCALE]] = {"react": ReAct, "ash_s": ASHS, "scale": SCALE}
+
+
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """Shares of the last layer's weights and neurons to remove, each a fraction in [0, 1).
+
+    Attributes:
+        w_min: Share of the weights with the smallest sensitivity (rho_w_min).
+        w_max: Share of the weights with the largest sensitivity (rho_w_max).
+        o_min: Share of the neurons with the smallest sensitivity (rho_o_min).
+        o_max: Share of the neurons with the largest sensitivity (rho_o_max).
+
+    Raises:
+        RatioError: If a ratio lies outside [0, 1), or two of one layer sum to 1 or more.
+
+    Example:
+        >>> Ratios(w_min=0.3)
+        Ratios(w_min=0.3, w_max=0.0, o_min=0.0, o_max=0.0)
+
+    References:
+        Chen et al., NeurIPS 2023: OPP uses the first two, ONP the last two, OPNP all four.
+
+    """
+
+    w_min: float = 0.0
+    w_max: float = 0.0
+    o_min: float = 0.0
+    o_max: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check each ratio, and each pair."""
+        for name, value in asdict(self).items():
+            try:
+                object.__setattr__(self, name, checked_fraction(value, name=name, is_zero_allowed=True))
+            except OptionError as error:
+                raise RatioError(str(error)) from None
+        for lowest, highest in (("w_min", "w_max"), ("o_min", "o_max")):
+            low, high = getattr(self, lowest), getattr(self, highest)
+            if Fraction(str(low)) + Fraction(str(high)) >= 1:
+                raise RatioError(
+                    f"`{lowest}` = {low:g} and `{highest}` = {high:g} sum to {low + high:g}: at least one entry must "
+                    f"be left. Lower one of them.",
+                )
+
+
+PANEL_RATIOS = Ratios(w_min=0.5)
+"""What the pruned head of the fusion leaves out: the less sensitive half of the weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options of a detector.
+
+    Attributes:
+        members: Names of the scores that are fused; None for the paper's method, the pruned head alone.
+        ratios: Pruning ratios of the pruned head. In a fusion the head that is its member `opnp`.
+        neuron: Reading of the neuron sensitivity, ``"gradient"`` or ``"aggregate"``.
+        scope: What the weights are ranked within, ``"layer"`` or ``"class"``.
+        temperature: Temperature T of sensitivity and score, above 0.
+        score: Name of the score on the pruned head's logits.
+        shaping: Shaping of the features before the pruned head, or None.
+        precision: Precision of products, ``"float32"`` or ``"float64"``.
+
+    Raises:
+        OptionError: If an option is out of range.
+
+    """
+
+    members: tuple[str, ...] | None = None
+    ratios: Ratios = Ratios()
+    neuron: NeuronReading = "gradient"
+    scope: Scope = "layer"
+    temperature: float = 1.0
+    score: ScoreName = "energy"
+    shaping: Shaping | None = None
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        if self.members is not None:
+            object.__setattr__(self, "members", _checked_members(self.members))
+        if not isinstance(self.ratios, Ratios):
+            raise OptionError(f"`ratios` must be a Ratios(...), got {self.ratios!r}.")
+        if self.shaping is not None and not isinstance(self.shaping, Shaping):
+            raise OptionError(f"`shaping` must be None, ReAct(...), ASHS(...) or SCALE(...), got {self.shaping!r}.")
+        _require_one_of("neuron", self.neuron, get_args(NeuronReading))
+        _require_one_of("scope", self.scope, get_args(Scope))
+        _require_one_of("score", self.score, SCORE_NAMES)
+        _require_one_of("precision", self.precision, get_args(Precision))
+        object.__setattr__(self, "temperature", checked_temperature(self.temperature))
+
+    @classmethod
+    def of_fusion(cls, members: Iterable[str] = PANEL, *, precision: Precision = "float32") -> Self:
+        """Return the settings of a fusion of these members, with the pruned head that belongs to it."""
+        names = [members] if isinstance(members, str) else members
+        return cls(
+            members=tuple(names) if isinstance(names, Iterable) else names,
+            ratios=PANEL_RATIOS,
+            shaping=SCALE(0.85),
+            precision=precision,
+        )
+
+    @property
+    def is_fusion(self) -> bool:
+        """Whether several scores are fused; otherwise the score is that of the pruned head alone."""
+        return self.members is not None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the settings as JSON values, for `from_json`."""
+        shaping: object = None
+        for name, kind in _SHAPINGS.items():
+            if isinstance(self.shaping, kind):
+                shaping = {"name": name, "quantile": self.shaping.quantile}
+        members = {} if self.members is None else {"members": list(self.members)}
+        return members | {
+            "ratios": asdict(self.ratios),
+            "neuron": self.neuron,
+            "scope": self.scope,
+            "temperature": self.temperature,
+            "score": self.score,
+            "shaping": shaping,
+            "precision": self.precision,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> Self:
+        """Return the settings that `to_json` wrote.
+
+        Raises:
+            OptionError: If a value is out of range, or the settings are those of version 0.1's automatic choice.
+            TypeError: If the values are not those of settings.
+            KeyError: If a shaping is unknown.
+
+        """
+        parts = dict(values)
+        ratios, shaping, members = parts.get("ratios"), parts.get("shaping"), parts.get("members")
+        if "auto" in (ratios, shaping):
+            raise OptionError(
+                'settings with "auto" left something to be chosen by a method that version 0.2 does not have: it fuses '
+                "scores in place of choosing one. Fit again with `OPNP()`, or give ratios"
+            )
+        if isinstance(ratios, Mapping):
+            parts["ratios"] = Ratios(**ratios)
+        parts["shaping"] = shaping_from_json(shaping)
+        if isinstance(members, list | tuple):
+            parts["members"] = tuple(members)
+        return cls(**parts)  # type: ignore[arg-type]  # checked one by one in __post_init__
+
+
+def shaping_from_json(value: object) -> Shaping | None:
+    """Return the shaping that a mapping of its name and quantile stands for; one that is none already stays.
+
+    Raises:
+        KeyError: If there is no shaping of this name.
+
+    Example:
+        >>> shaping_from_json({"name": "scale", "quantile": 0.9})
+        SCALE(quantile=0.9)
+
+    """
+    if isinstance(value, Mapping):
+        return _SHAPINGS[value["name"]](value["quantile"])
+    return value  # type: ignore[return-value]  # `Settings` refuses what is none
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How ratios were chosen on OOD validation data, and what they gained on the part that was not searched.
+
+    Attributes:
+        settings: What was chosen.
+        tried: Number of settings tried.
+        searched: Numbers of ID and OOD samples that were searched on.
+        unsearched: Numbers of ID and OOD samples that the gain was measured on.
+        auroc: AUROC of the chosen setting on those.
+        energy_auroc: AUROC of the plain energy on the same.
+
+    """
+
+    settings: Settings
+    tried: int
+    searched: tuple[int, int]
+    unsearched: tuple[int, int]
+    auroc: float
+    energy_auroc: float
+
+    @property
+    def gain(self) -> float:
+        """AUROC gained over the plain energy, on samples that were not searched."""
+        return self.auroc - self.energy_auroc
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as JSON values, for `from_json`."""
+        return {
+            "settings": self.settings.to_json(),
+            "tried": self.tried,
+            "searched": list(self.searched),
+            "unsearched": list(self.unsearched),
+            "auroc": self.auroc,
+            "energy_auroc": self.energy_auroc,
+        }
+
+
+class Verdict(NamedTuple):
+    """What a detector says of a batch of inputs.
+
+    Attributes:
+        predicted_class: Class predicted by the original head, shape ``(batch,)``, int64.
+        score: Larger = more OOD, shape ``(batch,)``.
+        p_value: Conformal p-value, small = OOD, shape ``(batch,)``, float64.
+        is_ood: True = flagged, shape ``(batch,)``, bool.
+
+    """
+
+    predicted_class: Tensor
+    score: Tensor
+    p_value: Tensor
+    is_ood: Tensor
+
+
+class Explanation(NamedTuple):
+    """What each score that was fused says of a batch of inputs: why an input looks OOD, and no test of its own.
+
+    Attributes:
+        members: Names of the scores.
+        p_value: p-value of each by itself on the calibration samples, not adjusted for their number, shape
+            ``(batch, members)``, float64.
+        share: Share exp(z_k - S) of each in the fused score, shape ``(batch, members)``; rows sum to 1. It is 0 for
+            the pruned head where that is not fused.
+
+    """
+
+    members: tuple[str, ...]
+    p_value: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Calibration:
+    """Scores of held-out ID samples and the share of ID to keep.
+
+    Attributes:
+        scores: Ascending, shape ``(n,)``, float64, on the CPU.
+        keep: Share of ID that is not flagged, in expectation at least, in (0, 1).
+        members: Scores of each member of a fusion, each column ascending, shape ``(n, members)``; None without one.
+
+    """
+
+    scores: Tensor
+    keep: float
+    members: Tensor | None = None
+
+    @classmethod
+    def from_scores(cls, scores: Tensor, *, keep: float, members: Tensor | None = None) -> Self:
+        """Return the calibration by these scores, in any order.
+
+        Raises:
+            OptionError: If `keep` lies outside (0, 1).
+            CalibrationError: If there are too few scores for this `keep`.
+
+        """
+        flagged_rank(len(scores), keep=keep)
+        columns = None if members is None else _unknown_last(members.detach().cpu()).sort(0).values
+        return cls(scores=scores.detach().double().cpu().sort().values, keep=float(keep), members=columns)
+
+    @property
+    def threshold(self) -> float:
+        """The score above which an input is flagged."""
+        return keep_threshold(self.scores, keep=self.keep)
+
+    def p_value(self, scores: Tensor) -> Tensor:
+        """Return the conformal p-values of scores, shape ``(batch,)`` or ``()``, float64."""
+        return conformal_p_value(scores.reshape(-1), self.scores).reshape(scores.shape)
+
+    def is_ood(self, scores: Tensor) -> Tensor:
+        """Return whether scores are flagged, shape ``(batch,)`` or ``()``, bool; decided by integer rank."""
+        return is_flagged(scores.reshape(-1), self.scores, keep=self.keep).reshape(scores.shape)
+
+    def member_p_values(self, scores: Tensor) -> Tensor:
+        """Return the p-value of each member's scores, shape ``(batch, members)``, float64."""
+        columns = self.scores[:, None] if self.members is None else self.members
+        rows = _unknown_last(scores).T.contiguous()  # torch warns of a search for numbers that lie apart
+        counts = [at_least_count(mine, known) for mine, known in zip(rows, columns.T, strict=True)]
+        return (1 + torch.stack(counts, 1)).double() / (len(columns) + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedHead:
+    """Steps 2 and 3 of the paper's method: the head after pruning, and the score of what is left.
+
+    Attributes:
+        masks: What stays of the head.
+        weight: Pruned weight, shape ``(classes, features)``.
+        bias: The head's bias, or None.
+        settings: Shaping, score, temperature and precision.
+        react_threshold: Threshold of ReAct, where that is the shaping.
+
+    """
+
+    masks: Masks
+    weight: Tensor
+    bias: Tensor | None
+    settings: Settings
+    react_threshold: float | None
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return the scores of checked features, shape ``(batch, features)``, as shape ``(batch,)``."""
+        return score_logits(self.logits(features), score=self.settings.score, temperature=self.settings.temperature)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the pruned head's logits of the shaped features, shape ``(batch, classes)``; refuse overflow."""
+        rows = features.detach().to(product_dtype(features, precision=self.settings.precision))
+        logits = product(shaped(rows, self.settings.shaping, threshold=self.react_threshold), self.weight, self.bias)
+        require_finite(logits, name="logits", where=" of the pruned head")
+        return logits
+
+
+@dataclass(frozen=True, eq=False)
+class FittedState:
+    """A fitted detector: all that its answers are computed from, and nothing else.
+
+    Attributes:
+        settings: Every option, with nothing left to be chosen.
+        weight: The head's weight as it was, shape ``(classes, features)``.
+        bias: The head's bias as it was, shape ``(classes,)``, or None.
+        sensitivity: Sensitivities of the head's weights and inputs.
+        react_thresholds: Thresholds of ReAct in units of the features, by quantile.
+        panel: What the members of a fusion need, float64; None for the paper's method.
+        scales: Median and 95 % quantile of each member that is fused, shape ``(2, members)``, float64; or None.
+        fused: Names of the members that are fused, in the order of `scales`; the pruned head alone without a fusion.
+        left_out: Why a member that was asked for is not fused, by name.
+        kept: Number of training samples that were kept out of the sums and gave the scales.
+        calibration: The calibration, or None.
+        tuning: How ratios were chosen on OOD validation data, or None.
+        head_name: The head's dotted name in the model it was fitted on; None if fitted from features.
+        axes: Number of axes of a batch of inputs; None if fitted from features.
+
+    """
+
+    settings: Settings
+    weight: Tensor
+    bias: Tensor | None
+    sensitivity: Sensitivity
+    react_thresholds: Mapping[float, float]
+    panel: Panel | None = None
+    scales: Tensor | None = None
+    fused: tuple[str, ...] = (PRUNED_HEAD,)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    kept: int = 0
+    calibration: Calibration | None = None
+    tuning: Tuning | None = None
+    head_name: str | None = None
+    axes: InputAxes | None = None
+
+    @property
+    def samples(self) -> int:
+        """Number of training samples seen: those in the sums, and those kept out of them."""
+        return self.sensitivity.count + self.kept
+
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """Names of the members that `explain` speaks of: the fused ones, and the pruned head in any case."""
+        return self.fused if PRUNED_HEAD in self.fused else (*self.fused, PRUNED_HEAD)
+
+    @cached_property
+    def pruned(self) -> PrunedHead:
+        """The pruned head.
+
+        Raises:
+            RatioError: If the ratios leave no entry.
+
+        Warns:
+            RatioWarning: If a ratio above 0 removes no entry.
+
+        """
+        settings = self.settings
+        masks = Masks(weights_kept(self.sensitivity, settings), neurons_kept(self.sensitivity, settings))
+        shaping = settings.shaping
+        threshold = self.react_thresholds[shaping.quantile] if isinstance(shaping, ReAct) else None
+        return PrunedHead(masks, pruned_weight(self.weight, masks), self.bias, settings, threshold)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return the scores of checked features, shape ``(batch, features)``, as shape ``(batch,)``.
+
+        Those of a fusion are float64; +inf where a member is not finite.
+        """
+        if self.panel is None:
+            return self.pruned.scores(features)
+        return fused_score(self._units(self.member_scores(features, self.fused)))
+
+    def member_scores(self, features: Tensor, members: tuple[str, ...] | None = None) -> Tensor:
+        """Return the scores of members, shape ``(batch, members)``: of `explained`, unless others are named."""
+        if self.panel is None:
+            return self.pruned.scores(features)[:, None]
+        rows = features.detach().to(product_dtype(features, precision=self.settings.precision))
+        key = (rows.device, rows.dtype)
+        if key not in self._panels:
+            self._panels[key] = self.panel.mapped(lambda tensor: tensor.to(rows)).with_boundaries()
+        with torch.autocast(rows.device.type, enabled=False):
+            return member_scores(rows, self._panels[key], self.explained if members is None else members)
+
+    def explanation(self, features: Tensor, calibration: Calibration) -> Explanation:
+        """Return p-values and shares of the members for checked features, shape ``(batch, features)``."""
+        scores = self.member_scores(features)
+        share = torch.zeros_like(scores, dtype=torch.float64)
+        share[:, : len(self.fused)] = member_shares(self._units(scores)) if self.panel is not None else 1.0
+        return Explanation(self.explained, calibration.member_p_values(scores), share)
+
+    def classes(self, features: Tensor) -> Tensor:
+        """Return the classes that the original head predicts, shape ``(batch,)``, int64; refuse overflow."""
+        rows = features.detach().to(product_dtype(features, precision=self.settings.precision))
+        logits = product(rows, self.weight, self.bias)
+        require_finite(logits, name="logits")
+        return logits.argmax(1)
+
+    def calibrated(self, batches: Iterable[Tensor], *, keep: float) -> Self:
+        """Return this state, calibrated on checked features of held-out ID inputs, shape ``(batch, features)`` each."""
+        if self.panel is None:
+            scores, columns = torch.cat([self.scores(features).double().cpu() for features in batches]), None
+        else:
+            columns = torch.cat([self.member_scores(features).cpu() for features in batches])
+            scores = fused_score(self._units(columns))
+        return replace(self, calibration=Calibration.from_scores(scores, keep=keep, members=columns))
+
+    def with_settings(self, settings: Settings) -> Self:
+        """Return the paper's method under other settings on the same sensitivities, uncalibrated.
+
+        Raises:
+            RatioError: If the ratios leave nothing, or cut among sensitivities whose order was lost.
+
+        """
+        require_known_order(self.sensitivity, self.weight, settings)
+        return replace(
+            self,
+            settings=settings,
+            panel=None,
+            scales=None,
+            fused=(PRUNED_HEAD,),
+            kept=0,
+            left_out={},
+            calibration=None,
+            tuning=None,
+        )
+
+    @cached_property
+    def _panels(self) -> dict[tuple[torch.device, torch.dtype], Panel]:
+        return {}
+
+    def _units(self, scores: Tensor) -> Tensor:
+        """Return the scores of the fused members, the first of `explained`, in units of their tails."""
+        scales = torch.empty(2, 0) if self.scales is None else self.scales
+        return tail_units(scores[:, : len(self.fused)], scales.to(scores.device))
+
+
+def weights_kept(sensitivity: Sensitivity, settings: Settings) -> Tensor:
+    """Return the mask of the weights, shape ``(classes, features)``, under settings."""
+    ratios = settings.ratios
+    return weight_mask(sensitivity.weight, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope)
+
+
+def neurons_kept(sensitivity: Sensitivity, settings: Settings) -> Tensor:
+    """Return the mask of the neurons, shape ``(features,)``, under settings."""
+    return neuron_mask(sensitivity.neuron(settings.neuron), lowest=settings.ratios.o_min, highest=settings.ratios.o_max)
+
+
+def require_known_order(sensitivity: Sensitivity, weight: Tensor, settings: Settings) -> None:
+    """Raise `RatioError` if settings cut among sensitivities whose order was lost."""
+    ratios, temperature = settings.ratios, settings.temperature
+    require_known_weights(
+        sensitivity, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope, temperature=temperature
+    )
+    if settings.neuron == "gradient":
+        require_known_neurons(sensitivity, weight, lowest=ratios.o_min, highest=ratios.o_max, temperature=temperature)
+
+
+def plain_head(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a new, plain `nn.Linear` with copies of weight and bias and no gradient."""
+    classes, features = weight.shape
+    module: nn.Linear = nn.utils.skip_init(
+        nn.Linear, features, classes, bias=bias is not None, device=weight.device, dtype=weight.dtype
+    )
+    with torch.no_grad():
+        module.weight.copy_(weight)
+        if bias is not None:
+            module.bias.copy_(bias)
+    module.requires_grad_(requires_grad=False)
+    return module
+
+
+def product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the linear map in the dtype of its inputs, whatever autocast the caller is in."""
+    with torch.autocast(inputs.device.type, enabled=False):
+        return linear(inputs, weight.to(inputs), None if bias is None else bias.to(inputs))
+
+
+def _unknown_last(scores: Tensor) -> Tensor:
+    """Return scores as float64, those that are not finite as +inf."""
+    wide = scores.double()
+    return torch.where(torch.isfinite(wide), wide, torch.inf)
+
+
+def _checked_members(members: object) -> tuple[str, ...]:
+    """Return the names of members, each known and given once."""
+    names = tuple(members) if isinstance(members, list | tuple) else ()
+    unknown = [name for name in names if name not in MEMBERS]
+    if not names or unknown or len(set(names)) != len(names):
+        raise OptionError(f"`members` must be one or more different names among {', '.join(MEMBERS)}, got {members!r}.")
+    return names
+
+
+def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise OptionError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")

@@ -1,0 +1,496 @@
+"""The fusion as a detector: what it is made of, what it does at the edges of its data, and why inputs score so."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opnp import MEMBERS, OPNP, PANEL, SCALE, Explanation, Ratios, ReAct, score_logits
+from opnp.core import moments, norm_score, shaped
+from opnp.core.kept_rows import row_hashes
+from opnp.errors import (
+    CalibrationError,
+    EmptyDataError,
+    MemberWarning,
+    NonFiniteError,
+    NotCalibratedError,
+    NotFittedError,
+    OptionError,
+)
+from opnp.fitted import PANEL_RATIOS
+from tests.unit.detector.detector_world import (
+    CLASSES,
+    FEATURES,
+    bias,
+    features,
+    fitted,
+    fused,
+    loader,
+    made,
+    model,
+    weight,
+)
+
+ALIKE = "its scores of training samples are nearly all equal"
+
+
+def calibrated(**options: Any) -> OPNP:
+    return fused(**options).calibrate_features(features(100, seed=1))
+
+
+def uniform(*shape: int, seed: int = 4) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --------------------------------------------------------------------------------------------------- what it is made of
+def test_the_default_panel_is_fused() -> None:
+    detector = fused()
+    assert detector.members == PANEL
+    assert detector.left_out == {}
+    assert detector.samples == 400
+    assert detector.settings.is_fusion
+    assert detector.tuning is None
+    assert detector.score_features(features(5)).dtype == torch.float64
+
+
+def test_of_the_papers_method_the_pruned_head_is_the_only_member() -> None:
+    detector = fitted()
+    assert detector.members == ("opnp",)
+    assert detector.left_out == {}
+    assert detector.samples == detector.sensitivity.count == 60
+
+
+def test_nothing_is_known_before_the_fit() -> None:
+    for name in ("members", "left_out", "samples"):
+        with pytest.raises(NotFittedError, match="has seen no data"):
+            getattr(OPNP(), name)
+
+
+def test_two_members_by_hand() -> None:
+    """From the features on: which rows give the scales, each score in units of its tail, and what they come to."""
+    given, probe = features(400), features(30, seed=2)
+    order = row_hashes(given).argsort()
+    kept = given[order[:80]].double()
+    typical = float(kept.norm(dim=1).median())
+
+    def by_hand(rows: Tensor) -> Tensor:
+        logits = rows.double() @ weight().double().T + bias().double()
+        return torch.stack([score_logits(logits, score="gen"), norm_score(rows.double(), typical=typical)], 1)
+
+    middle, tail = torch.quantile(by_hand(kept), torch.tensor([0.5, 0.95]).double(), dim=0)
+    expected = ((by_hand(probe) - middle) / (tail - middle)).exp().sum(1).log()
+    found = fused(members=["gen", "norm"]).score_features(probe)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_one_member_alone_is_its_score_in_units_of_its_tail(member: str) -> None:
+    detector, probe = fused(members=[member]), features(50, seed=2)
+    state = detector._fitted()
+    assert state.scales is not None
+    middle, tail = state.scales[:, 0]
+    raw = state.member_scores(probe, (member,))[:, 0]
+    torch.testing.assert_close(detector.score_features(probe), (raw.double() - middle) / (tail - middle))
+    assert torch.equal(detector.score_features(probe).argsort(), raw.argsort())
+
+
+def test_members_that_were_chosen_are_fused_in_their_order() -> None:
+    chosen = ("norm", "energy", "nci")
+    detector = fused(members=chosen)
+    assert detector.members == detector.settings.members == chosen
+    turned = fused(members=chosen[::-1])
+    torch.testing.assert_close(detector.score_features(features(9)), turned.score_features(features(9)))
+    assert not torch.equal(detector.score_features(features(9)), fused().score_features(features(9)))
+
+
+def test_members_that_there_are_not() -> None:
+    unknown: Any
+    for unknown in (["odin"], ["gen", "Gen"], ["gen", 3], [], ["gen", "gen"], "odin", 3):
+        with pytest.raises(OptionError, match="`members` must be one or more different names among gen, energy"):
+            OPNP(members=unknown)
+
+
+OF_THE_PAPER: dict[str, Any] = {
+    "ratios": Ratios(w_min=0.3),
+    "neuron": "aggregate",
+    "scope": "class",
+    "temperature": 2.0,
+    "score": "msp",
+    "shaping": ReAct(0.9),
+}
+
+
+@pytest.mark.parametrize("option", OF_THE_PAPER)
+def test_members_go_with_no_option_of_the_paper(option: str) -> None:
+    with pytest.raises(OptionError, match=f"`{option}` belongs to the pruned head alone"):
+        OPNP(members=PANEL, **{option: OF_THE_PAPER[option]})
+
+
+@pytest.mark.parametrize("kind", ["fusion", "paper"])
+def test_ood_samples_are_for_tuned_ratios_alone(kind: str) -> None:
+    detector, message = made(kind), r'`validation_ood` is for `ratios="tuned"` alone'
+    held_out: dict[str, Any] = {"validation": features(50, seed=1), "validation_ood": features(50, seed=2)}
+    with pytest.raises(OptionError, match=message):
+        detector.fit_features(features(), weight=weight(), bias=bias(), **held_out)
+    with pytest.raises(OptionError, match=message):
+        detector.fit(model(), loader(), validation=loader(seed=1), validation_ood=loader(seed=2))
+    assert not detector.is_fitted
+
+
+# ------------------------------------------------------------------------------------------------------ the pruned head
+def test_the_pruned_head_of_a_fusion_is_that_of_the_paper() -> None:
+    detector, probe = fused(), features(50, seed=2)
+    head = detector.pruned_head
+    assert int((head.weight == 0).sum()) == CLASSES * FEATURES // 2
+    assert torch.equal(head.weight, weight().masked_fill(~detector.masks.kept, 0.0))
+    assert torch.equal(detector.original_head.weight, weight())
+    energy = score_logits(head(shaped(probe, SCALE(0.85))))
+    state = detector._fitted()
+    torch.testing.assert_close(state.member_scores(probe, ("opnp",))[:, 0], energy, rtol=1e-5, atol=1e-5)
+    assert torch.equal(detector.compact_head().head.weight, head.weight[:, detector.compact_head().index])
+
+
+def test_with_ratios_of_a_fusion_is_its_pruned_head() -> None:
+    detector, probe = calibrated(), features(50, seed=2)
+    alone = detector.with_ratios(PANEL_RATIOS)
+    assert alone.members == ("opnp",)
+    assert (alone.settings.shaping, alone.settings.members) == (SCALE(0.85), None)
+    assert torch.equal(alone.pruned_head.weight, detector.pruned_head.weight)
+    assert torch.equal(alone.score_features(probe), score_logits(detector.pruned_head(shaped(probe, SCALE(0.85)))))
+    own = detector._fitted().member_scores(probe, ("opnp",))[:, 0]
+    torch.testing.assert_close(alone.score_features(probe), own, rtol=1e-6, atol=1e-6)
+    assert not alone.is_calibrated
+    assert alone.sensitivity is detector.sensitivity
+    # Not one more sample has entered the sensitivities: those that gave the scales have not.
+    assert alone.samples == detector.sensitivity.count == 320
+    by_other_ratios = detector.with_ratios(Ratios(w_min=0.25, o_max=0.1), neuron="aggregate", scope="class")
+    assert (by_other_ratios.settings.neuron, by_other_ratios.settings.scope) == ("aggregate", "class")
+    assert int((~by_other_ratios.masks.weight).sum()) == 12
+    assert alone.calibrate_features(features(40, seed=1)).explain_features(probe).members == ("opnp",)
+
+
+# ---------------------------------------------------------------------------------------------------------- calibration
+def test_calibrating_changes_threshold_and_p_values_and_never_a_score() -> None:
+    probe = features(60, seed=3)
+    detector = fused()
+    scores = detector.score_features(probe)
+    found = []
+    for seed, keep in ((1, 0.95), (2, 0.95), (1, 0.8)):
+        detector.calibrate_features(features(100, seed=seed), keep=keep)
+        assert torch.equal(detector.score_features(probe), scores)
+        found.append((detector.threshold, tuple(detector.p_value_features(probe).tolist())))
+    assert len({threshold for threshold, _ in found}) == 3
+    assert found[0][1] == found[2][1]
+    assert found[0][1] != found[1][1]
+    held_out = fused().fit_features(features(400), weight=weight(), bias=bias(), validation=features(100, seed=2))
+    assert torch.equal(held_out.score_features(probe), scores)
+    assert held_out.threshold == found[1][0]
+
+
+def test_calibration_scores_are_the_scores_of_the_calibration_samples() -> None:
+    detector, held_out = fused(), features(100, seed=1)
+    detector.calibrate_features(held_out)
+    torch.testing.assert_close(detector.calibration_scores, detector.score_features(held_out).sort().values)
+    assert int(detector.predict_features(held_out).sum()) == 4
+
+
+def test_nineteen_held_out_samples_are_just_enough() -> None:
+    detector, held_out = fused(), features(19, seed=1)
+    with pytest.raises(CalibrationError, match="at least 19 calibration samples, got 18"):
+        detector.calibrate_features(held_out[:18])
+    assert not detector.is_calibrated
+    detector.calibrate_features(held_out)
+    assert detector.threshold == float(detector.score_features(held_out).max())
+    assert not detector.predict_features(held_out).any()
+    assert bool(detector.predict_features(torch.zeros(FEATURES)))
+    assert float(detector.p_value_features(torch.zeros(FEATURES))) == 1 / 20
+
+
+# ---------------------------------------------------------------------------------------------------- edges of the data
+@dataclass(frozen=True)
+class Edge:
+    """Data at an edge, and what comes of them."""
+
+    features: Callable[[], Tensor]
+    head: Tensor = field(default_factory=weight)
+    bias: Tensor | None = field(default_factory=bias)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def pairs_of_classes_off() -> Tensor:
+    return torch.tensor([0.0, 0.0, -1e4, -1e4])
+
+
+EDGES = {
+    "two classes": Edge(lambda: features(400), weight()[:2], bias()[:2]),
+    "no bias": Edge(lambda: features(400), bias=None),
+    "signed features": Edge(lambda: features(400) - features(400, seed=9)),
+    "one row a class": Edge(lambda: 3 * torch.eye(FEATURES)[:CLASSES] + 0.3 * uniform(CLASSES, FEATURES)),
+    "classes without a sample": Edge(lambda: features(400), bias=pairs_of_classes_off()),
+    "features of rank 8": Edge(lambda: uniform(400, 8) @ uniform(8, FEATURES, seed=5)),
+    "features of rank 3": Edge(
+        lambda: uniform(400, 3) @ uniform(3, FEATURES, seed=5),
+        left_out={"vim": "all features lie in the principal subspace of 6 dimensions"},
+    ),
+    "features of rank 1": Edge(
+        lambda: (uniform(400, 1) + 0.5) @ uniform(1, FEATURES, seed=5),
+        left_out={
+            "mahalanobis": "the directions of the features do not vary",
+            "vim": "all features lie in the principal subspace of 6 dimensions",
+        },
+    ),
+    "a constant feature": Edge(lambda: features(400).index_fill(1, torch.tensor([4]), 0.7)),
+    "a dead feature": Edge(lambda: features(400).index_fill(1, torch.tensor([4]), 0.0)),
+    "one feature": Edge(
+        lambda: uniform(400, 1) + 0.1,
+        torch.tensor([[1.0], [-1.0], [0.5]]),
+        torch.tensor([0.0, 0.7, 0.2]),
+        left_out={"mahalanobis": "the directions of the features do not vary"},
+    ),
+    "features of half precision": Edge(lambda: features(400).half()),
+    "features of bfloat16": Edge(lambda: features(400).bfloat16()),
+    "features of float64": Edge(lambda: features(400).double()),
+    "a head of half precision": Edge(lambda: features(400), weight().half(), bias().half()),
+    "rows that come again and again": Edge(lambda: features(40).repeat(10, 1)),
+    "one row in twenty zero": Edge(lambda: torch.cat([features(380), torch.zeros(20, FEATURES)])),
+    "a head of equal rows": Edge(
+        lambda: features(400),
+        weight()[:1].expand(CLASSES, -1).contiguous(),
+        left_out={"gen": ALIKE, "fdbd": "80 of 80 of its scores of training samples are not finite"},
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", EDGES)
+def test_the_edges_of_the_data_have_an_outcome(name: str, precision: Any) -> None:
+    """Each fits, says in one warning what it goes without, calibrates, and flags a row of zeros."""
+    edge = EDGES[name]
+    given = edge.features()
+    detector = OPNP(precision=precision)
+    if edge.left_out:
+        with pytest.warns(MemberWarning) as caught:
+            detector.fit_features(given, weight=edge.head, bias=edge.bias)
+        told = "; ".join(f"{member} ({reason})" for member, reason in edge.left_out.items())
+        assert [str(warning.message) for warning in caught] == [f"The fusion goes without {told}."]
+        assert caught[0].filename == __file__
+    else:
+        detector.fit_features(given, weight=edge.head, bias=edge.bias)
+    assert detector.left_out == edge.left_out
+    assert detector.members == tuple(member for member in PANEL if member not in edge.left_out)
+    assert detector.samples == len(given)
+    held_out = given.repeat(-(-40 // len(given)), 1)[:100]
+    verdict = detector.calibrate_features(held_out, keep=0.9).verdict_features(held_out)
+    assert verdict.score.dtype == torch.float64
+    assert not bool(verdict.score.isnan().any())
+    assert int(verdict.is_ood.sum()) <= len(held_out) // 10
+    logits = held_out.double() @ edge.head.double().T + (0.0 if edge.bias is None else edge.bias.double())
+    assert float((verdict.predicted_class == logits.argmax(1)).double().mean()) > 0.95
+    zeros = given[:1] * 0
+    assert detector.score_features(zeros).tolist() == [math.inf]
+    if name != "one row in twenty zero":
+        assert detector.predict_features(zeros).tolist() == [True]
+        assert detector.p_value_features(zeros).tolist() == [1 / (len(held_out) + 1)]
+
+
+@pytest.mark.parametrize("name", ["features of half precision", "features of float64"])
+def test_the_dtype_of_features_changes_no_more_than_their_rounding(name: str) -> None:
+    given, probe = EDGES[name].features(), features(50, seed=2)
+    detector = OPNP(precision="float64").fit_features(given, weight=weight(), bias=bias())
+    same = OPNP(precision="float64").fit_features(given.float(), weight=weight(), bias=bias())
+    assert torch.equal(detector.masks.kept, same.masks.kept)
+    torch.testing.assert_close(detector.score_features(probe), same.score_features(probe), rtol=1e-12, atol=1e-12)
+    quick = OPNP().fit_features(given, weight=weight(), bias=bias())
+    torch.testing.assert_close(quick.score_features(probe), same.score_features(probe), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (features(1).expand(400, -1), r"400 training samples are too few, or too much alike \(gen \(its scores of .*"),
+        (
+            torch.zeros(50, FEATURES),
+            r"No score can be fused: .*norm \(at least half of the training features are zero\)",
+        ),
+        (features(3), "No score can be fused: 3 training samples are too few, .* Give more of them, or `ratios`"),
+        (features(1), "A fusion needs at least two training samples, got 1"),
+    ],
+    ids=["all rows equal", "all rows zero", "three rows", "one row"],
+)
+def test_too_little_to_fuse_by_is_refused_with_the_reasons(given: Tensor, message: str) -> None:
+    detector = OPNP()
+    with pytest.raises(EmptyDataError, match=message):
+        detector.fit_features(given, weight=weight(), bias=bias())
+    assert not detector.is_fitted
+    assert OPNP(ratios=Ratios()).fit_features(given, weight=weight(), bias=bias()).is_fitted
+
+
+def test_a_head_too_wide_for_pairs_of_features_goes_without_two_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "LARGEST_WIDTH", FEATURES - 1)
+    detector = OPNP()
+    with pytest.warns(MemberWarning) as caught:
+        detector.fit_features(features(400), weight=weight(), bias=bias(), validation=features(40, seed=1))
+    assert len(caught) == 1
+    reason = "12 features are too many for their covariance to be held"
+    assert detector.left_out == {"mahalanobis": reason, "vim": reason}
+    assert detector.members == ("gen", "react", "fdbd", "opnp", "norm")
+    state = detector._fitted()
+    assert state.panel is not None
+    assert (state.panel.gaussian, state.panel.space) == (None, None)
+    assert detector.explain_features(features(5)).members == detector.members
+    fewer = OPNP(members=detector.members).fit_features(features(400), weight=weight(), bias=bias())
+    assert torch.equal(detector.score_features(features(9)), fewer.score_features(features(9)))
+    with pytest.raises(EmptyDataError, match="12 features are too many"):
+        OPNP(members=["vim", "relative_mahalanobis"]).fit_features(features(400), weight=weight(), bias=bias())
+
+
+def test_rows_of_zeros_among_the_training_data_do_not_crowd_the_sample() -> None:
+    """One row in fifty: were they kept before others, the scales would be theirs."""
+    given = torch.cat([features(980), torch.zeros(20, FEATURES)])
+    detector = OPNP().fit_features(given, weight=weight(), bias=bias())
+    assert detector.members == PANEL
+    scores = detector.score_features(features(500, seed=1))
+    assert bool(scores.isfinite().all())
+    alone = fused(980).score_features(features(500, seed=1))
+    assert abs(float(scores.median()) - float(alone.median())) < 1.0
+
+
+# ----------------------------------------------------------------------------------------------------------- odd inputs
+def test_features_so_large_that_a_member_overflows_are_flagged() -> None:
+    detector = calibrated()
+    for huge in (torch.full((1, FEATURES), 1e30), -torch.full((1, FEATURES), 1e30), 1e30 * features(1, seed=2)):
+        verdict = detector.verdict_features(huge)
+        assert verdict.score.tolist() == [math.inf]
+        assert verdict.p_value.tolist() == [1 / 101]
+        assert verdict.is_ood.tolist() == [True]
+        original = (huge.double() @ weight().double().T + bias().double()).argmax(1)
+        assert torch.equal(verdict.predicted_class, original)
+        assert detector.explain_features(huge).share.sum().item() == pytest.approx(1.0)
+
+
+def test_logits_that_overflow_are_flagged_and_have_no_class() -> None:
+    detector, huge = calibrated(), torch.full((2, FEATURES), 3e38)
+    assert detector.score_features(huge).tolist() == [math.inf] * 2
+    assert detector.predict_features(huge).tolist() == [True] * 2
+    for asked in (detector.verdict_features, detector.classify_features):
+        with pytest.raises(NonFiniteError, match="`logits` must be finite"):
+            asked(huge)
+    assert detector.verdict_features(huge.double()).predicted_class.tolist() == [int(weight().sum(1).argmax())] * 2
+
+
+def test_rows_of_zeros_are_flagged() -> None:
+    detector = calibrated()
+    rows = torch.cat([features(3, seed=2), torch.zeros(2, FEATURES)])
+    assert detector.score_features(rows).isposinf().tolist() == [False] * 3 + [True] * 2
+    assert detector.predict_features(rows)[3:].tolist() == [True] * 2
+    assert detector.p_value_features(rows)[3:].tolist() == [1 / 101] * 2
+    why = detector.explain_features(rows)
+    assert why.share[3:, why.members.index("norm")].tolist() == [1.0] * 2
+    assert fused(members=["gen", "vim"]).score_features(rows).isfinite().all()
+
+
+def test_inputs_many_times_as_large_or_as_small_are_flagged() -> None:
+    detector, inputs = calibrated(), features(50, seed=2)
+    for factor in (1e-3, 0.05, 20.0, 1e3):
+        assert detector.predict_features(factor * inputs).all()
+
+
+# --------------------------------------------------------------------------------------------------------- why it is so
+@pytest.mark.parametrize("members", [PANEL, MEMBERS, ("norm", "gen"), ("vim",)], ids=len)
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_shares_and_p_values_of_members_are_those_of_slow_counts(members: tuple[str, ...], precision: Any) -> None:
+    held_out, probe = features(60, seed=1), torch.cat([features(20, seed=2), 5 * features(5, seed=3)])
+    detector = fused(members=members, precision=precision).calibrate_features(held_out)
+    why, state = detector.explain_features(probe), detector._fitted()
+    asked = members if "opnp" in members else (*members, "opnp")
+    assert why.members == asked
+    assert why.p_value.shape == why.share.shape == (25, len(asked))
+    known, scores = (state.member_scores(rows, asked).double() for rows in (held_out, probe))
+    for column, name in enumerate(asked):
+        for row, score in enumerate(scores[:, column].tolist()):
+            count = sum(other >= score for other in known[:, column].tolist())
+            assert float(why.p_value[row, column]) == (1 + count) / 61, name
+    assert state.scales is not None
+    units = (scores[:, : len(members)] - state.scales[0]) / (state.scales[1] - state.scales[0])
+    expected = (units - detector.score_features(probe)[:, None]).exp()
+    torch.testing.assert_close(why.share[:, : len(members)], expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(why.share.sum(1), torch.ones(25).double())
+    if "opnp" not in members:
+        assert why.share[:, -1].tolist() == [0.0] * 25
+
+
+def test_the_pruned_head_is_told_of_where_it_was_left_out() -> None:
+    given = uniform(400, FEATURES)
+    head, shift = torch.zeros(CLASSES, FEATURES), torch.arange(4.0)
+    with pytest.warns(MemberWarning, match="opnp"):
+        detector = OPNP().fit_features(given, weight=head, bias=shift, validation=given[:40])
+    assert "opnp" in detector.left_out
+    why = detector.explain_features(given[:3])
+    assert why.members == (*detector.members, "opnp")
+    assert why.p_value[:, -1].tolist() == [1.0] * 3  # all scores are equal
+    assert why.share[:, -1].tolist() == [0.0] * 3
+
+
+def test_equal_scores_of_the_calibration_samples_count() -> None:
+    held_out = features(40, seed=1)
+    detector = fused(members=["norm"]).calibrate_features(held_out.repeat(2, 1))
+    found = detector.explain_features(held_out).p_value[:, 0]
+    assert torch.equal(found, detector.p_value_features(held_out))
+    assert sorted(found.tolist()) == [(1 + 2 * place) / 81 for place in range(1, 41)]
+
+
+def test_of_the_papers_method_the_pruned_head_explains_all() -> None:
+    detector = fitted().calibrate_features(features(40, seed=1))
+    why = detector.explain_features(features(9, seed=2))
+    assert why.members == ("opnp",)
+    assert why.share.tolist() == [[1.0]] * 9
+    assert torch.equal(why.p_value[:, 0], detector.p_value_features(features(9, seed=2)))
+
+
+def test_one_input_and_a_batch_of_inputs_are_explained() -> None:
+    detector = OPNP().fit(model(), loader(20), validation=loader(5, seed=1))
+    inputs = features(7, seed=2) - 0.2
+    why = detector.explain(inputs)
+    assert isinstance(why, Explanation)
+    assert why._fields == ("members", "p_value", "share")
+    by_features = detector.explain_features(inputs.relu())
+    assert torch.equal(why.p_value, by_features.p_value)
+    assert torch.equal(why.share, by_features.share)
+    single = detector.explain(inputs[0])
+    assert single.p_value.shape == single.share.shape == (7,)
+    torch.testing.assert_close(single.share, why.share[0], rtol=1e-5, atol=1e-6)
+
+
+def test_explaining_needs_a_calibration_and_inputs_a_model() -> None:
+    with pytest.raises(NotFittedError, match="has seen no data"):
+        OPNP().explain_features(features(3))
+    with pytest.raises(NotCalibratedError, match="not calibrated"):
+        fused().explain_features(features(3))
+    with pytest.raises(NotCalibratedError, match="not calibrated"):
+        OPNP().fit(model(), loader()).explain(features(3))
+    with pytest.raises(NotFittedError, match="has no model"):
+        calibrated().explain(features(3))
+
+
+# --------------------------------------------------------------------------------------------------------- with a model
+def test_a_model_stays_as_it_is() -> None:
+    net = nn.Sequential(nn.Dropout(0.5), *model()).train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    detector = OPNP().fit(net, loader(20), validation=loader(5, seed=1))
+    detector.verdict(features(9))
+    detector.explain(features(9))
+    assert net.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_model_and_its_features_give_the_same_fusion() -> None:
+    by_model = OPNP().fit(model(), loader(20), validation=loader(5, seed=1))
+    by_features = fused().calibrate_features(features(100, seed=1))
+    assert torch.equal(by_model.score(features(9, seed=2)), by_features.score_features(features(9, seed=2)))
+    assert torch.equal(by_model.calibration_scores, by_features.calibration_scores)
+    assert by_model.members == by_features.members
