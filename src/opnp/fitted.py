@@ -22,7 +22,7 @@ from opnp.core.scores import SCORE_NAMES, ScoreName, score_logits
 from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype
 from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, shaped
 from opnp.core.underflow import require_known_neurons, require_known_weights
-from opnp.errors import OptionError, RatioError
+from opnp.errors import CalibrationError, OptionError, RatioError
 
 __all__ = [
     "PANEL_RATIOS",
@@ -308,7 +308,13 @@ class Calibration:
             CalibrationError: If there are too few scores for this `keep`.
 
         """
-        flagged_rank(len(scores), keep=keep)
+        rank, lost = flagged_rank(len(scores), keep=keep), int(scores.isposinf().sum())
+        if lost >= rank:
+            raise CalibrationError(
+                f"{lost} of {len(scores)} calibration samples have an infinite score, so that no finite score could be "
+                f"flagged at keep={keep:g}. Their features are zero or too large: leave out these samples, or by "
+                f"`members=` the score that is infinite.",
+            )
         columns = None if members is None else _unknown_last(members.detach().cpu()).sort(0).values
         return cls(scores=scores.detach().double().cpu().sort().values, keep=float(keep), members=columns)
 
@@ -467,9 +473,11 @@ class FittedState:
         if self.panel is None:
             scores, columns = torch.cat([self.scores(features).double().cpu() for features in batches]), None
         else:
-            columns = torch.cat([self.member_scores(features).cpu() for features in batches])
-            scores = fused_score(self._units(columns))
-        return replace(self, calibration=Calibration.from_scores(scores, keep=keep, members=columns))
+            found = [(fused_score(self._units(scores)), scores) for scores in map(self.member_scores, batches)]
+            scores, columns = (torch.cat([part.cpu() for part in parts]) for parts in zip(*found, strict=True))
+        state = replace(self, calibration=Calibration.from_scores(scores, keep=keep, members=columns))
+        state.__dict__.update({name: made for name, made in self.__dict__.items() if name in ("pruned", "_panels")})
+        return state
 
     def with_settings(self, settings: Settings) -> Self:
         """Return the paper's method under other settings on the same sensitivities, uncalibrated.

@@ -4,7 +4,9 @@ import torch
 
 from tests.contract.checking import asserted_close, check, raised, ready
 from tests.contract.other_process import answers_elsewhere
-from tests.contract.shell import OTHER, Shell, fresh, known, strange
+from tests.contract.shell import OTHER, Shell, features, fresh, head_of, known, strange
+from tests.contract.state_checks import assert_sums_of_a_fusion
+from tests.contract.world import classifier
 
 __all__: list[str] = []
 
@@ -60,15 +62,12 @@ def check_other_ratios_take_effect(kind: type[Shell]) -> None:
 
 @check("sums")
 def check_sums_are_float64(kind: type[Shell]) -> None:
-    """Assert that blocks of equal rows have the mean of one of them, which a sum in float32 would not keep.
-
-    A fusion keeps a fifth out of its sums, the same images with all their copies, and needs images that differ.
-    """
-    few = known().repeat(8, 1, 1, 1) if kind.is_fusion else known()[:4].repeat(256, 1, 1, 1)
-    shells = [kind(precision="float64" if kind.is_fusion else "float32") for _ in range(2)]
-    one, many = (
-        shell.fit(few.repeat(times, 1, 1, 1)).sensitivity() for shell, times in zip(shells, (1, 3), strict=True)
-    )
+    """Assert that blocks of equal rows have the mean of one of them, which a sum in float32 would not keep."""
+    if kind.is_fusion:  # which needs rows that differ
+        assert_sums_of_a_fusion(kind(precision="float64").fit().sensitivity(), features(known()), head_of(classifier()))
+        return
+    few = known()[:4].repeat(256, 1, 1, 1)
+    one, many = (kind().fit(few.repeat(times, 1, 1, 1)).sensitivity() for times in (1, 3))
     assert many.count == 3 * one.count == 3 * 1024
     for name in ("weight", "neuron_gradient", "neuron_aggregate"):
         single, repeated = getattr(one, name), getattr(many, name)

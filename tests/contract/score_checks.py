@@ -47,7 +47,7 @@ def check_verdicts_are_those_of_opnp(kind: type[Shell]) -> None:
     is_off = shell.verdicts(inputs) != wanted.is_ood
     highest, lowest = scores[~wanted.is_ood].max(), scores[wanted.is_ood].min()
     edge = 2 * kind.tolerance * (1 + scores.abs())
-    is_at_the_cut = (scores >= lowest - edge) & (scores <= highest + edge)
+    is_at_the_cut = (scores >= highest - edge) & (scores <= lowest + edge)
     assert not bool((is_off & ~is_at_the_cut).any()), "verdicts differ away from the cut"
     assert int(is_off.sum()) <= 1, "verdicts differ"
 

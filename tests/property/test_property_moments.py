@@ -6,8 +6,9 @@ from dataclasses import fields
 from itertools import pairwise
 from random import Random
 
+import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -126,11 +127,10 @@ def counted(*parts: Tensor) -> Counter[tuple[float, ...]]:
 
 @checked
 @given(rows=ROWS, limit=st.integers(1, 12), random=RANDOM)
-@example(rows=[(1.0, 1.0, 1.0)] * 9, limit=4, random=Random(0))  # noqa: S311  # no secret
-@example(rows=[(1.0, 0.0, 1.0), (1.0, -0.0, 1.0)] * 3, limit=3, random=Random(0))  # noqa: S311  # as above
 def test_the_same_rows_are_kept_in_any_order_cut_and_merging(
     rows: list[tuple[float, ...]], limit: int, random: Random
 ) -> None:
+    rows = list({tuple(value + 0.0 for value in row): None for row in rows})  # no copies
     whole = KeptRows.empty(limit, features=3)
     whole.add_(table(rows))
     assert len(whole) == min(limit, len(rows))
@@ -146,7 +146,7 @@ def test_the_same_rows_are_kept_in_any_order_cut_and_merging(
 
     while len(parts) > 1:
         one, other = (parts.pop(random.randrange(len(parts))) for _ in range(2))
-        one.add_(other.smallest(limit))
+        one.merge_(other)
         parts.append(one)
     assert parts[0].smallest(limit).equal(whole.smallest(limit))
 
@@ -160,11 +160,8 @@ def test_kept_and_displaced_rows_are_the_rows_put_in(rows: list[tuple[float, ...
         done = rows[: batch.stop]
         assert counted(kept.smallest(limit), displaced) == counted(table(done))
         assert len(kept) == min(limit, len(done))
-    hashes = row_hashes(kept.smallest(limit))
-    assert hashes.equal(hashes.sort().values)
-    assert hashes.equal(kept.hashes.sort().values[: len(kept)])
-    if len(displaced):
-        assert bool((row_hashes(displaced).min() >= hashes).all())
+    ordered = kept.hashes.sort().values
+    assert bool((ordered[: len(kept)] < 1 << 62).all())
 
 
 @checked
@@ -181,36 +178,27 @@ def test_the_smallest_and_the_others_are_all_that_is_kept(
 
 @checked
 @given(rows=ROWS, random=RANDOM)
-def test_rows_have_equal_hashes_just_where_they_are_equal(rows: list[tuple[float, ...]], random: Random) -> None:
+def test_every_row_of_a_block_has_a_hash_of_its_own(rows: list[tuple[float, ...]], random: Random) -> None:
     features = table(rows)
     hashes = row_hashes(features)
     assert bool(((hashes >= 0) & (hashes < 1 << 62)).all())
-    by_row: dict[tuple[float, ...], set[int]] = {}
-    for row, value in zip(rows, row_hashes(features.double()).tolist(), strict=True):
-        by_row.setdefault(row, set()).add(value)
-    assert all(len(values) == 1 for values in by_row.values())
-    assert len(set().union(*by_row.values())) == len(by_row)
+    assert hashes.unique().numel() == len(rows)
+    assert row_hashes(features.double()).equal(hashes)
     order = random.sample(range(len(rows)), len(rows))
-    assert row_hashes(features[order]).equal(hashes[order])
+    assert row_hashes(features[order]).sort().values.equal(hashes.sort().values)
 
 
-def test_rounding_of_another_batch_device_or_precision_moves_few_rows() -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = torch.rand(4000, 64, generator=generator)
-    kept = set(row_hashes(features).argsort()[:500].tolist())
-    noise = 1 + 1e-6 * torch.randn(features.shape, generator=generator)
-    for other, share in ((features * noise, 0.99), (features.half(), 0.95), (features.bfloat16(), 0.75)):
-        again = set((row_hashes(other) >> 31).argsort()[:500].tolist())
-        assert len(kept & again) >= share * len(kept)
-
-
-def test_kept_rows_are_like_the_others() -> None:
+@pytest.mark.parametrize("spread", [0.3, 1e-2, 1e-4, 0.0])
+def test_kept_rows_are_like_the_others(spread: float) -> None:
+    """Also where the rows of a class are nearly equal, or copies: a block of them is sampled as any other."""
     generator = torch.Generator().manual_seed(0)
     centers = torch.rand(10, 32, generator=generator)
     classes = torch.arange(10).repeat_interleave(500)
-    features = centers[classes] + 0.3 * torch.rand(5000, 32, generator=generator)
+    features = centers[classes] + spread * torch.rand(5000, 32, generator=generator)
+    order = torch.randperm(5000, generator=generator)
+    features, classes = features[order], classes[order]
     kept = row_hashes(features).argsort()[:1000]
     counts = torch.bincount(classes[kept], minlength=10)
     assert bool(((counts > 60) & (counts < 140)).all())  # 100 each, and four standard deviations
-    spread = features.std(0) / 1000**0.5
-    assert bool(((features[kept].mean(0) - features.mean(0)).abs() < 5 * spread).all())
+    error = features.std(0) / 1000**0.5
+    assert bool(((features[kept].mean(0) - features.mean(0)).abs() < 5 * error).all())

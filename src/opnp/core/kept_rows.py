@@ -1,9 +1,9 @@
 """A sample of a stream that its content decides: the rows with the smallest hashes, whatever order they come in.
 
-Which rows are kept depends on the set of rows alone, so that parts of a stream can be sampled anywhere and merged. The
-hash of a row is an integer in [0, 2^62). Its leading half comes from a few projections of the row's direction, rounded
-to a grid, so that nearly all rows keep their place when the same inputs go through a model in other batches, on another
-device or in half precision. Its trailing half comes from the bits of the row, and decides between rows of one cell.
+The hash of a row is a weighted sum of the bits of its float32 values, mixed, an integer in [0, 2^62). Which rows are
+kept depends on the set of rows alone, so that parts of a stream can be sampled anywhere and merged. Copies of a row in
+one block of the stream have hashes of their own, so that a row that is frequent is as frequent in the sample; only how
+many of its copies are kept may then depend on how the stream is cut.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,7 @@ from torch import Tensor
 __all__ = ["KeptRows", "row_hashes"]
 
 _EMPTY = (1 << 63) - 1
-_HALF = (1 << 31) - 1
-_PROJECTIONS = 4
-_CELLS = 32
-"""Cells of the grid to a projection of length 1: small beside the differences of rows, large beside their rounding."""
+_MASK = (1 << 62) - 1
 _ROWS = 1024
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """The constants of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
@@ -71,9 +68,14 @@ class KeptRows:
 
         """
         features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
-        if len(self.hashes) == 0:
-            return features
-        hashes = row_hashes(features)
+        return features if len(self.hashes) == 0 else self._add(features, row_hashes(features))
+
+    def merge_(self, other: Self) -> Tensor:
+        """Take the rows of another sample in, and return those that are not kept, as `add_` does."""
+        is_there = other.hashes != _EMPTY
+        return self._add(other.rows[is_there], other.hashes[is_there])
+
+    def _add(self, features: Tensor, hashes: Tensor) -> Tensor:
         entering = (hashes < self.hashes.max()).nonzero().flatten()
         if len(entering) == 0:
             return features
@@ -102,41 +104,35 @@ class KeptRows:
 
 
 def row_hashes(features: Tensor) -> Tensor:
-    """Return the hash of each row, shape ``(batch,)``, int64 in [0, 2^62): equal for rows equal in float32.
+    """Return the hash of each row, shape ``(batch,)``, int64 in [0, 2^62): by its float32 bits, and which copy it is.
 
     Args:
         features: Shape ``(batch, features)``, any floating dtype.
 
     Example:
         >>> import torch
-        >>> hashes = row_hashes(torch.tensor([[0.0, 1.0], [-0.0, 1.0], [0.0, 1.001], [1.0, 0.0]]))
-        >>> hashes.unique().numel(), (hashes >> 31).unique().numel()
-        (3, 2)
+        >>> rows = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-0.0, 1.0]])
+        >>> row_hashes(rows).unique().numel(), bool(row_hashes(rows[:1]) == row_hashes(rows[2:]))
+        (3, True)
 
     """
-    return torch.cat([_cells(rows) << 31 | _contents(rows) for rows in features.split(_ROWS)])
-
-
-def _cells(rows: Tensor) -> Tensor:
-    """Return a number in [0, 2^31) for the cell of a grid that each row's direction falls in."""
-    wide = rows.double()
-    numbers = torch.arange(1, rows.shape[1] + 1, dtype=torch.int64, device=rows.device)
-    offsets = [_signed(projection * _GOLDEN) for projection in range(_PROJECTIONS)]
-    signs = torch.stack([1 - 2 * (_mixed(numbers + offset) & 1) for offset in offsets], 1).double()
-    length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-    places = (wide @ signs / length * _CELLS).nan_to_num(0.0).clamp(-_HALF, _HALF).floor().long()
-    found = torch.full_like(places[:, 0], _EMPTY)  # from 0 zeros would come to 0: rows of zeros would be kept first
-    for place in places.T:
-        found = _mixed(found * _signed(_GOLDEN) + place)
-    return found & _HALF
-
-
-def _contents(rows: Tensor) -> Tensor:
-    """Return a number in [0, 2^31) for the bits of each row in float32."""
-    numbers = torch.arange(1, rows.shape[1] + 1, dtype=torch.int64, device=rows.device)
+    numbers = torch.arange(1, features.shape[1] + 1, dtype=torch.int64, device=features.device)
     factors = _mixed(numbers * _signed(_GOLDEN)) | 1
-    bits = (rows.float() + 0.0).contiguous().view(torch.int32).long()
-    return _mixed((bits * factors).sum(1)) & _HALF
+    parts = [
+        ((rows.float() + 0.0).contiguous().view(torch.int32).long() * factors).sum(1) for rows in features.split(_ROWS)
+    ]
+    contents = _mixed(torch.cat(parts) + _signed(_FIRST))  # not from 0, which rows of zeros would come to
+    return _mixed(contents + _copies(contents) * _signed(_GOLDEN)) & _MASK
+
+
+def _copies(contents: Tensor) -> Tensor:
+    """Return how many equal values stand before each value, shape ``(batch,)``, int64."""
+    ordered, order = contents.sort(stable=True)
+    place = torch.arange(len(ordered), device=ordered.device)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    before = place - torch.where(is_first, place, 0).cummax(0).values if len(ordered) else place
+    return torch.empty_like(before).scatter_(0, order, before)
 
 
 def _mixed(values: Tensor) -> Tensor:

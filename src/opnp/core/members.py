@@ -19,7 +19,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from opnp.core.moments import FeatureMoments, directions
+from opnp.core.moments import LARGEST_WIDTH, FeatureMoments, directions
 from opnp.core.scores import energy_rows
 from opnp.errors import EmptyDataError, OptionError
 
@@ -169,7 +169,9 @@ class ClassGaussian:
         """
         products, sums = moments.direction_product, moments.class_direction
         if products is None:
-            raise OptionError(f"{sums.shape[1]} features are too many for their covariance to be held")
+            raise OptionError(
+                f"it needs a covariance of {sums.shape[1]} features, and at most {LARGEST_WIDTH} are held"
+            )
         if moments.count == 0:
             raise EmptyDataError("no sample was summed")
         counts = moments.class_count.double()[:, None]
@@ -275,7 +277,9 @@ class PrincipalSpace:
 
         """
         if moments.product is None:
-            raise OptionError(f"{len(moments.feature)} features are too many for their covariance to be held")
+            raise OptionError(
+                f"it needs a covariance of {len(moments.feature)} features, and at most {LARGEST_WIDTH} are held"
+            )
         if moments.count == 0:
             raise EmptyDataError("no sample was summed")
         width = len(moments.feature)

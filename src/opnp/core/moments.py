@@ -53,8 +53,25 @@ class FeatureMoments:
     class_count: Tensor
 
     @classmethod
-    def zeros(cls, *, classes: int, features: int, device: torch.device | str | None = None) -> Self:
-        """Return the empty sums, the neutral element of ``+``, for a head of the given size."""
+    def zeros(
+        cls,
+        *,
+        classes: int,
+        features: int,
+        has_product: bool = True,
+        has_directions: bool = True,
+        device: torch.device | str | None = None,
+    ) -> Self:
+        """Return the empty sums, the neutral element of ``+``, for a head of the given size.
+
+        Args:
+            classes: Rows of the head.
+            features: Columns of the head.
+            has_product: Whether to sum h h', which ViM needs.
+            has_directions: Whether to sum z z', which Mahalanobis++ needs.
+            device: Where the sums are.
+
+        """
 
         def empty(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
@@ -63,8 +80,8 @@ class FeatureMoments:
         return cls(
             count=0,
             feature=empty(features),
-            product=empty(features, features) if is_held else None,
-            direction_product=empty(features, features) if is_held else None,
+            product=empty(features, features) if is_held and has_product else None,
+            direction_product=empty(features, features) if is_held and has_directions else None,
             class_direction=empty(classes, features),
             class_count=torch.zeros(classes, dtype=torch.int64, device=device),
         )
@@ -80,8 +97,9 @@ class FeatureMoments:
         h = features.detach().double()
         z = directions(h)
         self.feature.add_(h.sum(0))
-        if self.product is not None and self.direction_product is not None:
+        if self.product is not None:
             self.product.addmm_(h.T, h)
+        if self.direction_product is not None:
             self.direction_product.addmm_(z.T, z)
         self.class_direction.index_add_(0, predicted, z)
         self.class_count.add_(torch.bincount(predicted, minlength=len(self.class_count)))
@@ -130,15 +148,18 @@ class FeatureMoments:
                 f"{tuple(self.class_direction.shape)} on the left and {tuple(other.class_direction.shape)} on the "
                 f"right.",
             )
-        is_held = self.product is not None and other.product is not None
         return FeatureMoments(
             count=self.count + other.count,
             feature=self.feature + other.feature,
-            product=self.product + other.product if is_held else None,  # type: ignore[operator]  # neither is None
-            direction_product=self.direction_product + other.direction_product if is_held else None,  # type: ignore[operator]  # as above
+            product=_both(self.product, other.product),
+            direction_product=_both(self.direction_product, other.direction_product),
             class_direction=self.class_direction + other.class_direction,
             class_count=self.class_count + other.class_count,
         )
+
+
+def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return None if one is None or other is None else one + other
 
 
 def directions(features: Tensor) -> Tensor:

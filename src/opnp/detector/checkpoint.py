@@ -14,7 +14,7 @@ from opnp.files import remove_parts
 
 __all__ = ["Checkpoint", "Progressed", "read_checkpoint", "require_like", "write_checkpoint"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KIND = "fit checkpoint"
 _SHOWN = 200
 

@@ -28,7 +28,7 @@ from opnp.detector.checkpoint import Checkpoint, Progressed, read_checkpoint, re
 from opnp.detector.members import fitted_fusion
 from opnp.detector.progress import Progress, shown
 from opnp.distributed import Ranks, gathered, require_equal, summed
-from opnp.errors import CheckpointError, EmptyDataError, InputTypeError, NonFiniteError, ShapeError
+from opnp.errors import CheckpointError, EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
 from opnp.fitted import FittedState, Settings, product, require_known_order
 
 __all__ = ["KEPT_ROWS", "FitSum", "added_up", "checked_head", "summed_blocks"]
@@ -40,6 +40,8 @@ _KEPT_SHARE = 5
 _FEWEST_KEPT = 20
 """Rows with a 95 % quantile that is not their maximum: as many are kept if half of the data are."""
 _BYTES_OF_FLOAT32 = 4
+_UNSURE = 1e-4
+"""Margin between two logits, relative to their size, that rounding of float32 may have turned."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -78,7 +80,7 @@ class FitSum:
             settings=settings,
             sensitivity=SensitivitySum.zeros(classes, features, device=device),
             histogram=ValueHistogram.zeros(device=device) if is_counting else None,
-            moments=None if kept is None else FeatureMoments.zeros(classes=classes, features=features, device=device),
+            moments=None if kept is None else _empty_moments(weight, settings),
             kept=kept,
         )
 
@@ -115,27 +117,28 @@ class FitSum:
                 features, logits, weight, temperature=settings.temperature, precision=settings.precision
             )
             if moments is not None:
-                moments = moments.add_(features, logits.argmax(1))
+                moments = moments.add_(features, _predicted(features, logits, weight, bias))
         return replace(total, sensitivity=sensitivity, moments=moments)
 
     def entering(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the rows that enter the sums, with their logits: all of them, or those that the sample lets pass."""
-        precision = self.settings.precision
-        for features, logits in batches:
-            if features.shape[1:] != self.weight.shape[1:]:
-                raise ShapeError(width_message(tuple(features.shape), self.weight))
-            rows = features if self.kept is None else self.kept.add_(features)
+        precision, kept = self.settings.precision, self.kept
+        if kept is not None:  # in blocks, so that copies of a row are told apart whatever the batches are
+            pairs = ((features, features[:, :0]) for features, _ in _fitting(batches, self.weight))
+            batches = ((kept.add_(rows), None) for rows, _ in row_blocks(pairs, rows=BLOCK_ROWS))
+        for features, logits in _fitting(batches, self.weight):
             if self.histogram is not None:
-                self.histogram.add_(rows)
-            is_exact = logits is not None and precision != "float64" and logits.dtype.itemsize >= _BYTES_OF_FLOAT32
-            if logits is None or not is_exact or self.kept is not None:
-                logits = _head_logits(rows, self.weight, self.bias, precision=precision)  # noqa: PLW2901  # better ones
-            yield rows, logits
+                self.histogram.add_(features)
+            if logits is None or precision == "float64" or logits.dtype.itemsize < _BYTES_OF_FLOAT32:
+                logits = _head_logits(features, self.weight, self.bias, precision=precision)  # noqa: PLW2901  # better ones
+            yield features, logits
 
     def __add__(self, other: object) -> "FitSum":
         """Return the sum over both parts of the data: parts of one head under equal settings."""
         if not isinstance(other, FitSum):
             return NotImplemented
+        if self.settings != other.settings or not torch.equal(self.weight, other.weight.to(self.weight.device)):
+            raise OptionError("Sums can be merged only if head and settings are the same, and these differ.")
         total = replace(
             self,
             sensitivity=self.sensitivity + other.sensitivity,
@@ -145,7 +148,7 @@ class FitSum:
         if self.kept is None or other.kept is None:
             return total
         kept = KeptRows(self.kept.hashes.clone(), self.kept.rows.clone())
-        displaced = kept.add_(other.kept.smallest(KEPT_ROWS))
+        displaced = kept.merge_(other.kept)
         return replace(total, kept=kept).entered(displaced)
 
     def absorbed(self, other: Self) -> Self:
@@ -286,7 +289,8 @@ def added_up(total: FitSum, ranks: Ranks) -> FitSum:
     if total.kept is None:
         return sums
     kept = KeptRows.empty(KEPT_ROWS, features=total.weight.shape[1], dtype=torch.float64, device=total.weight.device)
-    displaced = [kept.add_(rows) for rows in gathered(total.kept.smallest(KEPT_ROWS), ranks)]
+    parts = zip(gathered(total.kept.hashes, ranks), gathered(total.kept.rows, ranks), strict=True)
+    displaced = [kept.merge_(KeptRows(hashes, rows)) for hashes, rows in parts]
     return replace(sums, kept=kept).entered(torch.cat(displaced))
 
 
@@ -317,6 +321,37 @@ def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | 
                 f"`bias` must be finite, got {int((~torch.isfinite(bias)).sum())} entries that are not."
             )
     return weight, bias
+
+
+def _fitting(batches: Iterable[tuple[Tensor, Tensor | None]], weight: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield batches whose features are as wide as the head."""
+    for features, logits in batches:
+        if features.shape[1:] != weight.shape[1:]:
+            raise ShapeError(width_message(tuple(features.shape), weight))
+        yield features, logits
+
+
+def _empty_moments(weight: Tensor, settings: Settings) -> FeatureMoments:
+    """Return the empty sums that the members of a fusion need."""
+    members, (classes, features) = settings.members or (), weight.shape
+    return FeatureMoments.zeros(
+        classes=classes,
+        features=features,
+        has_product="vim" in members,
+        has_directions="mahalanobis" in members or "relative_mahalanobis" in members,
+        device=weight.device,
+    )
+
+
+def _predicted(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the predicted class of each row, shape ``(batch,)``; by float64 where float32 cannot tell two apart."""
+    first = logits.topk(2, dim=1)
+    margin = first.values[:, 0] - first.values[:, 1]
+    predicted = first.indices[:, 0].clone()
+    close = (margin <= _UNSURE * (1 + logits.abs().amax(1))).nonzero().flatten()
+    if len(close):
+        predicted[close] = product(features[close].double(), weight, bias).argmax(1)
+    return predicted
 
 
 def _head_logits(features: Tensor, weight: Tensor, bias: Tensor | None, *, precision: Precision) -> Tensor:

@@ -14,7 +14,7 @@ from opnp.core.masks import Masks, pruned_weight
 from opnp.core.members import ClassGaussian, PrincipalSpace
 from opnp.core.moments import FeatureMoments
 from opnp.core.panel import REACT_QUANTILE, Panel, member_scores
-from opnp.core.sensitivity import Sensitivity
+from opnp.core.sensitivity import Sensitivity, product_dtype
 from opnp.errors import EmptyDataError, MemberWarning, OpnpError
 from opnp.fitted import FittedState, Settings, neurons_kept, product, weights_kept
 
@@ -65,7 +65,12 @@ def fitted_fusion(
     panel, left_out = _panel(moments, kept, *head, asked=asked)
     panel = replace(panel, pruned_weight=pruned_weight(panel.weight, masks), react_threshold=react_threshold)
     members = [name for name in asked if name not in left_out]
-    scores = member_scores(kept, panel.with_boundaries(), members) if members else kept[:, :0]
+    dtype = product_dtype(
+        weight, precision=settings.precision
+    )  # that of the scores to come: what overflows there shows
+    measured = panel.mapped(lambda tensor: tensor.to(dtype)).with_boundaries()
+    with torch.autocast(kept.device.type, enabled=False):  # the caller's would take half precision
+        scores = member_scores(kept.to(dtype), measured, members).double() if members else kept[:, :0]
     scales = tail_scales(scores) if members else kept[:2, :0]
     reasons = [tail_reason(scores[:, place], scales[:, place]) for place in range(len(members))]
     if "norm" in members:
@@ -78,11 +83,11 @@ def fitted_fusion(
     left_out = {name: left_out[name] for name in asked if name in left_out}
     if not fused:
         raise EmptyDataError(
-            f"No score can be fused: {sensitivity.count + len(kept)} training samples are too few, or too much alike "
-            f"({_listed(left_out)}). Give more of them, or `ratios` for the pruned head alone."
+            f"No score can be fused after {sensitivity.count + len(kept)} training samples: {_listed(left_out)}. Where "
+            f"they are few or much alike, give more; or give `ratios` for the pruned head alone."
         )
     if left_out:
-        warnings.warn(f"The fusion goes without {_listed(left_out)}.", MemberWarning, stacklevel=5)  # who called `fit`
+        warnings.warn(f"The fusion goes without {_listed(left_out)}.", MemberWarning, stacklevel=6)  # who called `fit`
     return FittedState(
         settings=settings,
         weight=weight,

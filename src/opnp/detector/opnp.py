@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Self
 
@@ -28,7 +29,7 @@ from opnp.detector.sweeping import swept
 from opnp.detector.tuning import tuned
 from opnp.distributed import Ranks, require_equal, sent_by_first, together
 from opnp.errors import NotCalibratedError, NotFittedError, OptionError
-from opnp.fitted import Calibration, Explanation, FittedState, Ratios, Settings, Tuning, Verdict, plain_head
+from opnp.fitted import Calibration, Explanation, FittedState, InputAxes, Ratios, Settings, Tuning, Verdict, plain_head
 from opnp.model import BatchHalving, LogitsSelector, head_stream
 
 __all__ = ["OPNP"]
@@ -109,6 +110,7 @@ class OPNP:
             precision=precision,
         )
         self._is_tuned = ratios == "tuned"
+        self._searched = (scope is None, neuron is None)
         self._state: FittedState | None = None
         self._link: ModelLink | None = None
 
@@ -181,15 +183,14 @@ class OPNP:
             pairs = ((features, outputs) for features, outputs, _ in stream.batches)
             total = FitSum.of(pairs, weight, bias, self._given)
             link = ModelLink(model, stream.head, stream.axes, device, weight=weight, bias=bias, halving=halving)
-        state = replace(added_up(total, ranks).fitted(), head_name=link.head.name, axes=link.axes)
-
-        def held_out(loader: Iterable[object]) -> Iterator[Tensor]:
-            with link.feature_batches(shown(loader, progress)) as batches:
-                yield from (features for features, _ in batches)
-
-        known = None if validation is None else held_out(validation)
+        total = added_up(total, ranks)
         self._state = self._decided(
-            state, known, None if validation_ood is None else held_out(validation_ood), keep=keep, ranks=ranks
+            total,
+            None if validation is None else _held_out(link, shown(validation, progress)),
+            None if validation_ood is None else _held_out(link, shown(validation_ood, progress)),
+            keep=keep,
+            ranks=ranks,
+            origin=(link.head.name, link.axes),
         )
         self._link = link
         return self
@@ -254,8 +255,14 @@ class OPNP:
                 ood = feature_blocks(validation_ood, weight, name="validation_ood").features()
             zeros = FitSum.zeros(*head, self._given)
             total = summed_blocks(blocks, zeros, ranks=ranks, checkpoint=checkpoint, progress=progress)
-        state = added_up(total, ranks).fitted()
-        self._state = self._decided(state, known, ood, keep=keep, ranks=ranks)
+        total = added_up(total, ranks)
+        self._state = self._decided(
+            total,
+            None if known is None else nullcontext(known),
+            None if ood is None else nullcontext(ood),
+            keep=keep,
+            ranks=ranks,
+        )
         self._link = None
         return self
 
@@ -664,8 +671,10 @@ class OPNP:
         if settings.members is not None:
             options = f"members={list(settings.members)!r}, precision={settings.precision!r}"
         else:
-            names = [name for name in Settings.__slots__ if name != "members"]
-            options = ", ".join(f"{name}={getattr(settings, name)!r}" for name in names)
+            values = {name: getattr(settings, name) for name in Settings.__slots__ if name != "members"}
+            if self._is_tuned and self._state is None:
+                values["ratios"] = "tuned"
+            options = ", ".join(f"{name}={value!r}" for name, value in values.items())
         if self._state is None:
             return f"OPNP({options})  # not fitted"
         calibration = self._state.calibration
@@ -698,21 +707,33 @@ class OPNP:
 
     def _decided(
         self,
-        state: FittedState,
-        known: Iterable[Tensor] | None,
-        ood: Iterable[Tensor] | None,
+        total: FitSum,
+        known: AbstractContextManager[Iterable[Tensor]] | None,
+        ood: AbstractContextManager[Iterable[Tensor]] | None,
         *,
         keep: float,
         ranks: Ranks,
+        origin: tuple[str | None, InputAxes | None] = (None, None),
     ) -> FittedState:
-        """Return the state tuned and calibrated on features of held-out samples; what rank 0 decides holds for all."""
+        """Return what the sums give, tuned and calibrated on features of held-out samples; rank 0 decides for all."""
+        content = b""
         with together(ranks):
-            if ranks.is_first and known is not None:
-                if self._is_tuned and ood is not None:
-                    state, rest = tuned(state, _joined(known), _joined(ood))
-                    known = [rest]
-                state = state.calibrated(known, keep=keep)
-        return state if ranks.is_alone else state_from_bytes(sent_by_first(state_bytes(state), ranks), like=state)
+            if ranks.is_first:
+                state = replace(total.fitted(), head_name=origin[0], axes=origin[1])
+                if known is not None and self._is_tuned and ood is not None:
+                    with known as batches:
+                        features = _joined(batches)
+                    with ood as batches:
+                        outside = _joined(batches)
+                    state, rest = tuned(state, features, outside, searched=self._searched)
+                    state = state.calibrated([rest], keep=keep)
+                elif known is not None:
+                    with known as batches:
+                        state = state.calibrated(batches, keep=keep)
+                if ranks.is_alone:
+                    return state
+                content = state_bytes(state)
+        return state_from_bytes(sent_by_first(content, ranks), device=total.weight.device)
 
     def _fitted(self) -> FittedState:
         if self._state is None:
@@ -765,6 +786,13 @@ def _score(logits: Tensor, settings: Settings) -> tuple[Tensor]:
 
 def _copied(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return weight.detach().clone(), None if bias is None else bias.detach().clone()
+
+
+@contextmanager
+def _held_out(link: ModelLink, loader: Iterable[object]) -> Iterator[Iterator[Tensor]]:
+    """Open the model for one pass over held-out inputs; yields their features."""
+    with link.feature_batches(loader) as batches:
+        yield (features for features, _ in batches)
 
 
 def _joined(batches: Iterable[Tensor]) -> Tensor:

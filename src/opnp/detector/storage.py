@@ -159,13 +159,12 @@ def state_bytes(state: FittedState) -> bytes:
         return path.read_bytes()
 
 
-def state_from_bytes(content: bytes, *, like: FittedState) -> FittedState:
-    """Return the detector that `state_bytes` gave, with its head on the device of another one."""
+def state_from_bytes(content: bytes, *, device: torch.device) -> FittedState:
+    """Return the detector that `state_bytes` gave, with its head on a device."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "detector.safetensors"
         path.write_bytes(content)
         state = read_detector(path)
-    device = like.weight.device
     found = state.sensitivity
     return replace(
         state,
@@ -224,7 +223,7 @@ def _with_fusion(state: FittedState, facts: _FusionFacts, tensors: Mapping[str, 
     for name, axes in (("gaussian.means", (0, classes)), ("space.basis", None)):
         if name in parts:
             along = parts[name].shape
-            if len(along) != 2 or (along[1] if axes else along[0]) != features or not min(along) > 0:
+            if len(along) != 2 or (along[1] if axes else along[0]) != features or (axes and not along[0]):
                 raise ShapeError(f"The part {name} of its panel has shape {tuple(along)}.")
     asked = state.settings.members or ()
     if not facts.fused or sorted((*facts.fused, *facts.left_out)) != sorted(asked):

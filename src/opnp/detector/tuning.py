@@ -12,8 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from opnp.core.masks import Scope
 from opnp.core.metrics import auroc
 from opnp.core.scores import score_logits
+from opnp.core.sensitivity import NeuronReading
 from opnp.detector.sweeping import swept
 from opnp.errors import EmptyDataError, RatioError, RatioWarning, SignedFeaturesWarning
 from opnp.fitted import FittedState, Ratios, Settings, Tuning, require_known_order
@@ -34,7 +36,9 @@ _NEURONS = (
 _FINALISTS = 3
 
 
-def tuned(state: FittedState, features: Tensor, ood: Tensor) -> tuple[FittedState, Tensor]:
+def tuned(
+    state: FittedState, features: Tensor, ood: Tensor, *, searched: tuple[bool, bool] = (True, True)
+) -> tuple[FittedState, Tensor]:
     """Return the state under the best ratios, and the ID features that were not searched, to calibrate on.
 
     Every second sample is searched on, the others measure what was gained over the plain energy; both are shuffled by
@@ -44,6 +48,7 @@ def tuned(state: FittedState, features: Tensor, ood: Tensor) -> tuple[FittedStat
         state: A fitted detector of the paper's method.
         features: Features of held-out ID samples, shape ``(samples, features)``.
         ood: Features of OOD validation samples, shape ``(samples, features)``.
+        searched: Whether to search over the scope of the weights, and over the reading of the neurons.
 
     Raises:
         EmptyDataError: If there are fewer than 40 samples of either kind.
@@ -55,27 +60,29 @@ def tuned(state: FittedState, features: Tensor, ood: Tensor) -> tuple[FittedStat
                 f"Ratios need at least {FEWEST_TUNED} samples in `{name}` to be tuned on, got {len(rows)}: half of "
                 f"them are searched on, half measure the gain."
             )
-    (searched, rest), (ood_searched, ood_rest) = _halves(features), _halves(ood)
+    (inside, rest), (outside, ood_rest) = _halves(features), _halves(ood)
     plain = replace(state.settings, ratios=Ratios())
-    found: dict[Settings, float] = {plain: _auroc(state, plain, searched, ood_searched)}
+    found: dict[Settings, float] = {plain: _auroc(state, plain, inside, outside)}
 
     def attempt(candidates: Iterable[Settings]) -> None:
         fresh = [each for each in dict.fromkeys(candidates) if each not in found and _is_sound(state, each)]
-        found.update(zip(fresh, _aurocs(state, fresh, searched, ood_searched), strict=True))
+        found.update(zip(fresh, _aurocs(state, fresh, inside, outside), strict=True))
 
     def best(of: tuple[Ratios, ...]) -> list[Settings]:
         mine = [each for each in found if each.ratios in of]
         return sorted(mine, key=lambda each: -found[each])[:_FINALISTS]
 
-    attempt(replace(plain, ratios=each, scope=scope) for each in _WEIGHTS for scope in ("layer", "class"))
-    attempt(replace(plain, ratios=each, neuron=reading) for each in _NEURONS for reading in ("gradient", "aggregate"))
+    scopes: tuple[Scope, ...] = ("layer", "class") if searched[0] else (plain.scope,)
+    readings: tuple[NeuronReading, ...] = ("gradient", "aggregate") if searched[1] else (plain.neuron,)
+    attempt(replace(plain, ratios=each, scope=scope) for each in _WEIGHTS for scope in scopes)
+    attempt(replace(plain, ratios=each, neuron=reading) for each in _NEURONS for reading in readings)
     attempt(_joined(first, second) for first in best(_WEIGHTS) for second in best(_NEURONS))
     attempt(_neighbours(max(found, key=lambda each: found[each])))
     chosen = max(found, key=lambda each: (found[each], each == plain))
     tuning = Tuning(
         settings=chosen,
         tried=len(found),
-        searched=(len(searched), len(ood_searched)),
+        searched=(len(inside), len(outside)),
         unsearched=(len(rest), len(ood_rest)),
         auroc=_auroc(state, chosen, rest, ood_rest),
         energy_auroc=_auroc(state, replace(plain, score="energy", shaping=None), rest, ood_rest),

@@ -119,6 +119,16 @@ def test_larger_scores_are_in_distribution_and_the_verdicts_follow_them() -> Non
     assert detector.score_samples([between])[0] < np.median(detector.score_samples(X))
 
 
+def test_infinite_scores_are_outliers_unless_the_threshold_is_infinite_too() -> None:
+    detector, rows = OPNPOutlierDetector(random_state=0).fit(X, Y), np.stack([X[0], np.zeros(6)])
+    assert detector.score_samples(rows)[1] == -np.inf  # a norm of zero
+    assert detector.decision_function(rows)[1] == -np.inf
+    assert detector.predict(rows).tolist() == [1, -1]
+    detector.offset_ = -np.inf
+    assert detector.decision_function(rows).tolist() == [np.inf, 0.0]
+    assert detector.predict(rows).tolist() == [1, 1]
+
+
 def test_outliers_are_flagged_as_often_as_contamination_says() -> None:
     # 95 rows of 30 columns: the classifier is much surer of rows that it was trained on, so that a threshold taken
     # there would flag far too many. With 19 rows held out the expectation is 1/20; its standard error here is 0.0035.

@@ -79,9 +79,9 @@ def test_products_of_too_many_features_are_not_held(monkeypatch: pytest.MonkeyPa
         again = FeatureMoments.from_tensors(moments.to_tensors(), count=3)
         assert again.count == 3
         assert set(again.to_tensors()) == set(moments.to_tensors()) == {"feature", "class_direction", "class_count"}
-        with pytest.raises(OptionError, match=r"^6 features are too many for their covariance to be held$"):
+        with pytest.raises(OptionError, match=r"^it needs a covariance of 6 features, and at most 8192 are held$"):
             ClassGaussian.from_moments(moments)
-        with pytest.raises(OptionError, match=r"^6 features are too many for their covariance to be held$"):
+        with pytest.raises(OptionError, match=r"^it needs a covariance of 6 features, and at most 8192 are held$"):
             PrincipalSpace.from_moments(
                 moments, weight=WEIGHT, bias=None, features=TRAINING, logits=TRAINING @ WEIGHT.T
             )
