@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import NamedTuple, Self, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -475,7 +475,11 @@ class FittedState:
         else:
             found = [(fused_score(self._units(scores)), scores) for scores in map(self.member_scores, batches)]
             scores, columns = (torch.cat([part.cpu() for part in parts]) for parts in zip(*found, strict=True))
-        state = replace(self, calibration=Calibration.from_scores(scores, keep=keep, members=columns))
+        return self.restated(calibration=Calibration.from_scores(scores, keep=keep, members=columns))
+
+    def restated(self, **facts: Any) -> Self:  # noqa: ANN401  # attributes of this class
+        """Return this state with other attributes that its scores do not depend on; masks are not made anew."""
+        state = replace(self, **facts)
         state.__dict__.update({name: made for name, made in self.__dict__.items() if name in ("pruned", "_panels")})
         return state
 

@@ -719,7 +719,7 @@ class OPNP:
         content = b""
         with together(ranks):
             if ranks.is_first:
-                state = replace(total.fitted(), head_name=origin[0], axes=origin[1])
+                state = total.fitted().restated(head_name=origin[0], axes=origin[1])
                 if known is not None and self._is_tuned and ood is not None:
                     with known as batches:
                         features = _joined(batches)
