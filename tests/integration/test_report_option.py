@@ -1,6 +1,7 @@
 """``--report`` of the commands that leave results, and ``opnp report`` on what they leave."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -66,18 +67,21 @@ def test_scores_without_a_number_are_one_message(opnp: Opnp, cached: Path) -> No
     """Features that overflow score +inf, which JSON has no number for and no figure can show."""
     found = read_features(cached / "validation.safetensors").features
     found[:20] *= 1e25
-    write_features(cached / "validation.safetensors", found)
+    write_features(cached / "many.safetensors", found)
+    write_features(cached / "validation.safetensors", torch.cat([found[:5], found[20:]]))
     detector, page = cached / "d.safetensors", cached / "report.html"
     fit = ("fit", "--features", cached / "train.safetensors", "--head", cached / "head.safetensors", "--out", detector)
     outcome = opnp(*fit, "--validation", cached / "validation.safetensors", "--json")
     assert outcome.code == 0, outcome.err
-    for printed in (outcome, opnp("inspect", detector, "--json")):
-        assert json.loads(printed.out)["threshold"] == "inf"
+    assert math.isfinite(json.loads(outcome.out)["threshold"])
     outcome = opnp(*fit, "--validation", cached / "validation.safetensors", "--report", page)
     assert outcome.code == 2
-    assert "opnp: 20 of 200 calibration scores are infinite: their features are too large" in outcome.err
+    assert "opnp: 5 of 185 calibration scores are infinite: their features are too large" in outcome.err
     assert detector.exists()
     assert not page.exists()
+    outcome = opnp(*fit, "--validation", cached / "many.safetensors")
+    assert outcome.code == 2
+    assert "20 of 200 calibration samples have an infinite score" in outcome.err
 
 
 def test_a_sweep_is_reported(opnp: Opnp, tmp_path: Path) -> None:
