@@ -46,6 +46,9 @@ __all__ = [
 InputAxes = int | dict[str, int]
 """Number of axes of a batch of inputs; of a mapping, by name."""
 
+_MANY = 100
+"""Calibration samples from which on infinite scores are no bad luck."""
+
 _SHAPINGS: dict[str, type[ReAct | ASHS | SCALE]] = {"react": ReAct, "ash_s": ASHS, "scale": SCALE}
 
 
@@ -309,7 +312,7 @@ class Calibration:
 
         """
         rank, lost = flagged_rank(len(scores), keep=keep), int(scores.isposinf().sum())
-        if lost >= rank:
+        if lost >= rank and len(scores) >= _MANY:  # of few samples one unlucky one would do
             raise CalibrationError(
                 f"{lost} of {len(scores)} calibration samples have an infinite score, so that no finite score could be "
                 f"flagged at keep={keep:g}. Their features are zero or too large: leave out these samples, or by "
