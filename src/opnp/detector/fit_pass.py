@@ -229,13 +229,14 @@ class FitSum:
         total, kept = self.entered(sample.others(count)), sample.smallest(count)
         if total.moments is None:
             raise EmptyDataError("The sums of a fusion have no moments.")
-        require_known_order(total.sensitivity.mean(), self.weight, self.settings)
+        sensitivity = total.sensitivity.mean()
+        require_known_order(sensitivity, self.weight, self.settings)
         return fitted_fusion(
             total.moments,
             kept,
             weight=self.weight,
             bias=self.bias,
-            sensitivity=total.sensitivity.mean(),
+            sensitivity=sensitivity,
             react_threshold=total.threshold(REACT_QUANTILE),
             settings=self.settings,
         )
