@@ -120,7 +120,7 @@ MODULES = (
     "opnp.core.fusion",
     "opnp.data",
     "opnp.adapters",
-    "opnp.adapters.onnx_files",
+    "opnp.export",
     "opnp.adapters.openood",
     "opnp.adapters.pytorch_ood",
     "opnp.adapters.scikit_learn",

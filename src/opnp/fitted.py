@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from opnp.artifact import tensors_digest
 from opnp.core.checks import checked_fraction, checked_temperature, require_finite
 from opnp.core.conformal import at_least_count, conformal_p_value, flagged_rank, is_flagged, keep_threshold
 from opnp.core.fusion import fused_score, member_shares, tail_units
@@ -35,6 +36,7 @@ __all__ = [
     "Settings",
     "Tuning",
     "Verdict",
+    "head_digest",
     "neurons_kept",
     "plain_head",
     "product",
@@ -411,6 +413,11 @@ class FittedState:
     axes: InputAxes | None = None
 
     @property
+    def head_digest(self) -> str:
+        """Digest of the head: SHA-256 over dtype, shape and values of weight and bias."""
+        return head_digest(self.weight, self.bias)
+
+    @property
     def samples(self) -> int:
         """Number of training samples seen: those in the sums, and those kept out of them."""
         return self.sensitivity.count + self.kept
@@ -535,6 +542,11 @@ def require_known_order(sensitivity: Sensitivity, weight: Tensor, settings: Sett
     )
     if settings.neuron == "gradient":
         require_known_neurons(sensitivity, weight, lowest=ratios.o_min, highest=ratios.o_max, temperature=temperature)
+
+
+def head_digest(weight: Tensor, bias: Tensor | None) -> str:
+    """Return the digest of a head: SHA-256 over dtype, shape and values of weight and bias."""
+    return tensors_digest({"weight": weight, "bias": bias})
 
 
 def plain_head(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from opnp import OPNP, Ratios
-from opnp.adapters.onnx_files import write_onnx
-from opnp.detector.exported import DetectorModule
-from opnp.detector.program import write_program
+from opnp.export import DetectorModule, write_onnx, write_program
 from tests.contract.shell import KEEP, Fused, Shell, features, fresh, known
 from tests.contract.world import batches
 
@@ -86,7 +84,7 @@ class ModuleShell(ExportShell):
     """`OPNP.to_module`, run as it is."""
 
     plural = "modules"
-    covers = ("opnp.detector.exported.DetectorModule",)
+    covers = ("opnp.export.module.DetectorModule",)
     tolerance = 0.0
     lacks: ClassVar = {
         "files": "a module travels as a program or an ONNX file",
@@ -127,7 +125,7 @@ class JudgeShell(ExportShell):
     """The part of a module that takes features."""
 
     plural = "modules for features"
-    covers = ("opnp.detector.exported.FeatureJudge",)
+    covers = ("opnp.export.module.FeatureJudge",)
     lacks: ClassVar = {
         "classes": "it has the pruned head alone",
         "files": "it travels inside a program or an ONNX file",
@@ -225,7 +223,7 @@ class ProgramShell(FileShell):
     """The program of `torch.export`, saved and loaded."""
 
     plural = "programs of torch.export"
-    covers = ("opnp.detector.program.write_program",)
+    covers = ("opnp.export.files.write_program",)
     ending = "pt2"
 
     def write(self, path: Path) -> None:
@@ -250,12 +248,12 @@ class OnnxShell(FileShell):
     """The ONNX file, run by onnxruntime."""
 
     plural = "ONNX files"
-    covers = ("opnp.adapters.onnx_files.write_onnx",)
+    covers = ("opnp.export.files.write_onnx",)
     tolerance = 1e-5
     ending = "onnx"
 
     def write(self, path: Path) -> None:
-        write_onnx(path, self.detector, fresh()[:3])
+        write_onnx(path, self.detector.to_module(), fresh()[:3])
 
     @classmethod
     def opened(cls, content: bytes) -> Any:

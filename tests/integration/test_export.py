@@ -12,16 +12,17 @@ import pytest
 import timm
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from opnp import MEMBERS, OPNP, Ratios
-from opnp.adapters import onnx_files
-from opnp.adapters.onnx_files import write_onnx
 from opnp.core import ASHS, SCALE, SCORE_NAMES, Precision, ReAct, ScoreName, Shaping
-from opnp.detector.exported import FeatureJudge
-from opnp.detector.program import arguments, write_program
+from opnp.core.panel import member_scores
 from opnp.errors import MissingExtraError, ModelRunError, OptionError
-from opnp.model import Inputs, run_model
+from opnp.export import FeatureJudge, files, write_onnx, write_program
+from opnp.export.files import arguments
+from opnp.model import Inputs, head_stream, run_model
+from tests.real.locations import DATA
 from tests.unit.detector.detector_world import features, loader, model
 
 CLASSES = 10
@@ -122,7 +123,7 @@ def test_onnxruntime_gives_the_numbers_of_torch_at_any_batch_size(
     detector = OPNP(ratios=Ratios(w_min=0.3, o_max=0.02), shaping=None)
     detector.fit(net, [images(100, seed=100)]).calibrate([images(200, seed=101)])
     path = tmp_path / "detector.onnx"
-    write_onnx(path, detector, images(2, seed=102)[0])
+    write_onnx(path, detector.to_module(), images(2, seed=102)[0])
     inputs = torch.cat([images(17, seed=103)[0], torch.zeros(1, 3, 32, 32), 0.2 * torch.randn(2, 3, 32, 32)])
     scores = detector.score(inputs)
     assert float(scores.std()) > 0.1, "scores do not spread, so that equal ones mean little"
@@ -149,7 +150,7 @@ def test_files_of_a_fusion_give_its_scores_and_verdicts(
     assert not detector.left_out
     example, ordinary = data(2, seed=300)[0], data(41, seed=301)[0]
     assert 0 < int(detector.predict(ordinary).sum()) < 41
-    write_onnx(tmp_path / "detector.onnx", detector, example)
+    write_onnx(tmp_path / "detector.onnx", detector.to_module(), example)
     module = detector.to_module()
     write_program(tmp_path / "detector.pt2", module, example)
     program = torch.export.load(tmp_path / "detector.pt2").module()
@@ -167,36 +168,96 @@ def test_files_of_a_fusion_give_its_scores_and_verdicts(
         assert torch.equal(torch.from_numpy(found["is_ood"]), detector._calibration().is_ood(own))
 
 
-@pytest.mark.parametrize(
-    ("classes", "precision"), [(10, "float32"), (10, "float64"), (2060, "float32")], ids=["few", "float64", "many"]
-)
-def test_every_member_converts_and_keeps_its_numbers_where_features_are_large(
-    classes: int, precision: Precision
-) -> None:
+class Units(nn.Module):
+    """What a graph says of features: of each member, and in all."""
+
+    def __init__(self, judge: FeatureJudge) -> None:
+        super().__init__()
+        self.judge = judge
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.judge.units(rows), *self.judge(rows)
+
+
+Head = tuple[Tensor, Tensor, Tensor | None]
+"""Features, and the weight and bias that they go to."""
+
+
+def made_up(classes: int) -> Head:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(classes, 24, generator=generator)
-    bias = torch.randn(classes, generator=generator)
+    weight, bias = torch.randn(classes, 24, generator=generator), torch.randn(classes, generator=generator)
+    return 0.3 * torch.rand(840, 24, generator=generator) + weight[torch.arange(840) % 10].relu(), weight, bias
 
-    def rows(count: int) -> Tensor:
-        return 0.3 * torch.rand(count, 24, generator=generator) + weight[torch.arange(count) % 10].relu()
 
-    detector = OPNP(members=MEMBERS, precision=precision).fit_features(rows(600), weight=weight, bias=bias)
-    detector.calibrate_features(rows(200))
-    assert set(detector.members) == set(MEMBERS)
-    judge = FeatureJudge(detector._fitted()).eval()
-    exported: Any = torch.onnx.export(
-        judge, (rows(2),), dynamic_shapes=({0: torch.export.Dim("batch")},), dynamo=True, verbose=False
-    )
+def of_network(make: Callable[[], nn.Module], rate: float, data: Callable[..., tuple[Inputs, Tensor]]) -> Head:
+    torch.manual_seed(0)
+    with head_stream(trained(make(), rate=rate, data=data), [data(100, seed=100 + k)[0] for k in range(9)]) as stream:
+        rows = torch.cat([features.clone() for features, _, _ in stream.batches])
+    return rows, stream.head.weight.detach(), None if stream.head.bias is None else stream.head.bias.detach()
+
+
+def of_mlperf() -> Head:
+    folder = DATA / "features" / "mlperf_resnet8_large_cifar10"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    head = load_file(folder / "head.safetensors")
+    rows = load_file(folder / "train.safetensors")["features"][:2000].float()
+    return rows, head["weight"].float(), head["bias"].float()
+
+
+HEADS: dict[str, Callable[[], Head]] = {
+    "few classes": lambda: made_up(10),
+    "many classes": lambda: made_up(2060),
+    "cnn": lambda: of_network(cnn, 1e-2, images),
+    "vit": lambda: of_network(vit, 1e-3, images),
+    "text": lambda: of_network(text, 3e-3, sentences),
+    "mlperf": of_mlperf,
+}
+
+
+@pytest.mark.parametrize(
+    ("head", "precision"),
+    [*((name, "float32") for name in HEADS), ("mlperf", "float64")],
+    ids=lambda value: value.replace(" ", "-"),
+)
+def test_every_member_keeps_its_numbers_in_onnx_and_in_a_program(head: str, precision: Precision) -> None:
+    """Members to 1e-5, and twice what float32 itself loses of them; the score they are fused to to 1e-5."""
+    rows, weight, bias = HEADS[head]()
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    detector = OPNP(members=MEMBERS, precision=precision)
+    detector.fit_features(rows[:600], weight=weight, bias=bias).calibrate_features(rows[600:800])
+    assert detector.members == MEMBERS
+    state, graph = detector._fitted(), Units(FeatureJudge(detector._fitted())).eval()
+    assert state.panel is not None
+    in_float64 = state.panel.mapped(torch.Tensor.double).with_boundaries()
+    program = torch.export.export(graph, (rows[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    exported: Any = torch.onnx.export(program, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
-    ordinary = torch.cat([rows(30), torch.randn(10, 24, generator=generator)])
-    for batch in (ordinary, 30 * ordinary, -ordinary, 1e6 * ordinary, 1e-6 * ordinary, 1e30 * ordinary, 0 * ordinary):
-        scores = detector.score_features(batch)
-        score, p_value, is_ood = map(torch.from_numpy, session.run(None, {session.get_inputs()[0].name: batch.numpy()}))
-        check_close(score, scores, detector)
-        assert torch.equal(p_value, detector._calibration().p_value(score))
-        assert torch.equal(is_ood, detector._calibration().is_ood(score))
-    broken = torch.cat([ordinary[:3], torch.full((1, 24), torch.nan), torch.full((1, 24), torch.inf)])
-    score, p_value, is_ood = map(torch.from_numpy, session.run(None, {session.get_inputs()[0].name: broken.numpy()}))
+    name = session.get_inputs()[0].name
+    ordinary = torch.cat([rows[800:830], rows.std() * torch.randn(10, rows.shape[1])])
+    step = rows.abs().amax() / 4
+    batches = {
+        "ordinary": ordinary,
+        **{f"times {factor:g}": factor * ordinary for factor in (30, -1, 1e6, 1e-6, 1e30)},
+        "zero": 0 * ordinary,
+        "tied": (ordinary / step).round() * step,
+        "equal": ordinary.mean(1, keepdim=True).expand_as(ordinary).contiguous(),
+    }
+    for kind, batch in batches.items():
+        units, scores = state._units(state.member_scores(batch, MEMBERS)), detector.score_features(batch)
+        loss = (units - state._units(member_scores(batch.double(), in_float64, MEMBERS))).nan_to_num(0.0).abs()
+        allowed = 1e-5 * (1 + units.abs().maximum(scores.abs()[:, None])) + 2 * loss.amax(0)
+        onnx_found = [torch.from_numpy(values) for values in session.run(None, {name: batch.numpy()})]
+        for found in (onnx_found, program.module()(batch)):
+            off = torch.where(found[0] == units, 0.0, (found[0] - units).abs())
+            worst = dict(zip(MEMBERS, (off / allowed).amax(0).tolist(), strict=True))
+            assert max(worst.values()) <= 1, f"{kind} features: {worst}"
+            check_close(found[1], scores, detector)
+            assert torch.equal(found[2], detector._calibration().p_value(found[1]))
+            assert torch.equal(found[3], detector._calibration().is_ood(found[1]))
+    broken = torch.cat([ordinary[:3], torch.full((2, rows.shape[1]), torch.nan)])
+    broken[4] = torch.inf
+    _, score, p_value, is_ood = map(torch.from_numpy, session.run(None, {name: broken.numpy()}))
     assert score.isnan().tolist() == [False] * 3 + [True] * 2
     assert is_ood[3:].tolist() == [True] * 2
     assert p_value[3:].tolist() == [1 / 201] * 2
@@ -207,7 +268,7 @@ def test_a_file_with_fifty_thousand_calibration_scores_says_what_it_is(tmp_path:
     detector = OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit(net, loader())
     detector.calibrate_features(features(50_000, seed=5), keep=0.99)
     path = tmp_path / "detector.onnx"
-    write_onnx(path, detector, features(2))
+    write_onnx(path, detector.to_module(), features(2))
     assert path.stat().st_size < 4 * 50_000 + 40_000
     check_equal(read(path, input=features(64, seed=6)), detector, net, features(64, seed=6))
     found = onnx.load(path)
@@ -287,7 +348,7 @@ def test_a_graph_with_other_numbers_is_not_written(
 ) -> None:
     detector = OPNP(ratios=ratios).fit(model(), [features(300)]).calibrate([features(200, seed=1)])
     path = tmp_path / "detector.onnx"
-    write_onnx(path, detector, 3 * features(20))
+    write_onnx(path, detector.to_module(), 3 * features(20))
     honest = path.read_bytes()
     for name, message in {
         tensor_name: rf"graph's score lie up to .* of {unit} from torch's, and 1e-05 is allowed. Nothing was written",
@@ -298,13 +359,13 @@ def test_a_graph_with_other_numbers_is_not_written(
         (tensor,) = (item for item in proto.graph.initializer if item.name.endswith(name))
         tensor.CopyFrom(onnx.numpy_helper.from_array(1.01 * onnx.numpy_helper.to_array(tensor), tensor.name))
         made = proto.SerializeToString()
-        monkeypatch.setattr(onnx_files, "_content", lambda *_, made=made, **__: made)
+        monkeypatch.setattr(files, "_content", lambda *_, made=made, **__: made)
         with pytest.raises(ModelRunError, match=message):
-            write_onnx(path, detector, 3 * features(20))
+            write_onnx(path, detector.to_module(), 3 * features(20))
         assert path.read_bytes() == honest
-    monkeypatch.setattr(onnx_files, "_content", lambda *_, **__: b"nothing")
+    monkeypatch.setattr(files, "_content", lambda *_, **__: b"nothing")
     with pytest.raises(ModelRunError, match=r"^onnxruntime refuses the graph of this model: [^\n]+$"):
-        write_onnx(path, detector, 3 * features(20))
+        write_onnx(path, detector.to_module(), 3 * features(20))
 
 
 def test_a_model_that_onnx_cannot_say_is_told_in_one_line(tmp_path: Path) -> None:
@@ -321,16 +382,16 @@ def test_a_model_that_onnx_cannot_say_is_told_in_one_line(tmp_path: Path) -> Non
 
     detector = OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit(Special(), loader()).calibrate(loader(5, seed=1))
     with pytest.raises(ModelRunError, match=r"^torch\.onnx refuses this model: [^\n]+bessel[^\n]+$"):
-        write_onnx(tmp_path / "detector.onnx", detector, features(2))
+        write_onnx(tmp_path / "detector.onnx", detector.to_module(), features(2))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_missing_or_too_large_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit(model(), loader()).calibrate(loader(5, seed=1))
     with monkeypatch.context() as patch:
-        patch.setattr(onnx_files, "_LARGEST", 100)
+        patch.setattr(files, "_LARGEST", 100)
         with pytest.raises(OptionError, match="holds 2 GiB: use the torch format"):
-            write_onnx(tmp_path / "detector.onnx", detector, features(2))
-    monkeypatch.setattr(onnx_files, "_PACKAGES", ("onnx", "no_such_package"))
+            write_onnx(tmp_path / "detector.onnx", detector.to_module(), features(2))
+    monkeypatch.setattr(files, "_PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(MissingExtraError, match=r"need no_such_package.*pip install 'opnp\[onnx\]'"):
-        write_onnx(tmp_path / "detector.onnx", detector, features(2))
+        write_onnx(tmp_path / "detector.onnx", detector.to_module(), features(2))

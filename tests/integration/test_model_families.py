@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from opnp import OPNP, PANEL, Ratios
-from opnp.adapters.onnx_files import write_onnx
-from opnp.detector.program import arguments, exported_program
 from opnp.errors import HeadNotFoundError, MemberWarning, ShapeError
+from opnp.export import exported_program, write_onnx
+from opnp.export.files import arguments
 from opnp.model import Inputs, find_head, head_stream, logits_of, run_model
 from tests.contract.snapshot import unchanged
 from tests.integration.model_families import CLASSES, FAMILIES, Family
@@ -128,7 +128,7 @@ def check_is_exported(family: Family, detector: OPNP, path: Path) -> None:
     assert torch.equal(p_value, module.judge.p_value(score))
     assert torch.equal(is_ood, module.judge.is_ood(score))
     if family.name in AS_ONNX:
-        write_onnx(path, detector, example)  # which compares with torch, at other batch sizes too
+        write_onnx(path, detector.to_module(), example)  # which compares with torch, at other batch sizes too
         assert path.stat().st_size > 0
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
 from opnp.core import flagged_rank
-from opnp.detector.false_alarms import FalseAlarms
+from opnp.export import FalseAlarms
 from tests.reliability.guarantees_world import (
     FALSE_FAILURES,
     KINDS,

@@ -76,7 +76,7 @@ def export(
     from opnp.cli.out_checks import require_out_file
     from opnp.cli.output import print_facts, print_json
     from opnp.detector import OPNP
-    from opnp.detector.program import OUTPUT_NAMES, write_program
+    from opnp.export import OUTPUT_NAMES, require_onnx, write_onnx, write_program
     from opnp.files import write_atomically
 
     chosen, card = _format(file_format, out), out.with_suffix(".card.md")
@@ -88,16 +88,15 @@ def export(
             f"{detector} is not calibrated, and an exported file holds p-values and verdicts: fit with `--validation`."
         )
     if chosen is FormatName.onnx:
-        from opnp.adapters.onnx_files import require_onnx, write_onnx
-
         require_onnx()
     options = ModelOptions(name=model, weights=weights, image_size=image_size, resize=resize, mean=mean, std=std)
     opened, transform = options.opened()
     example, is_text = _example(transform), transform.kind == "text"
+    module = loaded.to_module(opened)
     if chosen is FormatName.onnx:
-        write_onnx(out, loaded, example, model=opened, is_length_dynamic=is_text, tolerance=tolerance)
+        write_onnx(out, module, example, is_length_dynamic=is_text, tolerance=tolerance)
     else:
-        write_program(out, loaded.to_module(opened), example, is_length_dynamic=is_text)
+        write_program(out, module, example, is_length_dynamic=is_text)
     try:
         write_atomically(card, loaded.model_card(inputs=transform.facts()).encode())
     except BaseException:

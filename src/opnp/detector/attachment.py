@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
-from opnp.artifact import tensors_digest
 from opnp.core.checks import require_finite
 from opnp.errors import HeadMismatchError, InputTypeError
+from opnp.fitted import head_digest
 from opnp.model import (
     BatchHalving,
     Head,
@@ -28,7 +28,7 @@ from opnp.model import (
     unwrapped,
 )
 
-__all__ = ["ModelLink", "head_digest", "linked_by_digest"]
+__all__ = ["ModelLink", "linked_by_digest"]
 
 
 _LOCKS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
@@ -130,11 +130,6 @@ def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return one.dtype == other.dtype and torch.equal(one.detach(), other.to(one.device))
-
-
-def head_digest(weight: Tensor, bias: Tensor | None) -> str:
-    """Return the digest of a head: SHA-256 over dtype, shape and values of weight and bias."""
-    return tensors_digest({"weight": weight, "bias": bias})
 
 
 def linked_by_digest(

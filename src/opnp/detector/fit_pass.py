@@ -22,14 +22,13 @@ from opnp.core.panel import REACT_QUANTILE
 from opnp.core.row_blocks import row_blocks
 from opnp.core.sensitivity import BLOCK_ROWS, Precision, SensitivitySum, product_dtype
 from opnp.core.shaping import ReAct
-from opnp.detector.attachment import head_digest
 from opnp.detector.blocks import FeatureBlocks, width_message
 from opnp.detector.checkpoint import Checkpoint, Progressed, read_checkpoint, require_like, write_checkpoint
 from opnp.detector.members import fitted_fusion
 from opnp.detector.progress import Progress, shown
 from opnp.distributed import Ranks, gathered, require_equal, summed
 from opnp.errors import CheckpointError, EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
-from opnp.fitted import FittedState, Settings, product, require_known_order
+from opnp.fitted import FittedState, Settings, head_digest, product, require_known_order
 
 __all__ = ["KEPT_ROWS", "FitSum", "added_up", "checked_head", "summed_blocks"]
 

@@ -15,13 +15,11 @@ from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName, score_logit
 from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype
 from opnp.core.shaping import Shaping
 from opnp.data import FeatureSource
-from opnp.detector.attachment import ModelLink, head_digest, linked_by_digest
+from opnp.detector.attachment import ModelLink, linked_by_digest
 from opnp.detector.blocks import BLOCK_ROWS, feature_blocks
 from opnp.detector.checkpoint import Checkpoint
 from opnp.detector.compact import CompactHead
-from opnp.detector.exported import DetectorModule
 from opnp.detector.fit_pass import FitSum, added_up, checked_head, summed_blocks
-from opnp.detector.model_card import card_text
 from opnp.detector.progress import Progress, shown
 from opnp.detector.settings import Tuned, settings_from
 from opnp.detector.storage import read_detector, state_bytes, state_from_bytes, write_detector
@@ -29,6 +27,7 @@ from opnp.detector.sweeping import swept
 from opnp.detector.tuning import tuned
 from opnp.distributed import Ranks, require_equal, sent_by_first, together
 from opnp.errors import NotCalibratedError, NotFittedError, OptionError
+from opnp.export import DetectorModule, card_text
 from opnp.fitted import Calibration, Explanation, FittedState, InputAxes, Ratios, Settings, Tuning, Verdict, plain_head
 from opnp.model import BatchHalving, LogitsSelector, head_stream
 
@@ -560,8 +559,7 @@ class OPNP:
     @property
     def head_digest(self) -> str:
         """SHA-256 of the head that the detector was fitted on: over dtype, shape and values of weight and bias."""
-        state = self._fitted()
-        return head_digest(state.weight, state.bias)
+        return self._fitted().head_digest
 
     @property
     def threshold(self) -> float:
@@ -651,7 +649,9 @@ class OPNP:
         """
         state = self._fitted()
         self._calibration()
-        return DetectorModule(self._linked() if model is None else _linked_to(model, state), state)
+        link = self._linked() if model is None else _linked_to(model, state)
+        link.require_unchanged()
+        return DetectorModule(link.model, link.head, state)
 
     def model_card(self, *, inputs: Mapping[str, object] | None = None) -> str:
         """Return a model card in Markdown: what the detector is, how it was made, and what it promises.

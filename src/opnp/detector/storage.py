@@ -14,11 +14,10 @@ from opnp.core.checks import require_finite
 from opnp.core.panel import REACT_QUANTILE, Panel
 from opnp.core.sensitivity import Sensitivity
 from opnp.core.shaping import ReAct
-from opnp.detector.attachment import head_digest
 from opnp.detector.fit_pass import checked_head
 from opnp.errors import ArtifactError, InputTypeError, NonFiniteError, OptionError, ShapeError
 from opnp.files.typed_json import typed_value
-from opnp.fitted import Calibration, FittedState, Settings, Tuning
+from opnp.fitted import Calibration, FittedState, Settings, Tuning, head_digest
 
 __all__ = ["FORMAT_VERSION", "read_detector", "state_bytes", "state_from_bytes", "write_detector"]
 
@@ -97,7 +96,7 @@ def write_detector(path: str | os.PathLike[str], state: FittedState) -> None:
         "fusion": None if panel is None else fusion | {"numbers": panel.numbers()},
         "tuning": None if state.tuning is None else state.tuning.to_json(),
         "keep": None if calibration is None else calibration.keep,
-        "head": {"name": state.head_name, "sha256": head_digest(state.weight, state.bias)},
+        "head": {"name": state.head_name, "sha256": state.head_digest},
         "input_axes": state.axes,
     }
     write_artifact(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
 from opnp.core import ASHS, MEMBERS, PANEL, SCALE, SCORE_NAMES, Precision, ReAct, ScoreName, Shaping
-from opnp.detector.exported import DetectorModule, _common
 from opnp.errors import HeadMismatchError, HeadNotFoundError, InputTypeError, NotCalibratedError, NotFittedError
+from opnp.export.module import DetectorModule, _common
 from tests.contract.snapshot import unchanged
 from tests.unit.detector.detector_world import KINDS, features, head_of, loader, model
 

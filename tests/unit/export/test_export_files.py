@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opnp.detector.exported import DetectorModule
-from opnp.detector.program import OUTPUT_NAMES, arguments, exported_program, input_names, rows, write_program
-from opnp.detector.quiet_torch import quiet_torch
 from opnp.errors import InputTypeError, MissingFileError, ModelRunError
+from opnp.export import OUTPUT_NAMES, DetectorModule, exported_program, write_program
+from opnp.export.files import arguments, input_names, quiet_torch, rows
 from tests.unit.detector.detector_world import KINDS, features, loader, made, model
 
 
@@ -65,8 +64,8 @@ def test_inputs_have_the_names_of_the_model(net: nn.Module, example: Tensor | Ma
 @pytest.mark.parametrize("kind", KINDS)
 def test_torch_takes_the_module_by_itself(kind: str, is_strict: bool) -> None:
     module = module_of(model(), kind)
-    axes = {"inputs": ({0: torch.export.Dim("batch", max=2**20)},)}
-    program = torch.export.export(module, (features(2),), dynamic_shapes=axes, strict=is_strict)
+    batch = torch.export.Dim("batch", max=2**20)
+    program = torch.export.export(module, (features(2),), dynamic_shapes=({0: batch},), strict=is_strict)
     assert all(map(torch.equal, program.module()(features(9)), module(features(9))))
 
 
@@ -81,7 +80,7 @@ def test_a_program_comes_back_from_its_file(kind: str, tmp_path: Path) -> None:
         assert all(map(torch.equal, found, module(batch)))
         assert torch.equal(is_ood, module.judge.is_ood(found[1]))
     assert [path.name for path in tmp_path.iterdir()] == ["detector.pt2"]
-    assert b"test_program" not in (tmp_path / "detector.pt2").read_bytes(), "the file names paths of this machine"
+    assert b"test_export_files" not in (tmp_path / "detector.pt2").read_bytes(), "the file names paths of this machine"
 
 
 def test_a_batch_of_one_is_no_example() -> None:
@@ -128,7 +127,7 @@ def test_a_refusal_says_what_and_where_and_leaves_the_terminal_alone(
 ) -> None:
     levels = {name: logging.getLogger(name).level for name in ("torch", "torch.export", "torch._dynamo")}
     module = module_of(Branching())
-    place = r"\(test_program\.py, line \d+, in forward: made: Tensor = self\.inner\(values if bool.*\)"
+    place = r"\(test_export_files\.py, line \d+, in forward: made: Tensor = self\.inner\(values if bool.*\)"
     with pytest.raises(
         ModelRunError, match=rf"depends on values of tensors .* as a branch or a shape does {place}\. Say"
     ):

@@ -1,18 +1,20 @@
 """A model card in Markdown: what a detector is, how it was made, what it promises, and what it does not."""
 
 import json
+import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Self
 
 import torch
 
+from opnp.core.conformal import flagged_rank
 from opnp.core.panel import PANEL, PRUNED_HEAD
-from opnp.detector.attachment import head_digest
-from opnp.detector.false_alarms import FalseAlarms
 from opnp.fitted import FittedState, Ratios, Tuning
 
-__all__ = ["card_text"]
+__all__ = ["FalseAlarms", "card_text"]
 
 _SCORES = {
     "energy": "energy, -T logsumexp(f / T)",
@@ -48,6 +50,7 @@ _LIMITS = """
   closer than that to the threshold may be judged otherwise.
 - In an exported module an input whose features are not finite has the score NaN, and is flagged.
 """.strip()
+_STEPS = 40
 
 
 def card_text(state: FittedState, *, inputs: Mapping[str, object] | None = None) -> str:
@@ -89,7 +92,7 @@ def _purpose(state: FittedState) -> str:
         f"features that its last layer{name} gets. {made} The classifier's answers come from the last layer as it "
         f"was.\n\n"
         f"Digest of the last layer (SHA-256 of its dtype, shape, weight and bias): "
-        f"`{head_digest(state.weight, state.bias)}`"
+        f"`{state.head_digest}`"
     )
 
 
@@ -104,7 +107,7 @@ def _made_by_fusion(state: FittedState) -> str:
 
 def _made_by_pruning(state: FittedState) -> str:
     if state.settings.ratios == Ratios():
-        return "Nothing of the last layer is left out for the score."
+        return f"The score is that of the last layer's logits: {_SCORES[state.settings.score]}."
     return (
         "The method is optimal parameter and neuron pruning (OPNP, NeurIPS 2023): the weights and neurons of the last "
         "layer that the energy is least and most sensitive to are left out for the score."
@@ -204,3 +207,69 @@ def _table(facts: Mapping[str, object]) -> str:
 
 def _lines(rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class FalseAlarms:
+    """The share of known inputs that a calibrated detector flags.
+
+    A new ID score exceeds the threshold, the k-th smallest of n calibration scores, with a probability that depends on
+    the calibration set. Where no two scores are equal it has the distribution Beta(r, n + 1 - r), r being the flagged
+    rank n + 1 - k; its mean r / (n + 1) is the share of known inputs flagged on average over calibration sets.
+
+    Attributes:
+        samples: Number n of calibration samples.
+        rank: The flagged rank r.
+
+    Example:
+        >>> alarms = FalseAlarms.at(999, keep=0.95)
+        >>> alarms.expected
+        0.05
+        >>> [round(bound, 4) for bound in alarms.range()]
+        [0.0374, 0.0643]
+
+    References:
+        Vovk, "Conditional validity of inductive conformal predictors", Machine Learning 2013, for the distribution.
+
+    """
+
+    samples: int
+    rank: int
+
+    @classmethod
+    def at(cls, samples: int, *, keep: float) -> Self:
+        """Return the false alarms of a detector calibrated on so many samples.
+
+        Raises:
+            OptionError: If `keep` lies outside (0, 1).
+            CalibrationError: If there are too few samples for this `keep`.
+
+        """
+        return cls(samples=samples, rank=flagged_rank(samples, keep=keep))
+
+    @property
+    def expected(self) -> float:
+        """Share of known inputs flagged, in expectation over calibration sets: r / (n + 1)."""
+        return self.rank / (self.samples + 1)
+
+    def range(self, *, share: float = 0.95) -> tuple[float, float]:
+        """Return the bounds between which the share flagged lies for the central `share` of calibration sets."""
+        counts = torch.arange(self.rank, self.samples + 1, dtype=torch.float64)
+        others = self.samples - counts
+        ways = math.lgamma(self.samples + 1) - torch.lgamma(counts + 1) - torch.lgamma(others + 1)
+
+        def distribution(value: float) -> float:
+            """Return P(Beta(r, n + 1 - r) <= value), which is P(Binomial(n, value) >= r)."""
+            return float((ways + counts * math.log(value) + others * math.log1p(-value)).exp().sum())
+
+        tail = (1 - share) / 2
+        return _crossing(distribution, tail), _crossing(distribution, 1 - tail)
+
+
+def _crossing(rising: Callable[[float], float], level: float) -> float:
+    """Return where in (0, 1) a rising function comes to a level, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < level else (low, middle)
+    return (low + high) / 2

@@ -1,9 +1,11 @@
 """A detector and its model as one `nn.Module`, for `torch.export` and for whatever takes a module."""
 
 import copy
+import json
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from typing import Any, Self
 
 import torch
@@ -16,10 +18,9 @@ from opnp.core.panel import Panel, member_scores
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, energy_rows, score_logits
 from opnp.core.sensitivity import product_dtype
 from opnp.core.shaping import shaped_rows
-from opnp.detector.attachment import ModelLink
 from opnp.errors import HeadNotFoundError, InputTypeError, NotCalibratedError, ShapeError
 from opnp.fitted import FittedState, Settings
-from opnp.model import unwrapped
+from opnp.model import Head, unwrapped
 
 __all__ = ["DetectorModule", "FeatureJudge"]
 
@@ -42,6 +43,7 @@ class FeatureJudge(nn.Module):
 
     calibration: Tensor
     threshold: Tensor
+    scales: Tensor
 
     def __init__(self, state: FittedState, *, device: torch.device | None = None) -> None:
         """Make the buffers."""
@@ -78,20 +80,21 @@ class FeatureJudge(nn.Module):
     def score(self, features: Tensor) -> Tensor:
         """Return the scores of features, shape ``(batch, features)``, as shape ``(batch,)``: float32 or float64."""
         inputs = features.to(product_dtype(features, precision=self.settings.precision))
-        buffers = dict(self.named_buffers(recurse=False))
+        if self.settings.is_fusion:
+            return torch.where(torch.isfinite(inputs).all(1), fused_score(self.units(inputs)), torch.nan)
+        buffers, settings = self._numbers(inputs.dtype), self.settings
         with _without_autocast(inputs):
-            if self.numbers:
-                panel = Panel.from_parts(
-                    {name.replace("__", "."): tensor.to(inputs.dtype) for name, tensor in buffers.items()}, self.numbers
-                )
-                found = fused_score(tail_units(member_scores(inputs, panel, self.fused), buffers["scales"]))
-                return torch.where(torch.isfinite(inputs).all(1), found, torch.nan)
-            settings, bias = self.settings, buffers.get("bias")
             shaped = shaped_rows(inputs, settings.shaping, threshold=self.react_threshold)
-            logits = linear(shaped, buffers["weight"].to(inputs.dtype), None if bias is None else bias.to(inputs.dtype))
-        found = _score_rows(logits, settings)
+            logits = linear(shaped, buffers["weight"], buffers.get("bias"))
         is_sound = torch.isfinite(inputs).all(1) & torch.isfinite(logits).all(1)
-        return torch.where(is_sound, found, torch.nan)
+        return torch.where(is_sound, _score_rows(logits, settings), torch.nan)
+
+    def units(self, features: Tensor) -> Tensor:
+        """Return what the members of a fusion say of features, in units of their tails, shape ``(batch, members)``."""
+        inputs = features.to(product_dtype(features, precision=self.settings.precision))
+        with _without_autocast(inputs):
+            panel = Panel.from_parts(self._numbers(inputs.dtype), self.numbers)
+            return tail_units(member_scores(inputs, panel, self.fused), self.scales)
 
     def p_value(self, score: Tensor) -> Tensor:
         """Return the p-values (1 + #{calibration >= s}) / (n + 1) of scores, shape ``(batch,)``, float64."""
@@ -101,6 +104,11 @@ class FeatureJudge(nn.Module):
     def is_ood(self, score: Tensor) -> Tensor:
         """Return whether scores lie above the threshold or are NaN, shape ``(batch,)``, bool."""
         return ~(score <= self.threshold)
+
+    def _numbers(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return what scores are computed from, by name, in this dtype."""
+        buffers = self.named_buffers(recurse=False)
+        return {name.replace("__", "."): tensor.to(dtype) for name, tensor in buffers}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002  # torch's signature
         before = dict(self.named_buffers(recurse=False))
@@ -120,37 +128,42 @@ class DetectorModule(nn.Module):
     features are not finite has the score NaN, the least p-value, and counts as OOD.
 
     Args:
-        link: The model and its head.
+        model: The model.
+        head: Its head, whose weights are those of the state.
         state: A fitted, calibrated detector.
 
     Attributes:
         model: The copy.
         judge: What is said of its features.
+        facts: What a file says of the detector: version, keep, threshold, settings and digest of the head, as text.
         is_averaged: Whether the head is a convolution whose output is averaged over positions.
 
     Raises:
-        HeadMismatchError: If the model's head has changed since the fit.
         InputTypeError: If the model cannot be copied.
+        NotCalibratedError: If the state is not calibrated.
 
     """
 
-    def __init__(self, link: ModelLink, state: FittedState) -> None:
+    def __init__(self, model: nn.Module, head: Head, state: FittedState) -> None:
         """Copy the model, and listen at the head of the copy."""
         super().__init__()
-        link.require_unchanged()
-        self.model = _copied(unwrapped(link.model))
-        head = dict(self.model.named_modules(remove_duplicate=False))[link.head.name]
+        self.model = _copied(unwrapped(model))
+        layer = dict(self.model.named_modules(remove_duplicate=False))[head.name]
         self.model = _as_written(self.model)
-        head.register_forward_pre_hook(_catch, with_kwargs=True)
-        self.is_averaged = link.head.is_averaged
-        self.judge = FeatureJudge(state, device=head.weight.device)
+        layer.register_forward_pre_hook(_catch, with_kwargs=True)
+        self.is_averaged = head.is_averaged
+        self.judge = FeatureJudge(state, device=layer.weight.device)
+        self.facts = _facts(state)
         self.eval()
 
-    def forward(self, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, first: Tensor | None = None, /, *others: Tensor, **named: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (logits, score, p_value) of a batch.
 
         Args:
-            inputs: What the model takes by position.
+            first: What the model takes first by position, if anything.
+            others: What else it takes by position.
             named: What it takes by keyword.
 
         Returns:
@@ -162,6 +175,7 @@ class DetectorModule(nn.Module):
             ShapeError: If it gets more than one vector a sample.
 
         """
+        inputs = others if first is None else (first, *others)
         features, logits = self.features_and_logits(*inputs, **named)
         score = self.judge.score(features)
         return logits, score, self.judge.p_value(score)
@@ -192,6 +206,20 @@ class DetectorModule(nn.Module):
         for module in self.modules():  # by itself, as a layer may have a `train` of its own that leaves it in training
             module.training = False
         return self
+
+
+def _facts(state: FittedState) -> dict[str, str]:
+    calibration = state.calibration
+    if calibration is None:
+        return {}
+    return {
+        "opnp_version": version("opnp"),
+        "opnp_keep": f"{calibration.keep:g}",
+        "opnp_threshold": repr(calibration.threshold),
+        "opnp_calibration_samples": str(len(calibration.scores)),
+        "opnp_settings": json.dumps(state.settings.to_json(), sort_keys=True),
+        "opnp_head_sha256": state.head_digest,
+    }
 
 
 def _common(one: torch.dtype, other: torch.dtype) -> torch.dtype:

@@ -1,0 +1,426 @@
+"""A detector's module as a file: a program of `torch.export`, or an ONNX file with the same graph.
+
+Outputs are logits, score, p-value and verdict, for any batch size. A file gets its name once it was run and gave the
+numbers of the module.
+"""
+
+import contextlib
+import copy
+import inspect
+import io
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from opnp.errors import InputTypeError, MissingExtraError, ModelRunError, OptionError
+from opnp.export.module import DetectorModule
+from opnp.files import write_atomically
+
+__all__ = [
+    "OUTPUT_NAMES",
+    "arguments",
+    "exported_program",
+    "input_names",
+    "quiet_torch",
+    "require_onnx",
+    "rows",
+    "write_onnx",
+    "write_program",
+]
+
+OUTPUT_NAMES = ("logits", "score", "p_value", "is_ood")
+"""Outputs of a graph, in this order."""
+
+_TOLERANCE = 1e-5
+_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+_LARGEST = 2**31 - 2**20
+"""Bytes of tensors that one ONNX file can hold, less what the graph itself takes."""
+_AXES = ("batch", "length")
+_SILENT = logging.CRITICAL + 1
+
+
+def write_program(
+    path: str | os.PathLike[str],
+    detector_module: DetectorModule,
+    example: Tensor | Mapping[str, Any],
+    *,
+    is_length_dynamic: bool = False,
+) -> None:
+    """Write the program of a module to a file of `torch.export.save`, once it has been read back and run.
+
+    `torch.export.load(path).module()` gives it back. It computes on the CPU.
+
+    Args:
+        path: File to write; an existing one is replaced.
+        detector_module: What `OPNP.to_module` returns.
+        example: A batch of at least two inputs: a tensor, or tensors by the model's keywords.
+        is_length_dynamic: Whether the second axis is of any length too, as that of tokens is.
+
+    Raises:
+        InputTypeError: If the example holds fewer than two inputs.
+        ModelRunError: If `torch.export` refuses the model, it gives other numbers in each run, or so does the program
+            read back.
+        OSError: If the file cannot be written; then nothing is left behind.
+
+    """
+    module, batch = copy.deepcopy(detector_module).cpu(), _on_cpu(example)
+    program = exported_program(module, batch, is_length_dynamic=is_length_dynamic)
+    _require_repeatable(module, batch)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    content = buffer.getvalue()
+    loaded = torch.export.load(io.BytesIO(content)).module()
+    for other in (batch, rows(batch, [0]), rows(batch, [1, 0, 1])):
+        args, kwargs = arguments(module, other)
+        with torch.no_grad():
+            found, expected = loaded(*args, **kwargs), module(*args, **kwargs)
+        logits, score, p_value, is_ood = found
+        is_fused = module.judge.settings.is_fusion
+        is_same = (
+            _worst_difference(logits, expected[0]) <= _TOLERANCE
+            and _worst_difference(score, expected[1], is_fused=is_fused) <= _TOLERANCE
+        )
+        verdicts = module.judge.p_value(score), module.judge.is_ood(score)
+        if not is_same or not torch.equal(p_value, verdicts[0]) or not torch.equal(is_ood, verdicts[1]):
+            raise ModelRunError("The program read back gives other numbers than the model. Nothing was written.")
+    write_atomically(path, content)
+
+
+def write_onnx(
+    path: str | os.PathLike[str],
+    detector_module: DetectorModule,
+    example: Tensor | Mapping[str, Any],
+    *,
+    is_length_dynamic: bool = False,
+    tolerance: float = _TOLERANCE,
+) -> None:
+    """Write a module as one ONNX file, once onnxruntime has given the same numbers as torch.
+
+    Inputs have the names that the model gives them. The file's metadata are the module's `facts`.
+
+    Args:
+        path: File to write; an existing one is replaced.
+        detector_module: What `OPNP.to_module` returns.
+        example: A batch of at least two inputs: a tensor, or tensors by the model's keywords.
+        is_length_dynamic: Whether the second axis is of any length too, as that of tokens is.
+        tolerance: How far logits and scores may lie from torch's, relative to the largest of them; a score S of a
+            fusion, which has no largest, in units of 1 + |S|.
+
+    Raises:
+        MissingExtraError: If onnx, onnxscript or onnxruntime is not installed.
+        InputTypeError: If the example holds fewer than two inputs.
+        ModelRunError: If the model cannot be exported, gives other numbers in each run, or the graph gives other
+            numbers than torch.
+        OptionError: If the model is too large for one ONNX file, or `tolerance` is no share.
+        OSError: If the file cannot be written; then nothing is left behind.
+
+    """
+    require_onnx()
+    if not 0 <= tolerance < 1:
+        raise OptionError(f"`tolerance` must be a share in [0, 1), such as 1e-5, got {tolerance:g}.")
+    module, batch = copy.deepcopy(detector_module).cpu(), _on_cpu(example)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    if size > _LARGEST:
+        raise OptionError(
+            f"The model has {size:,} bytes of tensors, and one ONNX file holds 2 GiB: use the torch format."
+        )
+    content = _content(module, batch, is_length_dynamic=is_length_dynamic)
+    _require_repeatable(module, batch)
+    for other in (batch, rows(batch, [0]), rows(batch, [1, 0, 1])):
+        _require_equal(content, module, other, tolerance=tolerance)
+    write_atomically(path, content)
+
+
+def exported_program(
+    module: DetectorModule, example: Tensor | Mapping[str, Any], *, is_length_dynamic: bool = False
+) -> ExportedProgram:
+    """Return the program of `torch.export`: inputs in; logits, score, p-value and verdict out, for any batch size.
+
+    Args:
+        module: What `OPNP.to_module` returns.
+        example: A batch of at least two inputs: a tensor, or tensors by the model's keywords.
+        is_length_dynamic: Whether the second axis is of any length too, as that of tokens is.
+
+    Returns:
+        The program. Its inputs have the names that the model gives them; it is called as the example says, by position
+        for a tensor, by keyword for a mapping.
+
+    Raises:
+        InputTypeError: If the example holds fewer than two inputs, or what is no tensor.
+        ModelRunError: If the model fails on the example, or `torch.export` refuses it or any batch size but one.
+
+    """
+    args, kwargs = arguments(module, example)
+    tensors = dict(zip(_names(module, example), (*args, *kwargs.values()), strict=True))
+    if any(not isinstance(tensor, Tensor) or tensor.ndim < 1 or len(tensor) < 2 for tensor in tensors.values()):
+        raise InputTypeError("`example` must be a batch of at least two inputs: tensors with a batch axis in front.")
+    shapes = {name: _axes(tensor, is_length_dynamic=is_length_dynamic) for name, tensor in tensors.items()}
+    judged = _named(tuple(tensors))(module).eval()
+    try:
+        with torch.no_grad():
+            judged(*args, **kwargs)  # what a model keeps of its first run must be there before torch watches
+    except (Exception, SystemExit) as error:
+        raise ModelRunError(f"The model failed on the example: {_first_line(error)}") from error
+    try:
+        with torch.no_grad(), quiet_torch():
+            program = torch.export.export(judged, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise ModelRunError(f"torch.export refuses this model: {_refusal(error)}") from error
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of this machine, and most of the file of a small model
+    return program
+
+
+def arguments(
+    module: DetectorModule, batch: Tensor | Mapping[str, Any]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Return what a batch is in a call of the module: arguments by position and by keyword.
+
+    A mapping is passed by keyword; one with a single tensor that the model has no such keyword for, by position.
+    """
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if len(batch) == 1 and not _accepts(module, batch):
+        return tuple(batch.values()), {}
+    return (), dict(batch)
+
+
+def rows(batch: Tensor | Mapping[str, Any], places: list[int]) -> Tensor | dict[str, Tensor]:
+    """Return these inputs of a batch, as a batch."""
+    if isinstance(batch, Tensor):
+        return batch[places]
+    return {name: tensor[places] for name, tensor in batch.items()}
+
+
+def input_names(program: ExportedProgram) -> list[str]:
+    """Return the names of a program's inputs."""
+    return [str(name) for name in program.graph_signature.user_inputs]
+
+
+def require_onnx() -> None:
+    """Raise if a package that writing and checking ONNX files takes is not installed.
+
+    Raises:
+        MissingExtraError: If one is not; the message names the command that installs it.
+
+    """
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"ONNX files need {' and '.join(missing)}, which is not installed: `pip install 'opnp[onnx]'`.",
+        )
+
+
+@contextlib.contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Hold torch's loggers silent, and keep back what is written to standard error until the block has succeeded.
+
+    Levels are set back afterwards. What was written is dropped if the block raises: the error says it.
+
+    Example:
+        >>> with contextlib.suppress(ValueError), quiet_torch():
+        ...     print("a graph of twenty lines", file=sys.stderr)
+        ...     raise ValueError
+
+    """
+    known = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch.")]
+    levels = {logger: logger.level for logger in (logging.getLogger("torch"), *known)}
+    for logger, level in levels.items():
+        if level or logger.name == "torch":  # the others have the level of one above them
+            logger.setLevel(_SILENT)
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written):
+            yield
+        sys.stderr.write(written.getvalue())
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+class _Judged(torch.nn.Module):
+    """A detector's module with the verdict as a fourth output, under the names of the model's inputs."""
+
+    def __init__(self, module: DetectorModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return logits, score, p-value and verdict."""
+        features, logits = self.module.features_and_logits(*inputs, **named)
+        return logits, *self.module.judge(features)
+
+
+def _named(names: tuple[str, ...]) -> type[_Judged]:
+    """Return a module whose forward takes inputs of these names: `torch.export` names a graph's inputs by them."""
+
+    class Named(_Judged):
+        def forward(self, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            return super().forward(*inputs, **named)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in ("self", *names)]
+    Named.forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by `inspect`
+    return Named
+
+
+def _names(module: DetectorModule, batch: Tensor | Mapping[str, Any]) -> list[str]:
+    """Return the names of the inputs: keywords of a mapping, else that of the first parameter of the model."""
+    if not isinstance(batch, Tensor) and (len(batch) > 1 or _accepts(module, batch)):
+        return list(batch)
+    parameters = inspect.signature(module.model.forward).parameters.values()
+    names = [item.name for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)]
+    return [names[0] if names else "inputs"]
+
+
+def _accepts(module: DetectorModule, batch: Mapping[str, Tensor]) -> bool:
+    """Return whether the model takes these names as keywords."""
+    parameters = inspect.signature(module.model.forward).parameters
+    is_open = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+    return is_open or all(name in parameters for name in batch)
+
+
+def _axes(tensor: Tensor, *, is_length_dynamic: bool) -> dict[int, Any]:
+    axes: dict[int, Any] = {0: Dim.DYNAMIC}
+    if is_length_dynamic and tensor.ndim == 2:
+        axes[1] = Dim.DYNAMIC
+    return axes
+
+
+def _content(module: DetectorModule, batch: Tensor | Mapping[str, Any], *, is_length_dynamic: bool) -> bytes:
+    """Return the bytes of an ONNX file, checked by the rules of the format."""
+    import onnx
+
+    program = exported_program(module, batch, is_length_dynamic=is_length_dynamic)
+    names = input_names(program)
+    try:
+        with quiet_torch():
+            graph: Any = torch.onnx.export(
+                program, dynamo=True, verbose=False, input_names=names, output_names=list(OUTPUT_NAMES)
+            )
+        proto = graph.model_proto
+        _name_axes(proto)
+        for node in proto.graph.node:
+            del node.metadata_props[:]  # what torch notes of the model's code, paths of this machine among it
+        onnx.helper.set_model_props(proto, module.facts)
+        onnx.checker.check_model(proto)
+    except Exception as error:
+        raise ModelRunError(f"torch.onnx refuses this model: {_first_line(error)}") from error
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _name_axes(proto: Any) -> None:  # noqa: ANN401  # a protocol buffer
+    """Call the axes of any length ``batch`` and ``length`` instead of by torch's symbols."""
+    axes = [item.type.tensor_type.shape.dim[:2] for item in proto.graph.input]
+    symbols = {dim.dim_param: name for dims in axes for dim, name in zip(dims, _AXES, strict=False) if dim.dim_param}
+    for item in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in item.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda match: symbols.get(match[0], match[0]), dim.dim_param)
+
+
+def _require_equal(
+    content: bytes, module: DetectorModule, batch: Tensor | Mapping[str, Any], *, tolerance: float
+) -> None:
+    """Raise unless onnxruntime gives torch's logits and scores, and the p-values and verdicts of its own scores."""
+    import onnxruntime  # type: ignore[import-untyped]  # the package ships no types
+
+    args, named = arguments(module, batch)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        feeds = zip([item.name for item in session.get_inputs()], (*args, *named.values()), strict=True)
+        found = session.run(list(OUTPUT_NAMES), {name: tensor.numpy() for name, tensor in feeds})
+    except Exception as error:
+        raise ModelRunError(f"onnxruntime refuses the graph of this model: {_first_line(error)}") from error
+    logits, score, p_value, is_ood = (torch.from_numpy(values) for values in found)
+    with torch.no_grad():
+        expected = module(*args, **named)
+    for name, got, wanted in zip(OUTPUT_NAMES, (logits, score), expected, strict=False):
+        is_fused = name == "score" and module.judge.settings.is_fusion
+        worst = _worst_difference(got, wanted, is_fused=is_fused)
+        if not worst <= tolerance:
+            unit = "1 + |score|" if is_fused else "the largest"
+            raise ModelRunError(
+                f"The graph's {name} lie up to {worst:.2g} of {unit} from torch's, and {tolerance:g} is allowed. "
+                f"Nothing was written. A larger `tolerance` lets rounding pass; where it is more, the graph is another "
+                f"function than the model.",
+            )
+    if not torch.equal(p_value, module.judge.p_value(score)) or not torch.equal(is_ood, module.judge.is_ood(score)):
+        raise ModelRunError("The graph's p-values or verdicts are not those of its scores. Nothing was written.")
+
+
+def _worst_difference(found: Tensor, wanted: Tensor, *, is_fused: bool = False) -> float:
+    """Return how far numbers lie from those wanted at most: relative to the largest, or in units of 1 + |S|.
+
+    Two infinities of one sign are equal, and anything else is infinitely far from one; NaN is NaN.
+
+    Args:
+        found: Logits or scores.
+        wanted: What they should be.
+        is_fused: Whether they are scores S of a fusion, which have no largest.
+
+    Example:
+        >>> found, wanted = torch.tensor([2.0, 9.0, torch.inf]), torch.tensor([1.0, 9.0, torch.inf])
+        >>> _worst_difference(found, wanted, is_fused=True)
+        0.5
+
+    """
+    off = torch.where(found == wanted, 0.0, (found.double() - wanted.double()).abs())
+    size = 1 + wanted.double().abs() if is_fused else wanted.double().abs().amax()
+    return float(torch.where(off == 0, 0.0, off / size.where(size.isfinite(), 1.0)).amax())
+
+
+def _require_repeatable(module: DetectorModule, batch: Tensor | Mapping[str, Any]) -> None:
+    """Raise if the model answers the same batch otherwise in a second run, so that no graph can be held against it.
+
+    Raises:
+        ModelRunError: If so.
+
+    """
+    args, kwargs = arguments(module, batch)
+    with torch.no_grad():
+        first, second = module(*args, **kwargs), module(*args, **kwargs)
+    if any(not torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(first, second, strict=True)):
+        raise ModelRunError(
+            "The model gives other numbers when it is run on the same batch again: random numbers, or what it keeps of "
+            "earlier batches, are in its forward, and a file cannot be checked against it. Nothing was written. Leave "
+            "them out in eval mode, as nn.Dropout does.",
+        )
+
+
+def _on_cpu(batch: Tensor | Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
+    """Return a batch on the CPU."""
+    return batch.cpu() if isinstance(batch, Tensor) else {name: tensor.cpu() for name, tensor in batch.items()}
+
+
+def _refusal(error: BaseException) -> str:
+    """Return in one line why `torch.export` refuses a model, and where in its code, if torch says so."""
+    found = re.search(r'File ".*?([^/\\"]+)", line (\d+), in (\w+)\n\s*(.+)', str(error))
+    place = "" if found is None else f" ({found[1]}, line {found[2]}, in {found[3]}: {found[4].strip()})"
+    if "data-dependent" in str(error).partition("\n")[0].lower():
+        return (
+            f"its forward depends on values of tensors where a graph cannot, as a branch or a shape does{place}. Say "
+            f"it by tensor operations, such as torch.where."
+        )
+    return f"{_first_line(error)}{place}"
+
+
+def _first_line(error: BaseException) -> str:
+    """Return in one line what an error began with: kind and first line of the first of its causes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
