@@ -91,8 +91,8 @@ bench: venv  ## Measure time and memory against floors and rivals, with bounds; 
 	@$(BIN)/python -m benchmarks --features $(DATA)/features --out $(RECORDS)/benchmarks.json
 	@$(BIN)/python -m benchmarks.page $(RECORDS)/benchmarks.json docs/explanation/performance.md
 
-results: venv  ## Write docs/explanation/results.md from the records
-	@$(BIN)/python -m studies.results_page $(RECORDS) docs/explanation/results.md
+results: venv  ## Write docs/explanation/results.md and the table of the README from the records
+	@$(BIN)/python -m studies.results_page $(RECORDS) docs/explanation/results.md README.md
 
 # Two workers on two cores do not fight over threads. pytest fails by itself when it finds no test; the last line
 # also fails when every test was skipped.

@@ -1,14 +1,19 @@
 """Tables of the results page, each from records alone."""
 
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from opnp.bench import BenchRecord, DetectionFigures, MethodRow, ModelResult
+from opnp.bench.opnp_methods import member_label
 from opnp.bench.published import published_settings
 from opnp.bench.sweep_record import SweepPoint, SweepRecord, SweptModel
+from opnp.core import PANEL
 
 __all__ = [
+    "TABLE_END",
+    "TABLE_START",
     "combination_table",
     "left_out_table",
     "method_table",
@@ -16,6 +21,7 @@ __all__ = [
     "panel_table",
     "parts_table",
     "ratio_tables",
+    "readme_table",
     "regret_table",
     "samples_table",
     "settings_table",
@@ -24,6 +30,10 @@ __all__ = [
 
 Values = Mapping[str, Any]
 """Part of a JSON record."""
+
+TABLE_START = "<!-- Made by `make results` from docs/records; do not edit. -->"
+TABLE_END = "<!-- The end of what `make results` makes. -->"
+"""What the table of the README stands between."""
 
 _SWEPT = ("w_min", "w_min-class", "w_max", "w_max-class", "o_min", "o_min-aggregate", "o_max", "o_max-aggregate")
 
@@ -72,6 +82,49 @@ def left_out_table(record: Values) -> str:
             for name, each in models.items()
         ),
     )
+
+
+def readme_table(record: Values, bench: BenchRecord) -> str:
+    """Return the README's table between its comments: the fusion, its members by themselves, the energy.
+
+    Args:
+        record: The record of the panel: fusion, energy and the best single setting of each model.
+        bench: The record of the benchmark, which has the members by themselves.
+
+    """
+    rows, best, models = record["rows"], record["best_single"], list(record["best_single"])
+    by_name = {model.model: model for model in bench.models}
+    lines = [_readme_row("**`OPNP()`**", rows["OPNP()"]["auroc"], *_regret(rows["OPNP()"]))]
+    for member in PANEL:
+        aurocs = {model: _percent_auroc(by_name[model].row(member_label(member))) for model in models}
+        regrets = [max(0.0, best[model]["auroc"] - auroc) for model, auroc in aurocs.items()]
+        lines.append(_readme_row(member, aurocs, f"{statistics.fmean(regrets):.2f}", f"{max(regrets):.2f}"))
+    lines.append(_readme_row("energy", rows["Energy"]["auroc"], *_regret(rows["Energy"])))
+    lines.append(_readme_row("best of 26", {model: best[model]["auroc"] for model in models}, "0.00", "0.00"))
+    numbers = [str(place) for place in range(1, len(models) + 1)]
+    legend = "; ".join(f"{number}\N{NO-BREAK SPACE}{model}" for number, model in zip(numbers, models, strict=True))
+    return "\n".join(
+        [
+            TABLE_START,
+            "",
+            table(["AUROC in %", *numbers, "mean regret", "worst"], lines),
+            "",
+            *textwrap.wrap(f"Models: {legend}.", width=110, break_on_hyphens=False),
+            "",
+            TABLE_END,
+        ]
+    )
+
+
+def _readme_row(name: str, aurocs: Mapping[str, float], mean: str, worst: str) -> list[str]:
+    return [name, *(f"{auroc:.1f}" for auroc in aurocs.values()), mean, worst]
+
+
+def _percent_auroc(row: MethodRow) -> float:
+    if row.mean is None:
+        message = f"{row.method} did not run: {row.reason}"
+        raise ValueError(message)
+    return 100 * row.mean.auroc
 
 
 def _regret(row: Values) -> tuple[str, str]:

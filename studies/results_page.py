@@ -1,6 +1,6 @@
-"""The results page of the documentation, from the records on disk alone.
+"""The results page of the documentation, and the table of the README, from the records on disk alone.
 
-python -m studies.results_page docs/records docs/explanation/results.md
+python -m studies.results_page docs/records docs/explanation/results.md README.md
 """
 
 import argparse
@@ -12,6 +12,8 @@ from typing import Any, Self
 from opnp.bench import BenchRecord
 from opnp.bench.sweep_record import SweepRecord
 from studies.result_tables import (
+    TABLE_END,
+    TABLE_START,
     combination_table,
     left_out_table,
     method_table,
@@ -19,12 +21,13 @@ from studies.result_tables import (
     panel_table,
     parts_table,
     ratio_tables,
+    readme_table,
     regret_table,
     samples_table,
     settings_table,
 )
 
-__all__ = ["Records", "main", "results_page"]
+__all__ = ["Records", "main", "results_page", "with_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,21 @@ def results_page(records: Records) -> str:
     parts += [_SAMPLES, samples_table(records.sweep)]
     parts += [_SETTINGS, settings_table()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def with_table(readme: str, records: Records) -> str:
+    """Return the text of the README with the table of these records in the place of the one that it holds.
+
+    Raises:
+        ValueError: If the comments that the table stands between are not there.
+
+    """
+    before, start, rest = readme.partition(TABLE_START)
+    _, end, after = rest.partition(TABLE_END)
+    if not start or not end:
+        message = f"the README must hold {TABLE_START!r} and after it {TABLE_END!r}"
+        raise ValueError(message)
+    return before + readme_table(records.panel, records.bench) + after
 
 
 def _in_short(panel: dict[str, Any]) -> str:
@@ -244,13 +262,17 @@ subspace.
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, help="folder of the records")
     parser.add_argument("out", type=Path, help="Markdown file to write")
+    parser.add_argument("readme", type=Path, help="README to write the table into")
     options = parser.parse_args()
+    records = Records.read(options.records)
+    readme = with_table(options.readme.read_text(encoding="utf-8"), records)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(results_page(Records.read(options.records)), encoding="utf-8")
+    options.out.write_text(results_page(records), encoding="utf-8")
+    options.readme.write_text(readme, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_the_tables_are_made_from_the_record(results: Path) -> None:
     row = record.models[0].row("MaxLogit")
     assert row.near is not None
     assert row.far is not None
-    lines = [line for line in text.splitlines() if line.startswith("| MaxLogit |")]
+    lines = [line for line in text.splitlines() if line.startswith("| MaxLogit |")][1:]
     assert f"{100 * row.far.fpr95:.2f}" in lines[0]
     assert f"{100 * row.near.fpr95:.2f}" in lines[1]
     assert far < near
@@ -170,8 +170,12 @@ def test_another_seed_is_another_split_and_nothing_else(opnp: Opnp, world: Path,
 
 def test_the_table_on_the_terminal(opnp: Opnp, tmp_path: Path) -> None:
     folder = write_world(tmp_path / "net", has_labels=False)
-    outcome = opnp("bench", "--features", folder, "--out", tmp_path / "out", "--methods", "energy,she")
+    outcome = opnp("bench", "--features", folder, "--out", tmp_path / "out", "--methods", "msp,energy,she")
     assert outcome.code == 0
+    [model] = record_in(tmp_path / "out").models
+    places = [outcome.out.index(f"\N{BOX DRAWINGS LIGHT VERTICAL} {row.method} ") for row in model.best_first]
+    assert places == sorted(places)
+    assert "regret" in outcome.out
     assert "net: 4 classes, 240 ID samples, 2 OOD sets" in outcome.out
     assert "SHE did not run: SHE needs the labels" in outcome.err
     text = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from studies.results_page import Records, results_page
+from studies.results_page import Records, results_page, with_table
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explanation" / "results.md"
+README = ROOT / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +18,17 @@ def records() -> Records:
 
 def test_the_page_is_the_one_the_records_make(records: Records) -> None:
     assert PAGE.read_text(encoding="utf-8") == results_page(records), "run `make results`"
+
+
+def test_the_table_of_the_readme_is_the_one_the_records_make(records: Records) -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text == with_table(text, records), "run `make results`"
+    row = next(line for line in text.splitlines() if line.startswith("| **`OPNP()`** |"))
+    fused = records.panel["rows"]["OPNP()"]
+    figures = [f"{value:.1f}" for value in fused["auroc"].values()]
+    assert row.split(" | ")[1:] == [*figures, f"{fused['mean_regret']:.2f}", f"{fused['worst_regret']:.2f} |"]
+    with pytest.raises(ValueError, match="must hold"):
+        with_table("no comments", records)
 
 
 def test_every_baseline_that_ran_is_on_the_page_with_its_figures(records: Records) -> None:

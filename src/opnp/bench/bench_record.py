@@ -158,6 +158,39 @@ class ModelResult:
                 return row
         raise KeyError(method)
 
+    @property
+    def best_single(self) -> MethodRow | None:
+        """The published single score of largest mean AUROC, known with hindsight; None where none ran.
+
+        Published single scores are the rows at published settings and at fixed ratios: no fusion, and no combination.
+        """
+        ran = [row for row in self.methods if row.group in ("reference", "baseline") and row.mean is not None]
+        return max(ran, key=_mean_auroc, default=None)
+
+    def regret(self, row: MethodRow) -> float | None:
+        """Return the AUROC of `best_single` less that of a row, both means over the OOD sets; at least 0.
+
+        Rows of the split ``rest`` are judged by a part of what the published scores are judged by.
+
+        Args:
+            row: A row of this model.
+
+        Returns:
+            A fraction in [0, 1]; None where the row failed, or there is nothing to compare it with.
+
+        """
+        best = self.best_single
+        return None if best is None or row.mean is None else max(0.0, _mean_auroc(best) - _mean_auroc(row))
+
+    @property
+    def best_first(self) -> tuple[MethodRow, ...]:
+        """The rows that ran, the largest mean AUROC first."""
+        return tuple(sorted((row for row in self.methods if row.status == "ok"), key=_mean_auroc, reverse=True))
+
+
+def _mean_auroc(row: MethodRow) -> float:
+    return 0.0 if row.mean is None else row.mean.auroc
+
 
 @dataclass(frozen=True, slots=True)
 class BenchRecord:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from opnp.bench.picture_record import GalleryItem, GallerySet
+from opnp.bench.picture_record import BEYOND, GalleryItem, GallerySet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,7 +106,7 @@ def _item(
     return GalleryItem(
         name=name_of(row),
         index=row,
-        score=float(verdicts.score[place]),
+        score=min(float(verdicts.score[place]), BEYOND),
         p_value=None if verdicts.p_value is None else float(verdicts.p_value[place]),
         is_ood=None if verdicts.is_ood is None else bool(verdicts.is_ood[place]),
         predicted_class=predicted,

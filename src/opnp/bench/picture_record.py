@@ -7,6 +7,7 @@ from opnp.bench.record_json import record_of, record_text
 from opnp.files.typed_json import Share
 
 __all__ = [
+    "BEYOND",
     "PICTURES_FILE",
     "PICTURE_RECORD_VERSION",
     "GalleryItem",
@@ -20,6 +21,8 @@ __all__ = [
 
 PICTURES_FILE = "pictures.json"
 PICTURE_RECORD_VERSION = 1
+BEYOND = 1e150
+"""The score that is recorded for +inf, which JSON does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class GalleryItem:
     Attributes:
         name: Name of its file, or its place in one.
         index: Its row in the set.
-        score: Larger = more OOD.
+        score: Larger = more OOD; `BEYOND` where it is +inf.
         p_value: Conformal p-value, or None where the detector is not calibrated.
         is_ood: Whether it is flagged, or None.
         predicted_class: Class that the original head answers.

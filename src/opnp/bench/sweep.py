@@ -1,7 +1,7 @@
 """The ablations of the paper on cached features: curves over every setting, and what they leave behind.
 
-Every point is fitted on ``train`` and judged by ``test`` against each ``ood_*``. Nothing is chosen here: a sweep shows
-what each setting would have given, known with hindsight only.
+Every point is one pruned head, fitted on ``train`` and judged by ``test`` against each ``ood_*``. Nothing is chosen
+here: a sweep shows what each setting would have given, known with hindsight only. `OPNP()` takes nothing from it.
 """
 
 import os
@@ -42,7 +42,7 @@ def run_sweep(
     near: Iterable[str] = NEAR_SETS,
     progress: Progress = None,
 ) -> SweepRecord:
-    """Try the settings of some curves on cached features, write the results to `out`, and return the record.
+    """Try settings of the paper's method on cached features, write the results to `out`, and return the record.
 
     `out` then holds ``sweep.json`` (the record: the same bytes each time) and ``sweep.md`` (its tables).
 

@@ -18,7 +18,8 @@ _PREFACE = (
     "Figures by set, the other FPR95 and both AUPR stand in sweep.json.",
     "",
     "The best of each column is in bold. Which setting is best is known here with hindsight only: the OOD sets that",
-    "judge were seen. Settings are to be chosen by other data: `opnp tune` takes OOD validation samples for it.",
+    "judge were seen. Settings are to be chosen by other data: `opnp tune` takes OOD validation samples for it. All of",
+    "this is the paper's method, one pruned head: `OPNP()`, the fusion, takes nothing from it.",
 )
 
 _ENERGY = "Energy (original head)"

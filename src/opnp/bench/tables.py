@@ -22,6 +22,9 @@ _PREFACE = (
     "The settings of the baselines were fixed beforehand; which of them is best is known with hindsight only. What",
     "stands under `opnp as it is used` is fitted without OOD data. `OPNP()` is calibrated on part of the ID test",
     "samples: it, its members by themselves and the energy beside them are judged by the rest of those.",
+    "",
+    "Regret of a method on a model is the AUROC of the best published single score among these rows, chosen with",
+    "hindsight, less its own; at least 0. Both are means over all OOD sets.",
 )
 
 
@@ -57,12 +60,30 @@ def _model(model: ModelResult, *, bins: int) -> list[str]:
         f"{model.classes} classes, {model.features} features. Samples: {counts}.",
         f"Of test, {model.validation_samples} are for validation and {model.id_samples['rest']} are the rest.",
     ]
+    lines += _overall(model)
     lines += _detection(model, "far", "Far OOD")
     lines += _detection(model, "near", "Near OOD")
     lines += _classifier(model, bins=bins)
     lines += _settings(model)
     lines += _remarks(model)
     return lines
+
+
+def _overall(model: ModelResult) -> list[str]:
+    """Return every row by its means over all OOD sets, the largest AUROC first."""
+    best, rows = model.best_single, model.best_first
+    if not rows:
+        return []
+    cells = [
+        [row.method, *("" if each is None else _percent(each) for each in (_auroc(row), model.regret(row)))]
+        for row in rows
+    ]
+    hindsight = [] if best is None else ["", f"The best published single score here is {best.method}."]
+    return ["", "### All OOD sets", *hindsight, "", *_table(["method", "AUROC", "regret"], cells)]
+
+
+def _auroc(row: MethodRow) -> float | None:
+    return None if row.mean is None else row.mean.auroc
 
 
 def _detection(model: ModelResult, nearness: Nearness, title: str) -> list[str]:

@@ -177,7 +177,9 @@ def bench(
         typer.echo(record.to_json())
         return
     _print_record(record)
-    typer.echo(f"FPR95 / AUROC in %, ID positive. Everything else is in {out}: start with results.md.")
+    typer.echo("FPR95 / AUROC in %, ID positive; the best mean AUROC first.")
+    typer.echo("Regret: the AUROC of the best published single score, chosen with hindsight, less the row's own.")
+    typer.echo(f"Everything else is in {out}: start with results.md.")
     tell_report(out, report, is_quiet=False)
 
 
@@ -194,8 +196,9 @@ def _require_none(options: Mapping[str, object]) -> None:
 
 def _print_record(record: "BenchRecord") -> None:
     for model in record.models:
-        rows = [_cells(row) for row in model.methods if row.status == "ok"]
-        print_table(_title(model), ["method", "far OOD", "near OOD", "all", "accuracy after", "ECE", "ECE after"], rows)
+        rows = [_cells(row, model.regret(row)) for row in model.best_first]
+        columns = ["method", "far OOD", "near OOD", "all", "regret", "accuracy after", "ECE", "ECE after"]
+        print_table(_title(model), columns, rows)
         for row in model.methods:
             if row.status == "failed":
                 typer.echo(f"{row.method} did not run: {row.reason}", err=True)
@@ -206,10 +209,11 @@ def _title(model: "ModelResult") -> str:
     return f"{model.model}: {model.classes} classes, {samples} ID samples, {places} OOD sets"
 
 
-def _cells(row: "MethodRow") -> list[str]:
+def _cells(row: "MethodRow", regret: float | None) -> list[str]:
     return [
         row.method,
         *(_pair(figures) for figures in (row.far, row.near, row.mean)),
+        "" if regret is None else f"{100 * regret:.2f}",
         "" if row.after is None else f"{100 * row.after.accuracy:.2f}",
         "" if row.before is None else f"{100 * row.before.ece:.2f}",
         "" if row.after is None else f"{100 * row.after.ece:.2f}",

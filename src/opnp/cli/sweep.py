@@ -1,4 +1,4 @@
-"""``opnp sweep``: curves over every setting of the method, on the cached features of some models."""
+"""``opnp sweep``: curves over every setting of the paper's method, on the cached features of some models."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -49,11 +49,13 @@ def sweep(
     report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:
-    """Show what each setting changes, on cached features: ratios, scope, reading, temperature, training samples, score.
+    """Show what each setting of the paper's method changes, on cached features.
 
-    Every point is fitted on train and judged by test and ood_*, so that the best is known with hindsight only.
+    Curves over ratios, scope, reading, temperature, training samples and score. Every point is fitted on train and
+    judged by test and ood_*, so that the best is known with hindsight only.
 
-    `opnp tune` chooses on OOD validation data, and measures the gain on samples that it did not choose by.
+    `OPNP()`, the fusion, takes nothing from it. `opnp tune` chooses the paper's ratios on OOD validation data, and
+    measures the gain on samples that it did not choose by.
     """
     from opnp.bench import run_sweep
     from opnp.detector import Ratios

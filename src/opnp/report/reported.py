@@ -1,7 +1,7 @@
 """One view of a benchmark and of the demo: models, and rows of methods with their figures."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from opnp.bench.bench_record import (
     BenchRecord,
@@ -109,6 +109,8 @@ class ReportedModel:
         id_samples: ID samples by split, ``test`` and ``rest``.
         chosen: Name of the row of opnp as it is used, or None if there is none.
         baseline: Name of the row of the plain energy, judged by the same ID samples as the chosen one, or None.
+        best_single: Name of the published single score of largest mean AUROC, or None where there is no such row.
+        regrets: Its mean AUROC less that of a row, at least 0, by name of the row; empty where there is no such row.
 
     """
 
@@ -122,6 +124,8 @@ class ReportedModel:
     id_samples: Mapping[str, int]
     chosen: str | None
     baseline: str | None
+    best_single: str | None = None
+    regrets: Mapping[str, float] = field(default_factory=dict)
 
     def row(self, method: str) -> ReportedRow:
         """Return the row of this name.
@@ -195,6 +199,8 @@ def _bench_model(model: ModelResult) -> ReportedModel:
         id_samples=model.id_samples,
         chosen=chosen,
         baseline=_baseline(rows, chosen),
+        best_single=None if model.best_single is None else model.best_single.method,
+        regrets={row.method: regret for row in model.methods if (regret := model.regret(row)) is not None},
     )
 
 

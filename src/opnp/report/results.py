@@ -82,7 +82,7 @@ class Results:
             Scores by set, each of shape ``(samples,)``, or None where the folder has none of them.
 
         Raises:
-            DataFileError: If the file of scores cannot be read, or holds NaN or infinite scores.
+            DataFileError: If the file of scores cannot be read, or holds NaN or -inf as a score.
             MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
         """

@@ -24,7 +24,7 @@ def parquet_scores(path: Path, *, model: str, method: str) -> Mapping[str, NDArr
     """Return scores by set from the columns model, set, method, score of a Parquet file, or None of none.
 
     Raises:
-        DataFileError: If the file cannot be read, lacks a column, or holds NaN or infinite scores.
+        DataFileError: If the file cannot be read, lacks a column, or holds NaN or -inf as a score.
         MissingExtraError: If pyarrow is not installed.
 
     """
@@ -67,7 +67,7 @@ def csv_scores(
         Scores by set, ``test`` first.
 
     Raises:
-        DataFileError: If the file cannot be read, lacks a column, or holds NaN or infinite scores.
+        DataFileError: If the file cannot be read, lacks a column, or holds NaN or -inf as a score.
 
     """
     names, scores = [], []
@@ -103,8 +103,8 @@ def _whole_lines(lines: Iterable[str]) -> Iterator[str]:
 def _by_set(names: NDArray[Any], scores: NDArray[np.float64], path: Path) -> _Scores | None:
     if len(scores) == 0:
         return None
-    if not np.isfinite(scores).all():
-        raise DataFileError(f"{path} holds NaN or infinite scores: score the data again, or leave these inputs out.")
+    if not (scores > -np.inf).all():  # +inf is a score: the input lies beyond all that was seen
+        raise DataFileError(f"{path} holds NaN or -inf as a score: score the data again, or leave these inputs out.")
     distinct, codes = np.unique(names.astype(str), return_inverse=True)
     found = {_ID_SETS.get(str(name), str(name)): scores[codes == code] for code, name in enumerate(distinct)}
     return {name: found[name] for name in sorted(found, key=lambda name: (name != "test", name))}

@@ -16,7 +16,9 @@ from opnp.bench import (
     MethodRow,
     ModelResult,
     Record,
+    results_markdown,
 )
+from opnp.bench.bench_record import Group
 from opnp.errors import DataFileError
 
 FIGURES = DetectionFigures(0.1, 0.2, 0.30000000000000004, 0.4, 0.5)
@@ -75,6 +77,37 @@ def test_rows_are_found_by_name() -> None:
     assert MODEL.row("OPP rho_w_min=0.3") is GOOD
     with pytest.raises(KeyError, match="absent"):
         MODEL.row("absent")
+
+
+def test_regret_is_what_the_best_published_single_score_has_more() -> None:
+    names: dict[str, Group] = {
+        "Energy": "reference",
+        "fDBD": "baseline",
+        "fDBD + OPP": "combination",
+        "OPNP()": "product",
+    }
+    aurocs = dict(zip(names, (0.7, 0.9, 0.99, 0.875), strict=True))
+    rows = tuple(
+        replace(GOOD, method=name, group=group, mean=replace(FIGURES, auroc=aurocs[name]))
+        for name, group in names.items()
+    )
+    data = {name: DataSource(100, "00ff") for name in ("train", "test", "ood_mnist")}
+    model = replace(MODEL, data=data, methods=(*rows, BAD))
+    assert model.best_single is rows[1]
+    regrets = {row.method: model.regret(row) for row in model.methods}
+    assert regrets == {
+        "Energy": pytest.approx(0.2),
+        "fDBD": 0.0,
+        "fDBD + OPP": 0.0,
+        "OPNP()": pytest.approx(0.025),
+        "SHE": None,
+    }
+    assert [row.method for row in model.best_first] == ["fDBD + OPP", "fDBD", "OPNP()", "Energy"]
+    alone = replace(MODEL, methods=(rows[3],))
+    assert (alone.best_single, alone.regret(rows[3])) == (None, None)
+    lines = results_markdown(replace(RECORD, models=(model,))).splitlines()
+    assert "The best published single score here is fDBD." in lines
+    assert lines[lines.index("| method | AUROC | regret |") + 4] == "| OPNP() | 87.50 | 2.50 |"
 
 
 def test_records_are_frozen_and_versioned() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from opnp.bench.bench_record import BenchRecord, DetectionFigures
 from opnp.bench.fit_record import FitRecord, TuningFacts
+from opnp.bench.picture_record import BEYOND
 from opnp.bench.record import DetectionResult, MethodResult, Record
 from opnp.bench.sweep_record import SweepRecord
 from opnp.core import fpr_at_tpr
@@ -20,7 +21,7 @@ from opnp.report.page.fits import fit_explorer, fit_verdict
 from opnp.report.page.galleries import fitting_galleries, galleries
 from opnp.report.page.noise import auroc_noise, share_noise
 from opnp.report.page.tables import methods_table, sets_table, sweep_table
-from opnp.report.page.verdict import model_verdict
+from opnp.report.page.verdict import fusion_sentences, model_verdict
 from opnp.report.reported import ReportedModel, models_of_bench, models_of_demo
 from tests.unit.report.page_world import gallery
 from tests.unit.report.report_world import RECORDS, bench_record, first_version_record, fusion_record
@@ -324,3 +325,25 @@ def test_a_fit_with_tuned_ratios_says_what_they_gained_where_they_were_not_searc
     }
     text = f"against the plain energy, AUROC on OOD validation samples that were not searched {words}"
     assert found == {name: [text] if name == place else [] for name in found}
+
+
+def test_the_fusion_and_its_members_are_compared_with_the_best_published_single_score() -> None:
+    record = fusion_record()
+    [model] = (each for each in models_of_bench(record) if each.name == record.models[0].model)
+    best = record.models[0].best_single
+    assert best is not None
+    sentences = fusion_sentences(model)
+    assert [sentence.split(":")[0] for sentence in sentences] == ["OPNP()", "gen alone", "vim alone"]
+    assert all(best.method in sentence for sentence in sentences)
+    lost = 100 * model.regrets["OPNP()"]
+    assert (f"{lost:.2f} points below" if lost else "no less than") in sentences[0]
+    table = methods_table(model)
+    place = [column.title for column in table.columns].index("Regret")
+    assert {row.cells[0].text: row.cells[place].value for row in table.rows if not row.reason} == model.regrets
+    assert fusion_sentences(replace(model, best_single=None)) == ()
+    assert (
+        galleries([replace(gallery("test", 1), items=(replace(gallery("test", 1).items[0], score=BEYOND),))])[0]
+        .thumbnails[0]
+        .score
+        == "infinite"
+    )

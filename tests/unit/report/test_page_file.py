@@ -209,3 +209,15 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[report\]'"):
         write_report(folder, tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+def test_infinite_scores_are_drawn_in_the_last_bin(tmp_path: Path, share: float) -> None:
+    folder = demo_folder(tmp_path / "results")
+    lines = (folder / "scores.csv").read_text(encoding="utf-8").splitlines()
+    infinite = {int(place / share) + 1 for place in range(int(share * (len(lines) - 1)))}
+    lines = [line.rsplit(",", 1)[0] + ",inf" if place in infinite else line for place, line in enumerate(lines)]
+    (folder / "scores.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = write_report(folder, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Infinity" not in text.split('id="report-data">')[1].split("</script>")[0]
+    assert any(path.suffix == ".svg" for path in write_figures(folder, tmp_path / "figures", formats=("svg",)))

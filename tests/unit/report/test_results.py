@@ -198,7 +198,8 @@ def test_no_number_of_a_real_record_may_become_nan(tmp_path: Path) -> None:
     [
         ("set,index\ntest,0\n", r"scores\.csv cannot be read as a file of scores \(KeyError: 'score'\)"),
         ("set,score\ntest,many\n", r"could not convert string to float"),
-        ("set,score\ntest,nan\n", r"holds NaN or infinite scores"),
+        ("set,score\ntest,nan\n", r"holds NaN or -inf as a score"),
+        ("set,score\ntest,-inf\n", r"holds NaN or -inf as a score"),
     ],
 )
 def test_unreadable_scores_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from opnp.bench.picture_record import GalleryItem, GallerySet
+from opnp.bench.picture_record import BEYOND, GalleryItem, GallerySet
 from opnp.errors import DataFileError
 from opnp.report.series.wording import set_label
 
@@ -110,7 +110,7 @@ def _thumbnail(item: GalleryItem) -> Thumbnail:
     truth = "" if item.true_class is None else f"class {item.true_class}"
     if item.true_class == item.predicted_class:
         truth = "the same"
-    score = f"{item.score:.4g}"
+    score = "infinite" if item.score >= BEYOND else f"{item.score:.4g}"
     return Thumbnail(
         image=item.image,
         alt=f"{item.name}, score {score}, answered as {answer}, {verdict}",

@@ -12,7 +12,7 @@ from opnp.report.page.fits import fit_explorer, fit_facts, fit_verdict, read_fit
 from opnp.report.page.galleries import Gallery, fitting_galleries, galleries
 from opnp.report.page.origins import DataRow, Fact, MethodOrigin, data_rows, method_origins, run_facts
 from opnp.report.page.tables import Table, methods_table, sets_table, sweep_table
-from opnp.report.page.verdict import Verdict, model_verdict
+from opnp.report.page.verdict import Verdict, fusion_sentences, model_verdict
 from opnp.report.page.wording import count_text
 from opnp.report.results import ReportedModel, Results
 from opnp.report.score_check import score_faults
@@ -34,6 +34,7 @@ class ModelSection:
         subtitle: What else is known of it.
         verdict: What its rows say, or None where there are none.
         sentence: What is said instead of a verdict; empty where there is one.
+        fusion: What the fusion and each member lose against the best published single score, a sentence each.
         faults: What its scores lack, or where they are not those of its results.
         tables_title: What the tables are about.
         tables: Tables of results; those after the first are folded.
@@ -51,6 +52,7 @@ class ModelSection:
     subtitle: str
     verdict: Verdict | None
     sentence: str
+    fusion: tuple[str, ...]
     faults: tuple[str, ...]
     tables_title: str
     tables: tuple[Table, ...]
@@ -153,6 +155,7 @@ def _section(
         subtitle=_subtitle(model, swept or fit),
         verdict=verdict,
         sentence=sentence,
+        fusion=() if model is None else fusion_sentences(model),
         faults=() if model is None else score_faults(results, model),
         tables_title="Curves" if model is None else "Methods",
         tables=tables,

@@ -105,10 +105,14 @@ def methods_table(model: ReportedModel) -> Table:
         group = title if sets == name else f"{title}: {'mean of ' if len(model.sets(name)) > 1 else ''}{sets}"
         columns += [Column(each, group) for each in (FPR95_ID, FPR95_OOD, "AUROC")]
     head = [name for name, values in _HEAD.items() if any(values(row) is not None for row in model.rows)]
+    columns += [Column("Regret")] if model.regrets else []
     columns += [*(Column(name, "Head scored with") for name in head), Column("ID samples")]
+    regret = " Regret: AUROC of the best published single score, chosen with hindsight, less the row's own, means over "
     return Table(
         title="Methods",
-        note=CONVENTIONS + " ID accuracy and ECE are those of the logits that the score is read off; answers come from "
+        note=CONVENTIONS
+        + (f"{regret}all OOD sets, in points." if model.regrets else "")
+        + " ID accuracy and ECE are those of the logits that the score is read off; answers come from "
         "the original head.",
         columns=tuple(columns),
         rows=tuple(_method_row(model, row, [name for name, _ in sides], head) for row in model.rows),
@@ -182,6 +186,7 @@ def _method_row(model: ReportedModel, row: ReportedRow, sides: Iterable[Nearness
     if row.status != "ok":
         return Row(first, reason=row.reason or "no reason is recorded")
     cells = [cell for name in sides for cell in _figures(getattr(row, name))]
+    cells += [_share(model.regrets.get(row.method))] if model.regrets else []
     cells += [_share(_HEAD[name](row)) for name in head]
     return Row((*first, *cells, _number(model.id_samples.get(row.split))), mark=_mark(model, row))
 

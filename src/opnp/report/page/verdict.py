@@ -10,7 +10,7 @@ from opnp.report.page.wording import LEAST_CHANGE, count_text, settings_words, s
 from opnp.report.reported import ReportedFigures, ReportedModel, ReportedRow
 from opnp.report.series.wording import fused_members, listed, method_label, percent
 
-__all__ = ["Outcome", "Verdict", "model_verdict", "settings_source"]
+__all__ = ["Outcome", "Verdict", "fusion_sentences", "model_verdict", "settings_source"]
 
 Outcome = Literal["gain", "mixed", "none", "loss", "unknown"]
 _TITLES: dict[Outcome, str] = {
@@ -151,6 +151,27 @@ def model_verdict(model: ReportedModel) -> Verdict:
         (*_worse(changes), *_worse(head), *flagged),
         (*_equal(changes), *_equal(head), *_kept_answers(row)),
     )
+
+
+def fusion_sentences(model: ReportedModel) -> tuple[str, ...]:
+    """Return what the fusion, and each of its members by itself, lose against the best published single score.
+
+    One sentence a row, in the order of the record; none where no published single score ran.
+
+    """
+    if model.best_single is None or (best := model.row(model.best_single).mean) is None:
+        return ()
+    found = []
+    for row in model.rows:
+        if row.mean is not None and fused_members(row.settings):
+            points = 100 * model.regrets[row.method]
+            lost = (
+                f"{points:.2f} points below {model.best_single} ({percent(best.auroc, 2)})"
+                if points > 0
+                else f"no less than {model.best_single} ({percent(best.auroc, 2)})"
+            )
+            found.append(f"{row.method}: mean AUROC {percent(row.mean.auroc, 2)}, {lost}.")
+    return tuple(found)
 
 
 def _without_choice(model: ReportedModel) -> Verdict:

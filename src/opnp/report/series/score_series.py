@@ -28,10 +28,10 @@ class ScorePanel:
         set: Name of the OOD set, without ``ood_``.
         nearness: ``near`` or ``far``.
         edges: Edges of the bins in units of the score, the same in all panels of a method. The outermost bins hold
-            what lies beyond them too, one in 2000 of a set at most.
+            what lies beyond them too: one in 2000 of a set at most, and scores of +inf.
         id_counts: ID samples by bin.
         ood_counts: OOD samples by bin.
-        threshold: Score up to which inputs are kept.
+        threshold: Score up to which inputs are kept; the last edge where that is +inf.
         kept_ood: Share of OOD samples that are kept there.
 
     """
@@ -131,7 +131,7 @@ def score_series(
                 edges=tuple(edges[method].tolist()),
                 id_counts=_counts(inside, edges[method]),
                 ood_counts=_counts(outside, edges[method]),
-                threshold=threshold,
+                threshold=float(edges[method][-1]) if np.isinf(threshold) else threshold,
                 kept_ood=float(np.mean(outside <= threshold)),
             )
             panels.append(panel)
@@ -159,8 +159,9 @@ def ordered_sets(scores: Mapping[str, Mapping[str, _Scores]], nearness: Mapping[
 
 
 def _edges(arrays: Sequence[_Scores], bins: int) -> _Scores:
-    low = min(float(np.quantile(each, _TAIL, method="lower")) for each in arrays)
-    high = max(float(np.quantile(each, 1 - _TAIL, method="higher")) for each in arrays)
+    finite = [each[np.isfinite(each)] for each in arrays]
+    low = min((float(np.quantile(each, _TAIL, method="lower")) for each in finite if len(each)), default=0.0)
+    high = max((float(np.quantile(each, 1 - _TAIL, method="higher")) for each in finite if len(each)), default=0.0)
     if low == high:
         low, high = low - 0.5, high + 0.5
     return np.linspace(low, high, bins + 1)
