@@ -43,6 +43,7 @@ __all__ = [
     "require_known_order",
     "shaping_from_json",
     "weights_kept",
+    "with_float64",
 ]
 
 InputAxes = int | dict[str, int]
@@ -561,6 +562,11 @@ def plain_head(weight: Tensor, bias: Tensor | None) -> nn.Linear:
             module.bias.copy_(bias)
     module.requires_grad_(requires_grad=False)
     return module
+
+
+def with_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor where float64 is: as it is, or on the CPU if its device has none, as Apple's (mps) has not."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

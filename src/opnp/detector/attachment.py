@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from opnp.core.checks import require_finite
 from opnp.errors import HeadMismatchError, InputTypeError
-from opnp.fitted import head_digest
+from opnp.fitted import head_digest, with_float64
 from opnp.model import (
     BatchHalving,
     Head,
@@ -89,7 +89,7 @@ class ModelLink:
         with _alone(self.model), head_tap(self.model, self.head, device=self.device, is_checked=False) as tap:
             features, _ = self.halving.outcome(partial(tap, labels=labels_of(inputs)), batch)
         require_finite(features, name="features")
-        return features, is_single
+        return with_float64(features), is_single
 
     @contextmanager
     def feature_batches(self, loader: Iterable[object]) -> Iterator[Iterator[tuple[Tensor, Tensor | None]]]:
@@ -99,7 +99,7 @@ class ModelLink:
             self.model, loader, head=self.head, device=self.device, halving=self.halving, is_checked=False
         )
         with opened as stream:
-            yield ((features, labels) for features, _, labels in stream.batches)
+            yield ((with_float64(features), labels) for features, _, labels in stream.batches)
 
     def require_unchanged(self) -> None:
         """Raise `HeadMismatchError` if the head's tensors are not those the detector was fitted on.

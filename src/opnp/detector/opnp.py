@@ -28,7 +28,18 @@ from opnp.detector.tuning import tuned
 from opnp.distributed import Ranks, require_equal, sent_by_first, together
 from opnp.errors import NotCalibratedError, NotFittedError, OptionError
 from opnp.export import DetectorModule, card_text
-from opnp.fitted import Calibration, Explanation, FittedState, InputAxes, Ratios, Settings, Tuning, Verdict, plain_head
+from opnp.fitted import (
+    Calibration,
+    Explanation,
+    FittedState,
+    InputAxes,
+    Ratios,
+    Settings,
+    Tuning,
+    Verdict,
+    plain_head,
+    with_float64,
+)
 from opnp.model import BatchHalving, LogitsSelector, head_stream
 
 __all__ = ["OPNP"]
@@ -179,7 +190,7 @@ class OPNP:
         opened = head_stream(model, batches, head=head, logits=logits, device=device, halving=halving)
         with together(ranks), opened as stream:
             weight, bias = _copied(*checked_head(stream.head.weight, stream.head.bias))
-            pairs = ((features, outputs) for features, outputs, _ in stream.batches)
+            pairs = ((with_float64(features), with_float64(outputs)) for features, outputs, _ in stream.batches)
             total = FitSum.of(pairs, weight, bias, self._given)
             link = ModelLink(model, stream.head, stream.axes, device, weight=weight, bias=bias, halving=halving)
         total = added_up(total, ranks)
@@ -766,7 +777,7 @@ class OPNP:
         checked_matrix(rows, name="features", axes="(batch, features)")
         feature_blocks(rows, self._fitted().weight)
         require_finite(rows, name="features")
-        return rows.detach(), is_single
+        return with_float64(rows.detach()), is_single
 
     def _verdict(self, features: Tensor, is_single: bool) -> Verdict:  # noqa: FBT001  # the pair that `features_of` returns
         state, calibration = self._fitted(), self._calibration()
@@ -785,7 +796,7 @@ def _score(logits: Tensor, settings: Settings) -> tuple[Tensor]:
 
 
 def _copied(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    return weight.detach().clone(), None if bias is None else bias.detach().clone()
+    return with_float64(weight.detach().clone()), None if bias is None else with_float64(bias.detach().clone())
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, energy_rows, score_log
 from opnp.core.sensitivity import product_dtype
 from opnp.core.shaping import shaped_rows
 from opnp.errors import HeadNotFoundError, InputTypeError, NotCalibratedError, ShapeError
-from opnp.fitted import FittedState, Settings
+from opnp.fitted import FittedState, Settings, with_float64
 from opnp.model import Head, unwrapped
 
 __all__ = ["DetectorModule", "FeatureJudge"]
@@ -152,7 +152,7 @@ class DetectorModule(nn.Module):
         self.model = _as_written(self.model)
         layer.register_forward_pre_hook(_catch, with_kwargs=True)
         self.is_averaged = head.is_averaged
-        self.judge = FeatureJudge(state, device=layer.weight.device)
+        self.judge = FeatureJudge(state, device=with_float64(layer.weight).device)
         self.facts = _facts(state)
         self.eval()
 
@@ -177,7 +177,7 @@ class DetectorModule(nn.Module):
         """
         inputs = others if first is None else (first, *others)
         features, logits = self.features_and_logits(*inputs, **named)
-        score = self.judge.score(features)
+        score = self.judge.score(with_float64(features))
         return logits, score, self.judge.p_value(score)
 
     def features_and_logits(self, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor]:
