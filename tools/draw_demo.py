@@ -58,7 +58,7 @@ def draw(folder: Path, picture: Path) -> None:
     axes.set_xlabel("score (larger = more OOD)")
     axes.set_ylabel("share of the set (%)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="upper right")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, metadata={"Date": None})
 

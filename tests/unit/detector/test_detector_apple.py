@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from opnp import OPNP, Ratios
 from opnp.fitted import with_float64
-from tests.unit.detector.detector_world import features, head_of, loader, model
+from tests.unit.detector.detector_world import bias, features, head_of, loader, model, weight
 
 DEVICE = torch.device("mps")
 
@@ -20,7 +20,7 @@ class AppleTensor(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == Tensor.device.__get__:  # type: ignore[attr-defined]  # a property of C
+        if func == Tensor.device.__get__:
             return DEVICE
         if func is Tensor.detach_:  # a parameter here is a view, which torch detaches in no place
             return args[0]
@@ -100,6 +100,6 @@ def test_sums_and_scores_are_those_of_the_cpu(ratios: Ratios | None) -> None:
             validation=as_apple(features(100, seed=1)),
         )
         there = OPNP(ratios=ratios).fit_features(
-            features(300), weight=same[1].weight, bias=same[1].bias, validation=features(100, seed=1)
+            features(300), weight=weight(), bias=bias(), validation=features(100, seed=1)
         )
         assert torch.equal(again.score_features(as_apple(rows)), there.score_features(rows))
