@@ -208,14 +208,10 @@ def summed(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
         own, flat = tensors[name].detach().reshape(-1), total.view(-1)
         size = _piece(ranks)
         for start in range(0, len(own), size):
-            part = own[start : start + size].contiguous().to(ranks.device)
-            parts = [torch.empty_like(part) for _ in range(ranks.world)]
-            with in_contact(ranks, f"adding up `{name}`"):
-                distributed.all_gather(parts, part)
-            entries = parts[0]
+            parts = _of_all(own[start : start + size], ranks, f"adding up `{name}`")
             for other in parts[1:]:
-                entries += other
-            flat[start : start + size] = entries.to(total.device)
+                parts[0] += other
+            flat[start : start + size] = parts[0].to(total.device)
         sums[name] = total
     return sums
 
@@ -251,7 +247,7 @@ def gathered_bytes(content: bytes, ranks: Ranks) -> list[bytes]:
     if ranks.is_alone:
         return [content]
     own = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
-    return [bytes(part.cpu().numpy().tobytes()) for part in _gathered(own, ranks)]
+    return [part.numpy().tobytes() for part in _gathered(own, ranks)]
 
 
 def sent_by_first(content: bytes, ranks: Ranks) -> bytes:
@@ -281,23 +277,26 @@ def in_contact(ranks: Ranks, doing: str) -> Iterator[None]:
 
 def _gathered(own: Tensor, ranks: Ranks) -> list[Tensor]:
     """Return the bytes of all ranks, each of its own length."""
-    length = torch.tensor([len(own)], dtype=torch.int64, device=ranks.device)
-    lengths = [torch.empty_like(length) for _ in range(ranks.world)]
-    with in_contact(ranks, "gathering lengths"):
-        distributed.all_gather(lengths, length)
-    sizes = [int(size) for size in lengths]
+    length = torch.tensor([len(own)], dtype=torch.int64)
+    sizes = [int(size) for size in _of_all(length, ranks, "gathering lengths")]
     contents = [torch.empty(size, dtype=torch.uint8) for size in sizes]
     step = _piece(ranks)
     for start in range(0, max(sizes), step):
-        padded = torch.zeros(min(step, max(sizes) - start), dtype=torch.uint8, device=ranks.device)
+        padded = torch.zeros(min(step, max(sizes) - start), dtype=torch.uint8)
         piece = own[start : start + step]
-        padded[: len(piece)] = piece.to(ranks.device)
-        parts = [torch.empty_like(padded) for _ in range(ranks.world)]
-        with in_contact(ranks, "gathering"):
-            distributed.all_gather(parts, padded)
-        for content, part in zip(contents, parts, strict=True):
-            content[start : start + step] = part.cpu()[: max(0, len(content) - start)]
+        padded[: len(piece)] = piece
+        for content, part in zip(contents, _of_all(padded, ranks, "gathering"), strict=True):
+            content[start : start + step] = part[: max(0, len(content) - start)]
     return contents
+
+
+def _of_all(own: Tensor, ranks: Ranks, doing: str) -> list[Tensor]:
+    """Return the tensors of all ranks, of one length, where they are received."""
+    sent = own.contiguous().to(ranks.device)
+    parts = [torch.empty_like(sent) for _ in range(ranks.world)]
+    with in_contact(ranks, doing):
+        distributed.all_gather(parts, sent)
+    return parts
 
 
 def _piece(ranks: Ranks) -> int:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -248,6 +248,13 @@ class MappedFeatures:
         digest: What computes the digest.
         expected: Digest of each file, for `verify`; empty where there is none.
 
+    Attributes:
+        rows: Number of rows.
+        width: Number of features of a row.
+        dtype: Dtype of the features.
+        is_labelled: Whether there is a label for each row.
+        first_row: Number of the first row: 0.
+
     Raises:
         DataFileError: If a file is unreadable, or does not hold what it must.
 
@@ -260,35 +267,10 @@ class MappedFeatures:
         self._paths = paths
         self._digest, self._expected = digest, expected
         self._mapped: tuple[int, Tensor, Tensor | None] | None = None
-        self._starts = [sum(lengths[:index]) for index in range(len(lengths) + 1)]
-        features, labels = self._tensors(0)
-        self._width, self._dtype, self._is_labelled = features.shape[1], features.dtype, labels is not None
-        self.close()
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return self._starts[-1]
-
-    @property
-    def width(self) -> int:
-        """Number of features of a row."""
-        return self._width
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the features."""
-        return self._dtype
-
-    @property
-    def is_labelled(self) -> bool:
-        """Whether there is a label for each row."""
-        return self._is_labelled
-
-    @property
-    def first_row(self) -> int:
-        """Number of the first row: 0."""
-        return 0
+        self._edges = list(pairwise(accumulate(lengths, initial=0)))
+        features, labels = _mapped_tensors(paths[0])
+        self.rows, self.width, self.first_row = sum(lengths), features.shape[1], 0
+        self.dtype, self.is_labelled = features.dtype, labels is not None
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Return rows `start` to `stop` (not included), shape ``(rows, features)``, and their labels or None.
@@ -300,11 +282,8 @@ class MappedFeatures:
         """
         if not 0 <= start <= stop <= self.rows:
             raise OptionError(f"Rows must lie in 0 to {self.rows}, got {start} to {stop}.")
-        parts = [
-            self._range(index, max(start, first) - first, min(stop, last) - first)
-            for index, (first, last) in enumerate(zip(self._starts, self._starts[1:], strict=False))
-            if first < stop and start < last
-        ] or [self._range(0, 0, 0)]
+        touched = [index for index, (first, last) in enumerate(self._edges) if first < stop and start < last]
+        parts = [self._range(index, start, stop) for index in touched or [0]]
         if len(parts) == 1:
             return parts[0]
         labels = [targets for _, targets in parts if targets is not None]
@@ -333,26 +312,22 @@ class MappedFeatures:
         self._mapped = None
 
     def _range(self, index: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        features, labels = self._tensors(index)
-        return features[start:stop], None if labels is None else labels[start:stop]
-
-    def _tensors(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Return the rows of a file that lie in a range of the whole; map the file if it is not the one before."""
+        first, last = self._edges[index]
         if self._mapped is None or self._mapped[0] != index:
             self._mapped = None  # first, so that no two files are mapped at once
             features, labels = _mapped_tensors(self._paths[index])
-            self._require_layout(index, features, labels)
+            found = (len(features), features.shape[1], features.dtype, labels is not None)
+            if found != (last - first, self.width, self.dtype, self.is_labelled):
+                raise DataFileError(
+                    f"{self._paths[index]} holds {found[0]} rows of {found[1]} features in {found[2]}, "
+                    f"{'with' if found[3] else 'without'} labels, which is not what its index says. Write the folder "
+                    f"again."
+                )
             self._mapped = index, features, labels
-        return self._mapped[1:]
-
-    def _require_layout(self, index: int, features: Tensor, labels: Tensor | None) -> None:
-        """Raise if a file does not continue the first one."""
-        rows = self._starts[index + 1] - self._starts[index]
-        found = (len(features), features.shape[1], features.dtype, labels is not None)
-        if found[0] != rows or (index > 0 and found[1:] != (self._width, self._dtype, self._is_labelled)):
-            raise DataFileError(
-                f"{self._paths[index]} holds {found[0]} rows of {found[1]} features in {found[2]}, "
-                f"{'with' if found[3] else 'without'} labels, which is not what its index says. Write the folder again."
-            )
+        _, features, labels = self._mapped
+        rows = slice(max(start, first) - first, max(0, min(stop, last) - first))
+        return features[rows], None if labels is None else labels[rows]
 
 
 def open_features(path: str | os.PathLike[str]) -> MappedFeatures:

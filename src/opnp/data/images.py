@@ -134,17 +134,22 @@ class ImageFolder:
                 f"{path} holds images ({printable_name(loose[0].name)}, ...) beside folders with images ({first}, "
                 f"...): put them all in folders, one a class, or all together.",
             )
-        numbers = _numbers(path, ordered) if is_numbered else {name: index for index, name in enumerate(ordered)}
-        empty = [name for name in ordered if not classes[name]]
-        if empty and not is_numbered:
+        empty = next((name for name in ordered if not classes[name]), None)
+        if empty is not None and not is_numbered:
             raise EmptyDataError(
-                f"{path / empty[0]} holds no image. The classes are numbered by the sorted names of their folders: "
+                f"{path / empty} holds no image. The classes are numbered by the sorted names of their folders: "
                 f"remove the empty ones, or name all folders by the index of their class.",
             )
+        numbers = [class_index(name, path=path) if is_numbered else row for row, name in enumerate(ordered)]
+        for (one, number), (other, following) in pairwise(zip(ordered, numbers, strict=True)):
+            if number == following:
+                raise DataFileError(
+                    f"{path}: the folders {one} and {other} are the same class: move all images to one."
+                )
         return cls(
             path=path,
             files=files,
-            labels=tuple(numbers[name] for name in ordered for _ in classes[name]),
+            labels=tuple(number for name, number in zip(ordered, numbers, strict=True) for _ in classes[name]),
             class_names=None if is_numbered else tuple(map(printable_name, ordered)),
         )
 
@@ -223,15 +228,6 @@ def _is_lost_folder(entry: Path, *, has_endings: bool) -> bool:
     if not entry.is_symlink() or entry.exists() or _is_image(entry) or (entry.suffix and not has_endings):
         return False
     return ("annex", "objects") not in pairwise(entry.readlink().parts)  # git-annex puts links for files alone
-
-
-def _numbers(path: Path, names: Sequence[str]) -> dict[str, int]:
-    """Return the classes of folders that are named by them."""
-    numbers = {name: class_index(name, path=path) for name in names}
-    for one, other in pairwise(names):
-        if numbers[one] == numbers[other]:
-            raise DataFileError(f"{path}: the folders {one} and {other} are the same class: move all images to one.")
-    return numbers
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -313,12 +309,13 @@ class FileList:
 def _rows(path: Path, rows: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
     """Return path and label of each row."""
     header = [field.strip().casefold() for field in rows[0]] if rows else []
+    at, label_at = 0, 1
     if "path" in header:
         names = column_names(path, rows[0])
-        at, label_at = names.index("path"), next((names.index(name) for name in LABEL_COLUMNS if name in names), None)
+        at, label_at = names.index("path"), next((names.index(name) for name in LABEL_COLUMNS if name in names), -1)
         rows = rows[1:]
-    else:
-        columns = max((len(row) for row in rows), default=0)
+    elif rows:
+        columns = max(map(len, rows))
         if set(LABEL_COLUMNS) & set(header) or (columns > 1 and _is_unlike(rows)):
             raise DataFileError(
                 f"{path}: its first line, {shown_text(', '.join(rows[0]))}, is read as names of columns, and none of "
@@ -329,7 +326,6 @@ def _rows(path: Path, rows: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
                 f"{path} has {columns} columns: expected path, or path and label, or a first line that names "
                 f"`path` and `label`.",
             )
-        at, label_at = 0, 1
     found = [(_field(row, at), _field(row, label_at)) for row in rows]
     missing = next((number for number, (name, _) in enumerate(found, start=1) if not name), None)
     if missing is not None:
@@ -343,5 +339,5 @@ def _is_unlike(rows: Sequence[Sequence[str]]) -> bool:
     return len(rows) > 1 and not endings[0] and set(endings[1:]) <= set(IMAGE_ENDINGS)
 
 
-def _field(row: Sequence[str], column: int | None) -> str:
-    return row[column].strip() if column is not None and column < len(row) else ""
+def _field(row: Sequence[str], column: int) -> str:
+    return row[column].strip() if 0 <= column < len(row) else ""

@@ -96,17 +96,16 @@ class ShardIndex:
             if found == (_FORMAT, _VERSION):
                 rows = values.pop("rows")
                 index = typed_value(cls, values)
-                _require_rows(index, rows)
-                return index
+                is_whole = index.rows == rows and index.shards and all(shard.rows > 0 for shard in index.shards)
+                if is_whole and all(Path(shard.file).name == shard.file for shard in index.shards):
+                    return index
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataFileError(f"it lacks or garbles something ({error})") from error
         if found[0] != _FORMAT:
             raise DataFileError("it is no index of opnp")
-        raise DataFileError(f"it has version {found[1]!r}, and this opnp reads version {_VERSION}")
-
-    def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write the index of a folder, whole or not at all."""
-        write_atomically(Path(folder) / INDEX_NAME, self.to_json().encode())
+        if found[1] != _VERSION:
+            raise DataFileError(f"it has version {found[1]!r}, and this opnp reads version {_VERSION}")
+        raise DataFileError("its shards do not add up")
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Self:
@@ -129,30 +128,15 @@ class ShardIndex:
         except (DataFileError, OSError, UnicodeDecodeError) as error:
             raise DataFileError(f"{path} cannot be read: {error}. Write the folder again.") from error
         for shard in index.shards:
-            index.require_whole(Path(folder) / shard.file, size=shard.bytes)
+            file = Path(folder) / shard.file
+            if not os.path.isfile(file):  # noqa: PTH113  # False for a name that is too long, where Path may raise
+                raise MissingFileError(f"{file} is missing, but {INDEX_NAME} names it. Copy or write the folder again.")
+            if file.stat().st_size != shard.bytes:
+                raise DataFileError(
+                    f"{file} has {file.stat().st_size} bytes, but {INDEX_NAME} says {shard.bytes}. Copy or write the "
+                    f"folder again."
+                )
         return index
-
-    @staticmethod
-    def require_whole(path: Path, *, size: int) -> None:
-        """Raise if a shard is missing or has another size than the index says."""
-        try:
-            is_there = path.is_file()
-        except OSError:  # such as a name that is too long
-            is_there = False
-        if not is_there:
-            raise MissingFileError(f"{path} is missing, but {INDEX_NAME} names it. Copy or write the folder again.")
-        if path.stat().st_size != size:
-            raise DataFileError(
-                f"{path} has {path.stat().st_size} bytes, but {INDEX_NAME} says {size}. Copy or write the folder again."
-            )
-
-
-def _require_rows(index: ShardIndex, rows: object) -> None:
-    """Raise ValueError unless the shards have so many rows, and names within their folder."""
-    is_whole = index.rows == rows and index.shards and all(shard.rows > 0 for shard in index.shards)
-    if not is_whole or any(Path(shard.file).name != shard.file for shard in index.shards):
-        message = "its shards do not add up"
-        raise ValueError(message)
 
 
 class FeatureShardWriter:
@@ -206,7 +190,19 @@ class FeatureShardWriter:
         self._filled = 0
         self._written = 0
         self._is_open = True
-        self._prepare(is_replacing=is_replacing)
+        if not self._folder.is_dir():
+            if self._folder.exists() or not self._folder.parent.is_dir():
+                raise MissingFileError(f"{self._folder} must be a folder, or a name for one in a folder that exists.")
+            self._folder.mkdir()
+        index = self._folder / INDEX_NAME
+        if index.exists() and not is_replacing:
+            raise MissingFileError(
+                f"{self._folder} holds feature shards already. Name another folder, or replace them: "
+                f"`is_replacing=True`."
+            )
+        index.unlink(missing_ok=True)  # first: without it the rest is not taken for whole
+        for path in (*self._folder.glob(_PATTERN), *self._folder.glob(f".{_PATTERN}.*.part")):
+            path.unlink()
 
     def write(self, features: Tensor, labels: Tensor | None = None) -> None:
         """Take a block of rows.
@@ -260,7 +256,7 @@ class FeatureShardWriter:
             is_labelled=bool(self._is_labelled),
             shards=tuple(self._shards),
         )
-        index.write(self._folder)
+        write_atomically(self._folder / INDEX_NAME, index.to_json().encode())
         self._is_open = False
 
     def __enter__(self) -> Self:
@@ -279,21 +275,6 @@ class FeatureShardWriter:
                 self._is_open = False
                 for shard in self._shards:
                     (self._folder / shard.file).unlink(missing_ok=True)
-
-    def _prepare(self, *, is_replacing: bool) -> None:
-        if not self._folder.is_dir():
-            if self._folder.exists() or not self._folder.parent.is_dir():
-                raise MissingFileError(f"{self._folder} must be a folder, or a name for one in a folder that exists.")
-            self._folder.mkdir()
-        index = self._folder / INDEX_NAME
-        if index.exists() and not is_replacing:
-            raise MissingFileError(
-                f"{self._folder} holds feature shards already. Name another folder, or replace them: "
-                f"`is_replacing=True`."
-            )
-        index.unlink(missing_ok=True)  # first: without it the rest is not taken for whole
-        for path in (*self._folder.glob(_PATTERN), *self._folder.glob(f".{_PATTERN}.*.part")):
-            path.unlink()
 
     def _check(self, features: Tensor, labels: Tensor | None) -> None:
         if self._features is not None and features.shape[1] != self._features.shape[1]:

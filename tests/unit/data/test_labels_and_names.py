@@ -57,7 +57,9 @@ def test_lists_whose_labels_could_be_taken_wrongly(tmp_path: Path, content: str,
     ids=["2^63", "-2^63", "23 digits", "5000 digits", "4000 digits"],
 )
 def test_numbers_of_more_than_64_bits_are_told_where_they_are_read(label: object) -> None:
-    with pytest.raises(DataFileError, match=r"list\.csv: labels must be numbers of classes, below 2\^63, got .{1,170}$"):
+    with pytest.raises(
+        DataFileError, match=r"list\.csv: labels must be numbers of classes, below 2\^63, got .{1,170}$"
+    ):
         class_labels([1, label], path=Path("list.csv"))
     with pytest.raises(DataFileError, match=r"got both, such as .{1,170} and 'dog'\. Where"):
         class_labels([label, "dog"], path=Path("list.csv"))
