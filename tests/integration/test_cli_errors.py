@@ -125,7 +125,7 @@ def test_score_refuses_an_unknown_ending(opnp: Opnp, cached: Path) -> None:
 
 def test_parquet_without_pyarrow_names_the_extra(opnp: Opnp, cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert opnp(*fit_arguments(cached)).code == 0
-    monkeypatch.setattr("opnp.data.score_table.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.data.tables.find_spec", lambda name: None)
     arguments = ("score", "--detector", cached / "detector.safetensors", "--features", cached / "test.safetensors")
     assert "pip install 'opnp[bench]'" in refused(opnp, *arguments, "--out", cached / "scores.parquet")
 

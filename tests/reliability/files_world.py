@@ -16,7 +16,7 @@ from opnp.bench.fit_record import FitRecord, TuningFacts
 from opnp.bench.odin_file import OdinScores, read_odin, write_odin
 from opnp.bench.sweep_record import SweepRecord
 from opnp.data import FeatureShardWriter, open_features, read_features, read_head, write_score_table
-from opnp.data.score_reading import read_score_table
+from opnp.data.tables import read_score_table
 from opnp.detector import OPNP, Checkpoint, Ratios
 from opnp.errors import OpnpError
 from opnp.report.page.fits import read_fit

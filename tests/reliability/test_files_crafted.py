@@ -23,7 +23,7 @@ from opnp.bench.fit_record import FitRecord
 from opnp.bench.picture_record import PictureRecord
 from opnp.bench.record import Record
 from opnp.bench.sweep_record import SweepRecord
-from opnp.data.shard_index import ShardIndex
+from opnp.data.shards import ShardIndex
 from opnp.errors import ArtifactError, DataFileError, MissingFileError, OpnpError
 from opnp.files.json_text import json_values
 from opnp.files.typed_json import typed_value

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from opnp.data import open_inputs
-from opnp.data.image_file import decoded_image
+from opnp.data.images import decoded_image
 from opnp.errors import DataFileError
 from tests.reliability.inputs_world import damaged, is_told, memory_bounded, run_opnp, within
 from tests.tried import Tried

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from opnp.data import open_inputs
-from opnp.data.score_reading import read_score_table
+from opnp.data.tables import read_score_table
 from opnp.errors import DataFileError, EmptyDataError, OpnpError
 from tests.reliability.inputs_world import LINES, damaged, is_told, run_opnp, within, write_world
 from tests.tried import Tried

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from opnp.artifact import tensors_digest
 from opnp.data import InputSet, Transform, file_digest
-from opnp.data.file_names import printable_name
+from opnp.data.files import printable_name
 from opnp.errors import DataFileError, InputTypeError, OptionError
 from opnp.files import existing_file, write_atomically
 from opnp.files.json_text import json_values

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from opnp.data.input_batches import is_lost_worker, lost_worker_text
+from opnp.data.inputs import is_lost_worker, lost_worker_text
 from opnp.model import is_out_of_memory
 
 __all__ = ["model_failure_text"]

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from opnp.artifact import opened_tensors
 from opnp.errors import DataFileError
 from opnp.files import write_atomically
 from opnp.files.json_text import json_values
-from opnp.files.tensor_file import opened_tensors
 from opnp.files.typed_json import typed_value
 
 __all__ = ["ODIN_FILE", "OdinScores", "read_odin", "write_odin"]

@@ -14,7 +14,7 @@ from opnp.bench.forward import target_device
 from opnp.bench.model_failure import model_failure_text
 from opnp.cli.model_options import ModelOptions, checked_device
 from opnp.data import InputSet, Transform, open_inputs, unreadable_summary
-from opnp.data.input_batches import InputBatches
+from opnp.data.inputs import InputBatches
 from opnp.distributed import Ranks, gathered_bytes, local_device
 from opnp.errors import ModelRunError, OpnpError, OptionError
 

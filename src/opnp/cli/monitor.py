@@ -10,7 +10,7 @@ from opnp.cli.output import print_facts, print_json, readers_may_leave
 from opnp.errors import DataFileError, OptionError
 
 if TYPE_CHECKING:
-    from opnp.data.score_reading import ScoreTable
+    from opnp.data.tables import ScoreTable
     from opnp.detector import OPNP
     from opnp.serve.counted import CountedScores
     from opnp.serve.drift import DriftSummary
@@ -57,7 +57,7 @@ def monitor(
     an alarm; with --fail-on-alarm an alarm is exit code 3. Each file belongs to a --state only once: what was counted
     before, under any name, is refused.
     """
-    from opnp.data.score_reading import read_score_table
+    from opnp.data.tables import read_score_table
     from opnp.serve.counted import CountedScores
 
     tables = [read_score_table(path) for path in files]

@@ -1,18 +1,152 @@
-"""Cached features and heads on disk: safetensors files with `features` and `labels`, or `weight` and `bias`."""
+"""Features and heads on disk, in safetensors files: written, read as a whole, or mapped and read a range at a time."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from opnp.artifact import opened_tensors
 from opnp.core.checks import checked_matrix
-from opnp.data.mapped import mapped_tensors, stored_matrix, tensors_of
-from opnp.errors import DataFileError, OpnpError, ShapeError
-from opnp.files import write_atomically
+from opnp.data.files import file_digest
+from opnp.data.shards import ShardIndex
+from opnp.errors import DataFileError, InputTypeError, OpnpError, OptionError, ShapeError
+from opnp.files import existing_file, write_atomically
 
-__all__ = ["FeatureSet", "LinearHead", "read_features", "read_head", "write_features", "write_head"]
+__all__ = [
+    "FeaturePart",
+    "FeatureSet",
+    "FeatureSource",
+    "LinearHead",
+    "MappedFeatures",
+    "block_edges",
+    "feature_part",
+    "open_features",
+    "read_features",
+    "read_head",
+    "write_features",
+    "write_head",
+]
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *_UNSIGNED)
+
+
+@runtime_checkable
+class FeatureSource(Protocol):
+    """Rows of features, with labels or without, that are read a range at a time and never held as a whole."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+
+    @property
+    def width(self) -> int:
+        """Number of features of a row."""
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is a label for each row."""
+
+    @property
+    def first_row(self) -> int:
+        """Number of the first row in the data that this is a part of: 0 for a whole."""
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Return rows `start` to `stop` (not included), shape ``(rows, features)``, and their labels or None."""
+
+    def digest(self) -> str:
+        """Return a text that another content would not have; asked for only where a checkpoint is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePart:
+    """Rows `start` to `stop` (not included) of another source, itself a source.
+
+    Attributes:
+        whole: The other source.
+        start: First row.
+        stop: Row after the last.
+
+    """
+
+    whole: FeatureSource
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+    @property
+    def width(self) -> int:
+        """Number of features of a row."""
+        return self.whole.width
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is a label for each row."""
+        return self.whole.is_labelled
+
+    @property
+    def first_row(self) -> int:
+        """Number of the first row in the data that this is a part of."""
+        return self.whole.first_row + self.start
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Return rows `start` to `stop` of this part."""
+        return self.whole.read(self.start + start, self.start + stop)
+
+    def digest(self) -> str:
+        """Return the digest of the whole: the range is not in it."""
+        return self.whole.digest()
+
+
+def feature_part(source: FeatureSource, start: int, stop: int) -> FeaturePart:
+    """Return rows `start` to `stop` (not included) of a source.
+
+    Raises:
+        OptionError: If there are no such rows.
+
+    """
+    if not 0 <= start <= stop <= source.rows:
+        raise OptionError(f"A part must lie in rows 0 to {source.rows}, got {start} to {stop}.")
+    return FeaturePart(source, start, stop)
+
+
+def block_edges(rows: int, *, size: int, first_row: int = 0) -> list[tuple[int, int]]:
+    """Return (start, stop) of the blocks that rows are read in, cut where the whole data would be cut.
+
+    A part that begins in the middle of a block of the whole begins with the rest of that block, so that all other
+    blocks are those that one pass over the whole would have.
+
+    Args:
+        rows: Number of rows.
+        size: Rows of a block, at most.
+        first_row: Number of the first row in the whole data.
+
+    Returns:
+        Pairs that cover 0 to `rows` in order.
+
+    Raises:
+        OptionError: If `size` is no positive integer.
+
+    Example:
+        >>> block_edges(10, size=4), block_edges(10, size=4, first_row=7)
+        ([(0, 4), (4, 8), (8, 10)], [(0, 1), (1, 5), (5, 9), (9, 10)])
+
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise OptionError(f"`batch_size` must be a positive number of rows, got {size!r}.")
+    cuts = [0, *range(size - first_row % size, rows, size), rows]
+    return [(start, stop) for start, stop in pairwise(cuts) if start < stop]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -51,7 +185,7 @@ def read_features(path: str | os.PathLike[str]) -> FeatureSet:
         DataFileError: If it is unreadable, or lacks `features`, or a tensor has the wrong shape or dtype.
 
     """
-    features, labels = mapped_tensors(Path(path))
+    features, labels = _mapped_tensors(Path(path))
     return FeatureSet(features=features, labels=labels)
 
 
@@ -63,13 +197,13 @@ def read_head(path: str | os.PathLike[str]) -> LinearHead:
         DataFileError: If it is unreadable, or lacks `weight`, or a tensor has the wrong shape or dtype.
 
     """
-    tensors = tensors_of(Path(path), needed="weight", optional="bias", content="a classifier's head")
+    tensors = _tensors_of(Path(path), needed="weight", optional="bias", content="a classifier's head")
     try:
-        weight = stored_matrix(tensors["weight"], name="weight", axes="(classes, features)").clone()
+        weight = _stored_matrix(tensors["weight"], name="weight", axes="(classes, features)").clone()
         bias = tensors.get("bias")
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ShapeError(f"`bias` must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}.")
-        bias = None if bias is None else stored_matrix(bias[:, None], name="bias", axes="(classes, 1)")[:, 0].clone()
+        bias = None if bias is None else _stored_matrix(bias[:, None], name="bias", axes="(classes, 1)")[:, 0].clone()
     except OpnpError as error:
         raise DataFileError(f"{path}: {error}") from error
     return LinearHead(weight=weight, bias=bias)
@@ -83,8 +217,7 @@ def write_features(path: str | os.PathLike[str], features: Tensor, *, labels: Te
 
     """
     checked_matrix(features, name="features", axes="(batch, features)")
-    tensors = {"features": features} if labels is None else {"features": features, "labels": labels}
-    _write(path, tensors)
+    _write(path, features=features, labels=labels)
 
 
 def write_head(path: str | os.PathLike[str], weight: Tensor, *, bias: Tensor | None = None) -> None:
@@ -95,9 +228,186 @@ def write_head(path: str | os.PathLike[str], weight: Tensor, *, bias: Tensor | N
 
     """
     checked_matrix(weight, name="weight", axes="(classes, features)")
-    tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    _write(path, tensors)
+    _write(path, weight=weight, bias=bias)
 
 
-def _write(path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:
-    write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+def _write(path: str | os.PathLike[str], **tensors: Tensor | None) -> None:
+    there = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+    write_atomically(path, save(there))
+
+
+class MappedFeatures:
+    """Features in one safetensors file or in a folder of shards, read a range at a time.
+
+    One file is mapped at a time. What `read` returns are views of its pages, which the system loads and drops as it
+    likes; only a range that crosses the end of a file is copied. The files must not change meanwhile.
+
+    Args:
+        paths: The files, in the order of their rows.
+        lengths: Rows of each.
+        digest: What computes the digest.
+        expected: Digest of each file, for `verify`; empty where there is none.
+
+    Attributes:
+        rows: Number of rows.
+        width: Number of features of a row.
+        dtype: Dtype of the features.
+        is_labelled: Whether there is a label for each row.
+        first_row: Number of the first row: 0.
+
+    Raises:
+        DataFileError: If a file is unreadable, or does not hold what it must.
+
+    """
+
+    def __init__(
+        self, paths: list[Path], lengths: list[int], *, digest: Callable[[], str], expected: tuple[str, ...] = ()
+    ) -> None:
+        """Map the first file for its layout."""
+        self._paths = paths
+        self._digest, self._expected = digest, expected
+        self._mapped: tuple[int, Tensor, Tensor | None] | None = None
+        self._edges = list(pairwise(accumulate(lengths, initial=0)))
+        features, labels = _mapped_tensors(paths[0])
+        self.rows, self.width, self.first_row = sum(lengths), features.shape[1], 0
+        self.dtype, self.is_labelled = features.dtype, labels is not None
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Return rows `start` to `stop` (not included), shape ``(rows, features)``, and their labels or None.
+
+        Raises:
+            OptionError: If there are no such rows.
+            DataFileError: If a file is unreadable, or does not hold what it must.
+
+        """
+        if not 0 <= start <= stop <= self.rows:
+            raise OptionError(f"Rows must lie in 0 to {self.rows}, got {start} to {stop}.")
+        touched = [index for index, (first, last) in enumerate(self._edges) if first < stop and start < last]
+        parts = [self._range(index, start, stop) for index in touched or [0]]
+        if len(parts) == 1:
+            return parts[0]
+        labels = [targets for _, targets in parts if targets is not None]
+        return torch.cat([features for features, _ in parts]), torch.cat(labels) if labels else None
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the content: of one file its bytes, of shards their index, which holds their digests.
+
+        Shards that were changed in place after they were written are found by `verify`, which reads them.
+        """
+        return self._digest()
+
+    def verify(self) -> None:
+        """Read every shard and compare it with the digest that its index holds; do nothing for a single file.
+
+        Raises:
+            DataFileError: If one differs.
+
+        """
+        for path, expected in zip(self._paths, self._expected, strict=False):
+            if file_digest(path) != expected:
+                raise DataFileError(f"{path} is damaged: its content does not match the SHA-256 in its index.")
+
+    def close(self) -> None:
+        """Let go of the file that is mapped; the next `read` maps one again."""
+        self._mapped = None
+
+    def _range(self, index: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Return the rows of a file that lie in a range of the whole; map the file if it is not the one before."""
+        first, last = self._edges[index]
+        if self._mapped is None or self._mapped[0] != index:
+            self._mapped = None  # first, so that no two files are mapped at once
+            features, labels = _mapped_tensors(self._paths[index])
+            found = (len(features), features.shape[1], features.dtype, labels is not None)
+            if found != (last - first, self.width, self.dtype, self.is_labelled):
+                raise DataFileError(
+                    f"{self._paths[index]} holds {found[0]} rows of {found[1]} features in {found[2]}, "
+                    f"{'with' if found[3] else 'without'} labels, which is not what its index says. Write the folder "
+                    f"again."
+                )
+            self._mapped = index, features, labels
+        _, features, labels = self._mapped
+        rows = slice(max(start, first) - first, max(0, min(stop, last) - first))
+        return features[rows], None if labels is None else labels[rows]
+
+
+def open_features(path: str | os.PathLike[str]) -> MappedFeatures:
+    """Return the cached features of a safetensors file, or of a folder that `FeatureShardWriter` wrote, unread.
+
+    Args:
+        path: A file with the tensor `features` and perhaps `labels`, or a folder of such files with an index.
+
+    Returns:
+        A `FeatureSource`.
+
+    Raises:
+        MissingFileError: If there is no such file, or the folder has no index or lacks a shard.
+        DataFileError: If it is unreadable, or a tensor is missing or has the wrong shape or dtype.
+
+    """
+    path = Path(path)
+    if path.is_dir():
+        index = ShardIndex.read(path)
+        source = MappedFeatures(
+            [path / shard.file for shard in index.shards],
+            [shard.rows for shard in index.shards],
+            digest=index.digest,
+            expected=tuple(shard.sha256 for shard in index.shards),
+        )
+        described = (index.width, f"torch.{index.dtype}", index.is_labelled)
+        if (source.width, str(source.dtype), source.is_labelled) != described:
+            raise DataFileError(f"{path}: the shards are not those that the index describes. Write the folder again.")
+        return source
+    features, _ = _mapped_tensors(path)
+    return MappedFeatures([path], [len(features)], digest=lambda: file_digest(path))
+
+
+def _mapped_tensors(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Return features and labels of one file as views of its mapped pages, checked for shape and dtype."""
+    tensors = _tensors_of(path, needed="features", optional="labels", content="cached features")
+    features, labels = tensors["features"], tensors.get("labels")
+    try:
+        _stored_matrix(features, name="features", axes="(batch, features)")
+        if labels is not None and (labels.shape != features.shape[:1] or labels.dtype not in _INTEGERS):
+            raise ShapeError(
+                f"`labels` must be integers of shape {tuple(features.shape[:1])}, got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}.",
+            )
+    except OpnpError as error:
+        raise DataFileError(f"{path}: {error}") from error
+    # Of unsigned numbers wider than a byte torch has no minimum and no comparison.
+    return features, labels.to(torch.int64) if labels is not None and labels.dtype in _UNSIGNED else labels
+
+
+def _stored_matrix(tensor: Tensor, *, name: str, axes: str) -> Tensor:
+    """Return a matrix out of a file if it has columns, and a dtype that can be computed with.
+
+    Raises:
+        InputTypeError: If its dtype is not float16, bfloat16, float32 or float64.
+        ShapeError: If it has not two axes, or no columns.
+
+    """
+    checked_matrix(tensor, name=name, axes=axes)
+    if tensor.dtype not in _FLOATS:
+        raise InputTypeError(f"`{name}` must be float16, bfloat16, float32 or float64, got {tensor.dtype}.")
+    if tensor.shape[1] == 0:
+        raise ShapeError(f"`{name}` must have shape {axes} with at least one column, got {tuple(tensor.shape)}.")
+    return tensor
+
+
+def _tensors_of(path: Path, *, needed: str, optional: str, content: str) -> dict[str, Tensor]:
+    """Return one or two tensors of a safetensors file by name, as views of its mapped pages.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        DataFileError: If it is unreadable, or lacks `needed`.
+
+    """
+    path = existing_file(path, content=content)
+    try:
+        found = opened_tensors(path, wanted=(needed, optional))
+    except ValueError as error:
+        raise DataFileError(f"{path} is no readable safetensors file ({error}).") from error
+    if needed not in found.names:
+        held = ", ".join(sorted(found.names)) or "nothing"
+        raise DataFileError(f"{path} must hold the tensor `{needed}` ({content}), but it holds {held}.")
+    return dict(found.tensors)

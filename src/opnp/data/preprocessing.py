@@ -1,23 +1,83 @@
-"""From an image to what a model takes: resized, cropped, scaled to [0, 1] and normalised, as the model expects it."""
+"""From a sample to what a model takes: the form of all such transforms, and that of images.
+
+An image is resized, cropped, scaled to [0, 1] and normalised, as the model expects it.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from math import isfinite
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opnp.data.transform import SampleKind
 from opnp.errors import DataFileError, MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Interpolation", "Preprocessing", "require_area", "require_pillow"]
+__all__ = [
+    "Interpolation",
+    "ModelInputs",
+    "Preprocessing",
+    "SampleKind",
+    "Transform",
+    "channel_std",
+    "require_area",
+    "require_pillow",
+]
+
+SampleKind = Literal["image", "text"]
+"""What a sample is: an image of Pillow, or a text."""
+
+ModelInputs = Tensor | Mapping[str, Tensor]
+"""What a model takes: a tensor, or tensors by the names of its arguments."""
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """From samples to the inputs of a model.
+
+    A transform of images that divides the channels by standard deviations says so by an attribute `std`, a tuple of one
+    number a channel: what works on the inputs themselves, as ODIN does, needs it.
+    """
+
+    @property
+    def kind(self) -> SampleKind:
+        """What it takes."""
+
+    def __call__(self, sample: Any, /) -> ModelInputs:  # noqa: ANN401  # an image of Pillow or a text, as `kind` says
+        """Return what the model takes of one sample, without a batch axis.
+
+        Raises:
+            DataFileError: If nothing can be made of this sample; its text is the reason alone.
+
+        """
+
+    def batch(self, items: Sequence[Any], /) -> ModelInputs:
+        """Return one batch of what calls have returned: stacked, or padded to the longest."""
+
+    def facts(self) -> Mapping[str, object]:
+        """Return what the result depends on, as JSON values; it is recorded beside features."""
+
+
+def channel_std(transform: Transform) -> tuple[float, ...] | None:
+    """Return what a transform divides the channels of images by, or None where it does not say.
+
+    Example:
+        >>> from opnp.data import Preprocessing
+        >>> channel_std(Preprocessing(size=4, resize=4, mean=(0.5,), std=(0.25,)))
+        (0.25,)
+
+    """
+    std = getattr(transform, "std", None)
+    if transform.kind != "image" or std is None:
+        return None
+    return tuple(float(value) for value in std)
+
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 

@@ -92,23 +92,17 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, path: str |
         weights = {name if name.startswith(_PARALLEL) else _PARALLEL + name: value for name, value in weights.items()}
     # Files from before batch norm counted its batches lack that number, which no answer depends on.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in weights if name not in own]
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    kinds = [
-        f"{name} {_kind(weights[name])} for {_kind(own[name])}"
-        for name in own
-        if name in weights and _kind(weights[name]) != _kind(own[name])
-    ]
+    pairs = {name: (weights[name], own[name]) for name in own if name in weights}
+    shapes = {name: (tuple(given.shape), tuple(wanted.shape)) for name, (given, wanted) in pairs.items()}
+    kinds = {name: (_kind(given), _kind(wanted)) for name, (given, wanted) in pairs.items()}
     problems = [
         f"{title} {len(names)}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-        for title, names in (
-            *(("missing", missing), ("unexpected", unexpected)),
-            *(("of another shape", shapes), ("of another kind", kinds)),
-        )
+        for title, names in {
+            "missing": missing,
+            "unexpected": [name for name in weights if name not in own],
+            "of another shape": [f"{name} {one} for {other}" for name, (one, other) in shapes.items() if one != other],
+            "of another kind": [f"{name} {one} for {other}" for name, (one, other) in kinds.items() if one != other],
+        }.items()
         if names
     ]
     if problems:

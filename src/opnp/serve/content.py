@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from opnp.data import ModelInputs, Transform
-from opnp.data.image_file import decoded_image
-from opnp.data.text_content import checked_text
+from opnp.data.images import decoded_image
+from opnp.data.texts import checked_text
 from opnp.errors import DataFileError
 from opnp.serve.refusal import Refusal
 

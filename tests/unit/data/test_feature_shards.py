@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opnp.data import FeatureShardWriter, FeatureSource, open_features, write_features
-from opnp.data.shard_index import INDEX_NAME
+from opnp.data.shards import INDEX_NAME
 from opnp.errors import (
     DataFileError,
     EmptyDataError,

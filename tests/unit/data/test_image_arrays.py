@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from opnp.data import open_inputs
-from opnp.data.image_arrays import ImageArrays
+from opnp.data.arrays import ImageArrays
 from opnp.errors import DataFileError, EmptyDataError, MissingFileError
 from tests.unit.data.image_files import PLAIN, pixels
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opnp.data import InputSet, open_inputs
-from opnp.data.image_folder import ImageFolder
+from opnp.data.images import ImageFolder
 from opnp.errors import DataFileError, EmptyDataError, MissingFileError, OptionError
 from tests.unit.data.image_files import PLAIN, pixels, save_image, write_tensors, write_tree
 

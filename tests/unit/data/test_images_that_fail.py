@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessor
 
 from opnp.adapters.transformers_inputs import TransformersImageTransform
 from opnp.data import InputSet, Preprocessing, open_inputs
-from opnp.data.image_file import decoded_image
+from opnp.data.images import decoded_image
 from opnp.errors import DataFileError, ModelRunError
 from tests.unit.data.image_files import PLAIN, pixels, save_image, write_tree
 from tests.unit.data.text_world import LETTERS

@@ -127,7 +127,7 @@ def test_damaged_files_and_an_absent_package(tmp_path: Path, monkeypatch: pytest
     digest = open_inputs(path, LETTERS).source.digest()
     assert open_inputs(saved(tmp_path / "same", {"text": ["b"]}), LETTERS).source.digest() != digest
     with monkeypatch.context() as patched:
-        patched.setattr("opnp.data.saved_dataset.find_spec", lambda name: None)
+        patched.setattr("opnp.data.datasets.find_spec", lambda name: None)
         with pytest.raises(MissingExtraError, match=r"some is a data set of Hugging Face.*pip install 'opnp\[hf\]'"):
             open_inputs(path, LETTERS)
     next(path.glob("*.arrow")).write_bytes(b"damaged")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from opnp.data import score_reading, write_score_table
-from opnp.data.score_reading import read_score_table
+from opnp.data import tables, write_score_table
+from opnp.data.tables import read_score_table
 from opnp.errors import DataFileError, EmptyDataError, MissingExtraError, MissingFileError, OpnpError
 
 SCORES = [*torch.randn(50, generator=torch.Generator().manual_seed(0)).tolist(), 1 / 3, -0.0, 5e-324, float("inf")]
@@ -103,7 +103,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_score_table(tmp_path / "scores.parquet", COLUMNS)
-    monkeypatch.setattr(score_reading, "find_spec", lambda _: None)
+    monkeypatch.setattr(tables, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match="pip install 'opnp"):
         read_score_table(tmp_path / "scores.parquet")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from opnp.data import score_table, write_score_table
+from opnp.data import tables, write_score_table
 from opnp.errors import DataFileError, MissingExtraError, MissingFileError
 
 _HARD = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 2.0**-1074, 123456789.123456789, float("inf"), -1e-7]
@@ -81,7 +81,7 @@ def test_text_is_quoted_where_it_must_be(tmp_path: Path) -> None:
 
 
 def test_parquet_without_pyarrow_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(score_table, "find_spec", lambda name: None if name == "pyarrow" else find_spec(name))
+    monkeypatch.setattr(tables, "find_spec", lambda name: None if name == "pyarrow" else find_spec(name))
     with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[bench\]'.*\.csv"):
         write_score_table(tmp_path / "scores.parquet", COLUMNS)
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opnp.data import InputSet, open_inputs
-from opnp.data.text_file import TextFile
+from opnp.data.texts import TextFile
 from opnp.errors import DataFileError, EmptyDataError, InputTypeError
 from tests.unit.data.image_files import PLAIN, pixels, write_tensors, write_tree
 from tests.unit.data.text_world import LETTERS, texts_of

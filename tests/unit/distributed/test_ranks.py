@@ -3,8 +3,17 @@
 import pytest
 import torch
 
-from opnp.distributed import Ranks, gathered, launched, local_device, require_equal, row_part, summed, together
-from opnp.distributed.reduction import in_contact
+from opnp.distributed import (
+    Ranks,
+    gathered,
+    in_contact,
+    launched,
+    local_device,
+    require_equal,
+    row_part,
+    summed,
+    together,
+)
 from opnp.errors import DistributedError, OptionError
 
 

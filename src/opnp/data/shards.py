@@ -1,7 +1,9 @@
-"""Writing features as shards: rows come in blocks of any size, files of one size go out, the index comes last."""
+"""Features as a folder of shards: files of one size, and an index that is written when all of them are whole."""
 
 import hashlib
+import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,14 +13,130 @@ from safetensors.torch import save
 from torch import Tensor
 
 from opnp.core.checks import checked_matrix, require_finite
-from opnp.data.shard_index import INDEX_NAME, Shard, ShardIndex
-from opnp.errors import EmptyDataError, InputTypeError, MissingFileError, OptionError, ShapeError
-from opnp.files import write_atomically
+from opnp.errors import DataFileError, EmptyDataError, InputTypeError, MissingFileError, OptionError, ShapeError
+from opnp.files import existing_file, write_atomically
+from opnp.files.json_text import json_values
+from opnp.files.typed_json import typed_value
 
-__all__ = ["FeatureShardWriter"]
+__all__ = ["INDEX_NAME", "FeatureShardWriter", "Shard", "ShardIndex"]
 
+INDEX_NAME = "index.json"
+
+_FORMAT = "opnp feature shards"
+_VERSION = 1
 _ROWS = 16384
 _PATTERN = "features-*.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of a folder of shards.
+
+    Attributes:
+        file: Name in the folder.
+        rows: Number of rows.
+        bytes: Size of the file.
+        sha256: Digest of the file, 64 hexadecimal digits.
+
+    """
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """What a folder of shards holds.
+
+    Attributes:
+        width: Number of features of a row.
+        dtype: Their dtype, such as ``"float16"``.
+        is_labelled: Whether there is a label for each row.
+        shards: The files, in the order of their rows.
+
+    Example:
+        >>> index = ShardIndex(width=4, dtype="float16", is_labelled=False, shards=(Shard("a", 3, 88, "00"),))
+        >>> ShardIndex.from_json(index.to_json()) == index, index.rows
+        (True, 3)
+
+    """
+
+    width: int
+    dtype: str
+    is_labelled: bool
+    shards: tuple[Shard, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the index, which holds those of all files."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the index as text, for `from_json`."""
+        head = {"format": _FORMAT, "version": _VERSION, "rows": self.rows}
+        return json.dumps(head | asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the index that `to_json` wrote.
+
+        Raises:
+            DataFileError: If the text is no index of this version, or does not add up.
+
+        """
+        try:
+            values = json_values(text)
+            found = values.pop("format"), values.pop("version")
+            if found == (_FORMAT, _VERSION):
+                rows = values.pop("rows")
+                index = typed_value(cls, values)
+                is_whole = index.rows == rows and index.shards and all(shard.rows > 0 for shard in index.shards)
+                if is_whole and all(Path(shard.file).name == shard.file for shard in index.shards):
+                    return index
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataFileError(f"it lacks or garbles something ({error})") from error
+        if found[0] != _FORMAT:
+            raise DataFileError("it is no index of opnp")
+        if found[1] != _VERSION:
+            raise DataFileError(f"it has version {found[1]!r}, and this opnp reads version {_VERSION}")
+        raise DataFileError("its shards do not add up")
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Self:
+        """Return the index of a folder whose files are all there, in their sizes.
+
+        Raises:
+            MissingFileError: If there is no index, or a shard is missing.
+            DataFileError: If the index cannot be read, or a shard has another size.
+
+        """
+        path = Path(folder) / INDEX_NAME
+        if not os.path.lexists(path):
+            raise MissingFileError(
+                f"{folder} is a folder without {INDEX_NAME}: expected a safetensors file with cached features, or a "
+                f"folder of feature shards that was written to its end."
+            )
+        existing_file(path, content="what a folder of feature shards holds")
+        try:
+            index = cls.from_json(path.read_text(encoding="utf-8"))
+        except (DataFileError, OSError, UnicodeDecodeError) as error:
+            raise DataFileError(f"{path} cannot be read: {error}. Write the folder again.") from error
+        for shard in index.shards:
+            file = Path(folder) / shard.file
+            if not os.path.isfile(file):  # noqa: PTH113  # False for a name that is too long, where Path may raise
+                raise MissingFileError(f"{file} is missing, but {INDEX_NAME} names it. Copy or write the folder again.")
+            if file.stat().st_size != shard.bytes:
+                raise DataFileError(
+                    f"{file} has {file.stat().st_size} bytes, but {INDEX_NAME} says {shard.bytes}. Copy or write the "
+                    f"folder again."
+                )
+        return index
 
 
 class FeatureShardWriter:
@@ -72,7 +190,19 @@ class FeatureShardWriter:
         self._filled = 0
         self._written = 0
         self._is_open = True
-        self._prepare(is_replacing=is_replacing)
+        if not self._folder.is_dir():
+            if self._folder.exists() or not self._folder.parent.is_dir():
+                raise MissingFileError(f"{self._folder} must be a folder, or a name for one in a folder that exists.")
+            self._folder.mkdir()
+        index = self._folder / INDEX_NAME
+        if index.exists() and not is_replacing:
+            raise MissingFileError(
+                f"{self._folder} holds feature shards already. Name another folder, or replace them: "
+                f"`is_replacing=True`."
+            )
+        index.unlink(missing_ok=True)  # first: without it the rest is not taken for whole
+        for path in (*self._folder.glob(_PATTERN), *self._folder.glob(f".{_PATTERN}.*.part")):
+            path.unlink()
 
     def write(self, features: Tensor, labels: Tensor | None = None) -> None:
         """Take a block of rows.
@@ -126,7 +256,7 @@ class FeatureShardWriter:
             is_labelled=bool(self._is_labelled),
             shards=tuple(self._shards),
         )
-        index.write(self._folder)
+        write_atomically(self._folder / INDEX_NAME, index.to_json().encode())
         self._is_open = False
 
     def __enter__(self) -> Self:
@@ -145,21 +275,6 @@ class FeatureShardWriter:
                 self._is_open = False
                 for shard in self._shards:
                     (self._folder / shard.file).unlink(missing_ok=True)
-
-    def _prepare(self, *, is_replacing: bool) -> None:
-        if not self._folder.is_dir():
-            if self._folder.exists() or not self._folder.parent.is_dir():
-                raise MissingFileError(f"{self._folder} must be a folder, or a name for one in a folder that exists.")
-            self._folder.mkdir()
-        index = self._folder / INDEX_NAME
-        if index.exists() and not is_replacing:
-            raise MissingFileError(
-                f"{self._folder} holds feature shards already. Name another folder, or replace them: "
-                f"`is_replacing=True`."
-            )
-        index.unlink(missing_ok=True)  # first: without it the rest is not taken for whole
-        for path in (*self._folder.glob(_PATTERN), *self._folder.glob(f".{_PATTERN}.*.part")):
-            path.unlink()
 
     def _check(self, features: Tensor, labels: Tensor | None) -> None:
         if self._features is not None and features.shape[1] != self._features.shape[1]:

@@ -9,17 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, ClassVar
 
-from opnp.data.class_labels import class_labels
-from opnp.data.csv_columns import LABEL_COLUMNS, column_names
-from opnp.data.digest import file_digest
-from opnp.data.file_names import shown_text
-from opnp.data.input_source import Names
-from opnp.data.text_content import checked_text
-from opnp.data.transform import SampleKind
+from opnp.data.files import LABEL_COLUMNS, Names, class_labels, column_names, file_digest, shown_text
+from opnp.data.preprocessing import SampleKind
 from opnp.errors import DataFileError, EmptyDataError
 from opnp.files import existing_file
 
-__all__ = ["TextFile"]
+__all__ = ["TextFile", "checked_text"]
+
+_Record = bytes | list[str]
+"""A line of JSON, or the fields of a .csv file."""
+
+
+def checked_text(value: object) -> str:
+    """Return a value if it is a text with something in it.
+
+    Raises:
+        DataFileError: If it is none; the message is the reason alone.
+
+    Example:
+        >>> checked_text("a word")
+        'a word'
+
+    """
+    if not isinstance(value, str):
+        raise DataFileError("no text" if value is None else f"a text is needed, got {type(value).__name__}")
+    if not value.strip():
+        raise DataFileError("the text is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataFileError("the text is no valid Unicode") from error
+    return value
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -62,30 +82,33 @@ class TextFile:
 
         """
         path = existing_file(path, content="texts")
-        header: tuple[str, ...] | None = None
-        places, lines, labels = array("q"), array("q"), list[object]()
-        read: list[bool] = []
+        is_csv, header = path.suffix.lower() == ".csv", None
+        places, lines, labels, read = array("q"), array("q"), list[object](), list[bool]()
         try:
             with path.open("rb") as file:
-                records = _json_records(file) if path.suffix.lower() != ".csv" else _csv_records(file)
-                for place, line, record in records:
-                    if header is None and isinstance(record, list):
-                        header = _checked_header(path, tuple(record))
+                for place, line, record in (_csv_records if is_csv else _json_records)(file):
+                    if is_csv and header is None:
+                        header = _header(path, record)
                         continue
                     places.append(place)
                     lines.append(line)
-                    text, label = _taken(record, header)
-                    read.append(not isinstance(text, DataFileError))
-                    labels.append(label if is_labelled else None)
+                    try:
+                        _, label = _text_and_label(record, header)
+                    except DataFileError:
+                        read.append(False)
+                    else:
+                        read.append(True)
+                        labels.append(label if is_labelled else None)
         except (OSError, UnicodeError, csv.Error) as error:
             way_out = ": longer texts are read from a .jsonl file" if "field limit" in str(error) else ""
             raise DataFileError(f"{path} is no readable file of texts ({error}){way_out}.") from error
         if not places:
             raise EmptyDataError(f"{path} holds no text.")
-        numbers, names = class_labels(
-            [label for label, is_read in zip(labels, read, strict=True) if is_read], path=path
-        )
-        return cls(path, header, places, lines, None if numbers is None else _spread(numbers, read), names)
+        numbers, names = class_labels(labels, path=path)
+        if numbers is None:
+            return cls(path, header, places, lines, None, names)
+        found = iter(numbers)
+        return cls(path, header, places, lines, array("q", (next(found) if each else 0 for each in read)), names)
 
     def __len__(self) -> int:
         """Return the number of texts."""
@@ -106,21 +129,17 @@ class TextFile:
         try:
             with self.path.open("rb") as file:
                 file.seek(self.places[index])
-                records = _json_records(file) if self.header is None else _csv_records(file)
-                _, _, record = next(records)
+                _, _, record = next((_json_records if self.header is None else _csv_records)(file))
         except (OSError, UnicodeError, csv.Error, StopIteration) as error:
             raise DataFileError(f"the file has changed ({error})") from error
-        text, _ = _taken(record, self.header)
-        if isinstance(text, DataFileError):
-            raise text
-        return text
+        return _text_and_label(record, self.header)[0]
 
     def digest(self) -> str:
         """Return the SHA-256 of the file."""
         return file_digest(self.path)
 
 
-def _json_records(file: IO[bytes]) -> Iterator[tuple[int, int, object]]:
+def _json_records(file: IO[bytes]) -> Iterator[tuple[int, int, _Record]]:
     """Yield place, line and content of each line that is not blank."""
     place = file.tell()
     for number, line in enumerate(file, start=1):
@@ -129,7 +148,7 @@ def _json_records(file: IO[bytes]) -> Iterator[tuple[int, int, object]]:
         place += len(line)
 
 
-def _csv_records(file: IO[bytes]) -> Iterator[tuple[int, int, object]]:
+def _csv_records(file: IO[bytes]) -> Iterator[tuple[int, int, _Record]]:
     """Yield place, line and fields of each record that is not blank; a record may go over several lines."""
     places = [file.tell()]
 
@@ -148,21 +167,25 @@ def _csv_records(file: IO[bytes]) -> Iterator[tuple[int, int, object]]:
             yield place, number, fields
 
 
-def _taken(record: object, header: Sequence[str] | None) -> tuple[str | DataFileError, object]:
-    """Return the text of a record, or why there is none, and its label."""
-    try:
-        values = _values(record, header)
-        label = next((values[name] for name in LABEL_COLUMNS if name in values), None)
-        return checked_text(values.get("text")), label.strip() if header and isinstance(label, str) else label
-    except DataFileError as error:
-        return error, None
+def _header(path: Path, record: _Record) -> tuple[str, ...]:
+    """Return the columns of a .csv file by its first record."""
+    names = column_names(path, [str(field) for field in record])
+    if "text" not in names:
+        shown = shown_text(", ".join(map(str, record)))
+        raise DataFileError(f"{path} must have a column `text`, but its first line is {shown}.")
+    return names
 
 
-def _values(record: object, header: Sequence[str] | None) -> dict[str, object]:
-    if header is not None and isinstance(record, list):
-        return dict(zip(header, record, strict=False))
+def _text_and_label(record: _Record, header: Sequence[str] | None) -> tuple[str, object]:
+    """Return the text of a record and its label, raise with the reason alone if there is no text."""
+    values = _json_object(record) if isinstance(record, bytes) else dict(zip(header or (), record, strict=False))
+    label = next((values[name] for name in LABEL_COLUMNS if name in values), None)
+    return checked_text(values.get("text")), label.strip() if header and isinstance(label, str) else label
+
+
+def _json_object(line: bytes) -> dict[str, object]:
     try:
-        values = json.loads(record.decode("utf-8-sig")) if isinstance(record, bytes) else None
+        values = json.loads(line.decode("utf-8-sig"))
     except ValueError as error:
         raise DataFileError(f"no JSON: {error}") from error
     except RecursionError as error:
@@ -170,16 +193,3 @@ def _values(record: object, header: Sequence[str] | None) -> dict[str, object]:
     if not isinstance(values, dict):
         raise DataFileError('no object of JSON such as {"text": "..."}')
     return values
-
-
-def _checked_header(path: Path, header: tuple[str, ...]) -> tuple[str, ...]:
-    names = column_names(path, header)
-    if "text" not in names:
-        raise DataFileError(f"{path} must have a column `text`, but its first line is {shown_text(', '.join(header))}.")
-    return names
-
-
-def _spread(numbers: Sequence[int], read: Sequence[bool]) -> Sequence[int]:
-    """Return the labels of the records that were read in their places, and 0 in the others."""
-    found = iter(numbers)
-    return array("q", (next(found) if is_read else 0 for is_read in read))

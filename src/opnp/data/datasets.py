@@ -5,18 +5,14 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from opnp.data.class_labels import class_labels
-from opnp.data.digest import file_digest
-from opnp.data.image_file import decoded_image
-from opnp.data.input_source import Names
-from opnp.data.preprocessing import require_pillow
-from opnp.data.text_content import checked_text
-from opnp.data.transform import SampleKind
+from opnp.data.files import LABEL_COLUMNS, Names, class_labels, file_digest
+from opnp.data.images import decoded_image
+from opnp.data.preprocessing import SampleKind, require_pillow
+from opnp.data.texts import checked_text
 from opnp.errors import DataFileError, EmptyDataError, InputTypeError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -26,7 +22,6 @@ __all__ = ["SavedDataset", "is_saved_dataset"]
 
 _SPLITS = "dataset_dict.json"
 _FILES = ("state.json", "dataset_info.json")
-_LABELS = ("label", "labels")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -74,7 +69,12 @@ class SavedDataset:
         if kind == "image":
             require_pillow()
         _require_one_split(path)
-        datasets = _datasets(path)
+        if find_spec("datasets") is None:
+            raise MissingExtraError(
+                f"{path} is a data set of Hugging Face, which needs datasets: `pip install 'opnp[hf]'`.",
+            )
+        import datasets
+
         if not any(path.glob("*.arrow")):  # which the package itself stumbles over
             raise EmptyDataError(f"{path} has no rows.")
         try:
@@ -85,7 +85,7 @@ class SavedDataset:
             raise DataFileError(f"{path} is no readable data set ({type(error).__name__}: {reason}).") from error
         if len(data) == 0:
             raise EmptyDataError(f"{path} has no rows.")
-        label = next((name for name in _LABELS if name in data.features), None)
+        label = next((name for name in LABEL_COLUMNS if name in data.features), None)
         column = _column(path, data.features, kind, label)
         if kind == "image":
             data = data.cast_column(column, datasets.Image(decode=False))
@@ -144,17 +144,10 @@ def _require_one_split(path: Path) -> None:
     )
 
 
-def _datasets(path: Path) -> Any:  # noqa: ANN401  # a module without types
-    if find_spec("datasets") is None:
-        raise MissingExtraError(
-            f"{path} is a data set of Hugging Face, which needs datasets: `pip install 'opnp[hf]'`.",
-        )
-    return import_module("datasets")
-
-
 def _column(path: Path, features: Any, kind: SampleKind, label: str | None) -> str:  # noqa: ANN401  # the package ships no types
     """Return the name of the column of samples."""
-    datasets = _datasets(path)
+    import datasets
+
     kinds = (datasets.Image,) if kind == "image" else (datasets.Value,)
     found = [name for name, feature in features.items() if isinstance(feature, kinds) and name != label]
     if kind == "text":
@@ -174,7 +167,8 @@ def _column(path: Path, features: Any, kind: SampleKind, label: str | None) -> s
 
 def _labels(path: Path, data: Any, name: str) -> tuple[Sequence[int] | None, tuple[str, ...] | None]:  # noqa: ANN401  # as above
     """Return the classes, and their names if there are any; -1 means missing, as in test splits."""
-    datasets = _datasets(path)
+    import datasets
+
     feature = data.features[name]
     values = data[name][:]
     if not isinstance(feature, datasets.ClassLabel):

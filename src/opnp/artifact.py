@@ -1,25 +1,102 @@
-"""One safetensors file holding tensors and versioned JSON metadata. No pickle, no code, no half-written files."""
+"""Safetensors files: their digests, what they hold, and tensors with versioned JSON metadata in one of them.
 
+No pickle, no code, no half-written files; what a file declares is not believed before it is there.
+"""
+
+import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from opnp.artifact.digest import tensors_digest
 from opnp.errors import ArtifactError
 from opnp.files import existing_file, write_atomically
 from opnp.files.json_text import json_values
-from opnp.files.tensor_file import opened_tensors
 from opnp.files.typed_json import typed_value
 
-__all__ = ["read_artifact", "write_artifact"]
+__all__ = ["TensorFile", "opened_tensors", "read_artifact", "tensors_digest", "write_artifact"]
 
 _METADATA_KEY = "opnp"
+_LONGEST = 1 << 31
+
+
+def tensors_digest(tensors: Mapping[str, Tensor | None], *, text: str = "") -> str:
+    """Return the SHA-256 over names, dtypes, shapes and values of tensors, and over a text.
+
+    Args:
+        tensors: Tensors by name; the order does not matter. None counts as absent.
+        text: Further content to cover.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> import torch
+        >>> one = tensors_digest({"weight": torch.ones(2), "bias": None})
+        >>> one == tensors_digest({"weight": torch.ones(2)}), one == tensors_digest({"weight": torch.zeros(2)})
+        (True, False)
+
+    """
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        if tensor is None:
+            continue
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"\0{name}\0{plain.dtype}\0{tuple(plain.shape)}\0".encode())
+        if plain.numel():
+            digest.update(plain.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TensorFile:
+    """What a safetensors file holds.
+
+    Attributes:
+        names: Names of all its tensors.
+        tensors: Those that were asked for, as views of the file's pages: they change with the file.
+        metadata: Texts by name.
+
+    """
+
+    names: frozenset[str]
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def opened_tensors(path: Path, *, wanted: Collection[str] | None = None) -> TensorFile:
+    """Return what a safetensors file holds.
+
+    Args:
+        path: The file.
+        wanted: Names of the tensors to open, as far as they are there; None for all.
+
+    Raises:
+        ValueError: If the file cannot be read; the message says why, without the name of the file.
+
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = frozenset(file.keys())
+            opened = sorted(names if wanted is None else names & frozenset(wanted))
+            found = TensorFile(names, {each: file.get_tensor(each) for each in opened}, file.metadata() or {})
+    # The last three: shapes and dtypes that this torch does not have.
+    except (SafetensorError, OSError, ValueError, AttributeError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(reason) from error
+    for each, tensor in found.tensors.items():
+        if tensor.numel() == 0 and max(tensor.shape, default=0) > _LONGEST:
+            message = f"the tensor `{each[:80]}` declares {max(tensor.shape)} rows or columns of nothing"
+            raise ValueError(message)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
