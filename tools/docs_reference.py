@@ -90,7 +90,7 @@ AREAS = (
         "metrics",
         "Metrics",
         "How well OOD is told from ID, and how well confidence fits. Each says which class is positive.",
-        ("opnp.core.metrics", "opnp.core.detection", "opnp.core.reliability"),
+        ("opnp.core.metrics", "opnp.core.reliability"),
     ),
     Area(
         "data",
