@@ -9,6 +9,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from opnp.core.members import (
     ClassGaussian,
@@ -24,14 +25,15 @@ from opnp.core.members import (
 from opnp.core.scores import energy_rows, gen_score
 from opnp.core.shaping import ASHS, SCALE, shaped_rows
 
-__all__ = ["MEMBERS", "PANEL", "PRUNED_HEAD", "REACT_QUANTILE", "Panel", "member_scores"]
+__all__ = ["MEMBERS", "PANEL", "PANEL_SHAPING", "PRUNED_HEAD", "REACT_QUANTILE", "Panel", "member_scores"]
 
 PRUNED_HEAD = "opnp"
 """The member that is the paper's method: the energy of the pruned head, under SCALE."""
 PANEL = ("gen", "react", "fdbd", "mahalanobis", "vim", PRUNED_HEAD, "norm")
 """The members of `OPNP()`."""
 REACT_QUANTILE = 0.95
-_SCALE = SCALE(0.85)
+PANEL_SHAPING = SCALE(0.85)
+"""The shaping before the pruned head, and of the member `scale`."""
 _ASH_S = ASHS(0.9)
 _MOST_CLASSES = 2048
 """Classes up to which the distances between all rows of the head are computed once and held."""
@@ -66,11 +68,11 @@ class Panel:
 
     def logits(self, features: Tensor) -> Tensor:
         """Return f = W h + b, shape ``(batch, classes)``."""
-        return _product(features, self.weight, self.bias)
+        return linear(features, self.weight, self.bias)
 
     def pruned_logits(self, features: Tensor) -> Tensor:
         """Return the logits of the pruned head, shape ``(batch, classes)``."""
-        return _product(features, self.pruned_weight, self.bias)
+        return linear(features, self.pruned_weight, self.bias)
 
     def with_boundaries(self) -> Self:
         """Return the panel with what fDBD needs of all classes, where they are few enough to hold it."""
@@ -128,11 +130,6 @@ class Panel:
         )
 
 
-def _product(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = features @ weight.T
-    return logits if bias is None else logits + bias
-
-
 def _gaussian(panel: Panel) -> ClassGaussian:
     if panel.gaussian is None:
         raise KeyError("gaussian")
@@ -149,14 +146,14 @@ _FORMULAS: dict[str, Callable[[Tensor, Tensor, Panel], Tensor]] = {
     "gen": lambda _, f, panel: gen_score(f),  # noqa: ARG005  # one signature for all
     "energy": lambda _, f, panel: energy_rows(f),  # noqa: ARG005  # as above
     "react": lambda h, _, panel: energy_rows(panel.logits(h.clamp_max(panel.react_threshold))),
-    "scale": lambda h, _, panel: energy_rows(panel.logits(shaped_rows(h, _SCALE))),
+    "scale": lambda h, _, panel: energy_rows(panel.logits(shaped_rows(h, PANEL_SHAPING))),
     "ash_s": lambda h, _, panel: energy_rows(panel.logits(shaped_rows(h, _ASH_S))),
     "fdbd": lambda h, f, panel: fdbd_score(h, f, weight=panel.weight, mean=panel.mean, boundaries=panel.boundaries),
     "nci": lambda h, f, panel: nci_score(h, f, weight=panel.weight, mean=panel.mean),
     "mahalanobis": lambda h, _, panel: mahalanobis_score(h, _gaussian(panel)),
     "relative_mahalanobis": lambda h, _, panel: relative_mahalanobis_score(h, _gaussian(panel)),
     "vim": lambda h, f, panel: vim_score(h, f, _space(panel)),
-    "opnp": lambda h, _, panel: energy_rows(panel.pruned_logits(shaped_rows(h, _SCALE))),
+    "opnp": lambda h, _, panel: energy_rows(panel.pruned_logits(shaped_rows(h, PANEL_SHAPING))),
     "opnp_gen": lambda h, _, panel: gen_score(panel.pruned_logits(h)),
     "norm": lambda h, _, panel: norm_score(h, typical=panel.typical_norm),
 }
