@@ -84,7 +84,7 @@ AREAS = (
         "fusion",
         "Fusion",
         "The scores that are fused, what they need of the training data, and how they become one.",
-        ("opnp.core.panel", "opnp.core.members", "opnp.core.moments", "opnp.core.fusion"),
+        ("opnp.core.members", "opnp.core.moments", "opnp.core.fusion"),
     ),
     Area(
         "metrics",
@@ -114,7 +114,6 @@ AREAS = (
 )
 MODULES = (
     "opnp",
-    "opnp.core.panel",
     "opnp.core.members",
     "opnp.core.moments",
     "opnp.core.fusion",

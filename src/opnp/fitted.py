@@ -18,7 +18,7 @@ from opnp.core.checks import checked_fraction, checked_temperature, require_fini
 from opnp.core.conformal import at_least_count, conformal_p_value, flagged_rank, is_flagged, keep_threshold
 from opnp.core.fusion import finite_or_infinite, fused_score, member_shares, tail_units
 from opnp.core.masks import Masks, Scope, neuron_mask, pruned_weight, warn_of_lost_order, weight_mask
-from opnp.core.panel import MEMBERS, PANEL, PANEL_SHAPING, PRUNED_HEAD, Panel, member_scores
+from opnp.core.members import MEMBERS, PANEL, PANEL_SHAPING, PRUNED_HEAD, Panel, member_scores
 from opnp.core.scores import SCORE_NAMES, ScoreName, score_logits
 from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype
 from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, shaped
@@ -34,6 +34,7 @@ __all__ = [
     "Ratios",
     "Settings",
     "Tuning",
+    "TuningFigures",
     "Verdict",
     "head_digest",
     "neurons_kept",
@@ -215,8 +216,19 @@ def shaping_from_json(value: object) -> Shaping | None:
     return value  # type: ignore[return-value]  # `Settings` refuses what is none
 
 
-@dataclass(frozen=True, slots=True)
-class Tuning:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningFigures:
+    """What a search over ratios counted and measured, as `Tuning` tells it."""
+
+    tried: int
+    searched: tuple[int, int]
+    unsearched: tuple[int, int]
+    auroc: float
+    energy_auroc: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning(TuningFigures):
     """How ratios were chosen on OOD validation data, and what they gained on the part that was not searched.
 
     Attributes:
@@ -230,11 +242,6 @@ class Tuning:
     """
 
     settings: Settings
-    tried: int
-    searched: tuple[int, int]
-    unsearched: tuple[int, int]
-    auroc: float
-    energy_auroc: float
 
     @property
     def gain(self) -> float:
@@ -242,15 +249,8 @@ class Tuning:
         return self.auroc - self.energy_auroc
 
     def to_json(self) -> dict[str, object]:
-        """Return it as JSON values, for `from_json`."""
-        return {
-            "settings": self.settings.to_json(),
-            "tried": self.tried,
-            "searched": list(self.searched),
-            "unsearched": list(self.unsearched),
-            "auroc": self.auroc,
-            "energy_auroc": self.energy_auroc,
-        }
+        """Return it as JSON values."""
+        return asdict(self) | {"settings": self.settings.to_json()}
 
 
 class Verdict(NamedTuple):

@@ -241,7 +241,7 @@ def test_a_cut_among_lost_sensitivities_is_warned_of_and_one_beside_them_is_not(
     logits = linear(features, weight, bias)
     assert int((weight_sensitivity(features, logits, temperature=0.1)[3] == 0).sum()) == 10
 
-    def detector(scope: Scope, **ratios: float) -> OPNP:
+    def detector(scope: Any, **ratios: float) -> OPNP:
         chosen = OPNP(ratios=Ratios(**ratios), shaping=None, scope=scope, temperature=0.1)
         return chosen.fit_features(features, weight=weight, bias=bias)
 

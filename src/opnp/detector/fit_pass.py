@@ -17,8 +17,8 @@ from torch import Tensor
 from opnp.core.checks import checked_matrix, require_finite
 from opnp.core.histogram import ValueHistogram
 from opnp.core.kept_rows import KeptRows
+from opnp.core.members import REACT_QUANTILE
 from opnp.core.moments import FeatureMoments
-from opnp.core.panel import REACT_QUANTILE
 from opnp.core.sensitivity import BLOCK_ROWS, SensitivitySum, product_dtype, row_blocks
 from opnp.core.shaping import ReAct
 from opnp.detector.blocks import FeatureBlocks, width_message
