@@ -38,7 +38,6 @@ from opnp.core import (
     vim_score,
 )
 from opnp.core.fusion import tail_reason
-from opnp.core.kept_rows import KeptRows
 from opnp.core.moments import directions
 from opnp.detector.fit_pass import FitSum
 from opnp.errors import SignedFeaturesWarning
@@ -162,9 +161,8 @@ def _singles(training: Tensor, weight: Tensor, bias: Tensor | None, sets: Scores
 
 def _of_moments(training: Tensor, weight: Tensor, bias: Tensor | None, sets: Scores) -> dict[str, Scores]:
     """Return fDBD, NCI, Mahalanobis++, its relative form and ViM, from sums over all training rows."""
-    nothing_kept = KeptRows.empty(0, features=training.shape[1])
     settings = Settings.of_fusion(precision="float64")
-    moments = FitSum.of([(training, None)], weight, bias, settings, kept=nothing_kept).moments
+    moments = FitSum.zeros(weight, bias, settings).enter_(training).moments
     if moments is None:
         raise RuntimeError("A fusion sums moments.")
     mean, gaussian = moments.feature / moments.count, ClassGaussian.from_moments(moments, is_relative=True)

@@ -84,13 +84,13 @@ AREAS = (
         "fusion",
         "Fusion",
         "The scores that are fused, what they need of the training data, and how they become one.",
-        ("opnp.core.panel", "opnp.core.members", "opnp.core.moments", "opnp.core.fusion"),
+        ("opnp.core.members", "opnp.core.moments", "opnp.core.fusion"),
     ),
     Area(
         "metrics",
         "Metrics",
         "How well OOD is told from ID, and how well confidence fits. Each says which class is positive.",
-        ("opnp.core.metrics", "opnp.core.detection", "opnp.core.reliability"),
+        ("opnp.core.metrics", "opnp.core.reliability"),
     ),
     Area(
         "data",
@@ -114,7 +114,6 @@ AREAS = (
 )
 MODULES = (
     "opnp",
-    "opnp.core.panel",
     "opnp.core.members",
     "opnp.core.moments",
     "opnp.core.fusion",

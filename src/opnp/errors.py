@@ -55,7 +55,7 @@ class OptionError(OpnpError, ValueError):
 
 
 class RatioError(OptionError):
-    """A pruning ratio is out of range, the ratios together leave nothing, or one cuts where the order is not known."""
+    """A pruning ratio is out of range, or the ratios together leave nothing."""
 
 
 class NonFiniteError(OpnpError, ValueError):
@@ -135,7 +135,7 @@ class OpnpWarning(UserWarning):
 
 
 class RatioWarning(OpnpWarning):
-    """A ratio above zero is too small to remove a single entry."""
+    """A ratio above zero is too small to remove a single entry, or cuts among sensitivities that underflowed."""
 
 
 class BatchSizeWarning(OpnpWarning):

@@ -16,13 +16,12 @@ from torch.nn.functional import linear
 from opnp.artifact import tensors_digest
 from opnp.core.checks import checked_fraction, checked_temperature, require_finite
 from opnp.core.conformal import at_least_count, conformal_p_value, flagged_rank, is_flagged, keep_threshold
-from opnp.core.fusion import fused_score, member_shares, tail_units
-from opnp.core.masks import Masks, Scope, neuron_mask, pruned_weight, weight_mask
-from opnp.core.panel import MEMBERS, PANEL, PRUNED_HEAD, Panel, member_scores
+from opnp.core.fusion import finite_or_infinite, fused_score, member_shares, tail_units
+from opnp.core.masks import Masks, Scope, neuron_mask, pruned_weight, warn_of_lost_order, weight_mask
+from opnp.core.members import MEMBERS, PANEL, PANEL_SHAPING, PRUNED_HEAD, Panel, member_scores
 from opnp.core.scores import SCORE_NAMES, ScoreName, score_logits
 from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype
 from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, shaped
-from opnp.core.underflow import require_known_neurons, require_known_weights
 from opnp.errors import CalibrationError, OptionError, RatioError
 
 __all__ = [
@@ -35,12 +34,12 @@ __all__ = [
     "Ratios",
     "Settings",
     "Tuning",
+    "TuningFigures",
     "Verdict",
     "head_digest",
     "neurons_kept",
     "plain_head",
     "product",
-    "require_known_order",
     "shaping_from_json",
     "weights_kept",
     "with_float64",
@@ -151,7 +150,7 @@ class Settings:
         return cls(
             members=tuple(names) if isinstance(names, Iterable) else names,
             ratios=PANEL_RATIOS,
-            shaping=SCALE(0.85),
+            shaping=PANEL_SHAPING,
             precision=precision,
         )
 
@@ -218,8 +217,19 @@ def shaping_from_json(value: object) -> Shaping | None:
     return value  # type: ignore[return-value]  # `Settings` refuses what is none
 
 
-@dataclass(frozen=True, slots=True)
-class Tuning:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningFigures:
+    """What a search over ratios counted and measured, as `Tuning` tells it."""
+
+    tried: int
+    searched: tuple[int, int]
+    unsearched: tuple[int, int]
+    auroc: float
+    energy_auroc: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning(TuningFigures):
     """How ratios were chosen on OOD validation data, and what they gained on the part that was not searched.
 
     Attributes:
@@ -233,11 +243,6 @@ class Tuning:
     """
 
     settings: Settings
-    tried: int
-    searched: tuple[int, int]
-    unsearched: tuple[int, int]
-    auroc: float
-    energy_auroc: float
 
     @property
     def gain(self) -> float:
@@ -245,15 +250,8 @@ class Tuning:
         return self.auroc - self.energy_auroc
 
     def to_json(self) -> dict[str, object]:
-        """Return it as JSON values, for `from_json`."""
-        return {
-            "settings": self.settings.to_json(),
-            "tried": self.tried,
-            "searched": list(self.searched),
-            "unsearched": list(self.unsearched),
-            "auroc": self.auroc,
-            "energy_auroc": self.energy_auroc,
-        }
+        """Return it as JSON values."""
+        return asdict(self) | {"settings": self.settings.to_json()}
 
 
 class Verdict(NamedTuple):
@@ -321,7 +319,7 @@ class Calibration:
                 f"flagged at keep={keep:g}. Their features are zero or too large: leave out these samples, or by "
                 f"`members=` the score that is infinite.",
             )
-        columns = None if members is None else _unknown_last(members.detach().cpu()).sort(0).values
+        columns = None if members is None else finite_or_infinite(members.detach().double().cpu()).sort(0).values
         return cls(scores=scores.detach().double().cpu().sort().values, keep=float(keep), members=columns)
 
     @property
@@ -340,7 +338,7 @@ class Calibration:
     def member_p_values(self, scores: Tensor) -> Tensor:
         """Return the p-value of each member's scores, shape ``(batch, members)``, float64."""
         columns = self.scores[:, None] if self.members is None else self.members
-        rows = _unknown_last(scores).T.contiguous()  # torch warns of a search for numbers that lie apart
+        rows = finite_or_infinite(scores.double()).T.contiguous()  # torch warns of a search for numbers that lie apart
         counts = [at_least_count(mine, known) for mine, known in zip(rows, columns.T, strict=True)]
         return (1 + torch.stack(counts, 1)).double() / (len(columns) + 1)
 
@@ -436,7 +434,7 @@ class FittedState:
             RatioError: If the ratios leave no entry.
 
         Warns:
-            RatioWarning: If a ratio above 0 removes no entry.
+            RatioWarning: If a ratio above 0 removes no entry, or cuts among sensitivities that underflowed.
 
         """
         settings = self.settings
@@ -495,13 +493,7 @@ class FittedState:
         return state
 
     def with_settings(self, settings: Settings) -> Self:
-        """Return the paper's method under other settings on the same sensitivities, uncalibrated.
-
-        Raises:
-            RatioError: If the ratios leave nothing, or cut among sensitivities whose order was lost.
-
-        """
-        require_known_order(self.sensitivity, self.weight, settings)
+        """Return the paper's method under other settings on the same sensitivities, uncalibrated."""
         return replace(
             self,
             settings=settings,
@@ -525,24 +517,23 @@ class FittedState:
 
 
 def weights_kept(sensitivity: Sensitivity, settings: Settings) -> Tensor:
-    """Return the mask of the weights, shape ``(classes, features)``, under settings."""
-    ratios = settings.ratios
-    return weight_mask(sensitivity.weight, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope)
+    """Return the mask of the weights, shape ``(classes, features)``, under settings; warn of a cut among lost ones."""
+    ratios, values = settings.ratios, sensitivity.weight
+    keep = weight_mask(values, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope)
+    lost = (values == 0) & (sensitivity.neuron_aggregate > 0)  # of a feature that is not dead
+    rankings = len(values) if settings.scope == "class" else 1
+    warn_of_lost_order(lost.view(rankings, -1), keep.view(rankings, -1))
+    return keep
 
 
 def neurons_kept(sensitivity: Sensitivity, settings: Settings) -> Tensor:
-    """Return the mask of the neurons, shape ``(features,)``, under settings."""
-    return neuron_mask(sensitivity.neuron(settings.neuron), lowest=settings.ratios.o_min, highest=settings.ratios.o_max)
-
-
-def require_known_order(sensitivity: Sensitivity, weight: Tensor, settings: Settings) -> None:
-    """Raise `RatioError` if settings cut among sensitivities whose order was lost."""
-    ratios, temperature = settings.ratios, settings.temperature
-    require_known_weights(
-        sensitivity, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope, temperature=temperature
-    )
-    if settings.neuron == "gradient":
-        require_known_neurons(sensitivity, weight, lowest=ratios.o_min, highest=ratios.o_max, temperature=temperature)
+    """Return the mask of the neurons, shape ``(features,)``, under settings; warn of a cut among lost ones."""
+    ratios, values = settings.ratios, sensitivity.neuron(settings.neuron)
+    keep = neuron_mask(values, lowest=ratios.o_min, highest=ratios.o_max)
+    has_lost_class = (sensitivity.weight == 0).all(1).any()  # without one, a zero is no loss: its terms cancel
+    lost = has_lost_class & (values == 0) & (sensitivity.neuron_aggregate > 0)
+    warn_of_lost_order(lost[None], keep[None])
+    return keep
 
 
 def head_digest(weight: Tensor, bias: Tensor | None) -> str:
@@ -573,12 +564,6 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the linear map in the dtype of its inputs, whatever autocast the caller is in."""
     with torch.autocast(inputs.device.type, enabled=False):
         return linear(inputs, weight.to(inputs), None if bias is None else bias.to(inputs))
-
-
-def _unknown_last(scores: Tensor) -> Tensor:
-    """Return scores as float64, those that are not finite as +inf."""
-    wide = scores.double()
-    return torch.where(torch.isfinite(wide), wide, torch.inf)
 
 
 def _checked_members(members: object) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from opnp import MEMBERS, OPNP, Ratios
 from opnp.core import ASHS, SCALE, SCORE_NAMES, Precision, ReAct, ScoreName, Shaping
-from opnp.core.panel import member_scores
+from opnp.core.members import member_scores
 from opnp.errors import MissingExtraError, ModelRunError, OptionError
 from opnp.export import FeatureJudge, files, write_onnx, write_program
 from opnp.export.files import arguments

@@ -86,7 +86,7 @@ def test_moments_are_the_same_in_any_batches_and_any_grouping(
 
     absorbing = empty_moments()
     for part in random.sample(parts, len(parts)):
-        absorbing = absorbing.absorbed(FeatureMoments.from_tensors(part.to_tensors(), count=part.count))
+        absorbing = absorbing + FeatureMoments.from_tensors(part.to_tensors(), count=part.count)
     require_equal(absorbing, whole, features)
 
     order = torch.tensor(random.sample(range(rows), rows), dtype=torch.int64)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from opnp.core.row_blocks import row_blocks
+from opnp.core.sensitivity import row_blocks
 
 
 @given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7))

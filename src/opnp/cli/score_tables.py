@@ -37,8 +37,7 @@ def feature_scores(
         part = feature_part(source, *ranks.part(source.rows))
         blocks = feature_blocks(part, detector.sensitivity.weight, is_part=True)
         bar = progress_bar("scoring", is_quiet=is_quiet)
-        found = (rows for rows, _ in (blocks if bar is None else bar(blocks)))
-        own = _columns(detector, found, is_explained=is_explained)
+        own = _columns(detector, blocks if bar is None else bar(blocks), is_explained=is_explained)
     table: dict[str, list[object]] = {"index": [*range(source.rows)]}
     return table | _joined(own, ranks)
 

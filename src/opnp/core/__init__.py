@@ -8,13 +8,10 @@
 - `shaping`: ReAct, ASH-S and SCALE on features, before the head
 - `conformal`: p-values and verdicts with a guarantee
 - `metrics`: what a detector and a classifier are worth
-- `detection`: all figures of detection at once
 - `moments`: sums over training features that the members of the fusion follow from
-- `members`: fDBD, NCI, Mahalanobis++, ViM and the norm guard, one function each
-- `panel`: which scores the fusion is made of, and the formula of each
+- `members`: which scores the fusion is made of, and the formula of each
 - `fusion`: scores in units of their tails, and the one score that they make
 - `kept_rows`: a sample of a stream that does not depend on its order
-- `row_blocks`: a stream cut anew into blocks of rows
 - `histogram`: quantiles of a stream
 """
 
@@ -26,34 +23,38 @@ from opnp.core.conformal import (
     keep_threshold,
     minimum_samples,
 )
-from opnp.core.detection import DetectionMetrics, detection_metrics
 from opnp.core.fusion import fused_score, member_shares, tail_scales, tail_units
 from opnp.core.histogram import ValueHistogram
 from opnp.core.layer_masks import layer_masks
 from opnp.core.layer_sensitivity import Geometry, LayerSensitivitySum, energy_gradient
 from opnp.core.masks import Masks, Scope, keep_mask, neuron_mask, pruned_count, pruned_weight, weight_mask
 from opnp.core.members import (
+    MEMBERS,
+    PANEL,
     ClassGaussian,
+    Panel,
     PrincipalSpace,
     fdbd_score,
     mahalanobis_score,
+    member_scores,
     nci_score,
     norm_score,
     relative_mahalanobis_score,
     vim_score,
 )
 from opnp.core.metrics import (
+    DetectionMetrics,
     PositiveClass,
     Reliability,
     accuracy,
     aupr,
     auroc,
+    detection_metrics,
     expected_calibration_error,
     fpr_at_tpr,
     reliability,
 )
 from opnp.core.moments import FeatureMoments
-from opnp.core.panel import MEMBERS, PANEL, Panel, member_scores
 from opnp.core.scores import (
     SCORE_NAMES,
     ScoreName,

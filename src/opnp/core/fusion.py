@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opnp.errors import ShapeError
 
-__all__ = ["fused_score", "member_shares", "tail_reason", "tail_scales", "tail_units"]
+__all__ = ["finite_or_infinite", "fused_score", "member_shares", "tail_reason", "tail_scales", "tail_units"]
 
 _LEAST_SPREAD = 1e-6
 _LARGEST_LOST = 0.01
@@ -39,7 +39,7 @@ def tail_scales(scores: Tensor) -> Tensor:
     if scores.ndim != 2 or len(scores) == 0:
         raise ShapeError(f"`scores` must have shape (samples, members) with a sample, got {tuple(scores.shape)}.")
     levels = torch.tensor([0.5, 0.95], dtype=torch.float64, device=scores.device)
-    found = torch.quantile(_finite_or_infinite(scores.double()), levels, dim=0)
+    found = torch.quantile(finite_or_infinite(scores.double()), levels, dim=0)
     return torch.where(found.isnan(), torch.inf, found)  # between two infinities
 
 
@@ -82,7 +82,7 @@ def tail_units(scores: Tensor, scales: Tensor) -> Tensor:
         [[0.0], [1.0], [inf]]
 
     """
-    return (_finite_or_infinite(scores.to(scales.dtype)) - scales[0]) / (scales[1] - scales[0])
+    return (finite_or_infinite(scores.to(scales.dtype)) - scales[0]) / (scales[1] - scales[0])
 
 
 def fused_score(units: Tensor) -> Tensor:
@@ -125,5 +125,6 @@ def member_shares(units: Tensor) -> Tensor:
     return torch.softmax(finite, dim=1)
 
 
-def _finite_or_infinite(scores: Tensor) -> Tensor:
+def finite_or_infinite(scores: Tensor) -> Tensor:
+    """Return scores, those that are not finite as +inf."""
     return torch.where(torch.isfinite(scores), scores, torch.inf)

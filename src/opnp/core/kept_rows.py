@@ -68,7 +68,7 @@ class KeptRows:
 
         """
         features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
-        return features if len(self.hashes) == 0 else self._add(features, row_hashes(features))
+        return self._add(features, row_hashes(features))
 
     def merge_(self, other: Self) -> Tensor:
         """Take the rows of another sample in, and return those that are not kept, as `add_` does."""

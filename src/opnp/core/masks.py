@@ -6,7 +6,8 @@ have them: among equals the first indices count as smaller. The selection is by 
 head of 21 843 x 2 048 weights is a matter of seconds.
 
 Entries that agree with the one at the cut to 2^-38 of it count as equal to it. Float64 sums taken in another order
-differ by less, so that duplicated neurons fall the same way in any order.
+differ by less, so that duplicated neurons fall the same way in any order. Sensitivities that underflowed are zeros, and
+ties like any other: a cut among them is warned of (`warn_of_lost_order`).
 
 Source: Chen et al., NeurIPS 2023, step 2 of the method; rho_min and rho_max are `lowest` and `highest` here.
 """
@@ -20,7 +21,16 @@ from torch import Tensor
 from opnp.core.checks import checked_fraction, require_finite
 from opnp.errors import InputTypeError, OptionError, RatioError, RatioWarning, ShapeError
 
-__all__ = ["Masks", "Scope", "keep_mask", "neuron_mask", "pruned_count", "pruned_weight", "weight_mask"]
+__all__ = [
+    "Masks",
+    "Scope",
+    "keep_mask",
+    "neuron_mask",
+    "pruned_count",
+    "pruned_weight",
+    "warn_of_lost_order",
+    "weight_mask",
+]
 
 Scope = Literal["layer", "class"]
 
@@ -196,6 +206,34 @@ def neuron_mask(sensitivity: Tensor, *, lowest: float = 0.0, highest: float = 0.
     if sensitivity.ndim != 1:
         raise ShapeError(f"`sensitivity` of neurons must have shape (features,), got {tuple(sensitivity.shape)}.")
     return keep_mask(sensitivity[None], lowest=lowest, highest=highest, name="o_")[0]
+
+
+def warn_of_lost_order(lost: Tensor, keep: Tensor) -> None:
+    """Warn if a cut falls among sensitivities that underflowed, so that index order chose between them.
+
+    Args:
+        lost: Entries whose sensitivity is zero though it is not on paper, shape ``(rows, entries)``, one ranking a row.
+        keep: The mask of these rankings, as `keep_mask` returns it.
+
+    Warns:
+        RatioWarning: If of the lost entries of a row some are kept and some are not.
+
+    Example:
+        All of what was lost is removed here:
+
+        >>> import torch
+        >>> warn_of_lost_order(torch.tensor([[True, True, False]]), torch.tensor([[False, False, True]]))
+
+    """
+    is_cut = (lost & keep).any(1) & (lost & ~keep).any(1)
+    if bool(is_cut.any()):
+        warnings.warn(
+            f"A ratio cuts among {int(lost[is_cut].sum())} of {lost[is_cut].numel()} sensitivities that are zero "
+            f"because the probabilities behind them vanish in every sample: index order chooses between them. Raise "
+            f"the temperature, take precision='float64', or give ratios that remove all of them or none.",
+            RatioWarning,
+            stacklevel=2,
+        )
 
 
 def pruned_weight(weight: Tensor, masks: Masks) -> Tensor:

@@ -1,12 +1,14 @@
 """Metrics of detection and of the classifier. All are fractions in [0, 1], exact with ties, computed in float64.
 
-Detection metrics take two sets of scores, those of in-distribution (ID) samples first; larger score = more OOD.
+Detection metrics take two sets of scores, those of in-distribution (ID) samples first; larger score = more OOD. All of
+them are read off one curve: how many samples of either set have passed each distinct score.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -15,17 +17,40 @@ from opnp.core.checks import checked_fraction, checked_matrix, checked_scores, r
 from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
 
 __all__ = [
+    "DetectionMetrics",
     "PositiveClass",
     "Reliability",
     "accuracy",
     "aupr",
     "auroc",
+    "detection_metrics",
     "expected_calibration_error",
     "fpr_at_tpr",
     "reliability",
 ]
 
 PositiveClass = Literal["id", "ood"]
+
+_TPR = Fraction(95, 100)
+
+
+class DetectionMetrics(NamedTuple):
+    """How well OOD samples are told from ID samples. Fractions in [0, 1].
+
+    Attributes:
+        fpr95: Share of OOD kept where 95 % of ID is kept (ID positive, as in the papers).
+        fpr95_ood_positive: Share of ID flagged where 95 % of OOD is caught (OOD positive, as in OpenOOD).
+        auroc: Area under the ROC curve.
+        aupr_id_positive: Average precision with ID as the positive class.
+        aupr_ood_positive: Average precision with OOD as the positive class.
+
+    """
+
+    fpr95: float
+    fpr95_ood_positive: float
+    auroc: float
+    aupr_id_positive: float
+    aupr_ood_positive: float
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -71,11 +96,7 @@ def auroc(id_scores: Tensor, ood_scores: Tensor) -> float:
         Radiology 1982.
 
     """
-    ordered = checked_scores(id_scores, name="id_scores").sort().values
-    outside = checked_scores(ood_scores, name="ood_scores").to(ordered.device)
-    below = torch.searchsorted(ordered, outside, side="left").sum()
-    not_above = torch.searchsorted(ordered, outside, side="right").sum()
-    return int(below + not_above) / (2 * len(ordered) * len(outside))
+    return _area(_Counts.of(id_scores, ood_scores))
 
 
 def aupr(id_scores: Tensor, ood_scores: Tensor, *, positive: PositiveClass = "id") -> float:
@@ -108,12 +129,7 @@ def aupr(id_scores: Tensor, ood_scores: Tensor, *, positive: PositiveClass = "id
         Davis and Goadrich, "The Relationship Between Precision-Recall and ROC Curves", ICML 2006.
 
     """
-    hits, misses = _as_positive(id_scores, ood_scores, positive=positive)
-    distinct, bins = torch.unique(torch.cat([hits, misses]), return_inverse=True)
-    hit_count = torch.bincount(bins[: len(hits)], minlength=len(distinct)).flip(0)
-    miss_count = torch.bincount(bins[len(hits) :], minlength=len(distinct)).flip(0)
-    passed_hits, passed = hit_count.cumsum(0), (hit_count + miss_count).cumsum(0)
-    return float((hit_count.double() * passed_hits.double() / passed.double()).sum() / len(hits))
+    return _average_precision(_Counts.of(id_scores, ood_scores), positive)
 
 
 def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, *, tpr: float = 0.95, positive: PositiveClass = "id") -> float:
@@ -151,10 +167,42 @@ def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, *, tpr: float = 0.95, posi
         ICLR 2018, with ID as the positive class.
 
     """
-    hits, misses = _as_positive(id_scores, ood_scores, positive=positive)
-    needed = math.ceil(Fraction(str(checked_fraction(tpr, name="tpr"))) * len(hits))
-    threshold = hits.sort(descending=True).values[needed - 1]
-    return int((misses >= threshold).sum()) / len(misses)
+    share = Fraction(str(checked_fraction(tpr, name="tpr")))
+    return _false_positives(_Counts.of(id_scores, ood_scores), positive, share)
+
+
+def detection_metrics(id_scores: Tensor, ood_sets: Iterable[Tensor]) -> list[DetectionMetrics]:
+    """Return all figures of each OOD set against the same ID samples; larger score = more OOD.
+
+    Args:
+        id_scores: Scores of ID samples, shape ``(n,)``.
+        ood_sets: Scores of OOD samples, each of shape ``(m,)``.
+
+    Returns:
+        One entry a set, in their order, equal to what `fpr_at_tpr`, `auroc` and `aupr` return.
+
+    Raises:
+        ShapeError: If scores have not exactly one axis.
+        EmptyDataError: If a set is empty.
+        NonFiniteError: If scores hold NaN.
+
+    Example:
+        >>> import torch
+        >>> [figures] = detection_metrics(torch.tensor([1.0, 2.0]), [torch.tensor([2.0, 3.0])])
+        >>> figures.auroc, figures.fpr95, figures.fpr95_ood_positive
+        (0.875, 0.5, 0.5)
+
+    """
+    return [
+        DetectionMetrics(
+            fpr95=_false_positives(counts, "id", _TPR),
+            fpr95_ood_positive=_false_positives(counts, "ood", _TPR),
+            auroc=_area(counts),
+            aupr_id_positive=_average_precision(counts, "id"),
+            aupr_ood_positive=_average_precision(counts, "ood"),
+        )
+        for counts in (_Counts.of(id_scores, ood_scores) for ood_scores in ood_sets)
+    ]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -259,15 +307,53 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: i
     return float((gap * table.count).sum() / table.count.sum())
 
 
-def _as_positive(id_scores: Tensor, ood_scores: Tensor, *, positive: PositiveClass) -> tuple[Tensor, Tensor]:
-    """Return float64 scores of the positive and of the other class, turned so that larger = more positive."""
-    inside = checked_scores(id_scores, name="id_scores")
-    outside = checked_scores(ood_scores, name="ood_scores").to(inside.device)
-    if positive == "id":
-        return -inside, -outside
-    if positive == "ood":
-        return outside, inside
-    raise OptionError(f'`positive` must be "id" or "ood", got {positive!r}.')
+class _Counts(NamedTuple):
+    """How many samples of either set have each distinct score, in ascending order of the scores, int64."""
+
+    inside: Tensor
+    outside: Tensor
+
+    @classmethod
+    def of(cls, id_scores: Tensor, ood_scores: Tensor) -> Self:
+        """Return the counts by one sort of both sets."""
+        inside = checked_scores(id_scores, name="id_scores")
+        outside = checked_scores(ood_scores, name="ood_scores").to(inside.device)
+        scores, order = torch.cat([inside, outside]).sort()
+        is_last = torch.ones_like(scores, dtype=torch.bool)
+        is_last[:-1] = scores[1:] != scores[:-1]
+        passed = (order < len(inside)).cumsum(0)[is_last]
+        every = is_last.nonzero().flatten() + 1
+        start = passed.new_zeros(1)
+        return cls(passed.diff(prepend=start), (every - passed).diff(prepend=start))
+
+    def passing(self, positive: PositiveClass) -> tuple[Tensor, Tensor]:
+        """Return the counts of the positive and of the other class, the most positive score first."""
+        if positive == "id":
+            return self.inside, self.outside
+        if positive == "ood":
+            return self.outside.flip(0), self.inside.flip(0)
+        raise OptionError(f'`positive` must be "id" or "ood", got {positive!r}.')
+
+
+def _area(counts: _Counts) -> float:
+    inside, outside = counts
+    passed = inside.cumsum(0)  # ID samples that score no more
+    pairs = 2 * int(inside.sum()) * int(outside.sum())
+    return int((outside * (2 * passed - inside)).sum()) / pairs
+
+
+def _average_precision(counts: _Counts, positive: PositiveClass) -> float:
+    hits, misses = counts.passing(positive)
+    passed = hits.cumsum(0)
+    every = passed + misses.cumsum(0)
+    return float((hits.double() * passed.double() / every.double()).sum() / int(passed[-1]))
+
+
+def _false_positives(counts: _Counts, positive: PositiveClass, tpr: Fraction) -> float:
+    """Return the share of the other class that passes where the share `tpr` of the positive class does."""
+    hits, misses = (each.cumsum(0) for each in counts.passing(positive))
+    place = torch.searchsorted(hits, math.ceil(tpr * int(hits[-1])))
+    return int(misses[place]) / int(misses[-1])
 
 
 def _checked_labels(logits: Tensor, labels: Tensor, *, name: str) -> Tensor:

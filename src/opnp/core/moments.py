@@ -9,13 +9,13 @@ float64, so that they agree to 1e-12 however the rows are cut into batches, runs
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from opnp.errors import ShapeError
+from opnp.core.checks import require_same_head
 
 __all__ = ["LARGEST_WIDTH", "FeatureMoments"]
 
@@ -23,7 +23,7 @@ LARGEST_WIDTH = 8192
 """Features up to which products of pairs of them are summed: two matrices of half a gigabyte there."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class FeatureMoments:
     """Sums over the samples seen so far: a value that adds up.
 
@@ -87,7 +87,7 @@ class FeatureMoments:
         )
 
     def add_(self, features: Tensor, predicted: Tensor) -> Self:
-        """Return the sums with further rows, in the memory of these, which are used up.
+        """Add further rows in place, and return these sums.
 
         Args:
             features: Shape ``(batch, features)``, any floating dtype, finite.
@@ -103,13 +103,8 @@ class FeatureMoments:
             self.direction_product.addmm_(z.T, z)
         self.class_direction.index_add_(0, predicted, z)
         self.class_count.add_(torch.bincount(predicted, minlength=len(self.class_count)))
-        return replace(self, count=self.count + len(h))
-
-    def absorbed(self, other: Self) -> Self:
-        """Return the sums as `+` does, in the memory of these, which are used up."""
-        for mine, more in zip(self.to_tensors().values(), other.to_tensors().values(), strict=True):
-            mine.add_(more)
-        return replace(self, count=self.count + other.count)
+        self.count += len(h)
+        return self
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the sums as tensors by name, each of which adds up by itself; the count is not among them."""
@@ -142,12 +137,7 @@ class FeatureMoments:
         """
         if not isinstance(other, FeatureMoments):
             return NotImplemented
-        if self.class_direction.shape != other.class_direction.shape:
-            raise ShapeError(
-                f"Sums of heads of different size cannot be merged: (classes, features) is "
-                f"{tuple(self.class_direction.shape)} on the left and {tuple(other.class_direction.shape)} on the "
-                f"right.",
-            )
+        require_same_head(self.class_direction, other.class_direction)
         return FeatureMoments(
             count=self.count + other.count,
             feature=self.feature + other.feature,

@@ -10,19 +10,22 @@ so the means of the absolute gradients over m samples need no backward pass:
     gradient    (1/m) sum_k |sum_i p_i(x_k) W_ij|               = column means of |P W|
     aggregate   (1/C) sum_i M_ij                                = column means of M
 
+Sums over blocks of rows are float64. The products of a block are float32, and float64 where that is asked for, where
+an argument is, and at a temperature below 0.1 or above 1000. Sensitivities that underflow, as the probabilities behind
+them vanish in every sample, are zeros; in masks they are ties, in index order, and a cut among them is warned of.
+
 Source: Chen et al., NeurIPS 2023, section 3 (step 1 of the method); the closed form follows from differentiating E.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from opnp.core.block_sums import block_sums
-from opnp.core.checks import checked_matrix, checked_temperature, require_finite_sums
-from opnp.core.row_blocks import row_blocks
+from opnp.core.checks import checked_matrix, checked_temperature, require_finite_sums, require_same_head
+from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE
 from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
 
 __all__ = [
@@ -32,6 +35,8 @@ __all__ = [
     "Sensitivity",
     "SensitivitySum",
     "neuron_sensitivity",
+    "product_dtype",
+    "row_blocks",
     "weight_sensitivity",
 ]
 
@@ -40,6 +45,8 @@ Precision = Literal["float32", "float64"]
 
 BLOCK_ROWS = 1024
 """Rows multiplied at once: long enough for the product to dominate, short enough for float32 to stay exact to 1e-6."""
+_LEAST_FLOAT32_TEMPERATURE = 0.1
+"""Temperature from which on probabilities of float32 do: below, ordinary logits make them vanish."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,7 +80,7 @@ class Sensitivity:
         raise OptionError(f'`reading` must be "gradient" or "aggregate", got {reading!r}.')
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class SensitivitySum:
     """Sums of absolute gradients over the samples seen so far: a value that adds up.
 
@@ -134,9 +141,9 @@ class SensitivitySum:
             precision: Precision of the products. Float64 inputs are never reduced to float32. The sums over
                 blocks of 1024 rows are float64 in either case; how the rows are cut into batches does not matter.
                 In float32 another order of the rows moves a sensitivity by about 1e-6 of itself; the reading
-                `gradient` by up to 4e-5 where many classes share the probability and their weights cancel. A
-                temperature T below 1 makes 1 / T as much of what logits of float32 are rounded by. What float32 does
-                not hold is taken in float64: sums that underflow or overflow, or that are nearly equal for all classes.
+                `gradient` by more, where many classes share the probability and their weights cancel: by about 1e-7 of
+                the terms that do. A temperature T below 1 makes 1 / T as much of what logits of float32 are rounded by.
+                At a temperature below 0.1 or above 1000 products are float64.
 
         Returns:
             The sums, float64, on the device of `features`.
@@ -185,13 +192,13 @@ class SensitivitySum:
                 yield features, logits
 
         for features, logits in row_blocks(checked(), rows=BLOCK_ROWS):
-            total = total.add_(features, logits, weight, temperature=temperature, precision=precision)
+            total.add_(features, logits, weight, temperature=temperature, precision=precision)
         return total
 
     def add_(
         self, features: Tensor, logits: Tensor, weight: Tensor, *, temperature: float, precision: Precision
     ) -> Self:
-        """Return the sums with a further block of rows, in the memory of these, which are used up.
+        """Add a further block of rows in place, and return these sums.
 
         Args:
             features: Shape ``(rows, features)``; at most `BLOCK_ROWS` rows, for float32 to stay exact to 1e-6.
@@ -201,14 +208,15 @@ class SensitivitySum:
             precision: Precision of the products, as in `from_batch`.
 
         """
-        dtype = product_dtype(features, logits, weight, precision=precision)
+        is_held = _LEAST_FLOAT32_TEMPERATURE <= temperature <= LARGEST_FLOAT32_TEMPERATURE
+        dtype = product_dtype(features, logits, weight, precision=precision if is_held else "float64")
+        h, f, w = (tensor.detach().to(dtype) for tensor in (features, logits, weight))
+        p = torch.softmax((f - f.amax(1, keepdim=True)) / temperature, dim=1)  # no overflow at small T
         with torch.autocast(weight.device.type, enabled=False):  # the caller's would take half precision
-            of_weights, of_neurons = block_sums(
-                features.detach(), logits.detach(), weight.detach(), temperature=temperature, dtype=dtype
-            )
-        self.weight.add_(of_weights)
-        self.neuron.add_(of_neurons)
-        return replace(self, count=self.count + len(features))
+            self.weight.add_(p.T @ h.abs())
+            self.neuron.add_((p @ w).abs_().sum(0))
+        self.count += len(h)
+        return self
 
     def __add__(self, other: object) -> "SensitivitySum":
         """Return the sum over both parts of the data.
@@ -219,11 +227,7 @@ class SensitivitySum:
         """
         if not isinstance(other, SensitivitySum):
             return NotImplemented
-        if self.weight.shape != other.weight.shape:
-            raise ShapeError(
-                f"Sums of heads of different size cannot be merged: (classes, features) is "
-                f"{tuple(self.weight.shape)} on the left and {tuple(other.weight.shape)} on the right.",
-            )
+        require_same_head(self.weight, other.weight)
         return SensitivitySum(
             weight=self.weight + other.weight,
             neuron=self.neuron + other.neuron,
@@ -235,7 +239,7 @@ class SensitivitySum:
 
         Raises:
             EmptyDataError: If no sample was summed.
-            NonFiniteError: If features or logits were not finite, or products of them too large for float64.
+            NonFiniteError: If features or logits were not finite, or products of them too large for their dtype.
 
         """
         if self.count == 0:
@@ -333,6 +337,56 @@ def product_dtype(*tensors: Tensor, precision: Precision) -> torch.dtype:
         raise OptionError(f'`precision` must be "float32" or "float64", got {precision!r}.')
     is_wide = precision == "float64" or any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if is_wide else torch.float32
+
+
+def row_blocks(batches: Iterable[tuple[Tensor, ...]], *, rows: int = BLOCK_ROWS) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the rows of a stream in blocks of `rows`, the last one shorter: nothing depends on how it was cut.
+
+    A block that lies within a batch is a view of it; others are copied together, so that a batch may be overwritten
+    once the next one is asked for. A change of dtype, width or device begins a new block.
+
+    Args:
+        batches: Matrices with as many rows as each other, as many in every batch.
+        rows: Rows of a block.
+
+    Yields:
+        Blocks that hold until the next one is asked for.
+
+    Example:
+        >>> numbers = torch.arange(5.0)[:, None]
+        >>> [block.flatten().tolist() for (block,) in row_blocks([(numbers[:3],), (numbers[3:],)], rows=2)]
+        [[0.0, 1.0], [2.0, 3.0], [4.0]]
+
+    """
+    buffers: tuple[Tensor, ...] = ()
+    filled = 0
+    for batch in batches:
+        if not _fits(buffers, batch):
+            if filled:
+                yield tuple(buffer[:filled] for buffer in buffers)
+            buffers, filled = tuple(part.new_empty(rows, part.shape[1]) for part in batch), 0
+        start = 0
+        while start < len(batch[0]):
+            stop = min(start + rows - filled, len(batch[0]))
+            if stop - start == rows:
+                yield tuple(part[start:stop] for part in batch)
+            else:
+                for buffer, part in zip(buffers, batch, strict=True):
+                    buffer[filled : filled + stop - start].copy_(part[start:stop])
+                filled += stop - start
+            if filled == rows:
+                yield buffers
+                filled = 0
+            start = stop
+    if filled:
+        yield tuple(buffer[:filled] for buffer in buffers)
+
+
+def _fits(buffers: tuple[Tensor, ...], batch: tuple[Tensor, ...]) -> bool:
+    """Return whether rows of the batch can stand in the buffers as they are."""
+    return [(buffer.dtype, buffer.device, buffer.shape[1:]) for buffer in buffers] == [
+        (part.dtype, part.device, part.shape[1:]) for part in batch
+    ]
 
 
 def _check_shapes(features: Tensor, logits: Tensor, weight: Tensor) -> None:

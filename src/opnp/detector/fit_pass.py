@@ -6,7 +6,7 @@ of the members. Rows inside the sums could not: with one image a class their dis
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -17,10 +17,9 @@ from torch import Tensor
 from opnp.core.checks import checked_matrix, require_finite
 from opnp.core.histogram import ValueHistogram
 from opnp.core.kept_rows import KeptRows
+from opnp.core.members import REACT_QUANTILE
 from opnp.core.moments import FeatureMoments
-from opnp.core.panel import REACT_QUANTILE
-from opnp.core.row_blocks import row_blocks
-from opnp.core.sensitivity import BLOCK_ROWS, Precision, SensitivitySum, product_dtype
+from opnp.core.sensitivity import BLOCK_ROWS, SensitivitySum, product_dtype, row_blocks
 from opnp.core.shaping import ReAct
 from opnp.detector.blocks import FeatureBlocks, width_message
 from opnp.detector.checkpoint import Checkpoint, Progressed, read_checkpoint, require_like, write_checkpoint
@@ -28,7 +27,7 @@ from opnp.detector.members import fitted_fusion
 from opnp.detector.progress import Progress, shown
 from opnp.distributed import Ranks, gathered, require_equal, summed
 from opnp.errors import CheckpointError, EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
-from opnp.fitted import FittedState, Settings, head_digest, product, require_known_order
+from opnp.fitted import FittedState, Settings, head_digest, product
 
 __all__ = ["KEPT_ROWS", "FitSum", "added_up", "checked_head", "summed_blocks"]
 
@@ -67,20 +66,28 @@ class FitSum:
     kept: KeptRows | None
 
     @classmethod
-    def zeros(cls, weight: Tensor, bias: Tensor | None, settings: Settings, *, kept: KeptRows | None = None) -> Self:
-        """Return the empty sum for a head; a fusion takes rows into `kept`, or into a sample of its own."""
-        device, (classes, features) = weight.device, weight.shape
+    def zeros(cls, weight: Tensor, bias: Tensor | None, settings: Settings) -> Self:
+        """Return the empty sum for a head."""
+        device, (classes, features), members = weight.device, weight.shape, settings.members or ()
+        sample = moments = None
+        if settings.is_fusion:
+            sample = KeptRows.empty(KEPT_ROWS, features=features, dtype=torch.float64, device=device)
+            moments = FeatureMoments.zeros(
+                classes=classes,
+                features=features,
+                has_product="vim" in members,
+                has_directions="mahalanobis" in members or "relative_mahalanobis" in members,
+                device=device,
+            )
         is_counting = settings.is_fusion or isinstance(settings.shaping, ReAct)
-        if settings.is_fusion and kept is None:
-            kept = KeptRows.empty(KEPT_ROWS, features=features, dtype=torch.float64, device=device)
         return cls(
             weight=weight,
             bias=bias,
             settings=settings,
             sensitivity=SensitivitySum.zeros(classes, features, device=device),
             histogram=ValueHistogram.zeros(device=device) if is_counting else None,
-            moments=None if kept is None else _empty_moments(weight, settings),
-            kept=kept,
+            moments=moments,
+            kept=sample,
         )
 
     @classmethod
@@ -90,47 +97,54 @@ class FitSum:
         weight: Tensor,
         bias: Tensor | None,
         settings: Settings,
-        *,
-        kept: KeptRows | None = None,
     ) -> Self:
-        """Return the sum over a stream of (features, logits or None).
+        """Return the sum over a stream of (features, logits or None), however it is cut into batches.
 
         Args:
-            batches: Features, shape ``(batch, features)``, with logits, shape ``(batch, classes)``, or None to have
-                them computed. Those of half precision are computed anew, as they have lost digits that the features
-                have; in precision ``"float64"`` and for a fusion all are.
+            batches: Features, shape ``(batch, features)``, with logits, shape ``(batch, classes)``, or None.
             weight: The head's weight, shape ``(classes, features)``.
             bias: The head's bias, shape ``(classes,)``, or None.
             settings: What is to be fitted.
-            kept: The sample of a longer stream that this is a part of; None for one of its own.
 
         Raises:
             ShapeError: If features and head do not fit together.
             NonFiniteError: If computed logits are not finite.
 
         """
-        total = cls.zeros(weight, bias, settings, kept=kept)
-        sensitivity, moments = total.sensitivity, total.moments
-        for features, logits in row_blocks(total.entering(batches), rows=BLOCK_ROWS):
-            sensitivity = sensitivity.add_(
-                features, logits, weight, temperature=settings.temperature, precision=settings.precision
-            )
-            if moments is not None:
-                moments = moments.add_(features, _predicted(features, logits, weight, bias))
-        return replace(total, sensitivity=sensitivity, moments=moments)
+        total = cls.zeros(weight, bias, settings)
+        pairs = ((features,) if logits is None else (features, logits) for features, logits in batches)
+        for block in row_blocks(pairs):
+            total.add_(*block)
+        return total
 
-    def entering(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the rows that enter the sums, with their logits: all of them, or those that the sample lets pass."""
-        precision, kept = self.settings.precision, self.kept
-        if kept is not None:  # in blocks, so that copies of a row are told apart whatever the batches are
-            pairs = ((features, features[:, :0]) for features, _ in _fitting(batches, self.weight))
-            batches = ((kept.add_(rows), None) for rows, _ in row_blocks(pairs, rows=BLOCK_ROWS))
-        for features, logits in _fitting(batches, self.weight):
-            if self.histogram is not None:
-                self.histogram.add_(features)
-            if logits is None or precision == "float64" or logits.dtype.itemsize < _BYTES_OF_FLOAT32:
-                logits = _head_logits(features, self.weight, self.bias, precision=precision)  # noqa: PLW2901  # better ones
-            yield features, logits
+    def add_(self, features: Tensor, logits: Tensor | None = None) -> Self:
+        """Add a block of rows in place, and return this sum: a fusion's sample takes its rows first.
+
+        Args:
+            features: Shape ``(rows, features)``; at most `BLOCK_ROWS` rows, as for `SensitivitySum.add_`.
+            logits: Shape ``(rows, classes)``, or None to have them computed. Those of half precision are computed anew,
+                as they have lost digits that the features have; in precision ``"float64"`` and for a fusion all are.
+
+        Raises:
+            ShapeError: If features and head do not fit together.
+            NonFiniteError: If computed logits are not finite.
+
+        """
+        weight, settings = self.weight, self.settings
+        if features.shape[1:] != weight.shape[1:]:
+            raise ShapeError(width_message(tuple(features.shape), weight))
+        if self.kept is not None:
+            features, logits = self.kept.add_(features), None
+        if logits is None or settings.precision == "float64" or logits.dtype.itemsize < _BYTES_OF_FLOAT32:
+            rows = features.to(product_dtype(features, precision=settings.precision))
+            logits = product(rows, weight, self.bias)
+            require_finite(logits, name="logits")
+        if self.histogram is not None:
+            self.histogram.add_(features)
+        self.sensitivity.add_(features, logits, weight, temperature=settings.temperature, precision=settings.precision)
+        if self.moments is not None:
+            self.moments.add_(features, _predicted(features, logits, weight, self.bias))
+        return self
 
     def __add__(self, other: object) -> "FitSum":
         """Return the sum over both parts of the data: parts of one head under equal settings."""
@@ -138,37 +152,20 @@ class FitSum:
             return NotImplemented
         if self.settings != other.settings or not torch.equal(self.weight, other.weight.to(self.weight.device)):
             raise OptionError("Sums can be merged only if head and settings are the same, and these differ.")
-        total = replace(
-            self,
-            sensitivity=self.sensitivity + other.sensitivity,
-            histogram=None if self.histogram is None else self.histogram + other.histogram,
-            moments=None if self.moments is None else self.moments + other.moments,
-        )
+        more = other.to_tensors()
+        total = self.with_tensors({name: mine + more[name] for name, mine in self.to_tensors().items()}, None)
         if self.kept is None or other.kept is None:
             return total
         kept = KeptRows(self.kept.hashes.clone(), self.kept.rows.clone())
         displaced = kept.merge_(other.kept)
-        return replace(total, kept=kept).entered(displaced)
+        return replace(total.enter_(displaced), kept=kept)
 
-    def absorbed(self, other: Self) -> Self:
-        """Return the sum over this one and a part that shares its sample, in the memory of this one."""
-        mine, more = self.sensitivity, other.sensitivity
-        total = SensitivitySum(
-            weight=mine.weight.add_(more.weight), neuron=mine.neuron.add_(more.neuron), count=mine.count + more.count
-        )
-        histogram, moments = self.histogram, self.moments
-        if histogram is not None and other.histogram is not None:
-            histogram.counts.add_(other.histogram.counts)
-        if moments is not None and other.moments is not None:
-            moments = moments.absorbed(other.moments)
-        return replace(self, sensitivity=total, moments=moments)
-
-    def entered(self, rows: Tensor) -> "FitSum":
-        """Return the sum with rows, shape ``(rows, features)``, that go past the sample."""
-        if len(rows) == 0:
-            return self
-        nothing_kept = KeptRows.empty(0, features=rows.shape[1], device=rows.device)
-        return self + type(self).of([(rows, None)], self.weight, self.bias, self.settings, kept=nothing_kept)
+    def enter_(self, rows: Tensor) -> Self:
+        """Add rows, shape ``(rows, features)``, that go past the sample to the sums in place, and return this sum."""
+        past = replace(self, kept=None)  # the sums are those of this one
+        for block in rows.split(BLOCK_ROWS):
+            past.add_(block)
+        return self
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the sums as tensors by name, each of which adds up by itself, for `with_tensors`."""
@@ -200,7 +197,7 @@ class FitSum:
         Raises:
             EmptyDataError: If there was no sample, or no score can be fused.
             NonFiniteError: If sums or thresholds are not finite.
-            RatioError: If the ratios leave nothing of the head, or cut among sensitivities whose order was lost.
+            RatioError: If the ratios leave nothing of the head.
 
         """
         if self.kept is not None:
@@ -216,7 +213,6 @@ class FitSum:
             sensitivity=self.sensitivity.mean(),
             react_thresholds={quantile: self.threshold(quantile) for quantile in quantiles},
         )
-        require_known_order(state.sensitivity, state.weight, state.settings)
         state.pruned  # noqa: B018  # ratios that leave nothing are refused here, not at the first score
         return state
 
@@ -225,17 +221,16 @@ class FitSum:
         if seen == 0:
             raise EmptyDataError("There are no training samples: a detector needs at least two.")
         count = min(KEPT_ROWS, max(seen // _KEPT_SHARE, min(_FEWEST_KEPT, seen // 2)))
-        total, kept = self.entered(sample.others(count)), sample.smallest(count)
+        own = self.with_tensors({name: tensor.clone() for name, tensor in self.to_tensors().items()}, None)
+        total, kept = own.enter_(sample.others(count)), sample.smallest(count)
         if total.moments is None:
             raise EmptyDataError("The sums of a fusion have no moments.")
-        sensitivity = total.sensitivity.mean()
-        require_known_order(sensitivity, self.weight, self.settings)
         return fitted_fusion(
             total.moments,
             kept,
             weight=self.weight,
             bias=self.bias,
-            sensitivity=sensitivity,
+            sensitivity=total.sensitivity.mean(),
             react_threshold=total.threshold(REACT_QUANTILE),
             settings=self.settings,
         )
@@ -263,8 +258,7 @@ def summed_blocks(
 ) -> FitSum:
     """Return the sum over cached features, block by block; with a checkpoint, on from where it was.
 
-    Every block is summed by itself and then added, so that a pass that was interrupted between two blocks comes to
-    the same bits as one that was not.
+    A pass that was interrupted between two blocks comes to the same bits as one that was not.
     """
     total, done = zeros, 0
     run = {} if checkpoint is None else _run(blocks, zeros, ranks)
@@ -272,8 +266,9 @@ def summed_blocks(
         found = read_checkpoint(checkpoint, ranks, run=run)
         if found is not None:
             total, done = _resumed(found, zeros, blocks, path=checkpoint.file(ranks)), found.blocks
-    for rows, _ in shown(blocks.after(done), progress):
-        total = total.absorbed(FitSum.of([(rows, None)], total.weight, total.bias, total.settings, kept=total.kept))
+    for rows in shown(blocks.after(done), progress):
+        for block in rows.split(BLOCK_ROWS):
+            total.add_(block)
         done += 1
         if checkpoint is not None and done % checkpoint.every == 0:
             write_checkpoint(checkpoint, ranks, run=run, state=Progressed(done, total.to_tensors() | _kept(total)))
@@ -291,7 +286,7 @@ def added_up(total: FitSum, ranks: Ranks) -> FitSum:
     kept = KeptRows.empty(KEPT_ROWS, features=total.weight.shape[1], dtype=torch.float64, device=total.weight.device)
     parts = zip(gathered(total.kept.hashes, ranks), gathered(total.kept.rows, ranks), strict=True)
     displaced = [kept.merge_(KeptRows(hashes, rows)) for hashes, rows in parts]
-    return replace(sums, kept=kept).entered(torch.cat(displaced))
+    return replace(sums.enter_(torch.cat(displaced)), kept=kept)
 
 
 def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -323,26 +318,6 @@ def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | 
     return weight, bias
 
 
-def _fitting(batches: Iterable[tuple[Tensor, Tensor | None]], weight: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield batches whose features are as wide as the head."""
-    for features, logits in batches:
-        if features.shape[1:] != weight.shape[1:]:
-            raise ShapeError(width_message(tuple(features.shape), weight))
-        yield features, logits
-
-
-def _empty_moments(weight: Tensor, settings: Settings) -> FeatureMoments:
-    """Return the empty sums that the members of a fusion need."""
-    members, (classes, features) = settings.members or (), weight.shape
-    return FeatureMoments.zeros(
-        classes=classes,
-        features=features,
-        has_product="vim" in members,
-        has_directions="mahalanobis" in members or "relative_mahalanobis" in members,
-        device=weight.device,
-    )
-
-
 def _predicted(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the predicted class of each row, shape ``(batch,)``; by float64 where float32 cannot tell two apart."""
     first = logits.topk(2, dim=1)
@@ -352,13 +327,6 @@ def _predicted(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | 
     if len(close):
         predicted[close] = product(features[close].double(), weight, bias).argmax(1)
     return predicted
-
-
-def _head_logits(features: Tensor, weight: Tensor, bias: Tensor | None, *, precision: Precision) -> Tensor:
-    """Return the head's logits of features, shape ``(batch, classes)``; refuse overflow."""
-    logits = product(features.to(product_dtype(features, precision=precision)), weight, bias)
-    require_finite(logits, name="logits")
-    return logits
 
 
 def _kept(total: FitSum) -> dict[str, Tensor]:

@@ -11,9 +11,8 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # torch docu
 
 from opnp.core.fusion import tail_reason, tail_scales
 from opnp.core.masks import Masks, pruned_weight
-from opnp.core.members import ClassGaussian, PrincipalSpace
+from opnp.core.members import REACT_QUANTILE, ClassGaussian, Panel, PrincipalSpace, member_scores
 from opnp.core.moments import FeatureMoments
-from opnp.core.panel import REACT_QUANTILE, Panel, member_scores
 from opnp.core.sensitivity import Sensitivity, product_dtype
 from opnp.errors import EmptyDataError, MemberWarning, OpnpError
 from opnp.fitted import FittedState, Settings, neurons_kept, product, weights_kept

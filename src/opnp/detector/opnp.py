@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from opnp.core.checks import checked_matrix, require_finite
 from opnp.core.masks import Masks, Scope
-from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName, score_logits
+from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName
 from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype
 from opnp.core.shaping import Shaping
 from opnp.data import FeatureSource
@@ -23,7 +23,7 @@ from opnp.detector.fit_pass import FitSum, added_up, checked_head, summed_blocks
 from opnp.detector.progress import Progress, shown
 from opnp.detector.settings import Tuned, settings_from
 from opnp.detector.storage import read_detector, state_bytes, state_from_bytes, write_detector
-from opnp.detector.sweeping import swept
+from opnp.detector.sweeping import own_score, swept
 from opnp.detector.tuning import tuned
 from opnp.distributed import Ranks, require_equal, sent_by_first, together
 from opnp.errors import NotCalibratedError, NotFittedError, OptionError
@@ -177,11 +177,12 @@ class OPNP:
             NonFiniteError: If features or logits are not finite.
             InputTypeError: If batches cannot be read, or the model refuses their dtype.
             InsufficientMemoryError: If the model, or a batch in it, needs more memory than there is.
-            RatioError: If the ratios leave nothing of this head, or cut among sensitivities too small for float64.
+            RatioError: If the ratios leave nothing of this head.
             CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
         Warns:
             MemberWarning: If a score cannot be fused.
+            RatioWarning: If a ratio removes nothing, or cuts among sensitivities that underflowed.
 
         """
         ranks = Ranks.joined() if distributed else Ranks()
@@ -246,11 +247,12 @@ class OPNP:
             ShapeError: If the shapes do not fit together, or there are fewer than two classes.
             EmptyDataError: If there are no rows, or too few to fuse scores by.
             NonFiniteError: If features or head are not finite.
-            RatioError: If the ratios leave nothing of this head, or cut among sensitivities too small for float64.
+            RatioError: If the ratios leave nothing of this head.
             CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
         Warns:
             MemberWarning: If a score cannot be fused.
+            RatioWarning: If a ratio removes nothing, or cuts among sensitivities that underflowed.
 
         """
         ranks = Ranks.joined() if distributed else Ranks()
@@ -260,9 +262,9 @@ class OPNP:
             blocks = feature_blocks(features, weight, size=batch_size, is_part=not ranks.is_alone)
             known = ood = None
             if ranks.is_first and validation is not None:
-                known = feature_blocks(validation, weight, name="validation").features()
+                known = feature_blocks(validation, weight, name="validation")
             if ranks.is_first and validation_ood is not None:
-                ood = feature_blocks(validation_ood, weight, name="validation_ood").features()
+                ood = feature_blocks(validation_ood, weight, name="validation_ood")
             zeros = FitSum.zeros(*head, self._given)
             total = summed_blocks(blocks, zeros, ranks=ranks, checkpoint=checkpoint, progress=progress)
         total = added_up(total, ranks)
@@ -314,7 +316,7 @@ class OPNP:
 
         """
         state = self._fitted()
-        self._state = state.calibrated(feature_blocks(features, state.weight).features(), keep=keep)
+        self._state = state.calibrated(feature_blocks(features, state.weight), keep=keep)
         return self
 
     def with_ratios(self, ratios: Ratios, *, neuron: NeuronReading | None = None, scope: Scope | None = None) -> Self:
@@ -333,7 +335,7 @@ class OPNP:
 
         Raises:
             NotFittedError: If nothing was fitted.
-            RatioError: If the ratios leave nothing of this head, or cut among sensitivities too small for float64.
+            RatioError: If the ratios leave nothing of this head.
 
         """
         state = self._fitted()
@@ -485,8 +487,8 @@ class OPNP:
 
         Raises:
             NotFittedError: If nothing was fitted.
-            RatioError: If any of the ratios leaves nothing of the head, or cuts among sensitivities too small for
-                float64: there are no scores then, of the other ratios neither.
+            RatioError: If any of the ratios leaves nothing of the head: there are no scores then, of the other ratios
+                neither.
             OptionError: If `ratios` is empty, or no list of them.
 
         """
@@ -495,7 +497,7 @@ class OPNP:
         if not isinstance(ratios, Sequence) or not ratios or not all(isinstance(each, Ratios) for each in ratios):
             raise OptionError(f"`ratios` must be a list of one or more Ratios(...), got {ratios!r}.")
         present = replace(state.settings, members=None)
-        found = dict(swept(state, [replace(present, ratios=each) for each in ratios], rows, _score))
+        found = dict(swept(state, [replace(present, ratios=each) for each in ratios], rows, own_score))
         dtype = product_dtype(rows, precision=present.precision)
         if present.score != "max_logit" and present.temperature > LARGEST_FLOAT32_TEMPERATURE:
             dtype = torch.float64
@@ -789,10 +791,6 @@ class OPNP:
         found = self._fitted().explanation(features, self._calibration())
         values = (_released(value, is_single=is_single) for value in (found.p_value, found.share))
         return Explanation(found.members, *values)
-
-
-def _score(logits: Tensor, settings: Settings) -> tuple[Tensor]:
-    return (score_logits(logits, score=settings.score, temperature=settings.temperature),)
 
 
 def _copied(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

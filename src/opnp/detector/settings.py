@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from opnp.core.masks import Scope
-from opnp.core.panel import PANEL
+from opnp.core.members import PANEL
 from opnp.core.scores import ScoreName
 from opnp.core.sensitivity import NeuronReading, Precision
 from opnp.core.shaping import Shaping

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from opnp.artifact import read_artifact, write_artifact
 from opnp.core.checks import require_finite
-from opnp.core.panel import REACT_QUANTILE, Panel
+from opnp.core.members import REACT_QUANTILE, Panel
 from opnp.core.sensitivity import Sensitivity
 from opnp.core.shaping import ReAct
 from opnp.detector.fit_pass import checked_head
 from opnp.errors import ArtifactError, InputTypeError, NonFiniteError, OptionError, ShapeError
 from opnp.files.typed_json import typed_value
-from opnp.fitted import Calibration, FittedState, Settings, Tuning, head_digest
+from opnp.fitted import Calibration, FittedState, Settings, Tuning, TuningFigures, head_digest
 
 __all__ = ["FORMAT_VERSION", "read_detector", "state_bytes", "state_from_bytes", "write_detector"]
 
@@ -38,18 +38,6 @@ class _HeadFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class _TuningFacts:
-    """What the metadata say of how ratios were tuned; the attributes are those of `Tuning`."""
-
-    settings: Mapping[str, object]
-    tried: int
-    searched: tuple[int, int]
-    unsearched: tuple[int, int]
-    auroc: float
-    energy_auroc: float
-
-
-@dataclass(frozen=True, slots=True)
 class _FusionFacts:
     """What the metadata say of a fusion."""
 
@@ -67,7 +55,7 @@ class _Told:
     training_samples: int
     react_thresholds: tuple[tuple[float, float], ...]
     fusion: _FusionFacts | None
-    tuning: _TuningFacts | None
+    tuning: Mapping[str, object] | None
     keep: float | None
     head: _HeadFacts
     input_axes: int | Mapping[str, int] | None
@@ -189,15 +177,11 @@ def _of_first_version(metadata: dict[str, object], path: str | os.PathLike[str])
     return metadata | {"fusion": None, "tuning": None}
 
 
-def _tuning(facts: _TuningFacts) -> Tuning:
-    return Tuning(
-        settings=Settings.from_json(facts.settings),
-        tried=facts.tried,
-        searched=facts.searched,
-        unsearched=facts.unsearched,
-        auroc=facts.auroc,
-        energy_auroc=facts.energy_auroc,
-    )
+def _tuning(facts: Mapping[str, object]) -> Tuning:
+    others = {name: value for name, value in facts.items() if name != "settings"}
+    figures = typed_value(TuningFigures, others, name="the tuning")
+    settings = Settings.from_json(facts["settings"])  # type: ignore[arg-type]  # what is no mapping is refused there
+    return Tuning(**asdict(figures), settings=settings)
 
 
 def _with_fusion(state: FittedState, facts: _FusionFacts, tensors: Mapping[str, Tensor]) -> FittedState:

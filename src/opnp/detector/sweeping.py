@@ -16,11 +16,12 @@ from torch import Tensor
 
 from opnp.core.checks import require_finite
 from opnp.core.masks import Masks, pruned_weight
+from opnp.core.scores import score_logits
 from opnp.core.sensitivity import product_dtype
 from opnp.core.shaping import ReAct, shaped
-from opnp.fitted import FittedState, Settings, neurons_kept, require_known_order, weights_kept
+from opnp.fitted import FittedState, Settings, neurons_kept, weights_kept
 
-__all__ = ["Readout", "swept"]
+__all__ = ["Readout", "own_score", "swept"]
 
 Readout = Callable[[Tensor, Settings], tuple[Tensor, ...]]
 """Reads logits, shape ``(rows, classes)``, off under a setting: any number of tensors of shape ``(rows,)``."""
@@ -53,11 +54,11 @@ def swept(
         product to rounding.
 
     Raises:
-        RatioError: If ratios leave nothing of the head, or cut among sensitivities whose order was lost.
+        RatioError: If ratios leave nothing of the head.
         NonFiniteError: If logits are not finite.
 
     Warns:
-        RatioWarning: If a ratio above 0 removes no entry.
+        RatioWarning: If a ratio above 0 removes no entry, or cuts among sensitivities that underflowed.
 
     """
     heads = _Heads(fitted, {}, {})
@@ -72,6 +73,11 @@ def swept(
                 part.append(values)
         for place, part in zip(places, parts, strict=True):
             yield place, tuple(torch.cat(columns) for columns in zip(*part, strict=True))
+
+
+def own_score(logits: Tensor, settings: Settings) -> tuple[Tensor]:
+    """Read the score that settings name off logits."""
+    return (score_logits(logits, score=settings.score, temperature=settings.temperature),)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -94,8 +100,6 @@ class _Heads:
         ratios = settings.ratios
         weights = (settings.scope, ratios.w_min, ratios.w_max)
         neurons = (settings.neuron, ratios.o_min, ratios.o_max)
-        if weights not in self.weights or neurons not in self.neurons:
-            require_known_order(self.fitted.sensitivity, self.fitted.weight, settings)
         if weights not in self.weights:
             if len(self.weights) * self.fitted.weight.numel() > _MASKS:
                 self.weights.clear()

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from opnp.core.masks import Scope
 from opnp.core.metrics import auroc
-from opnp.core.scores import score_logits
 from opnp.core.sensitivity import NeuronReading
-from opnp.detector.sweeping import swept
+from opnp.detector.sweeping import own_score, swept
 from opnp.errors import EmptyDataError, RatioError, RatioWarning, SignedFeaturesWarning
-from opnp.fitted import FittedState, Ratios, Settings, Tuning, require_known_order
+from opnp.fitted import FittedState, Ratios, Settings, Tuning
 
 __all__ = ["FEWEST_TUNED", "tuned"]
 
@@ -102,7 +101,7 @@ def _aurocs(state: FittedState, settings: list[Settings], features: Tensor, ood:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RatioWarning)
         warnings.simplefilter("ignore", SignedFeaturesWarning)
-        for place, (scores,) in swept(state, settings, torch.cat([features, ood]), _score):
+        for place, (scores,) in swept(state, settings, torch.cat([features, ood]), own_score):
             values[place] = auroc(scores[: len(features)], scores[len(features) :])
     return values
 
@@ -111,22 +110,14 @@ def _auroc(state: FittedState, settings: Settings, features: Tensor, ood: Tensor
     return _aurocs(state, [settings], features, ood)[0]
 
 
-def _score(logits: Tensor, settings: Settings) -> tuple[Tensor]:
-    return (score_logits(logits, score=settings.score, temperature=settings.temperature),)
-
-
 def _is_sound(state: FittedState, settings: Settings) -> bool:
-    """Return whether the ratios leave something of this head, and cut where the order is known."""
-    with contextlib.suppress(RatioError), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RatioWarning)
-        require_known_order(state.sensitivity, state.weight, settings)
-        neurons, ratios = state.weight.shape[1], settings.ratios
-        weights = neurons if settings.scope == "class" else state.weight.numel()
-        return (
-            round(ratios.w_min * weights) + round(ratios.w_max * weights) < weights
-            and round(ratios.o_min * neurons) + round(ratios.o_max * neurons) < neurons
-        )
-    return False
+    """Return whether the ratios leave something of this head."""
+    neurons, ratios = state.weight.shape[1], settings.ratios
+    weights = neurons if settings.scope == "class" else state.weight.numel()
+    return (
+        round(ratios.w_min * weights) + round(ratios.w_max * weights) < weights
+        and round(ratios.o_min * neurons) + round(ratios.o_max * neurons) < neurons
+    )
 
 
 def _joined(first: Settings, second: Settings) -> Settings:

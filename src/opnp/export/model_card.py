@@ -11,7 +11,7 @@ from typing import Self
 import torch
 
 from opnp.core.conformal import flagged_rank
-from opnp.core.panel import PANEL, PRUNED_HEAD
+from opnp.core.members import PANEL, PRUNED_HEAD
 from opnp.fitted import FittedState, Ratios, Tuning
 
 __all__ = ["FalseAlarms", "card_text"]

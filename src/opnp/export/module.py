@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from opnp.core.conformal import flagged_rank
 from opnp.core.fusion import fused_score, tail_units
-from opnp.core.panel import Panel, member_scores
+from opnp.core.members import Panel, member_scores
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, energy_rows, score_logits
 from opnp.core.sensitivity import product_dtype
 from opnp.core.shaping import shaped_rows

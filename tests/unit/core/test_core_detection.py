@@ -5,8 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opnp.core import aupr, auroc, fpr_at_tpr
-from opnp.core.detection import detection_metrics
+from opnp.core import aupr, auroc, detection_metrics, fpr_at_tpr
 from opnp.errors import EmptyDataError, NonFiniteError, ShapeError
 
 SCORES = st.lists(

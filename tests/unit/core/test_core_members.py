@@ -99,17 +99,6 @@ def test_sums_come_back_from_their_tensors() -> None:
             FeatureMoments.from_tensors({key: tensors[key] for key in tensors if key != name}, count=80)
 
 
-def test_sums_are_absorbed_in_place() -> None:
-    one, other = summed(TRAINING), summed(FRESH)
-    expected, before = one + other, {name: tensor.clone() for name, tensor in other.to_tensors().items()}
-    found = one.absorbed(other)
-    assert found.count == expected.count == 89
-    for name, tensor in found.to_tensors().items():
-        assert tensor is one.to_tensors()[name]
-        assert tensor.equal(expected.to_tensors()[name])
-        assert other.to_tensors()[name].equal(before[name])
-
-
 def test_sums_of_different_heads_are_not_merged() -> None:
     one, other = (FeatureMoments.zeros(classes=classes, features=3) for classes in (2, 4))
     with pytest.raises(ShapeError, match=r"\(classes, features\) is \(2, 3\) on the left and \(4, 3\) on the right\.$"):
@@ -326,13 +315,6 @@ def test_a_sample_of_rows_keeps_to_its_limit() -> None:
     assert (len(kept), len(again)) == (3, 10)
     meta = KeptRows.empty(3, features=2, device="meta")
     assert meta.rows.device.type == meta.hashes.device.type == "meta"
-
-
-def test_a_sample_of_no_row_passes_every_row_on() -> None:
-    kept, rows = KeptRows.empty(0, features=2), torch.arange(20.0).reshape(10, 2)
-    assert kept.add_(rows).equal(rows)
-    assert len(kept) == 0
-    assert tuple(kept.smallest(5).shape) == (0, 2)
 
 
 @pytest.mark.parametrize("of_sample", [torch.float32, torch.float64])

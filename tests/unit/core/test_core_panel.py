@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from opnp.core import MEMBERS, PANEL, Panel, fused_score, member_scores, tail_scales, tail_units
-from opnp.core import panel as panel_module
-from opnp.core.members import ClassGaussian, PrincipalSpace, boundary_weights
+from opnp.core import members as panel_module
+from opnp.core.members import PRUNED_HEAD, REACT_QUANTILE, ClassGaussian, PrincipalSpace, boundary_weights
 from opnp.core.moments import FeatureMoments
-from opnp.core.panel import PRUNED_HEAD, REACT_QUANTILE
 
 CLASSES, WIDTH = 5, 20
 
