@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import opnp.model.head_search
+import opnp.model.search
 import opnp.model.stream
 from benchmarks.measuring import Outcome, seconds
 from benchmarks.models import cifar_densenet, large_head
 from opnp import OPNP, Ratios
 from opnp.detector.fit_pass import FitSum
-from opnp.model import Inputs, head_stream
-from opnp.model.batches import run_model
+from opnp.model import Inputs, head_stream, run_model
 
 __all__ = ["pass_overhead"]
 
@@ -32,7 +31,7 @@ class _Forward:
 @contextmanager
 def _timed_forward() -> Iterator[_Forward]:
     """Take the time of every forward pass that the library makes meanwhile, wherever it makes it."""
-    spent, places = _Forward(), (opnp.model.stream, opnp.model.head_search)
+    spent, places = _Forward(), (opnp.model.stream, opnp.model.search)
     plain = run_model
 
     def timed(model: nn.Module, inputs: Inputs, *, device: torch.device | None) -> object:

@@ -138,7 +138,10 @@ def test_odin_is_computed_if_it_is_asked_for(opnp: Opnp, here: Path) -> None:
         (("bench",), "Give exactly one of `--features DIR`, for features that are there, and `--model NAME`"),
         ((*MODEL, *DATA, "--features", "."), "Give exactly one of `--features DIR`"),
         (("bench", "--features", ".", "--id", "x", "--mean", "0.5"), "--id, --mean belong to `--model`"),
-        (("bench", "--features", ".", "--amp", "bf16", "--compile"), "--amp, --compile belong to `--model`"),
+        (
+            ("bench", "--features", ".", "--amp", "bf16", "--channels-last"),
+            "--amp, --channels-last belong to `--model`",
+        ),
         ((*MODEL, "--ood", "noise=noise.safetensors"), "`--model` needs inputs to judge by: give `--id PATH`"),
         ((*MODEL, "--id", "test.safetensors", "--train", "train.safetensors"), "give `--ood NAME=PATH`"),
         ((*MODEL, *DATA, "--methods", "gram"), "`methods` must be groups"),

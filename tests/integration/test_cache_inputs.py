@@ -127,7 +127,6 @@ def test_texts_are_cached_and_judged(opnp: Opnp, here: Path) -> None:
         (("--test", "train.jsonl", *MODEL), "train.jsonl holds texts, and the model takes images"),
         (("--test", "some.npy", "--model", "hf:bert"), "some.npy holds images, and the model takes texts"),
         (("--test", "both", "--model", "hf:bert"), "both holds the splits train, test: give one of them"),
-        (("--test", "train.jsonl", "--model", "hf:bert", "--compile"), "`compile` takes models of one tensor"),
     ],
 )
 def test_mistakes_are_one_message(opnp: Opnp, here: Path, arguments: tuple[object, ...], message: str) -> None:

@@ -1,6 +1,5 @@
 """Models whose forwards answer, compute or behave in unusual ways, each in a function that returns it."""
 
-import copy
 from collections import namedtuple
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -221,15 +220,6 @@ def moving_average_in_a_buffer() -> nn.Module:
         model.mean.mul_(0.9).add_(rows.mean(0), alpha=0.1)
         model.steps = model.steps + 1
         return model.fc(rows)
-
-    return Forward(made)
-
-
-def copies_itself_in_its_first_run() -> nn.Module:
-    def made(model: Any, inputs: Tensor) -> Any:
-        if not hasattr(model, "teacher"):
-            model.teacher = copy.deepcopy(model.fc)
-        return model.fc(model.body(inputs))
 
     return Forward(made)
 

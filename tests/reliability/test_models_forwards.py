@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
 from opnp.errors import HeadMismatchError, HeadNotFoundError, InputTypeError, NonFiniteError, OpnpWarning, ShapeError
-from opnp.model import find_head, head_stream
+from opnp.model import head_stream
 from tests.reliability import models_forwards as forwards
 from tests.reliability.models_forwards import Answer, Pair, answering
-from tests.reliability.models_world import Case, Net, built, check_refused, check_right, images, untouched
+from tests.reliability.models_world import Case, built, check_refused, check_right, images, untouched
 from tests.tried import Tried
 
 pytestmark = pytest.mark.reliability
@@ -30,7 +30,6 @@ RIGHT = (
     Case(forwards.random_numbers_without_effect, own=("random numbers",)),
     Case(forwards.counts_its_runs, own=_RUNS),
     Case(forwards.moving_average_in_a_buffer),
-    Case(forwards.copies_itself_in_its_first_run, own=("attributes of ", "teacher")),
     Case(forwards.detached_features),
     Case(forwards.features_in_memory_that_is_used_again, own=("buffer place",)),
     Case(forwards.features_written_to_after_the_head),
@@ -178,25 +177,6 @@ def test_a_write_to_the_body_is_told_and_one_to_the_head_noticed(tried: Tried) -
     detector = OPNP(ratios=Ratios(), shaping=None).fit(built(forwards.writes_to_its_head), images("train"))
     with pytest.raises(HeadMismatchError, match="its weights have changed since"):
         detector.score(images("probe")[0])
-
-
-def test_no_hook_is_left_in_copies_that_a_model_makes(tried: Tried) -> None:
-    tried("models", "models that copy parts of themselves", 2)
-    for run in (lambda model: find_head(model, images("probe")[0]), lambda model: _streamed(model, "fc")):
-        model = built(forwards.copies_itself_in_its_first_run)
-        run(model)
-        teacher = model.get_submodule("teacher")
-        assert not teacher._forward_hooks
-        assert not teacher._forward_pre_hooks
-        assert not teacher._forward_hooks_with_kwargs
-        assert not teacher._forward_pre_hooks_with_kwargs
-
-
-def _streamed(model: nn.Module, head: str) -> None:
-    with head_stream(model, images("train"), head=find_head(Net(), images("probe")[0], head=head)) as _:
-        pass
-    with head_stream(model, images("train"), head=head) as stream:
-        list(stream.batches)
 
 
 def test_features_and_logits_of_a_square_batch_are_not_mixed_up(tried: Tried) -> None:

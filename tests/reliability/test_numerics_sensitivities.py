@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from opnp.core import (
-    LayerSensitivitySum,
     Precision,
     Sensitivity,
     SensitivitySum,
@@ -127,9 +126,6 @@ def test_what_is_not_finite_is_named(tried: Tried, place: str, value: float) -> 
     message = r"^\d+ sensitivities are NaN or infinite: features, logits or weights"
     with pytest.raises(NonFiniteError, match=message):
         total.mean()
-    layer = LayerSensitivitySum.from_linear([(parts["features"], parts["logits"])], parts["weight"])
-    with pytest.raises(NonFiniteError, match=message):
-        layer.mean()
 
 
 @pytest.mark.reliability

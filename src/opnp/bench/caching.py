@@ -12,7 +12,6 @@ from torch import nn
 
 from opnp.adapters import require_odin
 from opnp.bench.cache_folder import CacheFolder
-from opnp.bench.compiled_forward import CompiledForward
 from opnp.bench.feature_pass import FeaturePass
 from opnp.bench.feature_source import (
     SOURCE_FILE,
@@ -71,7 +70,6 @@ def cache_features(
     workers: int = 0,
     amp: Amp = "none",
     is_channels_last: bool = False,
-    is_compiled: bool = False,
     auto_batch: bool = False,
     distributed: bool = False,
     progress: Progress = None,
@@ -93,7 +91,7 @@ def cache_features(
         weights: File that the model's weights came from; it is recorded by name and digest.
         head: Dotted name of the head; None to search.
         logits: Where the logits are in the model's output, as for `OPNP.fit`: an index, a key or attribute; None where
-            that is plain. ODIN and `is_compiled` need it to be plain.
+            that is plain. ODIN needs it to be plain.
         device: Where to run; None for where the model is.
         batch_size: Inputs a batch.
         dtype: Type to store features in: ``torch.float16`` or ``torch.float32``.
@@ -104,9 +102,7 @@ def cache_features(
         amp: ``bf16`` to run the model in bfloat16 where autocast of torch takes it for safe. The head's weights, and
             ODIN, stay as they are.
         is_channels_last: Whether images and weights of convolutions lie in memory channels last while the model runs.
-        is_compiled: Whether the layers before the head are compiled (`torch.compile`); its output must be the model's.
-        auto_batch: Whether to run a batch that needs more memory than there is in halves, with a warning. Compiled
-            layers take batches of one size.
+        auto_batch: Whether to run a batch that needs more memory than there is in halves, with a warning.
         distributed: Whether this is one of several processes of a process group of torch, each of which calls this
             with the same arguments, computes a part of every set, and sends it to rank 0, which writes.
         progress: Wrapper of iterables that shows progress, one step a batch.
@@ -116,7 +112,7 @@ def cache_features(
 
     Raises:
         OptionError: If a name, `dtype` or `amp` is none of those, labels are no classes of the model, features are too
-            large for float16, the model cannot be compiled, or ODIN is wanted of several processes.
+            large for float16, or ODIN is wanted of several processes.
         EmptyDataError: If there is no set, or nothing of one can be read.
         DataFileError: If an input of a strict set cannot be read, names of classes do not fit the model, or `out` holds
             other features.
@@ -128,16 +124,10 @@ def cache_features(
 
     """
     ranks = Ranks.joined() if distributed else Ranks()
-    forward = Forward(amp=amp, is_channels_last=is_channels_last, is_compiled=is_compiled)
+    forward = Forward(amp=amp, is_channels_last=is_channels_last)
     judged = [each for each in sets if each != "train"] if is_odin_wanted else []
     with together(ranks):
         transform = _checked(sets, dtype)
-        if is_compiled and logits is not None:
-            raise OptionError("`compile` takes models whose output is the logits: leave it out, or `logits`.")
-        if is_compiled and auto_batch:
-            raise OptionError(
-                "`compile` is for batches of one size, which cannot be halved: leave it or auto-batch out."
-            )
         std = channel_std(transform)
         if judged and std is not None:
             _require_odin(ranks)
@@ -147,7 +137,6 @@ def cache_features(
             logits=logits,
             device=device,
             forward=forward,
-            compiled=CompiledForward.from_model(model, batch_size=batch_size) if is_compiled else None,
             batch_size=batch_size,
             workers=workers,
             dtype=dtype,

@@ -2,16 +2,14 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from opnp.bench.compiled_forward import CompiledForward
 from opnp.bench.forward import Forward, target_device
 from opnp.bench.model_failure import model_failure_text
 from opnp.bench.model_run import Progress
@@ -19,7 +17,7 @@ from opnp.core.checks import require_class_indices
 from opnp.data import FeatureSet, InputSet
 from opnp.distributed import Ranks, gathered, gathered_bytes, together
 from opnp.errors import DataFileError, ModelRunError, OpnpError, OptionError
-from opnp.model import BatchHalving, Head, HeadStream, head_stream, inputs_of
+from opnp.model import BatchHalving, Head, HeadStream, head_stream
 
 __all__ = ["FeaturePass", "PassResult"]
 
@@ -54,7 +52,6 @@ class FeaturePass:
         logits: Where the logits are in its output: an index, a key or attribute; None where that is plain.
         device: Where to run; None for where the model is.
         forward: Options of the forward pass.
-        compiled: The model to be compiled, where `forward` asks for that.
         batch_size: Inputs a batch.
         workers: Processes that read and prepare inputs; 0 to do so here.
         dtype: Type of the features.
@@ -69,7 +66,6 @@ class FeaturePass:
     logits: int | str | None
     device: torch.device | str | None
     forward: Forward
-    compiled: CompiledForward | None
     batch_size: int
     workers: int
     dtype: torch.dtype
@@ -113,7 +109,15 @@ class FeaturePass:
         with self.forward.laid_out(self.model), self.forward.autocast(target):
             batches = self.forward.moved(self._own_or_first(inputs, rows), target)
             try:
-                with self._opened(batches) as (stream, head):
+                with head_stream(
+                    self.model,
+                    batches,
+                    head=self.head,
+                    logits=self.logits,
+                    device=self.device,
+                    halving=self.halving,
+                ) as stream:
+                    head = stream.head
                     _require_classes(inputs, len(head.weight), is_inside=is_inside)
                     features, right = self._read(stream, max(1, len(rows)), is_inside=is_inside)
             except (OpnpError, OSError):
@@ -131,30 +135,6 @@ class FeaturePass:
             yield batch
         if not is_any:
             yield inputs.first_batch()
-
-    @contextmanager
-    def _opened(self, batches: Iterable[object]) -> Iterator[tuple[HeadStream, Head]]:
-        if self.compiled is None:
-            with head_stream(
-                self.model,
-                batches,
-                head=self.head,
-                logits=self.logits,
-                device=self.device,
-                halving=self.halving,
-            ) as stream:
-                yield stream, stream.head
-            return
-        iterator = iter(batches)
-        first = next(iterator)
-        probe = inputs_of(first)
-        if not isinstance(probe, Tensor):
-            raise OptionError("`compile` takes models of one tensor, and this one takes several by name: leave it out.")
-        with (
-            self.compiled.opened(probe[:2], head=self.head, device=self.device) as (cut, head),
-            head_stream(cut, chain([first], iterator)) as stream,
-        ):
-            yield stream, head
 
     def _read(self, stream: HeadStream, rows: int, *, is_inside: bool) -> tuple[Tensor, int]:
         features, filled, right = torch.empty(0, dtype=self.dtype), 0, 0

@@ -1,4 +1,4 @@
-"""How a model is run on images to read its features: precision, memory format, and whether it is compiled."""
+"""How a model is run on images to read its features: precision and memory format."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +24,6 @@ class Forward:
     Attributes:
         amp: Precision.
         is_channels_last: Whether images and the weights of convolutions lie in memory channels last.
-        is_compiled: Whether the layers before the head are compiled by `torch.compile`.
 
     Raises:
         OptionError: If `amp` is none of its values.
@@ -37,7 +36,6 @@ class Forward:
 
     amp: Amp = "none"
     is_channels_last: bool = False
-    is_compiled: bool = False
 
     def __post_init__(self) -> None:
         """Check the precision."""
@@ -50,7 +48,6 @@ class Forward:
         chosen = {
             "amp": self.amp if self.amp != "none" else None,
             "channels_last": self.is_channels_last,
-            "compile": self.is_compiled,
         }
         return {name: value for name, value in chosen.items() if value}
 

@@ -12,7 +12,6 @@ from opnp.cli.model_options import (
     AutoBatch,
     BatchSize,
     ChannelsLast,
-    Compile,
     DeviceName,
     DtypeName,
     FeaturesDtype,
@@ -80,7 +79,6 @@ def bench(
     workers: Workers = 0,
     amp: AmpOption = AmpName.none,
     channels_last: ChannelsLast = False,
-    compile: Compile = False,  # noqa: A002  # the name of the option
     strict: Strict = False,
     auto_batch: AutoBatch = False,
     methods: Annotated[
@@ -137,7 +135,7 @@ def bench(
             batch_size=batch_size,
             dtype=dtype,
             workers=workers,
-            forward=Forward(amp=amp.value, is_channels_last=channels_last, is_compiled=compile),
+            forward=Forward(amp=amp.value, is_channels_last=channels_last),
             is_strict=strict,
             auto_batch=auto_batch,
             is_quiet=json,
@@ -155,7 +153,6 @@ def bench(
             "--workers": workers or None,
             "--amp": None if amp is AmpName.none else amp,
             "--channels-last": channels_last or None,
-            "--compile": compile or None,
             "--strict": strict or None,
             "--auto-batch": auto_batch or None,
         }

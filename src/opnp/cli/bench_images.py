@@ -94,7 +94,6 @@ def cached_for_bench(
         workers=workers,
         amp=forward.amp,
         is_channels_last=forward.is_channels_last,
-        is_compiled=forward.is_compiled,
         auto_batch=auto_batch,
         progress=progress_bar("caching", is_quiet=is_quiet),
     )

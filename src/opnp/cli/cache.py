@@ -12,7 +12,6 @@ from opnp.cli.model_options import (
     AutoBatch,
     BatchSize,
     ChannelsLast,
-    Compile,
     DeviceName,
     DtypeName,
     FeaturesDtype,
@@ -71,7 +70,6 @@ def cache(
     workers: Workers = 0,
     amp: AmpOption = AmpName.none,
     channels_last: ChannelsLast = False,
-    compile: Compile = False,  # noqa: A002  # the name of the option
     odin: Annotated[
         bool,
         typer.Option(help="Compute the scores of ODIN for test and OOD images, which need the model, for opnp bench."),
@@ -120,7 +118,6 @@ def cache(
             workers=workers,
             amp=amp.value,
             is_channels_last=channels_last,
-            is_compiled=compile,
             auto_batch=auto_batch,
             distributed=not ranks.is_alone,
             progress=progress_bar("caching", is_quiet=json or not ranks.is_first),

@@ -22,7 +22,6 @@ __all__ = [
     "AutoBatch",
     "BatchSize",
     "ChannelsLast",
-    "Compile",
     "DataPath",
     "DeviceName",
     "DtypeName",
@@ -94,9 +93,6 @@ AutoBatch = Annotated[
 ]
 ChannelsLast = Annotated[
     bool, typer.Option("--channels-last", help="Run convolutions with channels last in memory, mostly faster on GPUs.")
-]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the layers before the head with torch.compile; pays for many images.")
 ]
 
 

@@ -2,8 +2,7 @@
 
 - `sensitivity`: mean absolute gradients of the energy, in closed form (step 1)
 - `masks`: which weights and neurons stay (step 2)
-- `layer_sensitivity`, `layer_masks`: the same for any layer, from the gradients that a backward pass brings
-- `position_products`: what those are made of, in chunks
+- `layers`: the same two for any layer, from the gradients that a backward pass brings
 - `scores`: how much an input looks out of distribution, from logits (step 3)
 - `shaping`: ReAct, ASH-S and SCALE on features, before the head
 - `conformal`: p-values and verdicts with a guarantee
@@ -25,8 +24,7 @@ from opnp.core.conformal import (
 )
 from opnp.core.fusion import fused_score, member_shares, tail_scales, tail_units
 from opnp.core.histogram import ValueHistogram
-from opnp.core.layer_masks import layer_masks
-from opnp.core.layer_sensitivity import Geometry, LayerSensitivitySum, energy_gradient
+from opnp.core.layers import LayerSensitivitySum, layer_masks
 from opnp.core.masks import Masks, Scope, keep_mask, neuron_mask, pruned_count, pruned_weight, weight_mask
 from opnp.core.members import (
     MEMBERS,
@@ -84,7 +82,6 @@ __all__ = [
     "ClassGaussian",
     "DetectionMetrics",
     "FeatureMoments",
-    "Geometry",
     "LayerSensitivitySum",
     "Masks",
     "NeuronReading",
@@ -107,7 +104,6 @@ __all__ = [
     "auroc",
     "conformal_p_value",
     "detection_metrics",
-    "energy_gradient",
     "energy_score",
     "entropy_score",
     "expected_calibration_error",

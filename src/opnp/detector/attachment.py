@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock, RLock
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +27,6 @@ from opnp.model import (
 )
 
 __all__ = ["ModelLink", "linked_by_digest"]
-
-
-_LOCKS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
-_CHOOSING = Lock()
-
-
-def _alone(model: nn.Module) -> RLock:
-    """Return the lock of a model: threads that score by it lend it one after the other, as each sets mode and hooks."""
-    with _CHOOSING:
-        return _LOCKS.setdefault(model, RLock())
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,7 +74,7 @@ class ModelLink:
             )
         self.require_unchanged()
         batch, is_single = as_batch(inputs_of(inputs), self.axes)
-        with _alone(self.model), head_tap(self.model, self.head, device=self.device, is_checked=False) as tap:
+        with head_tap(self.model, self.head, device=self.device, is_checked=False) as tap:
             features, _ = self.halving.outcome(partial(tap, labels=labels_of(inputs)), batch)
         require_finite(features, name="features")
         return with_float64(features), is_single

@@ -1,15 +1,12 @@
 """Models as they are: find the head, stream (features, logits), leave no trace."""
 
-from opnp.model.batch_halving import BatchHalving, is_out_of_memory
-from opnp.model.batches import InputAxes, Inputs, as_batch, axes_of, inputs_of, labels_of, run_model
-from opnp.model.head import Head, HeadLayer, head_layers, linear_layers
-from opnp.model.head_checks import require_values
-from opnp.model.head_search import find_head
-from opnp.model.layer_sensitivity import sensitivity, sensitivity_sums
-from opnp.model.listening import plain_tensor
-from opnp.model.outputs import LogitsSelector, logits_of
+from opnp.model.batches import BatchHalving, InputAxes, as_batch, axes_of, inputs_of, labels_of
+from opnp.model.borrow import borrowed, device_of, unwrapped
+from opnp.model.forward import Inputs, LogitsSelector, is_out_of_memory, logits_of, plain_tensor, run_model
+from opnp.model.head import Head, HeadLayer, head_layers, linear_layers, require_values
+from opnp.model.layers import sensitivity, sensitivity_sums
 from opnp.model.pruning import pruned, pruned_copy
-from opnp.model.state import borrowed, device_of, unwrapped
+from opnp.model.search import find_head
 from opnp.model.stream import HeadStream, Tap, head_stream, head_tap
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Masks on the layers of a model: put on and taken off again, or for good on a copy."""
+"""Layers by name, and masks on them: put on and taken off again, or for good on a copy."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from opnp.errors import InputTypeError, LayerError, ShapeError
-from opnp.model.layers import named_layer
-from opnp.model.state import unwrapped
+from opnp.errors import InputTypeError, LayerError, LayerNotFoundError, ShapeError
+from opnp.model.borrow import unwrapped
 
-__all__ = ["pruned", "pruned_copy"]
+__all__ = ["LAYER_KINDS", "listed_layers", "named_layer", "pruned", "pruned_copy"]
+
+LAYER_KINDS = (nn.Linear, nn.Conv2d)
+_SHOWN = 20
 
 
 @contextmanager
@@ -85,6 +87,55 @@ def pruned_copy(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         values = weight.detach().masked_fill(~mask.to(weight.device), 0.0)
         module.weight = nn.Parameter(values, requires_grad=weight.requires_grad)
     return result
+
+
+def named_layer(
+    model: nn.Module, layer: str | nn.Module, *, argument: str = "layers"
+) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Return name and module of a layer that is given by either.
+
+    Args:
+        model: An unwrapped model.
+        layer: The layer, or its dotted name.
+        argument: What it was given in, for messages.
+
+    Returns:
+        The dotted name, and the layer looked at through wrappers.
+
+    Raises:
+        InputTypeError: If `layer` is neither.
+        LayerNotFoundError: If the model has no such layer.
+        LayerError: If it is no `nn.Linear` or `nn.Conv2d`.
+
+    """
+    if not isinstance(layer, str | nn.Module):
+        raise InputTypeError(f"`{argument}` must hold layers or their names, got {type(layer).__name__}.")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    name: str | None
+    if isinstance(layer, str):
+        name = layer if layer in modules else None
+    else:
+        inner = unwrapped(layer)
+        name = next((name for name, module in modules.items() if unwrapped(module) is inner), None)
+    if name is None:
+        given = repr(layer) if isinstance(layer, str) else f"a module of type {type(layer).__name__}"
+        raise LayerNotFoundError(f"`{argument}` holds {given}, which is no layer of the model. {listed_layers(model)}")
+    module = unwrapped(modules[name])
+    if not isinstance(module, LAYER_KINDS):
+        raise LayerError(
+            f"`{argument}` holds {name!r} of type {type(module).__name__}: it must be an nn.Linear or an nn.Conv2d. "
+            f"{listed_layers(model)}",
+        )
+    return name, module
+
+
+def listed_layers(model: nn.Module) -> str:
+    """Return the layers of the two kinds in words, the last ones where there are many."""
+    names = [name for name, module in model.named_modules() if isinstance(module, LAYER_KINDS)]
+    if not names:
+        return "The model has no nn.Linear and no nn.Conv2d."
+    few = " (the last ones)" if len(names) > _SHOWN else ""
+    return f"Its nn.Linear and nn.Conv2d layers{few}: {', '.join(map(repr, names[-_SHOWN:]))}."
 
 
 def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[nn.Linear | nn.Conv2d, Tensor]]:

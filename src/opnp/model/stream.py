@@ -1,38 +1,29 @@
 """Streaming (features, logits) out of a model: one pre-hook on the head, removed whatever happens."""
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from opnp.core.checks import require_finite
-from opnp.errors import EmptyDataError, InputTypeError, ShapeError
-from opnp.model.batch_halving import BatchHalving
-from opnp.model.batches import InputAxes, Inputs, axes_of, inputs_of, is_empty, labels_of, run_model
-from opnp.model.head import Head
-from opnp.model.head_outcome import OwnLogits, head_outcome
-from opnp.model.head_search import HeadRun, head_run
-from opnp.model.listening import given_input, remove_hooks, set_eval_mode
-from opnp.model.outputs import LogitsSelector
-from opnp.model.state import borrowed, unwrapped
-from opnp.model.undisturbed import Undisturbed
+from opnp.errors import ShapeError
+from opnp.model.batches import BatchHalving, InputAxes, axes_of, inputs_of, labels_of, opened
+from opnp.model.borrow import borrowed, in_this_thread, set_eval_mode, unwrapped
+from opnp.model.forward import Inputs, LogitsSelector, given_input, run_model
+from opnp.model.head import Head, OwnLogits, head_outcome, require_module
+from opnp.model.search import head_run
 
 __all__ = ["HeadStream", "Tap", "head_stream", "head_tap"]
 
 
-class Tap(Protocol):
-    """Runs the model on one batch of inputs; returns its (features, logits)."""
+Tap = Callable[..., tuple[Tensor, Tensor]]
+"""Runs the model on one batch of inputs, and returns its (features, logits).
 
-    def __call__(self, inputs: Inputs, *, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return them; labels, where there are any, say how many samples there are."""
-        ...
+Labels, `labels=`, where there are any, say how many samples there are.
+"""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,27 +77,17 @@ def head_stream(
         InsufficientMemoryError: If the model, or a batch in it, needs more memory than there is.
 
     """
-    if isinstance(loader, Tensor | str) or not isinstance(loader, Iterable):
-        hint = " For a single batch pass a list of one: `[inputs]`." if isinstance(loader, Tensor) else ""
-        raise InputTypeError(f"`loader` must be an iterable of batches, got {type(loader).__name__}.{hint}")
-    if not isinstance(model, nn.Module):
-        raise InputTypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
-    iterator = iter(loader)
-    for first in iterator:
-        inputs = inputs_of(first)
-        if not is_empty(inputs):
-            break
-    else:
-        raise EmptyDataError("`loader` yields no batch: there is nothing to read.")
+    first, batches = opened(loader)
+    require_module(model)
     outcomes: list[tuple[Tensor, Tensor]] = []
     halving = halving or BatchHalving()
     if isinstance(head, Head):
         found = head
     else:
         search = partial(head_run, model, head=head, logits=logits, device=device, labels=labels_of(first))
-        run, is_whole = halving.beginning(search, inputs, rows=_rows)
-        found, outcomes = run.head, [run.outcome] if is_whole and run.outcome is not None else []
-        del run  # of the first batch nothing is kept once it is read
+        (found, outcome), is_whole = halving.beginning(search, inputs_of(first), rows=_rows)
+        outcomes = [outcome] if is_whole and outcome is not None else []
+        del outcome  # of the first batch nothing is kept once it is read
     with head_tap(model, found, device=device, is_checked=is_checked) as tap:
 
         def tapped(inputs: Inputs, labels: Tensor | None) -> tuple[Tensor, ...]:
@@ -114,7 +95,7 @@ def head_stream(
                 return outcomes.pop()
             return halving.outcome(partial(tap, labels=labels), inputs)
 
-        yield HeadStream(head=found, axes=axes_of(inputs), batches=_read(tapped, chain([first], iterator)))
+        yield HeadStream(head=found, axes=axes_of(inputs_of(first)), batches=_read(tapped, batches))
 
 
 @contextmanager
@@ -136,16 +117,17 @@ def head_tap(
     """
     inner = unwrapped(model)
     captured: list[Tensor] = []
-    owner = threading.get_ident()
     own = OwnLogits(head) if is_checked else None
 
     def capture(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        if threading.get_ident() == owner:
-            captured.append(given_input(args, kwargs))
+        captured.append(given_input(args, kwargs))
 
-    with borrowed(inner, device=device) as target:
+    hook = in_this_thread(capture)
+    with (
+        borrowed(inner, device=device) as target,
+        head.module.register_forward_pre_hook(hook, with_kwargs=True),
+    ):
         modules = list(inner.modules())
-        handles: list[RemovableHandle] = []
 
         def tap(inputs: Inputs, *, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
             captured.clear()
@@ -157,19 +139,12 @@ def head_tap(
             captured.clear()
             return outcome
 
-        try:
-            with Undisturbed():
-                handles.append(head.module.register_forward_pre_hook(capture, with_kwargs=True))
-            yield tap
-        finally:
-            with Undisturbed():
-                remove_hooks(handles, inner)
-            captured.clear()
+        yield tap
 
 
-def _rows(run: HeadRun) -> int | None:
+def _rows(run: tuple[Head, tuple[Tensor, Tensor] | None]) -> int | None:
     """Return how many samples a run that found the head had, as far as it is known."""
-    return None if run.outcome is None else len(run.outcome[0])
+    return None if run[1] is None else len(run[1][0])
 
 
 def _read(

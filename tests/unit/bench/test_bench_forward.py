@@ -1,11 +1,10 @@
-"""How a model is run while its features are cached: workers, precision, memory format, compiling."""
+"""How a model is run while its features are cached: workers, precision, memory format."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from packaging.version import Version
 from torch import Tensor, nn
 
 from opnp.bench.feature_source import FeatureSource
@@ -16,9 +15,6 @@ from tests.unit.bench.image_world import CLASSES, INPUTS, cached, image_sets, ti
 from tests.unit.data.image_files import write_tree
 
 FORKING = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-COMPILING = pytest.mark.skipif(
-    Version(torch.__version__) < Version("2.7"), reason="torch 2.6 sets filters of warnings when it compiles"
-)
 
 
 @pytest.fixture
@@ -115,18 +111,15 @@ def failing(*_: object, **__: object) -> None:
     raise EmptyDataError(message)
 
 
-@pytest.mark.parametrize("options", [{"amp": "bf16"}, {"is_channels_last": True}, {"is_compiled": True}])
-def test_features_of_another_pass_are_stale(
-    tmp_path: Path, sets: dict[str, InputSet], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled_quickly(monkeypatch)
+@pytest.mark.parametrize("options", [{"amp": "bf16"}, {"is_channels_last": True}])
+def test_features_of_another_pass_are_stale(tmp_path: Path, sets: dict[str, InputSet], options: dict[str, Any]) -> None:
     features(tiny_model(), sets, tmp_path / "out")
     with pytest.raises(DataFileError, match=r"holds features of another origin \(options of the forward pass\)"):
         features(tiny_model(), sets, tmp_path / "out", **options)
     features(tiny_model(), sets, tmp_path / "out", is_replacing=True, **options)
     report = cached(tiny_model(), sets, tmp_path / "out", dtype=torch.float32, is_odin_wanted=False, **options)
     assert report.computed == ()
-    assert list(report.source.model.forward) == [name.removeprefix("is_").replace("iled", "ile") for name in options]
+    assert list(report.source.model.forward) == [name.removeprefix("is_") for name in options]
 
 
 def test_records_without_options_of_the_pass_are_kept(tmp_path: Path, sets: dict[str, InputSet]) -> None:
@@ -141,66 +134,3 @@ def test_records_without_options_of_the_pass_are_kept(tmp_path: Path, sets: dict
 def test_precisions(tmp_path: Path, sets: dict[str, InputSet]) -> None:
     with pytest.raises(OptionError, match="`amp` must be none or bf16, got 'fp8'"):
         cached(tiny_model(), sets, tmp_path, amp="fp8")
-
-
-def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let a quick backend stand in for the one that writes machine code; return the graphs' input rows."""
-    original = torch.compile
-    rows: list[int] = []
-
-    def compiling(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-        rows.extend(each.shape[0] for each in inputs if isinstance(each, Tensor) and each.shape[1:] == (3, 8, 8))
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda model, **options: original(model, backend=compiling, **options))
-    return rows
-
-
-@COMPILING
-def test_what_is_before_the_head_is_compiled_once(
-    tmp_path: Path, sets: dict[str, InputSet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Batches of 32 and 18 rows, two sets, one graph."""
-    rows, model = compiled_quickly(monkeypatch), tiny_model()
-    plain = features(model, sets, tmp_path / "plain")
-    with unchanged(model, "a compiled pass"):
-        found = features(model, sets, tmp_path / "compiled", is_compiled=True)
-    assert rows == [32]
-    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
-    source = FeatureSource.read(tmp_path / "compiled")
-    assert source.head == "6"
-    assert source.sets["test"].accuracy == FeatureSource.read(tmp_path / "plain").sets["test"].accuracy
-
-
-@pytest.mark.slow
-def test_all_options_at_once_by_the_real_compiler(tmp_path: Path, sets: dict[str, InputSet]) -> None:
-    plain = features(tiny_model(), sets, tmp_path / "plain")
-    options = {"amp": "bf16", "is_channels_last": True, "is_compiled": True}
-    found = features(tiny_model(), sets, tmp_path / "all", **options)
-    torch.testing.assert_close(found, plain, rtol=0, atol=0.03 * float(plain.max()))
-
-
-@COMPILING
-def test_what_cannot_be_cut_or_compiled_is_refused(
-    tmp_path: Path, sets: dict[str, InputSet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    followed = nn.Sequential(tiny_model(), nn.Softmax(dim=1))
-    with pytest.raises(OptionError, match=r"cuts the model before its head, and .* is not its last layer: leave it"):
-        features(followed, sets, tmp_path / "a", is_compiled=True, head="0.6")
-    half = tiny_model()
-    half[0].compile()
-    with pytest.raises(OptionError, match="the model has parts that are compiled already"):
-        features(half, sets, tmp_path / "b", is_compiled=True)
-
-    def broken(*_: object) -> None:
-        message = "no compiler here"
-        raise RuntimeError(message)
-
-    original = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, **options: original(model, backend=broken, **options))
-    model = tiny_model()
-    with (
-        unchanged(model, "a failed compilation"),
-        pytest.raises(OptionError, match=r"test: `compile` failed on this model \(.*no compiler here"),
-    ):
-        features(model, sets, tmp_path / "c", is_compiled=True)

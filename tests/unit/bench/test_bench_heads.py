@@ -10,7 +10,6 @@ from torch.nn.functional import linear
 from opnp.data import InputSet, read_features, read_head
 from tests.contract.snapshot import unchanged
 from tests.unit.bench.image_world import CLASSES, cached, image_sets, write_images
-from tests.unit.bench.test_bench_forward import COMPILING, compiled_quickly
 
 WIDTH = 12
 
@@ -39,19 +38,16 @@ def sets(tmp_path: Path) -> dict[str, InputSet]:
 @pytest.mark.parametrize("is_pooled_after", [False, True], ids=["pooled before", "pooled after"])
 @pytest.mark.parametrize(
     "options",
-    [{}, pytest.param({"is_compiled": True}, marks=COMPILING), {"amp": "bf16"}, {"is_channels_last": True}],
+    [{}, {"amp": "bf16"}, {"is_channels_last": True}],
     ids=str,
 )
 def test_features_and_head_give_the_models_logits(
     tmp_path: Path,
     sets: dict[str, InputSet],
-    monkeypatch: pytest.MonkeyPatch,
     options: dict[str, object],
     *,
     is_pooled_after: bool,
 ) -> None:
-    if "is_compiled" in options:
-        compiled_quickly(monkeypatch)
     torch.manual_seed(0)
     model = Answering(is_pooled_after=is_pooled_after)
     with unchanged(model, "caching"):

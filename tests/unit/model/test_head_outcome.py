@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from opnp import OPNP, Ratios
 from opnp.errors import HeadNotFoundError, ShapeError
 from opnp.model import find_head, head_stream, sensitivity
-from opnp.model.head_outcome import OwnLogits
+from opnp.model.head import OwnLogits
 from tests.contract.snapshot import unchanged
 from tests.unit.model.tiny_models import CLASSES, FEATURES, INPUTS, Answering, batch, batches, mlp
 
@@ -40,7 +40,7 @@ def test_the_first_batch_is_compared_whole_and_later_ones_in_eight_rows(monkeypa
         rows.append(len(features))
         return made(features, weight, bias)
 
-    monkeypatch.setattr("opnp.model.head_outcome.linear", counted)
+    monkeypatch.setattr("opnp.model.head.linear", counted)
     own, features = OwnLogits(head), batch(100, width=FEATURES)
     logits = made(features, head.weight, head.bias)
     for count in (100, 100, 5):

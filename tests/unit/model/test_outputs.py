@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opnp.errors import InputTypeError, OptionError
 from opnp.model import find_head, head_stream, logits_of, sensitivity
-from opnp.model.outputs import no_logits_message
+from opnp.model.forward import no_logits_message
 from tests.unit.model.tiny_models import Answering, batch, batches
 
 LOGITS, OTHER = torch.arange(6.0).reshape(2, 3), torch.zeros(2)

@@ -1,47 +1,36 @@
 """Finding the head by running one batch: which layer's output are the model's logits. The model is not changed."""
 
-import threading
+import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from opnp.errors import HeadNotFoundError
-from opnp.model.batches import Inputs, run_model
-from opnp.model.head import Head, HeadLayer, head_layers
-from opnp.model.head_checks import (
-    random_state,
+from opnp.errors import HeadNotFoundError, OpnpWarning
+from opnp.model.borrow import borrowed, in_this_thread, unwrapped
+from opnp.model.forward import Inputs, LogitsSelector, logits_of, no_logits_message, plain_tensor, run_model, sole_input
+from opnp.model.head import (
+    Head,
+    HeadLayer,
+    OwnLogits,
+    head_layers,
+    head_outcome,
+    is_as_its_kind,
     require_classifier,
     require_values,
-    tell_random_features,
-    told_batch_statistics,
 )
-from opnp.model.head_messages import Candidate, absence_message, listed, no_layer_message, positions_message
-from opnp.model.head_outcome import OwnLogits, head_outcome
-from opnp.model.layers import is_as_its_kind
-from opnp.model.listening import plain_tensor, remove_hooks, sole_input
-from opnp.model.outputs import LogitsSelector, logits_of, no_logits_message
-from opnp.model.state import borrowed, unwrapped
-from opnp.model.undisturbed import Undisturbed
+from opnp.model.messages import Candidate, absence_message, listed, no_layer_message, positions_message
 
-__all__ = ["HeadRun", "find_head", "head_run"]
+__all__ = ["find_head", "head_run"]
 
-
-@dataclass(frozen=True, eq=False, slots=True)
-class HeadRun:
-    """The head, with what the batch that it was found by left.
-
-    Attributes:
-        head: The head.
-        outcome: Features and logits of that batch, where they were asked for.
-
-    """
-
-    head: Head
-    outcome: tuple[Tensor, Tensor] | None
+_SAME = 1e-3
+"""How far features of a second run may move, relative to the largest: rounding."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -109,7 +98,7 @@ def find_head(
         '2'
 
     """
-    return head_run(model, inputs, head=head, logits=logits, device=device, with_outcome=False).head
+    return head_run(model, inputs, head=head, logits=logits, device=device, with_outcome=False)[0]
 
 
 def head_run(
@@ -121,10 +110,11 @@ def head_run(
     device: torch.device | str | None = None,
     labels: Tensor | None = None,
     with_outcome: bool = True,
-) -> HeadRun:
-    """Return the head as `find_head` does, with the outcome of the batch, which then needs no second run.
+) -> tuple[Head, tuple[Tensor, Tensor] | None]:
+    """Return the head as `find_head` does, and features and logits of the batch, which then needs no second run.
 
-    Labels of the batch, where there are any, say how many samples it holds.
+    Labels of the batch, where there are any, say how many samples it holds. Without `with_outcome` there are no
+    features and logits, and nothing is asked of them.
     """
     require_values(model)
     model = unwrapped(model)
@@ -135,12 +125,12 @@ def head_run(
     recorded = layers if chosen is None else {chosen: layers[chosen]}
     with borrowed(model, device=device) as target:
         run = partial(run_model, model, inputs, device=target)
-        state = random_state(target)
-        with told_batch_statistics(model), _recorded(model, recorded) as calls:
+        state = _random_state(target)
+        with _told_batch_statistics(model), _recorded(recorded) as calls:
             answer = run()
-        is_random = state != random_state(target)
+        is_random = state != _random_state(target)
         output = logits_of(answer, logits)
-        matching = _matching(recorded, calls, output, lambda: logits_of(run(), logits), model)
+        matching = _matching(recorded, calls, output, lambda: logits_of(run(), logits))
         if chosen is None:
             chosen = _only(matching, layers, calls, output, answer)
         made = calls[chosen]
@@ -156,13 +146,13 @@ def head_run(
             outcome = head_outcome(found, [call.received for call in made], answer, inputs, labels)
             OwnLogits(found).require(*outcome)
             if is_random:
-                tell_random_features(outcome[0], partial(_features_again, model, found, run))
-        return HeadRun(found, outcome)
+                _tell_random_features(outcome[0], partial(_features_again, found, run))
+        return found, outcome
 
 
-def _features_again(model: nn.Module, head: Head, run: Callable[[], object]) -> Tensor | None:
+def _features_again(head: Head, run: Callable[[], object]) -> Tensor | None:
     """Return the features that the head has in a further run; None if it has none."""
-    with _recorded(model, {head.name: head.module}) as calls:
+    with _recorded({head.name: head.module}) as calls:
         run()
     made = calls[head.name]
     return made[0].received.flatten(1) if len(made) == 1 else None
@@ -227,7 +217,6 @@ def _matching(
     calls: Mapping[str, list[_Call]],
     logits: Tensor | None,
     rerun: Callable[[], Tensor | None],
-    model: nn.Module,
 ) -> list[str]:
     """Return the names of the layers an output of which is `logits`: the same memory, else equal values."""
     if logits is None:
@@ -249,15 +238,13 @@ def _matching(
         if (
             _is_close(output, logits, 0.0)
             if isinstance(layers[name], nn.Linear)
-            else _is_mean(layers[name], output, logits, rerun, model)
+            else _is_mean(layers[name], output, logits, rerun)
         )
     ]
     return list(dict.fromkeys(found))
 
 
-def _is_mean(
-    layer: HeadLayer, mean: Tensor, logits: Tensor, rerun: Callable[[], Tensor | None], model: nn.Module
-) -> bool:
+def _is_mean(layer: HeadLayer, mean: Tensor, logits: Tensor, rerun: Callable[[], Tensor | None]) -> bool:
     """Return whether the logits are the mean of a convolution's output, on this batch and on made-up outputs."""
     tolerance = max(torch.finfo(mean.dtype).eps, torch.finfo(logits.dtype).eps) ** 0.5
     if not _is_close(mean, logits, tolerance):
@@ -271,7 +258,7 @@ def _is_mean(
         expected.append(values.mean((2, 3)))
         return values
 
-    with _hooked(model, layer, replaced):
+    with layer.register_forward_hook(in_this_thread(replaced)):
         found = rerun()
     return found is not None and len(expected) == 1 and _is_close(expected[0], found, tolerance)
 
@@ -299,11 +286,9 @@ def _positions(call: _Call) -> int:
 
 
 @contextmanager
-def _recorded(model: nn.Module, layers: Mapping[str, HeadLayer]) -> Iterator[dict[str, list[_Call]]]:
+def _recorded(layers: Mapping[str, HeadLayer]) -> Iterator[dict[str, list[_Call]]]:
     """Yield, by layer, the calls in this thread's forward pass run inside."""
     calls: dict[str, list[_Call]] = {name: [] for name in layers}
-    owner = threading.get_ident()
-    handles = []
 
     def record(
         made: list[_Call],
@@ -312,18 +297,13 @@ def _recorded(model: nn.Module, layers: Mapping[str, HeadLayer]) -> Iterator[dic
         kwargs: dict[str, Tensor],
         output: Tensor,
     ) -> None:
-        if threading.get_ident() == owner:
-            received = plain_tensor(sole_input(args, kwargs))
-            made.append(_call(module, received, plain_tensor(output)))
+        made.append(_call(module, plain_tensor(sole_input(args, kwargs)), plain_tensor(output)))
 
-    try:
-        with Undisturbed():
-            for name, layer in layers.items():
-                handles.append(layer.register_forward_hook(partial(record, calls[name]), with_kwargs=True))
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            hook = in_this_thread(partial(record, calls[name]))
+            stack.enter_context(layer.register_forward_hook(hook, with_kwargs=True))
         yield calls
-    finally:
-        with Undisturbed():
-            remove_hooks(handles, model)
 
 
 def _call(module: HeadLayer, received: Tensor, output: Tensor) -> _Call:
@@ -336,21 +316,69 @@ def _call(module: HeadLayer, received: Tensor, output: Tensor) -> _Call:
     return _Call(kept, shape, output, _version(output), is_plain)
 
 
+def _random_state(device: torch.device | None) -> tuple[object, ...]:
+    """Return the states of the generators of random numbers that a forward may draw from, as values that compare."""
+    state: list[object] = [torch.random.get_rng_state().numpy().tobytes(), random.getstate()]
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # the generator that a model would draw from
+    state += [name, np.asarray(keys).tobytes(), *rest]
+    if device is not None and device.type == "cuda":
+        state.append(torch.cuda.get_rng_state(device).numpy().tobytes())
+    return tuple(state)
+
+
+def _tell_random_features(first: Tensor, again: Callable[[], Tensor | None]) -> None:
+    """Warn if the features of a batch are others in a second run.
+
+    Args:
+        first: The features.
+        again: Runs the same batch again and returns its features, or None if there are none.
+
+    Warns:
+        OpnpWarning: If they are others.
+
+    """
+    second = again()
+    if second is not None and second.shape == first.shape:
+        tolerance = _SAME * float(first.abs().max()) if first.numel() else 0.0
+        if torch.allclose(first, second, rtol=0, atol=tolerance, equal_nan=True):
+            return
+    warnings.warn(
+        "The model draws random numbers in eval mode, and has other features for the same inputs in a second run: a "
+        "dropout that ignores eval mode (`functional.dropout` with `training=True`), noise, or random crops in its "
+        "forward. Scores, p-values and verdicts of one input will differ from run to run. Leave that out in eval mode, "
+        "as nn.Dropout does: `functional.dropout(..., training=self.training)`.",
+        OpnpWarning,
+        stacklevel=2,
+    )
+
+
 @contextmanager
-def _hooked(
-    model: nn.Module, layer: nn.Module, replaced: Callable[[nn.Module, object, Tensor], Tensor]
-) -> Iterator[None]:
-    """Replace a layer's output in this thread, as long as this is open."""
-    owner = threading.get_ident()
+def _told_batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Warn if a batch norm that runs inside takes mean and variance of the batch, although in eval mode it has others.
 
-    def hook(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
-        return replaced(module, args, output) if threading.get_ident() == owner else None
+    Warns:
+        OpnpWarning: If so.
 
-    handles = []
-    try:
-        with Undisturbed():
-            handles.append(layer.register_forward_hook(hook))
+    """
+    found: dict[str, str] = {}
+
+    def look(name: str, module: _BatchNorm, _args: object) -> None:
+        if module.training or module.running_mean is None:
+            found[name] = "the model sets it to training mode" if module.training else "it has no running statistics"
+
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    with ExitStack() as stack:
+        for name, module in norms.items():
+            stack.enter_context(module.register_forward_pre_hook(in_this_thread(partial(look, name))))
         yield
-    finally:
-        with Undisturbed():
-            remove_hooks(handles, model)
+    if not found:
+        return
+    name, reason = next(iter(found.items()))
+    more = f", and {len(found) - 1} more," if len(found) > 1 else ""
+    warnings.warn(
+        f"The layer {name!r} ({type(norms[name]).__name__}){more} normalises by mean and variance of the batch in eval "
+        f"mode too: {reason}. If the head's features come through it, features, scores and verdicts of an input depend "
+        f"on the other inputs of its batch. Train with `track_running_stats=True`, and leave the layer in eval mode.",
+        OpnpWarning,
+        stacklevel=2,
+    )

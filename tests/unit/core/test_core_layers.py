@@ -1,4 +1,4 @@
-"""Masks of any layers: weights and neurons, groups, scopes and errors."""
+"""Sums of any layers, and masks of them: weights and neurons, groups, scopes and errors."""
 
 from typing import Any
 
@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from opnp.core import Sensitivity, layer_masks, neuron_mask, weight_mask
-from opnp.errors import InputTypeError, OptionError, RatioError, RatioWarning
+from opnp.core import LayerSensitivitySum, Sensitivity, layer_masks, neuron_mask, weight_mask
+from opnp.errors import (
+    EmptyDataError,
+    InputTypeError,
+    NonFiniteError,
+    OptionError,
+    RatioError,
+    RatioWarning,
+    ShapeError,
+)
 
 
 def layer(*shape: int, groups: int = 1, seed: int = 0) -> Sensitivity:
@@ -68,3 +76,35 @@ def test_what_cannot_be_is_refused() -> None:
     wrong: Any = Tensor()
     with pytest.raises(InputTypeError, match="`sensitivities` must be a mapping by name of the layer, got Tensor"):
         layer_masks(wrong)
+
+
+def test_the_empty_sum_is_neutral_and_has_no_mean() -> None:
+    total = LayerSensitivitySum(weight=torch.rand(4, 2, 1, 1), neuron=torch.rand(4), count=3)
+    empty = LayerSensitivitySum.zeros((4, 2, 1, 1), groups=2)
+    merged = empty + total
+    assert merged.count == 3
+    assert torch.equal(merged.weight, total.weight.double())
+    assert torch.equal(merged.neuron, total.neuron.double())
+    assert (empty.weight.dtype, empty.neuron.dtype) == (torch.float64, torch.float64)
+    assert LayerSensitivitySum.zeros((4, 2), device="meta").neuron.is_meta
+    with pytest.raises(EmptyDataError, match="the sensitivity of no data is undefined"):
+        empty.mean()
+
+
+def test_the_aggregate_reading_is_the_mean_over_the_weights_of_a_channel_in_its_group() -> None:
+    total = LayerSensitivitySum(weight=torch.arange(8.0).view(4, 2, 1, 1), neuron=torch.full((4,), 6.0), count=2)
+    found = total.mean()
+    assert found.weight.flatten().tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
+    assert found.neuron_aggregate.tolist() == [0.5, 1.0, 2.5, 3.0]
+    assert found.neuron_gradient.tolist() == [3.0] * 4
+
+
+def test_only_sums_of_one_layer_merge_and_only_finite_ones_have_a_mean() -> None:
+    with pytest.raises(ShapeError, match=r"shape \(4, 2, 1, 1\) with 2 inputs on the left, \(4, 2, 1, 1\) with 4 "):
+        _ = LayerSensitivitySum.zeros((4, 2, 1, 1)) + LayerSensitivitySum.zeros((4, 2, 1, 1), groups=2)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        _ = LayerSensitivitySum.zeros((4, 2)) + 1
+    finite, infinite = torch.ones(1, 2, dtype=torch.float64), torch.full((1, 2), torch.inf, dtype=torch.float64)
+    for weight, neuron in ((infinite, finite[0]), (finite, infinite[0])):
+        with pytest.raises(NonFiniteError, match="2 sensitivities are NaN or infinite"):
+            LayerSensitivitySum(weight=weight, neuron=neuron, count=1).mean()
