@@ -487,7 +487,7 @@ class FittedState:
         return self.restated(calibration=Calibration.from_scores(scores, keep=keep, members=columns))
 
     def restated(self, **facts: Any) -> Self:  # noqa: ANN401  # attributes of this class
-        """Return this state with other attributes that its scores do not depend on; masks are not made anew."""
+        """Return this state with other attributes that the pruned head does not depend on; masks are not made anew."""
         state = replace(self, **facts)
         state.__dict__.update({name: made for name, made in self.__dict__.items() if name in ("pruned", "_panels")})
         return state

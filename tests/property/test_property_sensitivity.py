@@ -1,11 +1,14 @@
 """Sensitivity sums: parts add up to the whole, and masks do not depend on how the data were cut."""
 
+from collections.abc import Iterator
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from opnp.core import Sensitivity, SensitivitySum, keep_mask
+from opnp.core.sensitivity import row_blocks
 
 checked = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 
@@ -124,3 +127,24 @@ def test_column_means_of_the_weights_are_the_aggregate_reading(data: Data, tempe
     torch.testing.assert_close(mean.neuron_aggregate, features.abs().mean(0) / len(weight), rtol=1e-11, atol=0)
     assert mean.neuron("aggregate") is mean.neuron_aggregate
     assert mean.neuron("gradient") is mean.neuron_gradient
+
+
+@checked
+@given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7))
+def test_blocks_are_the_rows_in_order_whatever_the_batches(sizes: list[int], rows: int) -> None:
+    total = sum(sizes)
+    values = torch.arange(2.0 * total).view(total, 2)
+    shared = torch.empty(9, 2)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        start = 0
+        for size in sizes:
+            shared[:size] = values[start : start + size]  # one buffer for all batches, as some loaders have
+            yield shared[:size], shared[:size, :1] * 10
+            start += size
+
+    blocks = [(first.clone(), second.clone()) for first, second in row_blocks(batches(), rows=rows)]
+    assert [len(first) for first, _ in blocks] == [rows] * (total // rows) + [total % rows] * (total % rows > 0)
+    if blocks:
+        assert torch.cat([first for first, _ in blocks]).equal(values)
+        assert torch.cat([second for _, second in blocks]).equal(values[:, :1] * 10)

@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # torch documents it, and does not export it
 
 from opnp.core.fusion import tail_reason, tail_scales
-from opnp.core.masks import Masks, pruned_weight
 from opnp.core.members import REACT_QUANTILE, ClassGaussian, Panel, PrincipalSpace, member_scores
 from opnp.core.moments import FeatureMoments
 from opnp.core.sensitivity import Sensitivity, product_dtype
 from opnp.errors import EmptyDataError, MemberWarning, OpnpError
-from opnp.fitted import FittedState, Settings, neurons_kept, product, weights_kept
+from opnp.fitted import FittedState, Settings, product
 
 __all__ = ["fitted_fusion"]
 
@@ -59,10 +58,18 @@ def fitted_fusion(
     asked = settings.members or ()
     if len(kept) == 0:
         raise EmptyDataError(f"A fusion needs at least two training samples, got {sensitivity.count}.")
-    masks = Masks(weights_kept(sensitivity, settings), neurons_kept(sensitivity, settings))
+    state = FittedState(
+        settings=settings,
+        weight=weight,
+        bias=bias,
+        sensitivity=sensitivity,
+        react_thresholds={REACT_QUANTILE: react_threshold},
+    )
     head = weight.detach().double().contiguous(), None if bias is None else bias.detach().double()  # as in a file
     panel, left_out = _panel(moments, kept, *head, asked=asked)
-    panel = replace(panel, pruned_weight=pruned_weight(panel.weight, masks), react_threshold=react_threshold)
+    panel = replace(
+        panel, pruned_weight=state.pruned.weight.detach().double().contiguous(), react_threshold=react_threshold
+    )
     members = [name for name in asked if name not in left_out]
     dtype = product_dtype(
         weight, precision=settings.precision
@@ -87,12 +94,7 @@ def fitted_fusion(
         )
     if left_out:
         warnings.warn(f"The fusion goes without {_listed(left_out)}.", MemberWarning, stacklevel=6)  # who called `fit`
-    return FittedState(
-        settings=settings,
-        weight=weight,
-        bias=bias,
-        sensitivity=sensitivity,
-        react_thresholds={REACT_QUANTILE: react_threshold},
+    return state.restated(
         panel=panel,
         scales=scales[:, [place for place, reason in enumerate(reasons) if reason is None]],
         fused=fused,

@@ -19,13 +19,6 @@ from opnp.errors import CalibrationError, EmptyDataError, InputTypeError, NonFin
 CALIBRATION = torch.arange(1.0, 100.0)
 
 
-def test_one_score_and_one_calibration_score() -> None:
-    scores, calibration = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0])
-    assert conformal_p_value(scores, calibration).tolist() == [1.0, 1.0, 0.5]
-    assert is_flagged(scores, calibration, keep=0.5).tolist() == [False, False, True]
-    assert keep_threshold(calibration, keep=0.5) == 1.0
-
-
 def test_infinite_scores_are_ordered_like_any_other() -> None:
     scores = torch.tensor([-math.inf, math.inf])
     assert conformal_p_value(scores, CALIBRATION).tolist() == [1.0, 0.01]
@@ -54,12 +47,6 @@ def test_a_keep_just_above_the_possible_tells_what_is_needed() -> None:
         with pytest.raises(CalibrationError, match=message):
             ask()
     assert flagged_rank(19, keep=0.95) == 1
-
-
-def test_keeps_written_with_an_exponent_are_decimals_too() -> None:
-    assert minimum_samples(keep=1 - 1e-7) == 9_999_999
-    assert minimum_samples(keep=1e-7) == 1
-    assert flagged_rank(999, keep=1e-07) == 999
 
 
 @pytest.mark.parametrize("keep", [0.0, 1.0, -0.5, 95, math.nan, True])
@@ -91,9 +78,3 @@ def test_scores_and_calibration_are_checked(value: Any, error: type[Exception], 
             function(CALIBRATION, value)
     with pytest.raises(error, match=f"`calibration` .*{message}"):
         keep_threshold(value)
-
-
-def test_95_percent_stay_unless_told() -> None:
-    calibration = torch.arange(100.0)
-    assert keep_threshold(calibration) == keep_threshold(calibration, keep=0.95) == 95.0
-    assert is_flagged(torch.tensor([95.0, 95.5]), calibration).tolist() == [False, True]

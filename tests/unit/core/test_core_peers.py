@@ -58,15 +58,6 @@ def test_rank_metrics_are_those_of_scikit_learn(seed: int, levels: int) -> None:
     assert fpr_at_tpr(inside, outside) == rates[np.argmax(shares >= 0.95)]
 
 
-def test_thinning_of_the_roc_curve_is_not_repeated() -> None:
-    """With its default thinning the curve has no point between the ends of a straight piece."""
-    inside, outside = torch.arange(100.0), torch.arange(100.0)
-    is_ood, scores = joined(inside, outside)
-    rates, shares, _ = roc_curve(is_ood, scores)
-    assert rates[np.argmax(shares >= 0.95)] == 1.0
-    assert fpr_at_tpr(inside, outside, positive="ood") == 0.95
-
-
 def test_calibration_error_is_that_of_torchmetrics() -> None:
     generator = torch.Generator().manual_seed(0)
     probabilities = (torch.randn(2000, 5, generator=generator, dtype=torch.float64) * 2).softmax(1)
@@ -116,10 +107,3 @@ def test_ash_s_and_scale_are_those_of_pytorch_ood(quantile: float) -> None:
     expected_scale = pytorch_ood_scale.scale(maps.clone(), quantile).flatten(1)
     torch.testing.assert_close(ash_s(features, quantile=quantile), expected_ash_s, rtol=1e-5, atol=0)
     torch.testing.assert_close(scale(features, quantile=quantile), expected_scale, rtol=1e-5, atol=0)
-
-
-def test_rows_of_zeros_are_nan_at_the_peer_and_zeros_here() -> None:
-    features = torch.zeros(1, 10)
-    assert bool(pytorch_ood_ash.ash_s(features[:, :, None, None], 0.9).isnan().all())
-    assert ash_s(features).eq(0).all()
-    assert scale(features).eq(0).all()

@@ -96,3 +96,49 @@ def test_the_scope_class_takes_the_same_count_of_each_row() -> None:
     detector = OPNP(ratios=Ratios(w_min=0.25), scope="class")
     detector.fit_features(features(), weight=weight(), bias=bias())
     assert (~detector.masks.weight).sum(1).tolist() == [3] * 4
+
+
+LOST = torch.tensor([0.0, 0.0, 0.0, -1e4])
+"""A bias that switches the last of four classes off."""
+
+
+@pytest.mark.parametrize(
+    ("options", "ratios", "told"),
+    [
+        ({}, Ratios(w_min=0.1), "8 of 32"),
+        ({}, Ratios(w_min=0.25), None),  # all that was lost
+        ({}, Ratios(w_max=0.9), "8 of 32"),
+        ({}, Ratios(), None),
+        ({"scope": "class"}, Ratios(w_min=0.25), "8 of 8"),
+        ({}, Ratios(o_min=0.125), "2 of 8"),
+        ({}, Ratios(o_min=0.25), None),
+        ({"neuron": "aggregate"}, Ratios(o_min=0.125), None),
+    ],
+)
+def test_a_cut_among_sensitivities_that_underflowed_is_warned_of_once(
+    options: dict[str, Any], ratios: Ratios, told: str | None
+) -> None:
+    """The last class was lost, and with it the first two neurons, which speak for it alone."""
+    generator = torch.Generator().manual_seed(0)
+    rows, head = torch.rand(50, 8, generator=generator), torch.randn(4, 8, generator=generator)
+    head[:3, :2] = 0
+    detector = OPNP(ratios=ratios, **options)
+    if told is None:
+        detector.fit_features(rows, weight=head, bias=LOST)
+    else:
+        with pytest.warns(RatioWarning, match=rf"^A ratio cuts among {told} sensitivities") as caught:
+            detector.fit_features(rows, weight=head, bias=LOST)
+        assert len(caught) == 1
+    assert bool(detector.masks.weight.any())  # and no second warning
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.1, 1.0, 1e4])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.filterwarnings("ignore:A ratio cuts among")
+def test_no_temperature_refuses_a_random_network(seed: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows, head = torch.rand(200, 30, generator=generator), torch.randn(20, 30, generator=generator)
+    for precision in ("float32", "float64"):
+        detector = OPNP(ratios=Ratios(w_min=0.3, o_max=0.1), temperature=temperature, precision=precision)
+        kept = detector.fit_features(rows, weight=head, bias=None).masks.weight
+        assert int(kept.sum()) == 600 - 180
