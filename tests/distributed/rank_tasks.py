@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -14,23 +14,10 @@ from torch import Tensor, nn
 from opnp import OPNP, Checkpoint, Precision, Ratios
 from opnp.data import feature_part, open_features, read_head
 from opnp.detector import fit_pass
-from opnp.distributed import Ranks, gathered, require_equal, sent_by_first, summed, together
+from opnp.distributed import Ranks, gathered, sent_by_first, summed, together
 from opnp.errors import OptionError
 
-__all__ = [
-    "die",
-    "fail",
-    "fit",
-    "fit_alone",
-    "fit_loader",
-    "hang",
-    "no_ood_data",
-    "sums",
-    "tell",
-    "unequal_heads",
-    "unequal_settings",
-    "wide_validation",
-]
+__all__ = ["fit", "fit_alone", "fit_loader", "refuse", "sums", "tell", "trouble"]
 
 Figures = dict[str, Tensor]
 
@@ -45,66 +32,36 @@ def tell(ranks: Ranks, tensors: list[Tensor]) -> tuple[list[Tensor], bytes]:
     return gathered(tensors[ranks.rank], ranks), sent_by_first(f"rank {ranks.rank}".encode(), ranks)
 
 
-def fail(ranks: Ranks, failing: int) -> str:
-    """Fail on one rank, after all have done something together."""
+def trouble(ranks: Ranks, what: str, rank: int, seconds: float = 0) -> str:
+    """Fail, be killed or keep the others waiting on one rank, after all have done something together."""
     with together(ranks):
         pass
     with together(ranks):
-        if ranks.rank == failing:
+        if ranks.rank == rank and what == "fail":
             raise OptionError("the data of this rank are broken.")
-    return "left the block"
-
-
-def die(ranks: Ranks, dying: int) -> str:
-    """Be killed on one rank."""
-    with together(ranks):
-        if ranks.rank == dying:
+        if ranks.rank == rank and what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-    return "left the block"
-
-
-def hang(ranks: Ranks, hanging: int, seconds: float) -> str:
-    """Keep the others waiting on one rank."""
-    with together(ranks):
-        if ranks.rank == hanging:
+        if ranks.rank == rank:
             time.sleep(seconds)
     return "left the block"
 
 
-def unequal_heads(ranks: Ranks) -> str:
-    """Fit two heads as one."""
-    features, weight = torch.rand(50, 4), torch.full((3, 4), 1.0 + ranks.rank)
-    OPNP(ratios=Ratios(w_min=0.3)).fit_features(features, weight=weight, bias=None, distributed=True)
-    require_equal("the same", ranks, what="a word")
+def refuse(ranks: Ranks, what: str) -> str:
+    """Fit together what cannot be: something is not the same on all ranks, or not right on rank 0, which reads it."""
+    features, weight, first = torch.rand(50, 4), torch.ones(3, 4), ranks.is_first
+    options: dict[str, Any] = {"validation": features}
+    ratios: Ratios | Literal["tuned"] | None = None
+    match what:
+        case "heads":
+            weight += ranks.rank
+        case "settings":
+            ratios = Ratios(w_min=0.3) if first else None
+        case "no OOD data":
+            ratios, options["validation_ood"] = "tuned", None if first else features
+        case "width":
+            options["validation"] = torch.rand(50, 5)
+    OPNP(ratios=ratios).fit_features(features, weight=weight, bias=None, distributed=True, **options)
     return "fitted"
-
-
-def unequal_settings(ranks: Ranks) -> str:
-    """Fit with given ratios on one rank, and a fusion on the others."""
-    ratios = Ratios(w_min=0.3) if ranks.is_first else None
-    OPNP(ratios=ratios).fit_features(torch.rand(50, 4), weight=torch.rand(3, 4), bias=None, distributed=True)
-    return "fitted"
-
-
-def no_ood_data(ranks: Ranks) -> str:
-    """Tune ratios without OOD data on rank 0, which alone would read them."""
-    OPNP(ratios="tuned").fit_features(
-        torch.rand(50, 4),
-        weight=torch.rand(3, 4),
-        bias=None,
-        validation=torch.rand(50, 4),
-        validation_ood=None if ranks.is_first else torch.rand(50, 4),
-        distributed=True,
-    )
-    return "fitted"
-
-
-def wide_validation(ranks: Ranks) -> str:
-    """Calibrate on features of another width, which rank 0 alone looks at."""
-    OPNP().fit_features(
-        torch.rand(50, 4), weight=torch.rand(3, 4), bias=None, validation=torch.rand(50, 5), distributed=True
-    )
-    return f"fitted on rank {ranks.rank}"
 
 
 def figures(detector: OPNP) -> Figures:
@@ -144,19 +101,7 @@ def fit_alone(
     checkpoint: Checkpoint | None = None,
     kept_rows: int = fit_pass.KEPT_ROWS,
 ) -> Figures:
-    """Fit on the cached features of a folder, alone or as one of several ranks.
-
-    Args:
-        folder: The folder.
-        options: Options of the detector.
-        precision: As for the detector.
-        batch_size: As for `fit_features`.
-        rows: How many of the rows to take; None for all.
-        ranks: This process's place; None for alone.
-        checkpoint: As for `fit_features`.
-        kept_rows: Rows that give the scales of a fusion, at most.
-
-    """
+    """Fit on the cached features of a folder, or on their first rows; alone or as one of several ranks."""
     source, head = open_features(folder / "train"), read_head(folder / "head.safetensors")
     held_out = open_features(folder / "validation.safetensors")  # rank 0 alone has it
     ood = open_features(folder / "ood.safetensors")

@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import distributed
 
 from opnp.distributed import Ranks
 from opnp.errors import OpnpError
-from tests.child_process import started
+from tests.child_process import command_line, rank_environments, started
 
-__all__ = ["Task", "on_ranks"]
+__all__ = ["Task", "begun", "on_ranks", "ran"]
 
 Task = Callable[..., Any]
 """A function of a module that takes `Ranks` and further arguments, and returns tensors or plain values."""
@@ -73,3 +74,20 @@ def _joined(run: Path, ranks: Ranks, patience: float, task: Task, arguments: tup
     torch.save({"result": result}, run / f"part{ranks.rank}")
     (run / f"part{ranks.rank}").rename(run / f"result{ranks.rank}")
     os._exit(0)  # what gloo has to say of ranks that are gone is of no interest
+
+
+def begun(folder: Path, world: int, arguments: Sequence[str]) -> list[tuple[BaseProcess, Path]]:
+    """Start the command line on ranks, without torchrun, and return processes and logs."""
+    logs = [folder / f"log{rank}" for rank in range(world)]
+    return [
+        (started(command_line, list(arguments), environment, log=log), log)
+        for environment, log in zip(rank_environments(world), logs, strict=True)
+    ]
+
+
+def ran(folder: Path, world: int, arguments: Sequence[str]) -> list[tuple[int | None, str]]:
+    """Run the command line on ranks, and return exit code and output of each; None after a minute."""
+    processes = begun(folder, world, arguments)
+    for process, _ in processes:
+        process.join(60)
+    return [(process.exitcode, log.read_text(encoding="utf-8")) for process, log in processes]

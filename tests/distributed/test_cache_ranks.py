@@ -9,8 +9,7 @@ import torch
 
 from opnp.data import open_inputs, read_features
 from tests.distributed import cache_tasks
-from tests.distributed.rank_world import on_ranks
-from tests.distributed.test_torchrun import ranks
+from tests.distributed.rank_world import on_ranks, ran
 from tests.unit.bench.image_world import (
     INPUTS,
     OPTIONS,
@@ -33,7 +32,7 @@ def images(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_write_the_folder_of_one_process(images: Path, world: int) -> None:
     sets = image_sets(images)
-    options: dict[str, Any] = {"batch_size": 8, "dtype": torch.float32, "is_odin_wanted": False}
+    options = FLOATS | {"batch_size": 8}
     alone = cached(tiny_model(), sets, images / "alone", **options)
     records = on_ranks(images, world, cache_tasks.cache, images, options)
     assert records == [records[0]] * world
@@ -51,9 +50,8 @@ def test_ranks_write_the_folder_of_one_process(images: Path, world: int) -> None
 
 def test_features_are_sent_in_pieces(images: Path) -> None:
     """Pieces of one row, of parts that differ by one."""
-    options = {"dtype": torch.float32, "is_odin_wanted": False}
-    cached(tiny_model(), image_sets(images), images / "alone", **options)
-    on_ranks(images, 2, cache_tasks.cache, images, options, 1)
+    cached(tiny_model(), image_sets(images), images / "alone", **FLOATS)
+    on_ranks(images, 2, cache_tasks.cache, images, FLOATS, 1)
     for name in ("train", "ood_grey"):
         one, many = (read_features(images / folder / f"{name}.safetensors") for folder in ("alone", "together"))
         torch.testing.assert_close(many.features, one.features, rtol=1e-6, atol=1e-7)
@@ -61,9 +59,8 @@ def test_features_are_sent_in_pieces(images: Path) -> None:
 
 def test_a_rank_without_images(tmp_path: Path) -> None:
     write_images(tmp_path, rows=1)
-    options = {"dtype": torch.float32, "is_odin_wanted": False}
-    alone = cached(tiny_model(), image_sets(tmp_path), tmp_path / "alone", **options)
-    records = on_ranks(tmp_path, 2, cache_tasks.cache, tmp_path, options)
+    alone = cached(tiny_model(), image_sets(tmp_path), tmp_path / "alone", **FLOATS)
+    records = on_ranks(tmp_path, 2, cache_tasks.cache, tmp_path, FLOATS)
     assert records[0]["accuracy"]["test"] == alone.source.sets["test"].accuracy
     one, many = (read_features(tmp_path / folder / "test.safetensors") for folder in ("alone", "together"))
     torch.testing.assert_close(many.features, one.features, rtol=1e-6, atol=1e-7)
@@ -120,10 +117,10 @@ def test_ranks_must_have_the_same_model(images: Path) -> None:
 def test_the_command_line_under_torchrun(images: Path) -> None:
     network = ["--model", "tests.unit.bench.image_world:tiny_model", *OPTIONS]
     command = ["cache", *network, "--test", str(images / "test.safetensors")]
-    refused = ranks(images, 2, [*command, "--out", str(images / "out")])
+    refused = ran(images, 2, [*command, "--out", str(images / "out")])
     assert [code for code, _ in refused] == [2, 2]
     assert "opnp: rank 0 of 2: ODIN's scores are computed by one process" in refused[0][1]
-    done = ranks(images, 2, [*command, "--out", str(images / "out"), "--no-odin", "--json"])
+    done = ran(images, 2, [*command, "--out", str(images / "out"), "--no-odin", "--json"])
     assert [code for code, _ in done] == [0, 0], done
     assert json.loads(done[0][1])["sets"]["test"]["samples"] == 53
     assert done[1][1] == ""

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from opnp import OPNP
-from tests.child_process import command_line, rank_environments, started
+from tests.distributed.rank_world import ran
 from tests.unit.bench.image_world import OPTIONS, class_images
 from tests.unit.data.image_files import save_image
 
-SECONDS = 60
 MODEL = ("--model", "tests.unit.bench.image_world:tiny_model", *OPTIONS, "--batch-size", "4")
 
 
@@ -28,17 +27,9 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, world: int, *arguments: str) -> list[str]:
     """Run the command line on ranks, and return what each wrote."""
-    logs = [folder / f"log{rank}" for rank in range(world)]
-    environments = rank_environments(world)
-    processes = [
-        started(command_line, list(arguments), environment, log=log)
-        for environment, log in zip(environments, logs, strict=True)
-    ]
-    for process in processes:
-        process.join(SECONDS)
-    written = [log.read_text(encoding="utf-8") for log in logs]
-    assert [process.exitcode for process in processes] == [0] * world, written
-    return written
+    found = ran(folder, world, arguments)
+    assert [code for code, _ in found] == [0] * world, found
+    return [text for _, text in found]
 
 
 @pytest.mark.parametrize("options", [("--rho-w-min", "0.2"), ()], ids=["paper", "fusion"])

@@ -14,7 +14,7 @@ import torch
 from opnp import OPNP
 from opnp.bench.random_shards import write_random_shards
 from opnp.data import open_features, read_head
-from tests.child_process import command_line, rank_environments, started
+from tests.distributed.rank_world import ran
 
 SECONDS = 60
 
@@ -31,20 +31,6 @@ def torchrun(*arguments: str) -> list[str]:
     """Return the command that starts two ranks."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return [*launcher, "-m", "opnp", *arguments]
-
-
-def ranks(folder: Path, world: int, arguments: list[str]) -> list[tuple[int | None, str]]:
-    """Run the command line on ranks without torchrun, and return exit code and output of each."""
-    processes = [
-        started(command_line, arguments, environment, log=folder / f"log{rank}")
-        for rank, environment in enumerate(rank_environments(world))
-    ]
-    for process in processes:
-        process.join(SECONDS)
-    return [
-        (process.exitcode, (folder / f"log{rank}").read_text(encoding="utf-8"))
-        for rank, process in enumerate(processes)
-    ]
 
 
 @pytest.mark.slow
@@ -78,10 +64,8 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path) -> None:
         while not (tmp_path / "file.rank1").exists() and time.monotonic() < deadline:  # in the middle of its pass
             time.sleep(0.05)
         os.kill(child_of(run.pid, number=1), signal.SIGKILL)
-        killed = time.monotonic()
         code = run.wait(SECONDS)
     assert code != 0
-    assert time.monotonic() - killed < 30
     text = (tmp_path / "log").read_text(encoding="utf-8")
     assert "Signal 9 (SIGKILL)" in text
     assert "rank      : 1" in text
@@ -106,9 +90,9 @@ def test_scores_of_ranks_are_one_table_in_the_order_of_the_rows(
     tmp_path: Path, arguments: list[str], world: int
 ) -> None:
     detector, table = tmp_path / "detector.safetensors", tmp_path / "scores.csv"
-    assert ranks(tmp_path, 1, [*arguments, "--out", str(detector)])[0][0] == 0
+    assert ran(tmp_path, 1, [*arguments, "--out", str(detector)])[0][0] == 0
     scoring = ["score", "--detector", str(detector), "--features", arguments[2], "--out", str(table), "--json"]
-    found = ranks(tmp_path, world, scoring)
+    found = ran(tmp_path, world, scoring)
     assert [code for code, _ in found] == [0] * world, found
     assert '"samples": 9001' in found[0][1]
     assert [text for _, text in found[1:]] == [""] * (world - 1)
@@ -126,22 +110,16 @@ def test_more_ranks_than_rows(tmp_path: Path, arguments: list[str]) -> None:
     detector, table = tmp_path / "detector.safetensors", tmp_path / "scores.csv"
     (tmp_path / "few").mkdir()
     shards, _ = write_random_shards(tmp_path / "few", rows=2, features=32, classes=12)
-    assert ranks(tmp_path, 1, [*arguments, "--out", str(detector)])[0][0] == 0
+    assert ran(tmp_path, 1, [*arguments, "--out", str(detector)])[0][0] == 0
     command = ["score", "--detector", str(detector), "--features", str(shards), "--out", str(table)]
-    assert [code for code, _ in ranks(tmp_path, 3, command)] == [0, 0, 0]
+    assert [code for code, _ in ran(tmp_path, 3, command)] == [0, 0, 0]
     assert len(table.read_text(encoding="utf-8").splitlines()) == 3
 
 
 def test_an_error_names_the_rank_it_came_from(tmp_path: Path, arguments: list[str]) -> None:
-    found = ranks(tmp_path, 2, [*arguments, "--out", str(tmp_path / "missing" / "detector.safetensors")])
+    found = ran(tmp_path, 2, [*arguments, "--out", str(tmp_path / "missing" / "detector.safetensors")])
     assert [code for code, _ in found] == [2, 2]
     assert found[0][1].startswith("opnp: rank 0 of 2: ")
     assert "missing is no folder" in found[0][1]
     assert found[1][1].startswith("opnp: rank 1 of 2: rank 0 of 2 failed: ")
     assert "Traceback" not in found[0][1] + found[1][1]
-
-
-def test_a_timeout_that_is_none(tmp_path: Path, arguments: list[str]) -> None:
-    found = ranks(tmp_path, 1, [*arguments, "--rank-timeout", "0", "--out", str(tmp_path / "detector.safetensors")])
-    assert found[0][0] == 2
-    assert "`timeout` must be a positive number of seconds, at most 1000000000, got 0.0" in found[0][1]

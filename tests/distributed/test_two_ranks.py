@@ -152,18 +152,6 @@ def test_tuned_ratios_are_those_of_one_process(cached: Path) -> None:
     torch.testing.assert_close(first["calibration"], alone["calibration"], rtol=1e-12, atol=1e-12)
 
 
-def test_tuning_without_ood_data_is_refused_on_all_ranks(tmp_path: Path) -> None:
-    first, second = on_ranks(tmp_path, 2, rank_tasks.no_ood_data)
-    assert first.startswith('OptionError: `ratios="tuned"` needs `validation` and `validation_ood`')
-    assert second == "DistributedError: rank 0 of 2 failed: " + first.removeprefix("OptionError: ")
-
-
-def test_held_out_features_of_another_width_are_refused_on_all_ranks(tmp_path: Path) -> None:
-    first, second = on_ranks(tmp_path, 2, rank_tasks.wide_validation)
-    assert first.startswith("ShapeError: `validation` must have 4 columns")
-    assert second == "DistributedError: rank 0 of 2 failed: " + first.removeprefix("ShapeError: ")
-
-
 @pytest.mark.parametrize("options", [{"ratios": Ratios(w_min=0.3)}, {}], ids=["paper", "fusion"])
 def test_a_model_with_a_loader_for_each_rank(cached: Path, options: dict[str, Any]) -> None:
     alone = fit_loader(None, cached, options)
@@ -184,32 +172,42 @@ def test_what_one_rank_says_all_hear(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_of_one_rank_is_one_of_all(tmp_path: Path, failing: int) -> None:
-    found = on_ranks(tmp_path, 2, rank_tasks.fail, failing)
+    found = on_ranks(tmp_path, 2, rank_tasks.trouble, "fail", failing)
     assert found[failing] == "OptionError: the data of this rank are broken."
     assert found[1 - failing] == f"DistributedError: rank {failing} of 2 failed: the data of this rank are broken."
 
 
-@pytest.mark.parametrize("dying", [0, 1])
-def test_a_rank_that_dies_ends_the_others(tmp_path: Path, dying: int) -> None:
-    found = on_ranks(tmp_path, 2, rank_tasks.die, dying, seconds=20)
-    assert found[dying] is None
-    assert found[1 - dying].startswith(f"DistributedError: rank {1 - dying} of 2 lost rank {dying} while waiting")
-    assert "it died, or took longer" in found[1 - dying]
+@pytest.mark.parametrize(("what", "lost"), [("die", 0), ("die", 1), ("hang", 1)])
+def test_a_rank_that_dies_or_hangs_ends_the_others(tmp_path: Path, what: str, lost: int) -> None:
+    patience = 2 if what == "hang" else 30
+    found = on_ranks(tmp_path, 2, rank_tasks.trouble, what, lost, 6.0, seconds=20, patience=patience)
+    assert what == "hang" or found[lost] is None
+    assert found[1 - lost].startswith(f"DistributedError: rank {1 - lost} of 2 lost rank {lost} while waiting")
+    assert "it died, or took longer" in found[1 - lost]
 
 
-def test_a_rank_that_hangs_ends_the_others_when_their_patience_ends(tmp_path: Path) -> None:
-    found = on_ranks(tmp_path, 2, rank_tasks.hang, 1, 6.0, seconds=20, patience=2)
-    assert found[0].startswith("DistributedError: rank 0 of 2 lost rank 1 while waiting")
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("heads", "DistributedError: rank 1 has a head with digest"),
+        ("settings", "DistributedError: rank 1 has the settings {'members': ['gen'"),
+    ],
+)
+def test_what_differs_is_refused_by_all(tmp_path: Path, what: str, message: str) -> None:
+    assert all(text.startswith(message) for text in on_ranks(tmp_path, 2, rank_tasks.refuse, what))
 
 
-def test_heads_that_differ_are_refused(tmp_path: Path) -> None:
-    for message in on_ranks(tmp_path, 2, rank_tasks.unequal_heads):
-        assert message.startswith("DistributedError: rank 1 has a head with digest")
-
-
-def test_settings_that_differ_are_refused(tmp_path: Path) -> None:
-    for message in on_ranks(tmp_path, 2, rank_tasks.unequal_settings):
-        assert message.startswith("DistributedError: rank 1 has the settings {'members': ['gen'")
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no OOD data", 'OptionError: `ratios="tuned"` needs `validation` and `validation_ood`'),
+        ("width", "ShapeError: `validation` must have 4 columns"),
+    ],
+)
+def test_what_rank_0_alone_reads_is_refused_by_all(tmp_path: Path, what: str, message: str) -> None:
+    first, second = on_ranks(tmp_path, 2, rank_tasks.refuse, what)
+    assert first.startswith(message)
+    assert second == "DistributedError: rank 0 of 2 failed: " + first.partition(": ")[2]
 
 
 @both_kinds

@@ -1,237 +1,296 @@
-"""Images from folders and safetensors files: which there are, in which order, with which labels."""
+"""Images in folders and lists: which there are, in which order, with which labels; what cannot be read is named."""
 
+import os
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
 
 from opnp.data import InputSet, open_inputs
-from opnp.data.images import ImageFolder
-from opnp.errors import DataFileError, EmptyDataError, MissingFileError, OptionError
-from tests.unit.data.image_files import PLAIN, pixels, save_image, write_tensors, write_tree
+from opnp.data.images import ImageFolder, decoded_image
+from opnp.errors import DataFileError, EmptyDataError, MissingFileError
+from tests.unit.data.image_files import PLAIN, inputs_of, pixels, save_image, scaled, write_tree
+
+Refusal = type[DataFileError | EmptyDataError]
 
 
-def read(path: Path) -> InputSet:
-    return open_inputs(path, PLAIN)
+@pytest.mark.parametrize(
+    ("counts", "labels", "class_names", "first"),
+    [
+        ({"10": 2, "2": 1, "007": 1}, (2, 7, 10, 10), None, "2/000.png"),
+        ({"zebra": 1, "10": 2, "ant": 1}, (0, 0, 1, 2), ("10", "ant", "zebra"), "10/000.png"),
+        ({"0": 1, "1": 0, "2": 1}, (0, 2), None, "0/000.png"),
+        ({"1": 1, "0/deep/er": 2, ".hidden": 1, "0/.hidden": 1}, (0, 0, 1), None, "0/deep/er/000.png"),
+    ],
+)
+def test_folders_are_classes_by_number_or_sorted_name(
+    tmp_path: Path, counts: dict[str, int], labels: tuple[int, ...], class_names: tuple[str, ...] | None, first: str
+) -> None:
+    write_tree(tmp_path, counts)
+    (tmp_path / first).with_name("._000.png").write_bytes(b"no image")
+    for name in (first.replace("000.png", "notes.txt"), "README.md"):
+        (tmp_path / name).write_text("no image", encoding="utf-8")
+    images = open_inputs(tmp_path, PLAIN)
+    assert (images.source.labels, images.source.class_names) == (labels, class_names)
+    assert images.names[0] == first
+    (_, found), *_ = images.batches(8)
+    assert found.tolist() == list(labels)
+    seed = list(counts).index(first.removesuffix("/000.png"))
+    assert torch.equal(inputs_of(images)[0], scaled(pixels(counts[first.removesuffix("/000.png")], seed=seed))[0])
 
 
-def inputs_of(images: InputSet) -> Tensor:
-    items: list[Any] = [images[index] for index in range(len(images))]
-    return torch.stack([item[0] if isinstance(item, tuple) else item for item in items])
-
-
-def scaled(images: Tensor) -> Tensor:
-    return images.permute(0, 3, 1, 2).float() / 255
-
-
-def test_numbers_as_names_are_the_classes(tmp_path: Path) -> None:
-    images = read(write_tree(tmp_path, {"10": 2, "2": 1, "007": 1}))
-    assert images.labels is not None
-    assert images.labels.tolist() == [2, 7, 10, 10]
-    assert images.labels.dtype == torch.int64
-    assert images.source.class_names is None
-    assert torch.equal(inputs_of(images)[0], scaled(pixels(1, seed=1))[0])
-
-
-def test_other_names_are_numbered_in_sorted_order(tmp_path: Path) -> None:
-    images = read(write_tree(tmp_path, {"zebra": 1, "10": 2, "ant": 1}))
-    assert images.labels is not None
-    assert images.labels.tolist() == [0, 0, 1, 2]
-    assert images.source.class_names == ("10", "ant", "zebra")
-    assert images[1][1] == 0  # type: ignore[index]  # a tuple, as there are labels
-    assert torch.equal(inputs_of(images)[3], scaled(pixels(1, seed=0))[0])
-
-
-def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+def test_a_flat_folder_has_no_labels_and_paths_as_names(tmp_path: Path) -> None:
     for index in (3, 1, 2):
-        save_image(tmp_path / f"{index}.png", pixels(1, seed=index)[0])
-    images = read(tmp_path)
+        save_image(tmp_path / f"{index}.PNG", pixels(1, seed=index)[0])
+    images = open_inputs(tmp_path, PLAIN)
     assert images.labels is None
+    assert list(images.names) == ["1.PNG", "2.PNG", "3.PNG"]
     assert torch.equal(inputs_of(images), torch.cat([scaled(pixels(1, seed=index)) for index in (1, 2, 3)]))
 
 
-def test_images_deep_within_a_class_belong_to_it_and_other_files_do_not_count(tmp_path: Path) -> None:
-    write_tree(tmp_path, {"1": 1, "0/deep/deeper": 2, ".hidden": 1, "0/.hidden": 1})
-    (tmp_path / "1" / "notes.txt").write_text("no image", encoding="utf-8")
-    (tmp_path / "0" / "._000.png").write_bytes(b"no image")
-    (tmp_path / "README.md").write_text("no image", encoding="utf-8")
-    save_image(tmp_path / "1" / "other.JPEG", pixels(1)[0])
-    images = read(tmp_path)
-    assert [file.relative_to(tmp_path).as_posix() for file in images.source.files] == [  # type: ignore[attr-defined]  # a folder's source
-        "0/deep/deeper/000.png",
-        "0/deep/deeper/001.png",
-        "1/000.png",
-        "1/other.JPEG",
-    ]
-    assert images.labels is not None
-    assert images.labels.tolist() == [0, 0, 1, 1]
-
-
-def test_an_empty_folder_of_a_class_would_shift_the_numbers(tmp_path: Path) -> None:
-    write_tree(tmp_path / "named", {"ant": 1, "bee": 0, "cow": 1})
-    with pytest.raises(EmptyDataError, match=r"bee holds no image.*remove the empty ones, or name all folders by the"):
-        read(tmp_path / "named")
-    images = read(write_tree(tmp_path / "numbered", {"0": 1, "1": 0, "2": 1}))
-    assert images.labels is not None
-    assert images.labels.tolist() == [0, 2]
-
-
-@pytest.mark.parametrize("name", ["empty", "of_empty"])
-def test_no_images_at_all(tmp_path: Path, name: str) -> None:
-    (tmp_path / "empty").mkdir()
-    write_tree(tmp_path / "of_empty", {"0": 0})
-    with pytest.raises(EmptyDataError, match=rf"{name} holds no image: expected files ending in \.avif, .*\.webp"):
-        read(tmp_path / name)
-
-
-def test_images_beside_folders_of_images_are_ambiguous(tmp_path: Path) -> None:
-    save_image(write_tree(tmp_path, {"0": 1}) / "loose.png", pixels(1)[0])
-    with pytest.raises(
-        DataFileError, match=r"holds images \(loose.png, \.\.\.\) beside folders with images \(0, \.\.\.\)"
-    ):
-        read(tmp_path)
+@pytest.mark.parametrize(
+    ("counts", "loose", "error", "message"),
+    [
+        ({"ant": 1, "bee": 0}, False, EmptyDataError, r"bee holds no image.*remove the empty ones, or name all"),
+        ({"0": 0}, False, EmptyDataError, r"data holds no image: expected files ending in \.avif, .*\.webp"),
+        ({}, False, EmptyDataError, "data holds no image"),
+        ({"0": 1}, True, DataFileError, r"holds images \(x.png, \.\.\.\) beside folders with images \(0, \.\.\.\)"),
+        ({"0": 1, "00": 1, "1": 1}, False, DataFileError, "the folders 0 and 00 are the same class"),
+        ({"1" * 23: 1, "2": 1}, False, DataFileError, r"data: labels must be numbers of classes, below 2\^63, got 1"),
+    ],
+)
+def test_folders_that_could_be_taken_wrongly(
+    tmp_path: Path, counts: dict[str, int], loose: bool, error: Refusal, message: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    write_tree(tmp_path / "data", counts)
+    if loose:
+        save_image(tmp_path / "data" / "x.png", pixels(1)[0])
+    with pytest.raises(error, match=message):
+        open_inputs(tmp_path / "data", PLAIN)
 
 
 def test_a_missing_path(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"absent does not exist: expected a folder of images, .*\.npz"):
-        read(tmp_path / "absent")
+        open_inputs(tmp_path / "absent", PLAIN)
     with pytest.raises(MissingFileError, match="absent is no folder: expected one with images"):
         ImageFolder.from_path(tmp_path / "absent")
 
 
+def test_links_that_lead_back_end_with_each_file_once(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "tree", {"ant/deep": 1, "ant": 1, "bee": 1})
+    elsewhere = write_tree(tmp_path, {"elsewhere": 1}) / "elsewhere"
+    links = {"ant/loop": "ant", "ant/deep/up": "", "ant/other": "bee", "bee/again": "bee", "bee/self": "bee/self"}
+    for link, target in links.items():
+        (tree / link).symlink_to(tree / target)
+    (tree / "bee" / "far").symlink_to(elsewhere)
+    (tree / "bee" / "far2").symlink_to(elsewhere)
+    (tree / "cow").symlink_to(write_tree(tmp_path, {"herd": 2}) / "herd")
+    inputs = open_inputs(tree, PLAIN)
+    ants, bees = ["ant/000.png", "ant/deep/000.png"], ["bee/000.png", "bee/far/000.png"]
+    assert list(inputs.names) == [*ants, *bees, "cow/000.png", "cow/001.png"]
+    assert inputs.source.labels == (0, 0, 1, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("folder", "link", "target", "is_refused"),
+    [
+        ("ant", "notes.txt", "gone", False),
+        ("ant", "LICENSE", ".git/annex/objects/f8/2q/MD5E-s1--a/MD5E-s1--a", False),
+        ("ant", "bee", "gone", True),
+        ("001.ant", "002.bee", "gone", True),
+        ("001.ant", "bee", "gone", True),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_refused_where_it_may_be_a_class(
+    tmp_path: Path, folder: str, link: str, target: str, is_refused: bool
+) -> None:
+    tree = write_tree(tmp_path / "tree", {folder: 2})
+    (tree / link).symlink_to(target)
+    if is_refused:
+        with pytest.raises(DataFileError, match=f"{link}, a link that leads nowhere"):
+            open_inputs(tree, PLAIN)
+    else:
+        assert len(open_inputs(tree, PLAIN)) == 2
+
+
+def test_the_digest_is_of_names_and_contents_whatever_the_name(tmp_path: Path) -> None:
+    file = save_image(tmp_path / "tree" / "0" / "größe.png", pixels(1)[0])
+    content = sha256(file.read_bytes()).hexdigest()
+    before = open_inputs(tmp_path / "tree", PLAIN).source.digest()
+    assert before == sha256(f"0/größe.png\0{content}\n".encode()).hexdigest()  # as of versions before
+    file.rename(file.with_name(os.fsdecode(b"\xff\xfe.png")))
+    inputs = open_inputs(tmp_path / "tree", PLAIN)
+    assert inputs.source.digest() == sha256(b"0/\xff\xfe.png\0" + f"{content}\n".encode()).hexdigest()
+    assert list(inputs.names) == ["0/\\xff\\xfe.png"]
+    assert len(inputs_of(inputs)) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ one image
 def truncated(path: Path) -> None:
-    save_image(path.with_suffix(".jpg"), pixels(1, height=64, width=64)[0])
-    content = path.with_suffix(".jpg").read_bytes()
-    path.with_suffix(".jpg").unlink()
-    path.write_bytes(content[: len(content) // 2])
+    Image.fromarray(pixels(1, height=64, width=64)[0].numpy()).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:1500])
 
 
 def broken_chunk(path: Path) -> None:
-    save_image(path, pixels(1)[0])
-    content = bytearray(path.read_bytes())
+    content = bytearray(save_image(path, pixels(1)[0]).read_bytes())
     content[12:16] = b"XXXX"
     path.write_bytes(content)
 
 
+def deep(path: Path) -> None:
+    Image.fromarray(torch.full((8, 8), 40000, dtype=torch.uint16).numpy()).save(path)
+
+
 @pytest.mark.parametrize(
-    "spoil",
-    [lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"GIF89a"), truncated, broken_chunk],
-    ids=["empty", "header alone", "truncated", "broken chunk"],
+    ("spoil", "reason"),
+    [
+        (lambda path: path.write_bytes(b""), "^no image$"),
+        (lambda path: path.write_bytes(b"GIF89a"), "[^/]+"),
+        (truncated, "truncated"),
+        (broken_chunk, "[^/]+"),
+        (deep, "^more than 8 bits a channel, mode I;16: store it with 8 bits$"),
+        (lambda path: path.symlink_to("absent.png"), "^No such file or directory$"),
+        (
+            lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"),
+            "^no image$",
+        ),
+        (lambda path: save_image(path, pixels(1, height=99, width=99)[0]), "Image size"),
+    ],
+    ids=["empty", "header alone", "truncated", "broken chunk", "deep", "link", "starts a program", "too large"],
 )
-def test_an_unreadable_image_is_named(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
-    write_tree(tmp_path, {"0": 2})
-    spoil(tmp_path / "0" / "0005.png")
-    images = read(tmp_path)
-    assert len(images) == 3
-    with pytest.raises(DataFileError, match=r": 0/0005\.png cannot be read \([^/]+\): mend or remove it"):
-        inputs_of(images)
-
-
-def test_an_image_too_large_to_be_honest_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_tree(tmp_path, {"0": 1})
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(DataFileError, match=r"000\.png cannot be read \(Image size"):
-        inputs_of(read(tmp_path))
-
-
-def test_more_than_eight_bits_are_refused_and_not_clipped(tmp_path: Path) -> None:
-    deep = torch.full((8, 8), 40000, dtype=torch.uint16)
-    Image.fromarray(deep.numpy()).save(tmp_path / "deep.png")
-    with pytest.raises(DataFileError, match=r"deep\.png cannot be read \(more than 8 bits a channel, mode I;16: store"):
-        inputs_of(read(tmp_path))
+def test_an_unreadable_image_is_told_by_the_reason_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], object], reason: str
+) -> None:
+    spoil(tmp_path / "one.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4500)
+    with pytest.raises(DataFileError, match=reason):
+        decoded_image(tmp_path / "one.png")
+    (tmp_path / "folder.png").mkdir()  # is passed over
+    inputs = open_inputs(tmp_path, PLAIN)
+    with pytest.raises(DataFileError, match=r": one\.png cannot be read \([^/]+\): mend or remove it"):
+        inputs[0]
+    assert len(inputs.source.digest()) == 64
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGBA", "CMYK"])
 def test_every_usual_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     picture = Image.fromarray(pixels(1)[0].numpy()).convert(mode)
-    ending = "jpg" if mode == "CMYK" else "png"
     if mode == "P":
         picture.info["transparency"] = bytes(range(256))
-    picture.save(tmp_path / f"one.{ending}")
-    with Image.open(tmp_path / f"one.{ending}") as stored:
-        expected = PLAIN(stored.convert("RGBA").convert("RGB") if mode == "P" else stored.convert("RGB"))
-    assert torch.equal(inputs_of(read(tmp_path))[0], expected)
+    path = tmp_path / f"one.{'jpg' if mode == 'CMYK' else 'png'}"
+    picture.save(path)
+    with Image.open(path) as stored:
+        expected = stored.convert("RGBA").convert("RGB") if mode == "P" else stored.convert("RGB")
+    assert decoded_image(path).tobytes() == expected.tobytes() == decoded_image(path.read_bytes()).tobytes()
 
 
-@pytest.mark.parametrize("labels", [None, torch.tensor([5, 0, 3], dtype=torch.int16), torch.tensor([5, 0, 3])])
-def test_a_file_of_images(tmp_path: Path, labels: Tensor | None) -> None:
-    images = read(write_tensors(tmp_path / "some.safetensors", pixels(3), labels))
-    assert len(images) == 3
-    assert torch.equal(inputs_of(images), scaled(pixels(3)))
-    if labels is None:
-        assert images.labels is None
-        assert isinstance(images[0], Tensor)
-    else:
-        assert images.labels is not None
-        assert images.labels.tolist() == [5, 0, 3]
-        assert images[0][1] == 5  # type: ignore[index]  # a tuple, as there are labels
+def test_pictures_of_other_formats_are_read_or_counted(tmp_path: Path) -> None:
+    picture = Image.fromarray(pixels(1)[0].numpy())
+    picture.save(tmp_path / "a.jfif")
+    (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    picture.save(tmp_path / ("c.avif" if ".avif" in Image.registered_extensions() else "c.webp"))
+    inputs = open_inputs(tmp_path, PLAIN)
+    assert [len(batch) for batch in inputs.batches(4)] == [2]
+    assert inputs.unreadable == (("b.heic", "the Pillow that is installed reads no .heic files"),)
+
+
+# ---------------------------------------------------------------------------------------------------------- lists
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with images a, b and c of a subfolder, and a place for lists beside it."""
+    for seed, name in enumerate("abc"):
+        save_image(tmp_path / "some images" / f"{name}.png", pixels(1, seed=seed)[0])
+    (tmp_path / "lists").mkdir()
+    return tmp_path
+
+
+def listed(folder: Path, content: str, *, ending: str = "csv", is_strict: bool = False) -> InputSet:
+    path = folder / "lists" / f"some.{ending}"
+    path.write_text(content.replace("@", "../some images"), encoding="utf-8")
+    return open_inputs(path, PLAIN, is_strict=is_strict)
+
+
+def order(images: InputSet) -> list[int]:
+    """Return which of the three images each input is."""
+    known = [scaled(pixels(1, seed=seed))[0] for seed in range(3)]
+    return [next(index for index, image in enumerate(known) if torch.equal(image, each)) for each in inputs_of(images)]
+
+
+def test_one_path_a_line(folder: Path) -> None:
+    absolute = folder / "some images" / "a.png"
+    images = listed(folder, f"\ufeff@/c.png\r\n\n  {absolute}\n@/c.png", ending="txt")
+    assert order(images) == [2, 0, 2]
+    assert images.labels is None
+    assert list(images.names) == ["../some images/c.png", str(absolute), "../some images/c.png"]
 
 
 @pytest.mark.parametrize(
-    ("tensors", "error", "message"),
+    ("content", "labels", "names"),
     [
-        ({"features": torch.ones(2, 2)}, DataFileError, "must hold `images`, but it holds features"),
-        ({"images": torch.ones(2, 8, 8, 3)}, DataFileError, "`images` must be uint8 of shape.*got torch.float32"),
-        ({"images": pixels(2).permute(0, 3, 1, 2).contiguous()}, DataFileError, r"of shape \(2, 3, 8, 8\)"),
-        ({"images": pixels(1)[0, 0]}, DataFileError, r"of shape \(8, 3\)"),
-        ({"images": pixels(1)[:0]}, EmptyDataError, r"`images` has no pixels, got shape \(0, 8, 8, 3\)"),
-        (
-            {"images": pixels(2), "labels": torch.zeros(3, dtype=torch.int64)},
-            DataFileError,
-            r"integers of shape \(2,\)",
-        ),
-        ({"images": pixels(2), "labels": torch.zeros(2)}, DataFileError, "got torch.float32 of shape"),
-        ({"images": pixels(2), "labels": torch.zeros(2, dtype=torch.bool)}, DataFileError, "got torch.bool"),
+        ("@/b.png\n@/a.png\n", None, None),
+        ("@/b.png,7\n\n@/a.png, 0\n", (7, 0), None),
+        ('"@/b.png",dog\n@/a.png,"a, b"\n', (1, 0), ("a, b", "dog")),
+        (' Path ,"LABELS"\n@/b.png,1\n@/a.png,2\n', (1, 2), None),
+        ("note,label,path,text\nx,1,@/b.png,t\ny,2,@/a.png,t\n", (1, 2), None),
+        ("path\n@/b.png\n@/a.png\n", None, None),
+        ("path,label\n@/b.png,\n@/a.png\n", None, None),
     ],
 )
-def test_files_of_other_content(
-    tmp_path: Path, tensors: dict[str, Tensor], error: type[Exception], message: str
-) -> None:
-    save_file(tensors, tmp_path / "some.safetensors")
-    with pytest.raises(error, match=message) as caught:
-        read(tmp_path / "some.safetensors")
-    assert "some.safetensors" in str(caught.value)
+def test_tables(folder: Path, content: str, labels: tuple[int, ...] | None, names: tuple[str, ...] | None) -> None:
+    images = listed(folder, content)
+    assert order(images) == [1, 0]
+    assert (images.source.labels, images.source.class_names) == (labels, names)
 
 
-def test_a_file_of_no_known_kind(tmp_path: Path) -> None:
-    file = save_image(tmp_path / "one.png", pixels(1)[0])
-    with pytest.raises(DataFileError, match=r"one\.png ends in '\.png': expected a folder of images, a list of files"):
-        read(file)
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("a.png,1\nb.png\n", DataFileError, "1 of 2 labels are missing: give all of them, or none"),
+        ("a.png,1,2\n", DataFileError, "has 3 columns: expected path, or path and label, or a first line"),
+        ("path,label\n,1\n", DataFileError, "row 1 has no path"),
+        ("path,label\n", EmptyDataError, "lists no image"),
+        ("\n\n", EmptyDataError, "lists no image"),
+        (
+            "filename,label\na.png,3\n",
+            DataFileError,
+            "its first line, filename, label, is read .*none of them is `path`",
+        ),
+        ("image,species\na.png,cat\nb.png,dog\n", DataFileError, "its first line, image, species, is read as names of"),
+        ("a.png,3\nb.png,dog\n", DataFileError, "labels must be numbers of.*got both, such as '3' and 'dog'"),
+        ("path,label,Label\na.png,3,4\n", DataFileError, "has 2 columns called `label`: one can be read"),
+    ],
+)
+def test_lists_that_could_be_taken_wrongly(folder: Path, content: str, error: Refusal, message: str) -> None:
+    with pytest.raises(error, match=rf"some\.csv.*{message}"):
+        listed(folder, content)
 
 
-def test_batches_keep_the_order_and_the_global_random_state(tmp_path: Path) -> None:
-    images = read(write_tensors(tmp_path / "some.safetensors", pixels(7), torch.arange(7)))
-    before = torch.random.get_rng_state()
-    batches = list(images.batches(3))
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert [len(labels) for _, labels in batches] == [3, 3, 1]
-    assert torch.equal(torch.cat([inputs for inputs, _ in batches]), inputs_of(images))
-    with pytest.raises(OptionError, match="`batch_size` must be at least 1, got 0"):
-        images.batches(0)
+@pytest.mark.parametrize("ending", ["txt", "csv"])
+def test_what_is_no_text(folder: Path, ending: str) -> None:
+    (folder / f"some.{ending}").write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(DataFileError, match=rf"some\.{ending} is no readable "):
+        open_inputs(folder / f"some.{ending}", PLAIN)
 
 
-def test_a_loop_over_the_set_ends(tmp_path: Path) -> None:
-    images = read(write_tensors(tmp_path / "some.safetensors", pixels(4)))
-    assert len(list(iter(images))) == 4
-    assert torch.equal(images[-1], images[3])  # type: ignore[arg-type]  # tensors, as there are no labels
-    with pytest.raises(IndexError):
-        images[4]
+def test_files_that_are_not_there_are_unreadable(folder: Path) -> None:
+    content = "@/b.png,1\nabsent.png,0\n../lists,0\nb\0.png,0\n@/a.png,2\n"
+    images = listed(folder, content)
+    assert order(images) == [1, 0]
+    assert images.unreadable[:2] == (("absent.png", "No such file or directory"), ("../lists", "Is a directory"))
+    assert images.labels is not None
+    assert images.labels[images.readable].tolist() == [1, 2]
+    with pytest.raises(DataFileError, match=r"some\.csv: absent\.png cannot be read \(No such file.*\): mend"):
+        order(listed(folder, content, is_strict=True))
 
 
-def test_the_digest_is_of_names_and_contents(tmp_path: Path) -> None:
-    one = write_tree(tmp_path / "one", {"0": 2, "1": 1})
-    other = write_tree(tmp_path / "other", {"1": 1, "0": 2}, seed=0)
-    same = write_tree(tmp_path / "elsewhere" / "one", {"0": 2, "1": 1})
-    digest = read(one).source.digest()
-    assert digest == read(same).source.digest()
-    assert digest != read(other).source.digest()
-    (one / "0" / "000.png").rename(one / "0" / "0000.png")
-    assert digest != read(one).source.digest()
-    file = write_tensors(tmp_path / "some.safetensors", pixels(2))
-    before = read(file).source.digest()
-    assert before != read(write_tensors(file, pixels(2, seed=1))).source.digest()
+def test_the_digest_is_of_list_and_files(folder: Path) -> None:
+    digests = [listed(folder, f"@/b.png,{label}\nabsent.png,0\n").source.digest() for label in (1, 1, 2)]
+    assert digests[0] == digests[1] != digests[2]
+    for seed in (0, 9):
+        save_image(folder / "lists" / "absent.png", pixels(1, seed=seed)[0])
+        digests.append(listed(folder, "@/b.png,1\nabsent.png,0\n").source.digest())
+    assert len(set(digests)) == 4

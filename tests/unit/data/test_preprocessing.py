@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import InterpolationMode, transforms
 
-from opnp.data import Preprocessing, open_inputs, preprocessing
+from opnp.data import Preprocessing, Transform, channel_std, open_inputs, preprocessing
 from opnp.errors import MissingExtraError, OptionError
-from tests.unit.data.image_files import PLAIN, pixels, write_tensors
+from tests.unit.data.image_files import PLAIN, pixels, scaled, write_tensors
+from tests.unit.data.text_world import LETTERS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,29 +51,21 @@ def test_it_is_what_torchvision_does(
     assert torch.equal(ours(picture), expected)
 
 
-def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
-    picture = image(8, 8)
-    inputs = Preprocessing(size=8, resize=8, mean=(0.0,) * 3, std=(1.0,) * 3)(picture)
-    assert torch.equal((inputs * 255).round().to(torch.uint8), pixels(1)[0].permute(2, 0, 1))
+def test_what_a_transform_says_of_itself() -> None:
+    transforms: list[Transform] = [PLAIN, LETTERS]
+    assert all(isinstance(each, Transform) for each in transforms)
+    assert [channel_std(each) for each in transforms] == [(1.0, 1.0, 1.0), None]
+    facts = {"size": 4, "resize": 5, "mean": [0.5], "std": [0.25], "interpolation": "bilinear", "is_squashed": False}
+    assert Preprocessing(4, 5, (0.5,), (0.25,)).facts() == facts
 
 
-def test_small_grey_images_become_larger_coloured_ones(tmp_path: Path) -> None:
-    file = write_tensors(tmp_path / "grey.safetensors", pixels(3, height=28, width=28, is_grey=True))
-    inputs = open_inputs(file, Preprocessing(size=32, resize=32, mean=(0.0,) * 3, std=(1.0,) * 3))[0]
-    assert isinstance(inputs, torch.Tensor)
-    assert inputs.shape == (3, 32, 32)
-    assert torch.equal(inputs[0], inputs[1])
-    assert torch.equal(inputs[0], inputs[2])
-    assert float(inputs.max()) > 0.5
-
-
-def test_one_mean_makes_grey_inputs_and_loses_nothing_of_grey_images() -> None:
+def test_an_image_of_the_right_size_keeps_its_pixels_in_one_channel_or_three() -> None:
     grey = pixels(1, is_grey=True)[0]
+    assert torch.equal(PLAIN(image(8, 8)), scaled(pixels(1))[0])
+    assert torch.equal(PLAIN(Image.fromarray(grey.numpy())), scaled(grey[None])[0])
     ours = Preprocessing(size=8, resize=8, mean=(0.25,), std=(0.5,))
     for picture in (Image.fromarray(grey.numpy()), Image.fromarray(grey.numpy()).convert("RGB")):
-        inputs = ours(picture)
-        assert inputs.shape == (1, 8, 8)
-        assert torch.equal(inputs[0], (grey.float() / 255 - 0.25) / 0.5)
+        assert torch.equal(ours(picture), (grey.float()[None] / 255 - 0.25) / 0.5)
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,20 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
-from opnp.artifact import write_artifact
 from opnp.errors import MissingFileError
 from opnp.files import existing_file, remove_parts, require_writable, write_atomically
+from opnp.files.json_text import json_values
 
 
-def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
+def test_a_file_is_written_and_replaced_and_a_look_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_atomically(path, b"one")
-    assert path.read_bytes() == b"one"
-    write_atomically(str(path), b"two")
-    assert path.read_bytes() == b"two"
+    require_writable(path)
+    assert not list(tmp_path.iterdir())
+    for content in (b"one", b"two"):
+        write_atomically(str(path), content)
+        require_writable(str(path))
+        assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -33,23 +34,19 @@ def test_a_file_has_the_permissions_of_any_other(tmp_path: Path, umask: int) -> 
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt()])
-@pytest.mark.parametrize("function", ["fsync", "replace"])
+@pytest.mark.parametrize(("owner", "function"), [(os, "fsync"), (Path, "replace")])
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, function: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, owner: object, function: str
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
     path = tmp_path / "file"
     write_atomically(path, b"old")
-    if function == "fsync":
-        monkeypatch.setattr(os, "fsync", fail)
-    else:
-        monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(type(error)):
-        write_atomically(path, b"new")
-    with pytest.raises(type(error)):
-        write_atomically(tmp_path / "fresh", b"new")
+    monkeypatch.setattr(owner, function, fail)
+    for name in ("file", "fresh"):
+        with pytest.raises(type(error)):
+            write_atomically(tmp_path / name, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -94,66 +91,33 @@ def test_parts_of_a_file_are_removed_and_no_others(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".file.ab1", ".other.ab1.part", "file", "file.part"]
 
 
-def test_a_failed_artifact_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "disk full")
-
-    path = tmp_path / "file"
-    write_artifact(path, kind="x", format_version=1, tensors={"a": torch.ones(2)}, metadata={})
-    content = path.read_bytes()
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_artifact(path, kind="x", format_version=1, tensors={"a": torch.zeros(2)}, metadata={})
-    assert path.read_bytes() == content
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        write_atomically(tmp_path / "missing" / "file", b"one")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
-    (tmp_path / "file").mkdir()
-    with pytest.raises(OSError, match="file"):
-        write_atomically(tmp_path / "file", b"one")
-    assert [item.name for item in tmp_path.iterdir()] == ["file"]
-    assert not list((tmp_path / "file").iterdir())
-
-
 @pytest.mark.parametrize("name", ["d.onnx", "d.safetensors"])
-def test_the_message_of_a_folder_fits_every_kind_of_file(tmp_path: Path, name: str) -> None:
+def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
     (tmp_path / name).mkdir()
     for check in (require_writable, lambda path: write_atomically(path, b"one")):
         with pytest.raises(MissingFileError, match=rf"{name} is a folder: name a file to write, in it or elsewhere\.$"):
             check(tmp_path / name)
-
-
-def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    require_writable(path)
-    assert not list(tmp_path.iterdir())
-    path.write_text("one", encoding="utf-8")
-    require_writable(str(path))
-    assert path.read_text(encoding="utf-8") == "one"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_that_takes_no_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_only(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
+        with pytest.raises(MissingFileError, match="missing is no folder: create it before writing file there"):
+            check(tmp_path / "missing" / "file")
+    assert [path.name for path in tmp_path.rglob("*")] == [name]
     monkeypatch.setattr("opnp.files.tempfile.mkstemp", read_only)
-    with pytest.raises(OSError, match="Read-only"):
+    with pytest.raises(OSError, match=r"Read-only.*file'$"):
         require_writable(tmp_path / "file")
 
 
 def test_existing_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.touch()
-    assert existing_file(str(path), content="features") == path
+    (tmp_path / "file").touch()
+    assert existing_file(str(tmp_path / "file"), content="features") == tmp_path / "file"
     with pytest.raises(MissingFileError, match=r"other does not exist: expected a file with features"):
         existing_file(tmp_path / "other", content="features")
     with pytest.raises(MissingFileError, match="is a folder: expected a file with features"):
         existing_file(tmp_path, content="features")
+
+
+def test_a_name_given_twice_in_json_is_told_by_itself() -> None:
+    with pytest.raises(ValueError, match="it holds 'c' twice"):
+        json_values('{"a": {"b": 0}, "b": 1, "c": 2, "c": 2, "a": 3}')
+    assert json_values('{"a": {"b": 0}, "b": 1}') == {"a": {"b": 0}, "b": 1}

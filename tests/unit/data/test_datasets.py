@@ -1,5 +1,6 @@
 """Data sets of Hugging Face that were saved to disk, by the real package."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ from PIL import Image
 
 from opnp.data import open_inputs
 from opnp.errors import DataFileError, EmptyDataError, InputTypeError, MissingExtraError
-from tests.unit.data.image_files import PLAIN, pixels
+from tests.unit.data.image_files import PLAIN, pixels, save_image, scaled
 from tests.unit.data.text_world import LETTERS, texts_of
 
 HF: Any = datasets  # ships no types
+CLASSES = HF.ClassLabel(names=["dog", "ant"])
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Any:
+def quiet() -> Iterator[None]:
     """Keep the bars of the package out of the way."""
     HF.disable_progress_bars()
     yield
@@ -31,63 +33,48 @@ def saved(path: Path, columns: dict[str, Any], features: dict[str, Any] | None =
     return path
 
 
-def pictures(count: int) -> list[Image.Image]:
-    return [Image.fromarray(image.numpy()) for image in pixels(count)]
-
-
 def test_images_with_names_of_classes(tmp_path: Path) -> None:
-    features = {"picture": HF.Image(), "note": HF.Value("string"), "label": HF.ClassLabel(names=["dog", "ant"])}
-    columns = {"picture": pictures(5), "note": ["x"] * 5, "label": [1, 0, 1, 1, 0]}
+    pictures = [Image.fromarray(image.numpy()) for image in pixels(5)]
+    columns = {"picture": pictures, "note": ["x"] * 5, "label": [1, 0, 1, 1, 0]}
+    features = {"picture": HF.Image(), "note": HF.Value("string"), "label": CLASSES}
     inputs = open_inputs(saved(tmp_path / "some", columns, features, num_shards=2), PLAIN)
     ((batch, labels),) = inputs.batches(8)
-    assert torch.equal(batch, pixels(5).permute(0, 3, 1, 2).float() / 255)
+    assert torch.equal(batch, scaled(pixels(5)))
     assert labels.tolist() == [1, 0, 1, 1, 0]
     assert inputs.source.class_names == ("dog", "ant")
     assert list(inputs.names) == ["0", "1", "2", "3", "4"]
 
 
 def test_broken_and_missing_images_are_left_out(tmp_path: Path) -> None:
-    whole = pictures(1)[0]
-    whole.save(tmp_path / "whole.png")
-    content = (tmp_path / "whole.png").read_bytes()
-    rows = [
-        {"bytes": content, "path": None},
-        {"bytes": content[:-90], "path": None},
-        None,
-        {"bytes": b"x", "path": "a"},
-    ]
+    content = save_image(tmp_path / "whole.png", pixels(1)[0]).read_bytes()
+    rows = [{"bytes": each, "path": None} for each in (content, content[:-90], b"x")] + [None]
     features = {"image": HF.Image(), "labels": HF.Value("int8")}
-    path = saved(tmp_path / "some", {"image": rows, "labels": [4, 5, 6, 7]}, features)
-    inputs = open_inputs(path, PLAIN)
+    inputs = open_inputs(saved(tmp_path / "some", {"image": rows, "labels": [4, 5, 6, 7]}, features), PLAIN)
     ((batch, labels),) = inputs.batches(8)
     assert (len(batch), labels.tolist()) == (1, [4])
-    assert [name for name, _ in inputs.unreadable] == ["1", "2", "3"]
-    assert [reason for _, reason in inputs.unreadable][1:] == ["no image", "no image"]
+    assert inputs.unreadable[1:] == (("2", "no image"), ("3", "no image"))
     assert "truncated" in inputs.unreadable[0][1]
 
 
-def test_texts(tmp_path: Path) -> None:
-    path = saved(tmp_path / "some", {"title": ["x", "y", "z"], "text": ["a", None, "bc"], "label": ["no", "yes", "no"]})
+@pytest.mark.parametrize(
+    ("columns", "features", "expected", "labels", "class_names"),
+    [
+        ({"title": ["x", "y"], "text": ["a", "bc"], "label": ["no", "yes"]}, None, ["a", "bc"], [0, 1], ("no", "yes")),
+        ({"sentence": ["a", None], "count": [1, 2]}, None, ["a"], None, None),
+        ({"text": ["a", "b"], "label": [-1, -1]}, {"label": CLASSES}, ["a", "b"], None, None),
+        ({"text": ["a", "b"], "label": [None, None]}, {"label": CLASSES}, ["a", "b"], None, None),
+    ],
+)
+def test_texts(
+    tmp_path: Path, columns: Any, features: Any, *, expected: list[str], labels: object, class_names: object
+) -> None:
+    path = saved(tmp_path / "some", columns, features and {"text": HF.Value("string"), **features})
     inputs = open_inputs(path, LETTERS)
-    ((batch, labels),) = inputs.batches(8)
-    assert texts_of(batch) == ["a", "bc"]
-    assert labels.tolist() == [0, 0]
-    assert inputs.source.class_names == ("no", "yes")
-    assert inputs.unreadable == (("1", "no text"),)
-    one = open_inputs(saved(tmp_path / "one", {"sentence": ["a"], "count": [1]}), LETTERS)
-    assert [texts_of(batch) for batch in one.batches(1)] == [["a"]]
-    assert one.labels is None
-
-
-def test_labels_that_are_all_missing_are_none(tmp_path: Path) -> None:
-    features = {"text": HF.Value("string"), "label": HF.ClassLabel(names=["no", "yes"])}
-    for values in ([-1, -1], [None, None]):
-        path = saved(tmp_path / f"{values[0]}", {"text": ["a", "b"], "label": values}, features)
-        source = open_inputs(path, LETTERS).source
-        assert (source.labels, source.class_names) == (None, None)
-    mixed = saved(tmp_path / "mixed", {"text": ["a", "b"], "label": [0, -1]}, features)
-    with pytest.raises(DataFileError, match="mixed: 1 of 2 labels are missing"):
-        open_inputs(mixed, LETTERS)
+    (batch,) = inputs.batches(8)
+    assert texts_of(batch if labels is None else batch[0]) == expected
+    assert (inputs.labels if inputs.labels is None else inputs.labels.tolist()) == labels
+    assert inputs.source.class_names == class_names
+    assert inputs.unreadable == ((("1", "no text"),) if len(expected) == 1 else ())
 
 
 def test_a_stored_format_and_shuffled_rows_change_nothing(tmp_path: Path) -> None:
@@ -112,11 +99,10 @@ def test_splits_are_refused_by_name_and_each_is_read(tmp_path: Path) -> None:
         ({"n": [1], "label": ["x"]}, LETTERS, InputTypeError, "has no column of texts.*it has n, label"),
         ({"one": ["a"], "two": ["b"]}, LETTERS, DataFileError, "has several columns of texts, one, two: save it with"),
         ({"text": []}, LETTERS, EmptyDataError, "has no rows"),
+        ({"text": ["a", "b"], "label": [0, None]}, LETTERS, DataFileError, "some: 1 of 2 labels are missing"),
     ],
 )
-def test_data_sets_of_another_form(
-    tmp_path: Path, columns: dict[str, Any], transform: Any, error: type[Exception], message: str
-) -> None:
+def test_data_sets_of_another_form(tmp_path: Path, columns: Any, transform: Any, error: Any, message: str) -> None:
     path = saved(tmp_path / "some", columns)
     with pytest.raises(error, match=message):
         open_inputs(path, transform)

@@ -1,0 +1,132 @@
+"""Features and heads on disk: what is written is what is read, whole, in parts and in blocks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from opnp.data import block_edges, feature_part, open_features, read_features, read_head, write_features, write_head
+from opnp.errors import DataFileError, InputTypeError, MissingFileError, OptionError, ShapeError
+
+FEATURES = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+both = pytest.mark.parametrize("read", [read_features, read_head])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("labels", [None, LABELS, LABELS.short()])
+def test_features_round_trip(tmp_path: Path, dtype: torch.dtype, labels: Tensor | None) -> None:
+    write_features(tmp_path / "file", FEATURES.to(dtype), labels=labels)
+    found = read_features(str(tmp_path / "file"))
+    torch.testing.assert_close(found.features, FEATURES.to(dtype), rtol=0, atol=0)
+    assert (found.labels is None) is (labels is None)
+    if labels is not None:
+        torch.testing.assert_close(found.labels, labels, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bias", [None, torch.arange(3.0)])
+def test_head_round_trip(tmp_path: Path, bias: Tensor | None) -> None:
+    weight = torch.nn.Parameter(FEATURES[:3])
+    write_head(tmp_path / "head", weight, bias=bias)
+    found = read_head(tmp_path / "head")
+    assert torch.equal(found.weight, weight)
+    assert not found.weight.requires_grad
+    assert None is found.bias is bias or torch.equal(found.bias, bias)  # type: ignore[arg-type]  # both, or neither
+
+
+def test_parts_of_larger_tensors_are_written_alone_and_other_tensors_are_passed_over(tmp_path: Path) -> None:
+    write_features(tmp_path / "part", FEATURES.T[1:3], labels=LABELS[3:5])
+    found = read_features(tmp_path / "part")
+    assert torch.equal(found.features, FEATURES.T[1:3])
+    assert (tmp_path / "part").stat().st_size < 400
+    save_file({"features": FEATURES, "weight": FEATURES.clone(), "ids": LABELS}, tmp_path / "both")
+    assert read_features(tmp_path / "both").labels is None
+    assert read_head(tmp_path / "both").bias is None
+
+
+@both
+def test_files_that_cannot_be_read(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    with pytest.raises(MissingFileError, match=r"none\.safetensors does not exist: expected"):
+        read(tmp_path / "none.safetensors")
+    with pytest.raises(MissingFileError, match="is a folder"):
+        read(tmp_path)
+    path = tmp_path / "file.safetensors"
+    save_file({"features": FEATURES, "weight": FEATURES.clone()}, path)
+    for content in (b"", b"a,b\n1,2\n", b"\x80\x04N.", path.read_bytes()[:-1]):
+        path.write_bytes(content)
+        with pytest.raises(DataFileError, match=r"file\.safetensors is no readable safetensors file"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("read", "tensors", "message"),
+    [
+        (read_features, {"labels": LABELS}, r"must hold the tensor `features` \(cached.*, but it holds labels"),
+        (read_features, {}, "must hold the tensor `features`.*but it holds nothing"),
+        (read_features, {"features": FEATURES[0]}, r"`features` must have shape \(batch, features\), got \(4,\)"),
+        (read_features, {"features": torch.ones(2, 3, 7, 7)}, "`features` must have shape.*Pool"),
+        (read_features, {"features": FEATURES.long()}, "`features` must be floating point, got torch.int64"),
+        (read_features, {"features": FEATURES, "labels": LABELS[:5]}, r"`labels` must be integers of shape \(6,\)"),
+        (read_features, {"features": FEATURES, "labels": LABELS.float()}, "`labels` must be integers.*torch.float32"),
+        (read_head, {"bias": LABELS.float()}, "must hold the tensor `weight`.*but it holds bias"),
+        (read_head, {"weight": FEATURES[0]}, r"`weight` must have shape \(classes, features\), got \(4,\)"),
+        (read_head, {"weight": FEATURES.int()}, "`weight` must be floating point, got torch.int32"),
+        (read_head, {"weight": FEATURES, "bias": torch.ones(6, 1)}, r"`bias` must have shape \(6,\), got \(6, 1\)"),
+    ],
+)
+def test_files_of_other_content(tmp_path: Path, read: Any, tensors: dict[str, Tensor], message: str) -> None:
+    save_file(tensors, tmp_path / "given.safetensors")
+    with pytest.raises(DataFileError, match=rf"given\.safetensors.*{message}"):
+        read(tmp_path / "given.safetensors")
+
+
+@pytest.mark.parametrize("write", [write_features, write_head])
+def test_what_could_not_be_read_is_not_written(tmp_path: Path, write: Any) -> None:
+    for given, error in ((FEATURES[0], ShapeError), (FEATURES.long(), InputTypeError), ([[1.0]], InputTypeError)):
+        with pytest.raises(error):
+            write(tmp_path / "file", given)
+    with pytest.raises(MissingFileError, match="missing is no folder"):
+        write(tmp_path / "missing" / "file", FEATURES)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("labels", [None, LABELS])
+def test_a_file_is_a_source_that_is_read_in_ranges(tmp_path: Path, labels: Tensor | None) -> None:
+    write_features(tmp_path / "file", FEATURES, labels=labels)
+    source = open_features(tmp_path / "file")
+    features, targets = source.read(2, 5)
+    assert features.equal(FEATURES[2:5])
+    assert (targets is None) is (labels is None) is (not source.is_labelled)
+    assert (source.rows, source.first_row) == (6, 0)
+    for start, stop in [(-1, 5), (0, 7), (6, 5)]:
+        with pytest.raises(OptionError, match="Rows must lie in 0 to 6"):
+            source.read(start, stop)
+    digest = source.digest()
+    write_features(tmp_path / "file", FEATURES + 1, labels=labels)
+    assert open_features(tmp_path / "file").digest() != digest
+
+
+def test_a_part_is_a_source_that_knows_its_place(tmp_path: Path) -> None:
+    write_features(tmp_path / "file", FEATURES, labels=LABELS)
+    whole = open_features(tmp_path / "file")
+    part = feature_part(feature_part(whole, 1, 6), 2, 5)
+    assert (part.rows, part.width, part.is_labelled, part.first_row) == (3, 4, True, 3)
+    features, labels = part.read(1, 3)
+    assert features.equal(FEATURES[4:6])
+    assert labels is not None
+    assert labels.tolist() == [1, 2]
+    assert part.digest() == whole.digest()
+    assert feature_part(whole, 6, 6).rows == 0
+    for start, stop in [(-1, 5), (3, 7), (5, 4)]:
+        with pytest.raises(OptionError, match="A part must lie in rows 0 to 6"):
+            feature_part(whole, start, stop)
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 2.0, "8"])
+def test_a_block_of_no_size(size: int) -> None:
+    with pytest.raises(OptionError, match="`batch_size` must be a positive number of rows"):
+        block_edges(10, size=size)

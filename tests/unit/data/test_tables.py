@@ -1,0 +1,140 @@
+"""Score files: every bit of every number, as CSV and as Parquet; what is none is named."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from opnp.data import tables, write_score_table
+from opnp.data.tables import read_score_table
+from opnp.errors import DataFileError, EmptyDataError, MissingExtraError, MissingFileError, OpnpError
+
+_HARD = [1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 123456789.123456789, float("inf"), -1e-7]
+SCORES = [*_HARD, *torch.randn(47, generator=torch.Generator().manual_seed(0)).tolist()]
+ROWS = len(SCORES)
+COLUMNS: dict[str, Sequence[Any]] = {
+    "index": list(range(ROWS)),
+    "name": [f'a, "b"\n größe {row}.png' for row in range(ROWS)],
+    "score": SCORES,
+    "p_value": [(1 + row) / (ROWS + 1) for row in range(ROWS)],
+    "is_ood": [row % 3 == 0 for row in range(ROWS)],
+}
+both = pytest.mark.parametrize("ending", ["csv", "parquet"])
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "PARQUET"])
+def test_what_was_written_comes_back(tmp_path: Path, ending: str) -> None:
+    path, again = tmp_path / f"scores.{ending}", tmp_path / f"again.{ending}"
+    for place in (path, again):
+        write_score_table(str(place), COLUMNS)
+    assert path.read_bytes() == again.read_bytes()
+    table = read_score_table(path)
+    assert table.p_values is not None
+    assert table.is_ood is not None
+    assert torch.equal(table.scores.view(torch.int64), torch.tensor(SCORES, dtype=torch.float64).view(torch.int64))
+    assert table.p_values.tolist() == COLUMNS["p_value"]
+    assert table.is_ood.tolist() == COLUMNS["is_ood"]
+
+
+def test_the_files_are_plain_ones(tmp_path: Path) -> None:
+    for ending in ("csv", "parquet"):
+        write_score_table(tmp_path / f"s.{ending}", {"name": ["a,b", "\udcff"], "score": [0.1, 2.0], "x": [None, True]})
+        write_score_table(tmp_path / f"empty.{ending}", {"name": [], "score": []})
+    assert (tmp_path / "s.csv").read_bytes() == b'name,score,x\n"a,b",0.1,\n\\udcff,2.0,True\n'
+    assert (tmp_path / "empty.csv").read_bytes() == b"name,score\n"
+    expected = {"name": ["a,b", "\\udcff"], "score": [0.1, 2.0], "x": [None, True]}
+    assert parquet.read_table(tmp_path / "s.parquet").to_pydict() == expected
+    assert parquet.read_table(tmp_path / "empty.parquet").column_names == ["name", "score"]
+
+
+@both
+def test_without_a_calibration_there_are_scores_alone(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"scores.{ending}"
+    for columns in (COLUMNS | {"p_value": [None] * ROWS, "is_ood": [None] * ROWS}, {"score": SCORES}):
+        write_score_table(path, columns)
+        table = read_score_table(path)
+        assert (table.scores.tolist(), table.p_values, table.is_ood) == (SCORES, None, None)
+
+
+@both
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"score": ["x"] * ROWS}, DataFileError, "`score` of row 0 is 'x'"),
+        ({"score": [True] * ROWS}, DataFileError, "`score` of row 0 is '?True"),
+        ({"score": [float("nan")] * ROWS}, DataFileError, r"`score` is NaN in rows 0, 1, 2, 3, 4, \.\.\."),
+        ({"score": [None] * ROWS}, DataFileError, "holds no scores"),
+        ({"score": [None, *SCORES[1:]]}, DataFileError, r"`score` has no value in 1 of 54 rows \(rows 0\)"),
+        ({"p_value": [None, *[0.5] * (ROWS - 1)]}, DataFileError, "`p_value` has no value in 1 of 54 rows"),
+        ({"p_value": [1.5] * ROWS}, DataFileError, "p-values lie above 0 and at most at 1, got 1.5 to 1.5"),
+        ({"p_value": [0.0] * ROWS}, DataFileError, "got 0 to 0"),
+        ({"is_ood": ["maybe"] * ROWS}, DataFileError, "`is_ood` of row 0 is 'maybe'"),
+        ({name: [] for name in COLUMNS}, EmptyDataError, "holds no rows"),
+    ],
+)
+def test_values_that_are_none_are_named(
+    tmp_path: Path, ending: str, changes: dict[str, Sequence[object]], error: type[OpnpError], message: str
+) -> None:
+    write_score_table(tmp_path / f"scores.{ending}", COLUMNS | changes)
+    with pytest.raises(error, match=message):
+        read_score_table(tmp_path / f"scores.{ending}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("scores.csv", b"index,p_value\n1,0.5\n", "has no column `score`"),
+        ("scores.csv", b"index,score\n1\n", "line 2: expected 2 values, got 1"),
+        ("scores.parquet", b"", "cannot be read as a score file"),
+        ("scores.parquet", b"PAR1 or not", "cannot be read as a score file"),
+        ("scores.txt", b"score\n1\n", r"must end in .csv or .parquet, got '.txt'"),
+        ("scores", b"score\n1\n", "got 'no ending'"),
+    ],
+)
+def test_files_of_another_kind_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataFileError, match=message):
+        read_score_table(tmp_path / name)
+
+
+def test_marks_and_blank_lines_of_editors_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_bytes(b"\xef\xbb\xbfscore,is_ood\r\n1.5,TRUE\r\n\r\n2.5,false\r\n")
+    table = read_score_table(tmp_path / "scores.csv")
+    assert table.is_ood is not None
+    assert (table.scores.tolist(), table.is_ood.tolist()) == ([1.5, 2.5], [True, False])
+
+
+def test_parquet_without_pyarrow_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there.parquet").touch()
+    monkeypatch.setattr(tables, "find_spec", lambda name: None if name == "pyarrow" else find_spec(name))
+    with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[bench\]'.*\.csv"):
+        write_score_table(tmp_path / "scores.parquet", COLUMNS)
+    with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[bench\]'"):
+        read_score_table(tmp_path / "there.parquet")
+    write_score_table(tmp_path / "scores.csv", COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("scores.txt", DataFileError, r"must end in \.csv or \.parquet, got '\.txt'"),
+        ("scores", DataFileError, "got 'no ending'"),
+        ("missing/scores.csv", MissingFileError, "missing is no folder"),
+        ("missing/scores.parquet", MissingFileError, "missing is no folder"),
+    ],
+)
+def test_where_no_table_can_be_written(tmp_path: Path, name: str, error: type[OpnpError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        write_score_table(tmp_path / name, COLUMNS)
+    assert not list(tmp_path.iterdir())
+
+
+@both
+def test_columns_of_unequal_length_leave_no_file(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(ValueError, match=r"length|longer|shorter"):
+        write_score_table(tmp_path / f"scores.{ending}", {"index": [1, 2], "score": [0.5]})
+    assert not list(tmp_path.iterdir())
