@@ -121,7 +121,14 @@ def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def linked_by_digest(
-    model: nn.Module, *, weight: Tensor, bias: Tensor | None, name: str | None, axes: InputAxes | None
+    model: nn.Module,
+    *,
+    weight: Tensor,
+    bias: Tensor | None,
+    name: str | None,
+    axes: InputAxes | None,
+    device: torch.device | str | None = None,
+    halving: BatchHalving | None = None,
 ) -> ModelLink:
     """Return the link to the layer of `model` with this weight and bias.
 
@@ -131,6 +138,8 @@ def linked_by_digest(
         bias: Its bias, or None.
         name: The head's dotted name then, preferred where several layers are equal.
         axes: Number of axes of a batch of inputs.
+        device: Where to run; None for where the model is.
+        halving: How batches are run that need more memory than there is; None to refuse them.
 
     Returns:
         The link.
@@ -152,7 +161,7 @@ def linked_by_digest(
             f"another dtype) in {place}. Load the weights that the detector was fitted on, or fit again.",
         )
     chosen = name if name is not None and name in fitting else fitting[0]
-    return ModelLink(model=model, head=heads[chosen], axes=axes, device=None, weight=weight, bias=bias)
+    return ModelLink(model, heads[chosen], axes, device, weight=weight, bias=bias, halving=halving or BatchHalving())
 
 
 def _has_digest(head: Head, weight: Tensor, digest: str) -> bool:

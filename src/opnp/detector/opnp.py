@@ -300,8 +300,8 @@ class OPNP:
 
         """
         state = self._fitted()
-        with self._linked().feature_batches(shown(loader, progress)) as batches:
-            state = state.calibrated((features for features, _ in batches), keep=keep)
+        with self.feature_batches(shown(loader, progress)) as batches:
+            state = state.calibrated(batches, keep=keep)
         self._state = state  # once the model was given back
         return self
 
@@ -631,8 +631,67 @@ class OPNP:
             HeadMismatchError: If no layer of `model` is the head that the detector was fitted on.
 
         """
-        state = read_detector(path)
-        return cls._holding(state, None if model is None else _linked_to(model, state))
+        loaded = cls._holding(read_detector(path), None)
+        return loaded if model is None else loaded.attach(model)
+
+    def attach(self, model: nn.Module, *, device: torch.device | str | None = None, auto_batch: bool = False) -> Self:
+        """Tie the detector to the model that it was fitted on, so that it takes inputs; return self.
+
+        The model is known by its head alone: that its other layers are those of the fit is the caller's affair.
+
+        Args:
+            model: The model; it stays as it is.
+            device: Where to run it; None for where it is.
+            auto_batch: Whether a batch that needs more memory than there is is run in halves.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+            HeadMismatchError: If no layer of the model is the head that the detector was fitted on.
+
+        Example:
+            >>> from opnp import OPNP
+            >>> model, inputs = nn.Linear(4, 3), torch.rand(100, 4)
+            >>> detector = OPNP().fit_features(inputs, weight=model.weight, bias=model.bias).attach(model)
+            >>> torch.equal(detector.score(inputs), detector.score_features(inputs))
+            True
+
+        """
+        state = self._fitted()
+        self._link = linked_by_digest(
+            model,
+            weight=state.weight,
+            bias=state.bias,
+            name=state.head_name,
+            axes=state.axes,
+            device=device,
+            halving=BatchHalving(is_on=auto_batch),
+        )
+        return self
+
+    def features(self, inputs: object) -> Tensor:
+        """Return what the head of the model takes in on one batch, shape ``(batch, features)``.
+
+        Raises:
+            NotFittedError: If there is no model.
+            InputTypeError: If `inputs` is a loader, or of a kind that cannot be read.
+            HeadMismatchError: If the model's head has changed since the fit.
+
+        """
+        return self._linked().features_of(inputs)[0]
+
+    @contextmanager
+    def feature_batches(self, loader: Iterable[object]) -> Iterator[Iterator[Tensor]]:
+        """Open the model for one pass over `loader`; yields an iterator of features, one matrix a batch.
+
+        On leaving, the model is as it was.
+
+        Raises:
+            NotFittedError: If there is no model.
+            HeadMismatchError: If the model's head has changed since the fit.
+
+        """
+        with self._linked().feature_batches(loader) as batches:
+            yield (features for features, _ in batches)
 
     def to_module(self, model: nn.Module | None = None) -> DetectorModule:
         """Return model and detector as one module: inputs in, (logits, score, p_value) out.
@@ -662,7 +721,8 @@ class OPNP:
         """
         state = self._fitted()
         self._calibration()
-        link = self._linked() if model is None else _linked_to(model, state)
+        tied = self if model is None else self._holding(state, None).attach(model)
+        link = tied._linked()  # noqa: SLF001  # of its own class
         link.require_unchanged()
         return DetectorModule(link.model, link.head, state)
 
@@ -806,10 +866,6 @@ def _held_out(link: ModelLink, loader: Iterable[object]) -> Iterator[Iterator[Te
 
 def _joined(batches: Iterable[Tensor]) -> Tensor:
     return torch.cat([features.clone() for features in batches])  # a loader may use its buffer again
-
-
-def _linked_to(model: nn.Module, state: FittedState) -> ModelLink:
-    return linked_by_digest(model, weight=state.weight, bias=state.bias, name=state.head_name, axes=state.axes)
 
 
 def _released(values: Tensor, *, is_single: bool) -> Tensor:
