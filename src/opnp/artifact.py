@@ -184,7 +184,10 @@ def read_artifact(
     tensors = {name: tensor.clone() for name, tensor in found.tensors.items()}
     header = found.metadata.get(_METADATA_KEY)
     if header is None:
-        raise ArtifactError(f"{path} is a safetensors file, but not one that opnp wrote: it holds no opnp metadata.")
+        raise ArtifactError(
+            f"{path} is a safetensors file, but no {kind} of opnp: it holds no opnp "
+            f"metadata. Give the file that `opnp fit` or `save` wrote."
+        )
     try:
         outer = typed_value(_Outer, json_values(header), name="the header")
         body = typed_value(_Body, json_values(outer.body), name="the body")

@@ -114,7 +114,7 @@ def test_truncated_and_foreign_files_are_refused(opnp: Opnp, cached: Path) -> No
         detector.write_bytes(whole[:size])
         assert "no readable safetensors file" in refused(opnp, "inspect", detector)
     save_file({"weight": torch.rand(2, 2)}, detector)
-    assert "not one that opnp wrote" in refused(opnp, "inspect", detector)
+    assert "holds no opnp metadata" in refused(opnp, "inspect", detector)
 
 
 def test_score_refuses_an_unknown_ending(opnp: Opnp, cached: Path) -> None:

@@ -115,8 +115,8 @@ def stored(**metadata: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (stored(), "not one that opnp wrote"),
-        (stored(format="pt"), "not one that opnp wrote"),
+        (stored(), "holds no opnp metadata"),
+        (stored(format="pt"), "holds no opnp metadata"),
         (stored(opnp="no JSON"), "metadata that cannot be read"),
         (stored(opnp="[1, 2]"), "metadata that cannot be read"),
         (stored(opnp='{"body": "{}", "sha256": ""}'), "metadata that cannot be read"),

@@ -49,7 +49,7 @@ A command ``name`` is the function ``name`` of the module ``opnp.cli.name``, whi
 app = typer.Typer(
     name="opnp",
     cls=LazyGroup,
-    help="Turn a trained classifier into an out-of-distribution detector by pruning its last layer.",
+    help="Turn a trained classifier into an out-of-distribution detector without retraining it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -77,7 +77,7 @@ def options(
         bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """Turn a trained classifier into an out-of-distribution detector by pruning its last layer."""
+    """Turn a trained classifier into an out-of-distribution detector without retraining it."""
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def export(
     tolerance: Annotated[
         float,
         typer.Option(
-            help="How far the numbers of onnxruntime may lie from torch's, as a share of the largest of them."
+            help="How far onnxruntime may lie from torch: as a share of the largest, or of 1 + |S| for fused scores S."
         ),
     ] = 1e-5,
     json: JsonFlag = False,

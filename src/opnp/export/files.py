@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 
 from opnp.errors import InputTypeError, MissingExtraError, ModelRunError, OptionError
 from opnp.export.module import DetectorModule
-from opnp.files import write_atomically
+from opnp.files import require_writable, write_atomically
 
 __all__ = [
     "OUTPUT_NAMES",
@@ -72,7 +72,8 @@ def write_program(
         OSError: If the file cannot be written; then nothing is left behind.
 
     """
-    module, batch = copy.deepcopy(detector_module).cpu(), _on_cpu(example)
+    require_writable(path)
+    module, batch = _on_cpu(detector_module, example)
     program = exported_program(module, batch, is_length_dynamic=is_length_dynamic)
     _require_repeatable(module, batch)
     buffer = io.BytesIO()
@@ -125,9 +126,10 @@ def write_onnx(
 
     """
     require_onnx()
+    require_writable(path)
     if not 0 <= tolerance < 1:
         raise OptionError(f"`tolerance` must be a share in [0, 1), such as 1e-5, got {tolerance:g}.")
-    module, batch = copy.deepcopy(detector_module).cpu(), _on_cpu(example)
+    module, batch = _on_cpu(detector_module, example)
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     if size > _LARGEST:
         raise OptionError(
@@ -354,7 +356,7 @@ def _require_equal(
         if not worst <= tolerance:
             unit = "1 + |score|" if is_fused else "the largest"
             raise ModelRunError(
-                f"The graph's {name} lie up to {worst:.2g} of {unit} from torch's, and {tolerance:g} is allowed. "
+                f"{worst:.2g} of {unit} lie between the graph's {name} and torch's, and {tolerance:g} is allowed. "
                 f"Nothing was written. A larger `tolerance` lets rounding pass; where it is more, the graph is another "
                 f"function than the model.",
             )
@@ -393,6 +395,10 @@ def _require_repeatable(module: DetectorModule, batch: Tensor | Mapping[str, Any
     args, kwargs = arguments(module, batch)
     with torch.no_grad():
         first, second = module(*args, **kwargs), module(*args, **kwargs)
+    if not bool(first[0].isfinite().all()) or bool(first[1].isnan().any()):
+        raise ModelRunError(
+            "The features or logits of the example are not finite: give another, as no file can be checked by it."
+        )
     if any(not torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(first, second, strict=True)):
         raise ModelRunError(
             "The model gives other numbers when it is run on the same batch again: random numbers, or what it keeps of "
@@ -401,9 +407,22 @@ def _require_repeatable(module: DetectorModule, batch: Tensor | Mapping[str, Any
         )
 
 
-def _on_cpu(batch: Tensor | Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
-    """Return a batch on the CPU."""
-    return batch.cpu() if isinstance(batch, Tensor) else {name: tensor.cpu() for name, tensor in batch.items()}
+def _on_cpu(
+    module: DetectorModule, example: Tensor | Mapping[str, Any]
+) -> tuple[DetectorModule, Tensor | dict[str, Tensor]]:
+    """Return copies on the CPU of what is to be written, and of its example."""
+    if not isinstance(module, DetectorModule):
+        raise InputTypeError(
+            f"A file is made of a detector's module: give `detector.to_module(model)`, got {type(module).__name__}."
+        )
+    if isinstance(example, Tensor):
+        return copy.deepcopy(module).cpu(), example.cpu()
+    if not isinstance(example, Mapping) or not all(isinstance(value, Tensor) for value in example.values()):
+        raise InputTypeError(
+            f"`example` must be a batch as a tensor, or as a mapping of tensors by the model's keywords, got "
+            f"{type(example).__name__}."
+        )
+    return copy.deepcopy(module).cpu(), {name: tensor.cpu() for name, tensor in example.items()}
 
 
 def _refusal(error: BaseException) -> str:

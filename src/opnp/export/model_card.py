@@ -46,8 +46,9 @@ _LIMITS = """
   are found less often than noise is. Measure it on data of your own.
 - Inputs made to deceive the detector can deceive it.
 - The detector leaves the classifier's answer as it is, and says nothing of whether that answer is right.
-- An exported graph rounds in another order: its scores differ by up to 1e-5 of the largest, and an input that lies
-  closer than that to the threshold may be judged otherwise.
+- An exported graph rounds in another order. It was written once its scores of one batch lay within the tolerance that
+  was asked for. Scores of other inputs differ by more where the 95 % quantile of a member lies close to its median, and
+  an input that lies as close to the threshold may be judged otherwise.
 - In an exported module an input whose features are not finite has the score NaN, and is flagged.
 """.strip()
 _STEPS = 40

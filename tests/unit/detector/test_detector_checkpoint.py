@@ -225,7 +225,7 @@ def test_a_foreign_file_is_refused_and_left_alone(checkpoint: Checkpoint) -> Non
     path = checkpoint.file(Ranks())
     detector = fit(Checkpoint(f"{checkpoint.path}.other"))
     write_features(path, features())
-    with pytest.raises(CheckpointError, match="not one that opnp wrote"):
+    with pytest.raises(CheckpointError, match="holds no opnp metadata"):
         fit(checkpoint)
     detector.save(path)
     content = path.read_bytes()

@@ -1,6 +1,6 @@
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from opnp.errors import InputTypeError, MissingFileError, ModelRunError
-from opnp.export import OUTPUT_NAMES, DetectorModule, exported_program, write_program
+from opnp.export import OUTPUT_NAMES, DetectorModule, exported_program, write_onnx, write_program
 from opnp.export.files import arguments, input_names, quiet_torch, rows
 from tests.unit.detector.detector_world import KINDS, features, loader, made, model
 
@@ -153,9 +153,19 @@ def test_a_program_that_reads_back_otherwise_is_not_written(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [write_program, write_onnx])
+def test_what_cannot_be_written_or_checked_is_told_first(write: Callable[..., None], tmp_path: Path) -> None:
+    module, path = module_of(model()), tmp_path / "detector"
     with pytest.raises(MissingFileError, match="is no folder"):
-        write_program(tmp_path / "none" / "detector.pt2", module_of(model()), features(2))
+        write(tmp_path / "none" / "detector", model(), features(2))
+    with pytest.raises(InputTypeError, match=r"give `detector.to_module\(model\)`, got Sequential"):
+        write(path, model(), features(2))
+    for example in (features(2).numpy(), (features(2),), {"input": [1, 2]}):
+        with pytest.raises(InputTypeError, match="`example` must be a batch as a tensor, or as a mapping"):
+            write(path, module, example)
+    with pytest.raises(ModelRunError, match="features or logits of the example are not finite"):
+        write(path, module, features(2) / 0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_and_arguments_of_batches() -> None:
