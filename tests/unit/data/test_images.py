@@ -101,6 +101,7 @@ def test_links_that_lead_back_end_with_each_file_once(tmp_path: Path) -> None:
         ("ant", "notes.txt", "gone", False),
         ("ant", "LICENSE", ".git/annex/objects/f8/2q/MD5E-s1--a/MD5E-s1--a", False),
         ("ant", "bee", "gone", True),
+        ("ant", "bee", "bee", True),
         ("001.ant", "002.bee", "gone", True),
         ("001.ant", "bee", "gone", True),
     ],
@@ -111,8 +112,9 @@ def test_a_link_that_leads_nowhere_is_refused_where_it_may_be_a_class(
     tree = write_tree(tmp_path / "tree", {folder: 2})
     (tree / link).symlink_to(target)
     if is_refused:
-        with pytest.raises(DataFileError, match=f"{link}, a link that leads nowhere"):
-            open_inputs(tree, PLAIN)
+        for is_labelled in (True, False):
+            with pytest.raises(DataFileError, match=f"{link}, a link that leads nowhere"):
+                open_inputs(tree, PLAIN, is_labelled=is_labelled)
     else:
         assert len(open_inputs(tree, PLAIN)) == 2
 
