@@ -178,16 +178,14 @@ def test_an_unreadable_image_is_told_by_the_reason_alone(
     assert len(inputs.source.digest()) == 64
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGBA", "CMYK"])
-def test_every_usual_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    picture = Image.fromarray(pixels(1)[0].numpy()).convert(mode)
-    if mode == "P":
-        picture.info["transparency"] = bytes(range(256))
-    path = tmp_path / f"one.{'jpg' if mode == 'CMYK' else 'png'}"
-    picture.save(path)
-    with Image.open(path) as stored:
-        expected = stored.convert("RGBA").convert("RGB") if mode == "P" else stored.convert("RGB")
-    assert decoded_image(path).tobytes() == expected.tobytes() == decoded_image(path.read_bytes()).tobytes()
+def test_a_palette_with_transparency_becomes_what_it_shows(tmp_path: Path) -> None:
+    picture = Image.fromarray(pixels(1)[0].numpy()).convert("P")
+    picture.info["transparency"] = bytes(range(256))
+    picture.save(tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as stored:
+        expected = stored.convert("RGBA").convert("RGB").tobytes()
+    assert decoded_image(tmp_path / "one.png").tobytes() == expected
+    assert decoded_image((tmp_path / "one.png").read_bytes()).tobytes() == expected
 
 
 def test_pictures_of_other_formats_are_read_or_counted(tmp_path: Path) -> None:
