@@ -1,19 +1,12 @@
 """Files that were damaged: cut short, or with bytes turned over. Each is refused by name, or read as it was."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from opnp.data import FeatureShardWriter, write_features, write_score_table
-from opnp.detector import OPNP, Ratios
-from opnp.serve.monitor import DriftMonitor
 from tests.in_process import Opnp
 from tests.reliability.files_world import KINDS, Kind, chance, flipped, kind
 from tests.tried import Tried
-from tests.unit.report.report_world import RECORDS
 
 EACH = pytest.mark.parametrize("each", KINDS, ids=lambda each: each.name)
 SAFETENSORS = pytest.mark.parametrize(
@@ -95,66 +88,6 @@ def test_files_cut_short_anywhere(own: Path, each: Kind, trials: int, tried: Tri
         assert found == "refused" or b"\n" in content[length - 1 : length + 1] or length == len(content.rstrip()), (
             length
         )
-
-
-def large_detector(folder: Path) -> Path:
-    features, weight = torch.rand(80, 512, generator=torch.Generator().manual_seed(0)), torch.eye(16, 512)
-    OPNP(ratios=Ratios(w_min=0.1)).fit_features(features, weight=weight, bias=None).save(
-        folder / "detector.safetensors"
-    )
-    return folder / "detector.safetensors"
-
-
-def large_monitor(folder: Path) -> Path:
-    DriftMonitor(torch.rand(8000)).save(folder / "monitor.safetensors")
-    return folder / "monitor.safetensors"
-
-
-def large_features(folder: Path) -> Path:
-    write_features(folder / "train.safetensors", torch.rand(2000, 16), labels=torch.arange(2000))
-    return folder / "train.safetensors"
-
-
-def large_shard(folder: Path) -> Path:
-    with FeatureShardWriter(folder / "shards", rows_per_shard=4096) as writer:
-        writer.write(torch.rand(5000, 16))
-    return folder / "shards" / "features-00000.safetensors"
-
-
-def large_scores(folder: Path) -> Path:
-    scores = torch.rand(20_000, dtype=torch.float64).tolist()
-    write_score_table(folder / "scored.parquet", {"score": scores})
-    return folder / "scored.parquet"
-
-
-def large_sweep(folder: Path) -> Path:
-    shutil.copyfile(RECORDS / "sweep.json", folder / "sweep.json")
-    return folder / "sweep.json"
-
-
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        ("detector files", large_detector),
-        ("monitor states", large_monitor),
-        ("files of features", large_features),
-        ("shards", large_shard),
-        ("score files in Parquet", large_scores),
-        ("records of sweeps", large_sweep),
-    ],
-)
-@pytest.mark.parametrize("step", [32768, pytest.param(4096, marks=pytest.mark.long)])
-def test_files_cut_short_at_pages(
-    tmp_path: Path, name: str, make: Callable[[Path], Path], step: int, tried: Tried
-) -> None:
-    path = make(tmp_path)
-    content = path.read_bytes()
-    lengths = range(0, len(content) - 1, step)
-    tried("files", f"{name} cut short at pages of {step} bytes", len(lengths))
-    assert len(lengths) > 2
-    for length in lengths:
-        path.write_bytes(content[:length])
-        assert kind(name).outcome(path, "") == "refused", length
 
 
 @pytest.mark.parametrize("trials", [12, pytest.param(1500, marks=pytest.mark.long)])

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opnp.data import open_inputs
 from opnp.data.images import decoded_image
 from opnp.errors import DataFileError
 from tests.reliability.inputs_world import damaged, is_told, memory_bounded, run_opnp, within
 from tests.tried import Tried
 from tests.unit.bench.image_world import OPTIONS, class_images, write_module
-from tests.unit.data.image_files import PLAIN, save_image
+from tests.unit.data.image_files import save_image
 
 _ENDINGS = {
     "PNG": ".png",
@@ -191,24 +190,3 @@ def test_odd_names_and_bad_files_in_a_folder_are_scored_or_counted(tree: Path, t
     assert '"samples": 8' in ran.out
     assert is_told(run_opnp(*line, "--out", tree / "strict.csv", "--strict"))
     assert not (tree / "strict.csv").exists()
-
-
-@pytest.mark.reliability
-def test_links_of_a_tree_end_and_those_that_lead_nowhere_are_told(tmp_path: Path, tried: Tried) -> None:
-    tried("inputs", "trees of folders with links that lead back, out or nowhere", 6)
-    images, _ = class_images(4, seed=0)
-    for name in ("cat", "dog"):
-        save_image(tmp_path / "data" / name / "1.png", images[0])
-    (tmp_path / "data" / "dog" / "up").symlink_to(tmp_path / "data")
-    (tmp_path / "data" / "dog" / "self").symlink_to(".")
-    (tmp_path / "data" / "dog" / "loop").symlink_to("loop")
-    assert len(open_inputs(tmp_path / "data", PLAIN)) == 2
-    save_image(tmp_path / "else" / "2.png", images[1])
-    (tmp_path / "data" / "emu").symlink_to(tmp_path / "else")
-    assert open_inputs(tmp_path / "data", PLAIN).source.class_names == ("cat", "dog", "emu")
-    for target in ("nowhere", "ant"):
-        (tmp_path / "data" / "ant").symlink_to(target)
-        for is_labelled in (True, False):
-            with pytest.raises(DataFileError, match="ant, a link that leads nowhere"):
-                open_inputs(tmp_path / "data", PLAIN, is_labelled=is_labelled)
-        (tmp_path / "data" / "ant").unlink()

@@ -94,7 +94,7 @@ def test_parts_of_a_file_are_removed_and_no_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["d.onnx", "d.safetensors"])
 def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def read_only(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
+        raise OSError(errno.EROFS, "Read-only file system", "part")
 
     (tmp_path / name).mkdir()
     for check in (require_writable, lambda path: write_atomically(path, b"one")):
@@ -103,7 +103,7 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(MissingFileError, match="missing is no folder: create it before writing file there"):
             check(tmp_path / "missing" / "file")
     assert [path.name for path in tmp_path.rglob("*")] == [name]
-    monkeypatch.setattr("opnp.files.tempfile.mkstemp", read_only)
+    monkeypatch.setattr(Path, "touch", read_only)
     with pytest.raises(OSError, match=r"Read-only.*file'$"):
         require_writable(tmp_path / "file")
 

@@ -199,18 +199,9 @@ class InputSet(Dataset[object]):
             DataFileError: If the first one cannot be read, and `is_strict`.
 
         """
-        reasons = {}
-        for row in range(len(self)):
-            if row in self._reasons:
-                continue
-            try:
-                return self.stacked([row], [self.read(row)])
-            except DataFileError as error:
-                if self.is_strict:
-                    raise self._error(row, str(error)) from error
-                reasons[row] = str(error)
-        self._reasons |= reasons
-        self.require_some()
+        fresh = InputSet(self.source, self.transform, is_strict=self.is_strict)
+        for batch in fresh.batches(1):
+            return batch
         raise EmptyDataError(f"{self.source.path} holds no input.")
 
     def read(self, row: int) -> ModelInputs:

@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 
 from opnp.errors import MissingFileError
 
@@ -52,20 +52,24 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         OSError: If it cannot be written; then nothing is left behind and an older file stays as it was.
 
     """
-    path, descriptor, temporary = _opened_part(Path(path))
+    target, part = _begun_part(Path(path))
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        part.replace(target)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say whose file did not fit
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk does not say whose file did not fit
             error.filename = str(path)
         raise
-    _flush_folder(path.parent)
+    with suppress(OSError):  # so that the rename outlasts a power cut; some file systems cannot flush a folder
+        descriptor = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:
@@ -79,9 +83,8 @@ def require_writable(path: str | os.PathLike[str]) -> None:
         OSError: If no file can be made there.
 
     """
-    _, descriptor, temporary = _opened_part(Path(path))
-    os.close(descriptor)
-    Path(temporary).unlink()
+    _, part = _begun_part(Path(path))
+    part.unlink()
 
 
 def remove_parts(path: str | os.PathLike[str]) -> None:
@@ -95,8 +98,8 @@ def remove_parts(path: str | os.PathLike[str]) -> None:
             part.unlink(missing_ok=True)
 
 
-def _opened_part(path: Path) -> tuple[Path, int, str]:
-    """Return the file to write, and descriptor and name of an empty file beside it, which shall become it."""
+def _begun_part(path: Path) -> tuple[Path, Path]:
+    """Return the file to write, and a new and empty one beside it, which shall become it."""
     target = _target(path)
     if not target.parent.is_dir():
         raise MissingFileError(f"{target.parent} is no folder: create it before writing {target.name} there.")
@@ -106,11 +109,13 @@ def _opened_part(path: Path) -> tuple[Path, int, str]:
         raise MissingFileError(f"{path} is a pipe or a device: name a file to write.")
     if target.is_symlink():
         raise MissingFileError(f"{path} is a link that leads to itself: name a file to write.")
+    part = target.with_name(f"{_part_prefix(target)}{token_hex(4)}{_PART}")
     try:
-        return target, *tempfile.mkstemp(dir=target.parent, prefix=_part_prefix(target), suffix=_PART)
-    except OSError as error:  # which names the temporary neighbour
+        part.touch(exist_ok=False)
+    except OSError as error:  # which names the part
         error.filename = str(path)
         raise
+    return target, part
 
 
 def _target(path: Path) -> Path:
@@ -130,19 +135,3 @@ def _why_no_file(path: Path) -> str:
     if path.exists():
         return "is a pipe or a device"
     return "is a link that leads nowhere" if path.is_symlink() else "does not exist"
-
-
-def _flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk, so that a rename outlasts a power cut; some file systems cannot."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _umask() -> int:
-    current = os.umask(0o077)
-    os.umask(current)
-    return current

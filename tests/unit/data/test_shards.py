@@ -40,25 +40,20 @@ def shards(tmp_path: Path) -> Path:
     return written(tmp_path / "shards")
 
 
+@pytest.mark.parametrize("labels", [LABELS, None], ids=["labelled", "unlabelled"])
 @pytest.mark.parametrize("rows_per_shard", [1, 7, 30, 50, 100, 101])
 @pytest.mark.parametrize("cut", [1, 30, 100])
-def test_every_range_is_what_was_written(tmp_path: Path, rows_per_shard: int, cut: int) -> None:
-    source = open_features(written(tmp_path / "shards", rows_per_shard=rows_per_shard, cut=cut))
+def test_every_range_is_what_was_written(tmp_path: Path, rows_per_shard: int, cut: int, labels: Tensor | None) -> None:
+    source = open_features(written(tmp_path / "shards", rows_per_shard=rows_per_shard, cut=cut, labels=labels))
     assert isinstance(source, FeatureSource)
-    assert (source.rows, source.width, source.dtype, source.is_labelled) == (ROWS, WIDTH, torch.float16, True)
-    for start, stop in [(0, ROWS), (0, 0), (29, 31), (30, 60), (99, 100), (5, 95), (100, 100), (0, 1)]:
-        features, labels = source.read(start, stop)
-        assert labels is not None
-        assert features.equal(FEATURES[start:stop])
-        assert labels.equal(LABELS[start:stop])
+    layout = (source.rows, source.width, source.dtype, source.is_labelled)
+    assert layout == (ROWS, WIDTH, torch.float16, labels is not None)
+    for rows in [(0, ROWS), (0, 0), (29, 31), (30, 60), (99, 100), (5, 95), (100, 100), (0, 1)]:
+        features, targets = source.read(*rows)
+        assert features.equal(FEATURES[slice(*rows)])
+        assert targets is None if labels is None else labels[slice(*rows)].equal(targets)  # type: ignore[arg-type]  # a tensor, as there are labels
     assert len(list((tmp_path / "shards").iterdir())) == 1 + -(-ROWS // rows_per_shard)
     source.verify()
-
-
-def test_shards_without_labels(tmp_path: Path) -> None:
-    source = open_features(written(tmp_path / "shards", labels=None))
-    assert not source.is_labelled
-    assert source.read(0, 60)[1] is None
 
 
 def test_what_is_read_is_a_view_of_one_mapped_file(shards: Path) -> None:

@@ -88,6 +88,7 @@ def test_values_that_are_none_are_named(
     ("name", "content", "message"),
     [
         ("scores.csv", b"index,p_value\n1,0.5\n", "has no column `score`"),
+        ("scores.csv", b"", "has no column `score`"),
         ("scores.csv", b"index,score\n1\n", "line 2: expected 2 values, got 1"),
         ("scores.parquet", b"", "cannot be read as a score file"),
         ("scores.parquet", b"PAR1 or not", "cannot be read as a score file"),
