@@ -25,6 +25,7 @@ from opnp.errors import (
     OptionError,
     ShapeError,
 )
+from opnp.model.head import weight_of
 from tests.contract.snapshot import unchanged
 from tests.unit.model.layer_models import TinyViT, cnn, images, seeded
 from tests.unit.model.tiny_models import Answering, Named, WithLogits, batch, batches, compiled, mlp
@@ -198,14 +199,15 @@ class ByLength(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.gru(inputs[:, None])[0][:, -1]
-        return torch.stack([self.seldom(row) if bool(row[0] > 0) else self.often(row) for row in hidden])
+        logits: list[Tensor] = [self.seldom(row) if bool(row[0] > 0) else self.often(row) for row in hidden]
+        return torch.stack(logits)
 
 
 def test_models_that_decide_by_values_run_sample_by_sample() -> None:
     model, inputs = seeded(ByLength), batch(9).double()
     found = sensitivity(model, [inputs])
     with torch.no_grad():
-        hidden = model.get_submodule("gru")(inputs[:, None])[0][:, -1]
+        hidden: Tensor = model.get_submodule("gru")(inputs[:, None])[0][:, -1]
     for name, rows in {"seldom": hidden[:, 0] > 0, "often": hidden[:, 0] <= 0}.items():
         assert 0 < int(rows.sum()) < 9
         alone = sensitivity(nn.Sequential(model.get_submodule(name)), [hidden[rows]])["0"]
@@ -239,7 +241,8 @@ def test_what_a_layer_was_given_may_be_written_to_afterwards(*, is_frozen: bool)
 
     def copies(inputs: Tensor, model: Stepwise) -> Tensor:
         hidden: Tensor = model.one(inputs)
-        return 2 * hidden + model.two(hidden)
+        other: Tensor = model.two(hidden)
+        return 2 * hidden + other
 
     one, other = (seeded(partial(Stepwise, step)).requires_grad_(not is_frozen) for step in (writes, copies))
     assert_equal(sensitivity(one, [batch().double()]), sensitivity(other, [batch().double()]), tolerance=1e-12)
@@ -249,7 +252,7 @@ def test_what_a_layer_was_given_may_be_written_to_afterwards(*, is_frozen: bool)
 def test_a_weight_that_is_computed_is_taken_as_it_is(parametrization: Callable[[nn.Module], nn.Module]) -> None:
     model, plain = mlp(), mlp()
     parametrization(model[0])
-    plain[0].weight = nn.Parameter(model.eval()[0].weight.detach().clone())
+    plain[0].weight = nn.Parameter(weight_of(model.eval()[0]).detach().clone())
     model.train()
     with unchanged(model, "sensitivity"):
         assert_equal(sensitivity(model, batches()), sensitivity(plain, batches()), tolerance=1e-5)

@@ -135,7 +135,7 @@ def test_what_the_answer_says_of_a_mean_of_two_heads_is_so() -> None:
     torch.testing.assert_close(linear(torch.cat(sides, 1), weight, bias), MEAN(batch()).detach())
 
 
-@pytest.mark.parametrize("layer", [nn.Linear, lambda *sizes: nn.Conv2d(*sizes, 1)])
+@pytest.mark.parametrize("layer", [nn.Linear, lambda inputs, outputs: nn.Conv2d(inputs, outputs, 1)])
 def test_zero_initialised_heads_are_told_apart(layer: Callable[[int, int], nn.Module]) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
