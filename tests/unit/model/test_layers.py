@@ -25,7 +25,7 @@ from opnp.errors import (
     OptionError,
     ShapeError,
 )
-from opnp.model.head import weight_of
+from opnp.model.head import tensor_of
 from tests.contract.snapshot import unchanged
 from tests.unit.model.layer_models import TinyViT, cnn, images, seeded
 from tests.unit.model.tiny_models import Answering, Named, WithLogits, batch, batches, compiled, mlp
@@ -252,7 +252,9 @@ def test_what_a_layer_was_given_may_be_written_to_afterwards(*, is_frozen: bool)
 def test_a_weight_that_is_computed_is_taken_as_it_is(parametrization: Callable[[nn.Module], nn.Module]) -> None:
     model, plain = mlp(), mlp()
     parametrization(model[0])
-    plain[0].weight = nn.Parameter(weight_of(model.eval()[0]).detach().clone())
+    weight = tensor_of(model.eval()[0], "weight")
+    assert weight is not None
+    plain[0].weight = nn.Parameter(weight.detach().clone())
     model.train()
     with unchanged(model, "sensitivity"):
         assert_equal(sensitivity(model, batches()), sensitivity(plain, batches()), tolerance=1e-5)
