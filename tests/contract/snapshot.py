@@ -15,6 +15,9 @@ from torch.nn.modules import module as torch_module
 
 __all__ = ["snapshot", "unchanged"]
 
+_OF_TORCH = "TORCHINDUCTOR_CACHE_DIR"
+"""What torch itself sets when `torch.func.grad` is called for the first time."""
+
 
 def snapshot(model: nn.Module) -> dict[str, object]:
     """Return every fact about the model and the process by name, in values that compare by ``==``."""
@@ -70,7 +73,7 @@ def _process() -> dict[str, object]:
         "precision of products": torch.get_float32_matmul_precision(),
         "filters of warnings": tuple(warnings.filters),
         "logging": (logging.root.level, logging.root.disabled, len(logging.root.handlers)),
-        "environment": dict(os.environ),
+        "environment": {name: value for name, value in os.environ.items() if name != _OF_TORCH},
         "current folder": str(Path.cwd()),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),

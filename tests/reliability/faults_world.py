@@ -51,17 +51,19 @@ class Trigger:
         make: Makes what is raised.
         at: Number of the call, from 0; a negative one never comes.
         calls: Calls so far.
+        lasts: Whether every call from that one on raises.
 
     """
 
     make: Callable[[], BaseException] = RuntimeError
     at: int = -1
     calls: int = 0
+    lasts: bool = False
 
     def __call__(self, *_: object) -> None:
         """Count a call, and raise if it is the one."""
         self.calls += 1
-        if self.calls == self.at + 1:
+        if self.calls == self.at + 1 or (self.lasts and self.calls > self.at >= 0):
             raise self.make()
 
 

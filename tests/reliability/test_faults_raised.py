@@ -55,6 +55,7 @@ def fails(name: str, kind: str, place: str, fault: str, at: int, *, is_fitted: b
     found = prepared(faulty, kind, is_fitted=is_fitted)
     before = answers(found)
     trigger = Trigger(FAULTS[fault], at if place == "loader" else at + FITS.get(name, 0))
+    trigger.lasts = name == "sensitivity of layers"  # which runs samples one by one where many at once have failed
     with unchanged(faulty.model, f"{name} with {fault} in the {place}"):
         raised: BaseException | None = None
         try:

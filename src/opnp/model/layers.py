@@ -30,7 +30,7 @@ from opnp.errors import (
     ShapeError,
 )
 from opnp.model.batches import inputs_of, is_empty, opened
-from opnp.model.borrow import borrowed, in_this_thread, unwrapped
+from opnp.model.borrow import borrowed, in_this_thread, set_eval_mode, unwrapped
 from opnp.model.forward import (
     Inputs,
     LogitsSelector,
@@ -190,7 +190,7 @@ def sensitivity_sums(
     if left_out | absent:
         message = f"{len(left_out | absent)} layers were left out. {_by_reason(left_out | absent)}."
         warnings.warn(message, LayerWarning, stacklevel=3)
-    sums = {name: watch.total(count) for name, watch in watches.items() if name not in absent}
+    sums = {name: LayerSensitivitySum(*watch.sums, count) for name, watch in watches.items() if name not in absent}
     for name, total in sums.items():
         require_finite(total.weight, name=f"gradient for {name}.weight")
         require_finite(total.neuron, name=f"gradient for the inputs of {name}")
@@ -232,10 +232,6 @@ class _Watch:
             for each in (dtype, torch.float64)
         )
         return cls(name, sharing, (zeros[0], zeros[1]), (sums[0], sums[1]))
-
-    def total(self, count: int) -> LayerSensitivitySum:
-        """Return the sums over this many samples."""
-        return LayerSensitivitySum(weight=self.sums[0], neuron=self.sums[1], count=count)
 
     def absence(self) -> str:
         """Return why there is no sensitivity after the pass over the data; empty if there is one."""
@@ -313,6 +309,7 @@ class _Energies:
     def _energy(self, inputs: Inputs, added: _Added, sample: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the energy of one sample, and its logits as a vector."""
         self._added = added
+        set_eval_mode(self.model.modules())
         try:
             given = sample[""] if isinstance(inputs, Tensor) else {**inputs, **sample}
             logits = self._logits(called(self.model, given, device=self.device)).reshape(-1)

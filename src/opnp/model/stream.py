@@ -77,8 +77,8 @@ def head_stream(
         InsufficientMemoryError: If the model, or a batch in it, needs more memory than there is.
 
     """
-    first, batches = opened(loader)
     require_module(model)
+    first, batches = opened(loader)
     outcomes: list[tuple[Tensor, Tensor]] = []
     halving = halving or BatchHalving()
     if isinstance(head, Head):

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from opnp.errors import InputTypeError
-from opnp.model import as_batch, axes_of, inputs_of, labels_of, logits_of, run_model
-from tests.unit.model.tiny_models import Named, WithLogits, batch, mlp, read
+from opnp.model import as_batch, axes_of, inputs_of, labels_of
+from tests.unit.model.tiny_models import batch
 
 INPUTS, LABELS = batch(), torch.arange(8) % 3
 
@@ -123,68 +123,3 @@ def test_one_mapping_gets_a_batch_axis() -> None:
     assert as_batch(half, axes) == (half, False)
     assert as_batch(loaded, None) == (loaded, False)
     assert as_batch({"scale": 2.0}, axes) == ({"scale": 2.0}, False)
-
-
-@pytest.mark.parametrize("output", [INPUTS, WithLogits(INPUTS), {"logits": INPUTS}, UserDict(logits=INPUTS)])
-def test_logits_of(output: object) -> None:
-    assert logits_of(output) is INPUTS
-
-
-@pytest.mark.parametrize("output", [(INPUTS, INPUTS), None, {"loss": INPUTS}, WithLogits(None)])  # type: ignore[arg-type]  # what a model may give
-def test_logits_of_other_outputs(output: object) -> None:
-    assert logits_of(output) is None
-
-
-def test_a_mapping_is_passed_by_keyword() -> None:
-    model = Named()
-    twice = run_model(model, {"pixel_values": INPUTS, "scale": 2.0}, device=None)
-    assert isinstance(twice, Tensor)
-    assert torch.equal(twice, read(model.inner, 2 * INPUTS)[1])
-
-
-def test_one_keyword_that_forward_lacks_is_passed_by_position() -> None:
-    model = mlp()
-    outputs = run_model(model, {"pixel_values": INPUTS}, device=torch.device("cpu"))
-    assert isinstance(outputs, Tensor)
-    assert torch.equal(outputs, read(model, INPUTS)[1])
-
-
-def test_one_keyword_goes_to_a_forward_that_takes_any() -> None:
-    class Any(nn.Module):
-        def forward(self, **inputs: Tensor) -> Tensor:
-            return inputs["anything"] + 1
-
-    outputs = run_model(Any(), {"anything": INPUTS}, device=None)
-    assert isinstance(outputs, Tensor)
-    assert torch.equal(outputs, INPUTS + 1)
-
-
-def test_uint8_images_to_a_float_model_name_both_dtypes() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2, 2))
-    images = torch.zeros(1, 3, 3, 3, dtype=torch.uint8)
-    with pytest.raises(InputTypeError, match=r"torch\.float32.*torch\.uint8.*images\.float\(\) / 255") as caught:
-        run_model(model, images, device=None)
-    assert isinstance(caught.value.__cause__, RuntimeError)
-    with pytest.raises(InputTypeError, match=r"torch\.float32.*torch\.uint8"):
-        run_model(model, {"pixel_values": images}, device=None)
-
-
-def test_a_models_own_runtime_error_is_passed_on() -> None:
-    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
-        run_model(mlp(), torch.ones(2, 99), device=None)
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), RuntimeError("expected 7 tokens")])
-def test_a_text_models_own_runtime_error_is_passed_on(error: RuntimeError) -> None:
-    class Text(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = nn.EmbeddingBag(10, 4)
-
-        def forward(self, ids: Tensor) -> Tensor:
-            self.embedding(ids)
-            raise error
-
-    with pytest.raises(type(error)) as caught:
-        run_model(Text(), torch.zeros(2, 5, dtype=torch.int64), device=None)
-    assert caught.value is error

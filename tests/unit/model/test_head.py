@@ -1,245 +1,301 @@
-"""Finding the head in models of many kinds, without changing them."""
+"""Heads of every kind, read as a linear layer: 1x1 convolutions, computed weights, and logits of their own."""
 
 from collections.abc import Callable
-from threading import Thread
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.functional import linear, normalize
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
+from opnp import OPNP, Ratios
 from opnp.errors import HeadNotFoundError, ShapeError
-from opnp.model import find_head, linear_layers, unwrapped
+from opnp.model import find_head, head_layers, head_stream, pruned, pruned_copy, sensitivity
+from opnp.model.head import OwnLogits
 from tests.contract.snapshot import unchanged
-from tests.unit.model.tiny_models import CLASSES, FEATURES, INPUTS, Answering, WithLogits, batch, compiled, mlp
+from tests.unit.model.tiny_models import CLASSES, FEATURES, Answering, batch, batches, mlp
+
+CHANNELS = 6
 
 
-def test_the_head_is_found() -> None:
-    model = mlp()
-    with unchanged(model, "find_head"):
-        found = find_head(model, batch())
-    assert (found.name, found.is_output, found.label) == ("2", True, "`2`")
-    assert found.module is model[2]
+def images(rows: int = 5, *, seed: int = 0, size: int = 9) -> Tensor:
+    return torch.randn(rows, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(
-    "after",
-    [
-        WithLogits,
-        lambda logits: {"logits": logits, "hidden": logits + 1},
-        lambda logits: logits.view(-1, CLASSES),
-        lambda logits: logits.clone(),
-        lambda logits: logits.double(),
-    ],
-    ids=["object", "mapping", "view", "copy", "other dtype"],
-)
-def test_the_head_is_found_behind_every_kind_of_output(after: Callable[[Tensor], object]) -> None:
-    assert find_head(Answering(after), batch()).name == "fc"
+class Classifier(nn.Module):
+    """Convolution, what is before the head, the head, and what is after it."""
 
-
-def test_the_head_by_module_and_by_name() -> None:
-    model = mlp()
-    for head in (model[2], "2"):
-        found = find_head(model, batch(), head=head)
-        assert (found.name, found.is_output) == ("2", True)
-        assert found.module is model[2]
-    found = find_head(model, batch(), head="0")
-    assert (found.name, found.is_output) == ("0", False)
-
-
-@pytest.mark.parametrize(
-    ("head", "reason"),
-    [
-        ("fc", r"'fc' is no layer of the model.*'0' \(6 -> 5\), '2' \(5 -> 3\)"),
-        ("1", r"'1' is of type ReLU, not nn\.Linear.*'2' \(5 -> 3\)"),
-        (nn.Linear(5, 3), r"no part of the model.*'2' \(5 -> 3\)"),
-    ],
-    ids=["unknown name", "wrong type", "foreign module"],
-)
-def test_a_wrong_head_lists_the_right_ones(head: str | nn.Module, reason: str) -> None:
-    with pytest.raises(HeadNotFoundError, match=reason):
-        find_head(mlp(), batch(), head=head)
-
-
-def test_a_module_of_the_wrong_type_is_named_by_its_type() -> None:
-    model = mlp()
-    with pytest.raises(HeadNotFoundError, match=r"`head` is of type ReLU, not nn\.Linear, nor a 1x1 convolution"):
-        find_head(model, batch(), head=model[1])
-
-
-def test_a_model_without_linear_layers() -> None:
-    with pytest.raises(HeadNotFoundError, match=r"no nn\.Linear layer and no 1x1 convolution.*fit_features"):
-        find_head(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), torch.ones(1, 1, 3, 3))
-
-
-def test_a_softmax_behind_the_head_lists_the_candidates() -> None:
-    model = Answering(lambda logits: logits.softmax(1))
-    with pytest.raises(HeadNotFoundError, match=r'softmax.*`head="fc"`.*\'body\.0\' \(6 -> 5\), \'fc\' \(5 -> 3\)'):
-        find_head(model, batch())
-    found = find_head(model, batch(), head="fc")
-    assert (found.name, found.is_output) == ("fc", False)
-
-
-def test_an_output_without_logits_says_so() -> None:
-    with pytest.raises(
-        HeadNotFoundError,
-        match=r"neither a tensor nor holds `\.logits`: it is a tuple \(0: a tensor of shape \(8, 3\), 1: a tensor of "
-        r"shape \(8,\)\)\. .*`logits=0`, say\. .*'fc' \(5 -> 3\)",
-    ):
-        find_head(Answering(lambda logits: (logits, logits.mean(1))), batch())
-
-
-def test_a_long_list_of_candidates_is_cut() -> None:
-    alike = nn.Sequential(*(nn.Linear(2, 2) for _ in range(30)), nn.Softmax(1))
-    growing = nn.Sequential(*(nn.Linear(width, width + 1) for width in range(2, 32)), nn.Softmax(1))
-    for model in (alike, growing):
-        with pytest.raises(HeadNotFoundError, match=r"\(the last ones\)") as caught:
-            find_head(model, torch.ones(1, 2))
-        assert "'29'" in str(caught.value)
-        assert '`head="29"`' in str(caught.value)
-        assert "'9'" not in str(caught.value)
-
-
-def test_several_matching_layers_are_listed() -> None:
-    class Twins(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = nn.Linear(INPUTS, 2), nn.Linear(INPUTS, 2)
-            self.two.load_state_dict(self.one.state_dict())
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            outputs: Tensor = self.one(inputs) + self.two(inputs)
-            return outputs / 2
-
-    with pytest.raises(HeadNotFoundError, match=r"2 layers have the model's output.*'one', 'two'.*head="):
-        find_head(Twins(), batch())
-    assert find_head(Twins(), batch(), head="one").name == "one"
-
-
-def test_zero_initialised_heads_are_told_apart() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.auxiliary, self.main = nn.Linear(INPUTS, 2), nn.Linear(INPUTS, 2)
-            for parameter in self.parameters():
-                nn.init.zeros_(parameter)
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            outputs: Tensor = self.main(inputs)
-            self.auxiliary(inputs)
-            return outputs
-
-    assert find_head(Two(), batch()).name == "main"
-
-
-@pytest.mark.parametrize(
-    "after",
-    [lambda logits: logits.div_(10), lambda logits: logits.add_(1), lambda logits: logits.relu_()],
-    ids=["temperature", "offset", "relu"],
-)
-def test_an_output_changed_in_place_is_not_the_heads(after: Callable[[Tensor], Tensor]) -> None:
-    found = find_head(Answering(after), batch(), head="fc")
-    assert not found.is_output, "logits are taken for the head's that are not"
-
-
-def test_a_model_that_is_its_head() -> None:
-    model = nn.Linear(INPUTS, CLASSES)
-    for head in (None, model):
-        found = find_head(model, batch(), head=head)
-        assert (found.name, found.label) == ("", "the model itself")
-        assert found.module is model
-
-
-def test_a_head_without_bias() -> None:
-    model = nn.Sequential(nn.ReLU(), nn.Linear(INPUTS, 2, bias=False))
-    assert find_head(model, batch()).module.bias is None
-
-
-def test_a_head_with_one_output_says_what_to_do() -> None:
-    with pytest.raises(ShapeError, match=r"head `0` has one output.*torch\.cat"):
-        find_head(nn.Sequential(nn.Linear(INPUTS, 1)), batch())
-
-
-def test_a_weight_normalised_head() -> None:
-    model = mlp()
-    weight_norm(model[2])
-    assert find_head(model, batch()).name == "2"
-    assert find_head(model, batch(), head="2").is_output
-
-
-class Shared(nn.Module):
-    """One layer under two names."""
-
-    def __init__(self) -> None:
+    def __init__(self, before: tuple[nn.Module, ...], after: tuple[nn.Module, ...]) -> None:
         super().__init__()
-        self.classifier = nn.Linear(INPUTS, CLASSES)
-        self.head = self.classifier
+        self.body = nn.Sequential(nn.Conv2d(3, CHANNELS, 3, stride=2), nn.ReLU(), *before)
+        self.head = nn.Conv2d(CHANNELS, CLASSES, 1)
+        self.after = nn.Sequential(*after)
+
+    def forward(self, inputs: Tensor) -> object:
+        return self.after(self.head(self.body(inputs)))
+
+
+def classifier(*after: nn.Module, before: tuple[nn.Module, ...] = ()) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(before, after)
+
+
+POOL, FLAT = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+
+
+class Mean(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.mean((2, 3))
+
+
+class Weighted(nn.Module):
+    """Weighs positions, the weights adding up to 1."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.head(inputs)
+        weights = torch.arange(1.0, inputs.shape[2] * inputs.shape[3] + 1, dtype=inputs.dtype)
+        return (inputs.flatten(2) * weights / weights.sum()).sum(2)
+
+
+class Pair(nn.Module):
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs, inputs.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "is_averaged"),
+    [
+        (classifier(FLAT, before=(POOL,)), False),
+        (classifier(before=(POOL,)), False),
+        (classifier(POOL, FLAT), True),
+        (classifier(POOL), True),
+        (classifier(nn.Dropout(), Mean()), True),
+        (classifier(Mean()).double(), True),
+        (classifier(Mean()).half(), True),
+    ],
+    ids=["pooled before", "no flatten", "pooled after", "pooled, no flatten", "dropout", "double", "half"],
+)
+def test_the_logits_are_linear_in_the_mean_of_the_input(model: nn.Module, *, is_averaged: bool) -> None:
+    dtype = next(model.parameters()).dtype
+    inputs = images().to(dtype)
+    with unchanged(model, "reading a convolution head"):
+        assert find_head(model, inputs * float("nan")).name == "head"
+        found = find_head(model, inputs)
+        assert (found.name, found.is_output, found.is_averaged) == ("head", True, is_averaged)
+        assert found.weight.shape == (CLASSES, CHANNELS)
+        with head_stream(model, [inputs, images(3, seed=1).to(dtype)]) as stream:
+            read = list(stream.batches)
+    rtol, atol = (0.02, 0.01) if dtype == torch.float16 else (1e-5, 1e-6)
+    for (features, logits, _), count in zip(read, (5, 3), strict=True):
+        assert (features.shape, logits.shape) == ((count, CHANNELS), (count, CLASSES))
+        torch.testing.assert_close(linear(features, found.weight, found.bias), logits, rtol=rtol, atol=atol)
+        torch.testing.assert_close(found.linear(features), linear(features, found.weight, found.bias))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        (nn.ReLU(), Mean()),
+        (nn.ReLU(inplace=True), Mean()),
+        (nn.Hardtanh(0, 99), Mean()),
+        (nn.Softmax(1), Mean()),
+        (nn.AdaptiveMaxPool2d(1),),
+        (Weighted(),),
+    ],
+)
+@pytest.mark.parametrize("head", [None, "head"])
+@pytest.mark.parametrize("bias", [0.0, 50.0], ids=["some outputs are negative", "all are positive"])
+def test_what_is_no_mean_of_the_output_is_refused(after: tuple[nn.Module, ...], head: str | None, bias: float) -> None:
+    model = classifier(*after)
+    model.get_parameter("head.bias").data.fill_(bias)
+    with (
+        unchanged(model, "refusing"),
+        pytest.raises(HeadNotFoundError, match=r"`head` is a 1x1 convolution at 4 x 4 positions.*not the mean.*ReLU"),
+    ):
+        find_head(model, images(), head=head)
+
+
+def test_a_chosen_head_with_something_after_the_mean() -> None:
+    found = find_head(classifier(FLAT, nn.Softmax(1), before=(POOL,)), images(), head="head")
+    assert (found.name, found.is_output) == ("head", False)
+    with pytest.raises(HeadNotFoundError, match="not the mean of its output"):
+        find_head(classifier(POOL, FLAT, nn.Softmax(1)), images(), head="head")
+    with pytest.raises(HeadNotFoundError, match=r"is a tuple .*`logits=1`"):
+        find_head(classifier(Pair()), images(), head="head")
+    assert find_head(classifier(Pair()), images(), head="head", logits=1).is_averaged
+    with pytest.raises(HeadNotFoundError, match=r"No nn\.Linear has the model's output, of shape \(5, 3, 4, 4\)"):
+        find_head(classifier(), images())
+
+
+def test_positions_that_were_not_there_when_the_head_was_found() -> None:
+    with (
+        head_stream(classifier(Mean()), [images(size=3), images(size=9)]) as stream,
+        pytest.raises(ShapeError, match=r"`head` received features at 4 x 4 positions, and it was found on"),
+    ):
+        list(stream.batches)
+
+
+def test_layers_that_can_be_a_head() -> None:
+    others = [{"stride": 2}, {"groups": 2}, {"padding": 1}]
+    fine = [{}, {"padding": "same"}, {"bias": False}]
+    convolutions = [nn.Conv2d(4, 4, 1, **options) for options in others + fine]  # type: ignore[arg-type]  # options by name
+    assert list(head_layers(nn.Sequential(nn.Conv2d(4, 4, 3), *convolutions, nn.Linear(4, 4)))) == ["4", "5", "6", "7"]
+
+
+def fitted(model: nn.Module, loader: object = None, **ratios: float) -> OPNP:
+    loader = loader or [images(seed=seed) for seed in range(4)]
+    return OPNP(ratios=Ratios(**ratios), shaping=None).fit(model, loader)  # type: ignore[arg-type]  # an iterable
+
+
+@pytest.mark.parametrize("make", [lambda: classifier(Mean()), lambda: classifier(FLAT, before=(POOL,))])
+def test_a_detector_is_that_of_the_equal_linear_head(make: Callable[[], Classifier], tmp_path: Path) -> None:
+    model = make()
+    equal = nn.Sequential(model.body, POOL, FLAT, find_head(model, images()).linear)
+    one, other = fitted(model, w_min=0.25), fitted(equal, w_min=0.25)
+    torch.testing.assert_close(one.sensitivity.weight, other.sensitivity.weight)
+    assert torch.equal(one.masks.weight, other.masks.weight)
+    torch.testing.assert_close(one.score(images(seed=9)), other.score(images(seed=9)))
+    one.save(tmp_path / "detector.safetensors")
+    for loaded_on in (model, equal):
+        loaded = OPNP.load(tmp_path / "detector.safetensors", loaded_on)
+        torch.testing.assert_close(loaded.score(images(seed=9)), one.score(images(seed=9)))
+
+
+def test_a_detectors_mask_fits_the_convolution_and_its_sensitivity_is_that_of_the_layer() -> None:
+    model = classifier(Mean())
+    detector = fitted(model, w_min=0.25)
+    kept = detector.masks.kept
+    copy = pruned_copy(model, {"head": kept})
+    assert isinstance(copy, Classifier)
+    assert torch.equal(copy.head.weight.flatten(1) != 0, kept)
+    torch.testing.assert_close(-copy(images(seed=3)).logsumexp(1).detach(), detector.score(images(seed=3)))
+    with pruned(model, {"head": kept}):
+        torch.testing.assert_close(model(images()), copy(images()))
+    named, found = (sensitivity(model, [images()], head=head) for head in ("head", None))
+    for name, layer in found.items():
+        torch.testing.assert_close(named[name].weight, layer.weight)
+
+
+class Cosine(nn.Linear):
+    """Logits that are no linear function of the features."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as nn.Linear has it
+        return linear(normalize(input), normalize(self.weight), self.bias)
+
+
+def test_a_head_with_a_forward_of_its_own_must_do_what_a_linear_layer_does() -> None:
+    model = Answering()
+    model.fc = Cosine(FEATURES, CLASSES)
+    for head in (None, "fc"):
+        with pytest.raises(HeadNotFoundError, match=r"`fc` is a Cosine with a forward of its own: .*`fit_features`"):
+            find_head(model, batch(), head=head)
+
+
+@pytest.mark.parametrize("parametrization", [weight_norm, spectral_norm, orthogonal])
+def test_a_parametrized_head_is_read_as_it_is_in_eval_mode(
+    parametrization: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    model = mlp()
+    parametrization(model[2])
+    model.train()  # in which spectral_norm writes to its buffers whenever its weight is read
+    with unchanged(model, "a parametrized head"):
+        detector = fitted(model, [batch()], w_min=0.2)
+        scores = detector.score(batch(seed=1))
+        detector.save(tmp_path / "detector.safetensors")
+        assert torch.equal(OPNP.load(tmp_path / "detector.safetensors", model).score(batch(seed=1)), scores)
+        found = find_head(model, batch())
+        assert found.is_output
+        assert not found.weight.requires_grad
+        of_layer = sensitivity(model, [batch()], layers=["2"])
+    torch.testing.assert_close(of_layer["2"].weight, detector.sensitivity.weight)
+    expected = -model.eval()(batch(seed=1)).logsumexp(1)
+    torch.testing.assert_close(detector.with_ratios(Ratios()).score(batch(seed=1)), expected.detach())
+
+
+def test_logits_that_are_clamped_are_refused_where_they_are_used_alone() -> None:
+    model = Answering(lambda logits: logits.clamp(-30, 30))
+    far = 100 * batch(seed=5)
+    detector, plain = fitted(model, batches()), fitted(mlp(), batches())
+    with unchanged(model, "a score of what is clamped"):
+        assert torch.equal(detector.score(far), plain.score(far))
+        detector.calibrate([far] * 4, keep=0.9)
+        detector.verdict(far)
+    message = r"logits are not what its head `fc` makes.*clamps or masks.*`logits=lambda"
+    with pytest.raises(HeadNotFoundError, match=message):
+        fitted(model, [batch(), far])
+
+
+@pytest.mark.parametrize(("row", "count"), [(0, 8), (99, 8), (37, 100)])
+def test_the_first_batch_is_compared_whole_and_later_ones_in_eight_rows(row: int, count: int) -> None:
+    head, features = find_head(mlp(), batch()), batch(100, width=FEATURES)
+    right = linear(features, head.weight, head.bias)
+    wrong = right.clone()
+    wrong[row] += 100
+    own = OwnLogits(head)
+    if count == 8:
+        own.require(features, right)
+        own.require(features[:5], right[:5])
+    with pytest.raises(HeadNotFoundError, match=f"in 1 of {count} rows"):
+        own.require(features, wrong)
+
+
+class Pooled(nn.Module):
+    """Several inputs make one sample: a bag of them, or ten crops of one image."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.inner, self.size = mlp(), size
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.inner[2](self.inner[:2](x).unflatten(0, (-1, self.size)).mean(1))
         return outputs
 
 
-@pytest.mark.parametrize("head", [None, "classifier", "head"])
-def test_a_layer_under_two_names_answers_to_each(head: str | None) -> None:
-    model = Shared()
-    assert find_head(model, batch(), head=head).module is model.classifier
+@pytest.mark.parametrize(("size", "samples"), [(30, 1), (10, 8)])
+def test_bags_and_crops_are_taken_with_labels_or_as_a_mapping(size: int, samples: int) -> None:
+    model, labels = Pooled(size), torch.arange(samples) % CLASSES
+    bags = [batch(size * samples, seed=seed) for seed in range(3)]
+    detector, named = fitted(model, [(bag, labels) for bag in bags]), fitted(model, [{"x": bag} for bag in bags])
+    assert detector.sensitivity.count == 3 * samples
+    assert torch.equal(detector.sensitivity.weight, named.sensitivity.weight)
+    expected = -model(bags[0]).logsumexp(1).detach()
+    for inputs in ((bags[0], labels), {"x": bags[0]}):
+        torch.testing.assert_close(detector.score(inputs), expected)
+    message = rf"received {samples} rows for a batch of {size * samples} inputs.*`{{\"x\": bag}}`.*`\(bag, labels\)`"
+    for refused in (lambda: fitted(model, bags), lambda: detector.score(bags[0])):
+        with pytest.raises(ShapeError, match=message):
+            refused()
 
 
-def test_linear_layers_by_name() -> None:
-    assert list(linear_layers(mlp())) == ["0", "2"]
-    assert list(linear_layers(Shared())) == ["classifier"]
+class ByKeyword(nn.Linear):
+    """A linear layer whose input has another name."""
+
+    def forward(self, x: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        assert x is not None
+        return super().forward(x if mask is None else x * mask)
 
 
-def test_data_parallel_is_looked_through() -> None:
-    inner = mlp()
-    found = find_head(nn.DataParallel(inner), batch())
-    assert found.name == "2"
-    assert found.module is inner[2]
+class Calling(nn.Module):
+    """A body, and a head called with these keywords beside its input."""
+
+    def __init__(self, **keywords: Tensor) -> None:
+        super().__init__()
+        self.body, self.fc, self.keywords = mlp()[:2], ByKeyword(FEATURES, CLASSES), keywords
+        self.fc.load_state_dict(mlp()[2].state_dict())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.fc(x=self.body(inputs), **self.keywords)
+        return outputs
 
 
-def test_a_compiled_model_is_looked_through() -> None:
-    inner = mlp()
-    model = nn.DataParallel(compiled(inner))
-    assert unwrapped(model) is inner
-    assert find_head(model, batch()).module is inner[2]
-
-
-@pytest.mark.parametrize("head", [None, "2"])
-def test_a_compiled_head_is_found(head: str | None) -> None:
-    model = mlp()
-    layer = model[2]
-    model[2] = compiled(layer)
-    assert find_head(model, batch(), head=head).module is layer
-    assert find_head(model, batch(), head=model[2]).module is layer
-
-
-def test_another_threads_forward_is_not_ours() -> None:
-    class Busy(nn.Module):
-        """While it runs for one caller, it serves another."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = mlp()
-            self.is_busy = False
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            outputs: Tensor = self.inner(inputs)
-            if not self.is_busy:
-                self.is_busy = True
-                other = Thread(target=self, args=(batch(2, seed=9),))
-                other.start()
-                other.join()
-                self.is_busy = False
-            return outputs
-
-    assert find_head(Busy(), batch()).name == "inner.2"
-
-
-def test_a_first_batch_that_is_not_finite_still_shows_the_head() -> None:
-    model = Answering(lambda logits: logits.clone())
-    assert find_head(model, torch.full((2, INPUTS), float("nan"))).name == "fc"
-
-
-def test_features_are_counted_by_the_head_found() -> None:
-    assert find_head(mlp(), batch()).module.in_features == FEATURES
+def test_a_head_that_is_given_its_input_by_another_keyword_is_read() -> None:
+    model = Calling()
+    with head_stream(model, batches()) as found, head_stream(mlp(), batches()) as expected:
+        assert found.head.name == "fc"
+        for one, other in zip(found.batches, expected.batches, strict=True):
+            assert torch.equal(one[0], other[0])
+    layers = sensitivity(model, batches())["fc"], sensitivity(mlp(), batches())["2"]
+    torch.testing.assert_close(layers[0].weight, layers[1].weight)
+    masked = Calling(mask=torch.ones(FEATURES))
+    with unchanged(masked, "a refusal"), pytest.raises(HeadNotFoundError, match=r"2 tensors, all by keyword \(x, mask"):
+        find_head(masked, batch())

@@ -14,7 +14,7 @@ from opnp import layer_masks, pruned, pruned_copy, sensitivity
 from opnp.errors import InputTypeError, LayerError, LayerNotFoundError, ShapeError
 from tests.contract.snapshot import unchanged
 from tests.unit.model.layer_models import TinyViT, Twice, images, seeded
-from tests.unit.model.tiny_models import batch, batches, compiled, mlp
+from tests.unit.model.tiny_models import batch, compiled, mlp
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
@@ -157,47 +157,46 @@ def test_of_a_weight_that_layers_share_the_named_one_alone_is_pruned() -> None:
     assert model.get_submodule("first").weight is model.get_submodule("second").weight
 
 
+GOOD = torch.ones(5, 6, dtype=torch.bool)
+
+
 @pytest.mark.parametrize("call", [pruned_copy, lambda model, masks: pruned(model, masks).__enter__()])
-def test_what_does_not_fit_is_refused_before_anything_is_done(call: Callable[[nn.Module, Any], object]) -> None:
-    model = mlp()
-    good = torch.ones(5, 6, dtype=torch.bool)
-    twins = nn.ModuleDict({"left": model[0], "right": model[0]})
-    cases: list[tuple[nn.Module, Any, type[Exception], str]] = [
-        (model, [good], InputTypeError, "`masks` must be a mapping from names of layers to masks, got list"),
-        (model, {"0": good, "7": good}, LayerNotFoundError, "`masks` holds '7', which is no layer of the model"),
-        (model, {"0": good, "1": good}, LayerError, r"`masks` holds '1' of type ReLU: it must be an nn\.Linear"),
-        (model, {"0": good, "2": good}, ShapeError, r"mask of '2' must have the shape of its weight, \(3, 5\), got"),
+@pytest.mark.parametrize(
+    ("change", "masks", "error", "message"),
+    [
+        (None, [GOOD], InputTypeError, "`masks` must be a mapping from names of layers to masks, got list"),
+        (None, {"0": GOOD, "7": GOOD}, LayerNotFoundError, "`masks` holds '7', which is no layer of the model"),
+        (None, {"0": GOOD, "1": GOOD}, LayerError, r"`masks` holds '1' of type ReLU: it must be an nn\.Linear"),
+        (None, {"0": GOOD, "2": GOOD}, ShapeError, r"mask of '2' must have the shape of its weight, \(3, 5\), got"),
         (
-            model,
-            {"0": good.float()},
+            None,
+            {"0": GOOD.float()},
             InputTypeError,
             r"mask of '0' must be a boolean tensor, True = keep, got torch\.fl",
         ),
-        (model, {"0": True}, InputTypeError, "mask of '0' must be a boolean tensor, True = keep, got bool"),
-        (twins, {"left": good, "right": good}, LayerError, "holds the layer 'right' twice, under two names"),
-    ]
-    for given, masks, error, message in cases:
-        with unchanged(given, "a refusal"), pytest.raises(error, match=message):
-            call(given, masks)
-    weight_norm(model[0])
-    with unchanged(model, "a refusal"), pytest.raises(LayerError, match="'0' is no plain parameter: it is pruned or"):
-        call(model, {"0": good})
-
-
-def test_masks_on_masks_are_refused() -> None:
+        (None, {"0": True}, InputTypeError, "mask of '0' must be a boolean tensor, True = keep, got bool"),
+        (weight_norm, {"0": GOOD}, LayerError, "'0' is no plain parameter: it is pruned or"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_done(
+    call: Callable[[nn.Module, Any], object], change: Any, masks: Any, error: type[Exception], message: str
+) -> None:
     model = mlp()
+    if change is not None:
+        change(model[0])
+    with unchanged(model, "a refusal"), pytest.raises(error, match=message):
+        call(model, masks)
+
+
+def test_masks_on_masks_and_two_of_one_layer_are_refused() -> None:
+    model = mlp()
+    twins = nn.ModuleDict({"left": model[0], "right": model[0]})
+    with pytest.raises(LayerError, match="holds the layer 'right' twice, under two names"):
+        pruned_copy(twins, {"left": GOOD, "right": GOOD})
     mask = {"0": torch.ones(5, 6, dtype=torch.bool)}
     message = "pruned or parametrized already"
     with unchanged(model, "pruned"), pruned(model, mask), pytest.raises(LayerError, match=message), pruned(model, mask):
         pass
-
-
-def test_masks_come_from_any_sensitivity() -> None:
-    model = mlp()
-    masks = layer_masks(sensitivity(model, batches()), w_min=0.5)
-    assert {name: int(mask.logical_not().sum()) for name, mask in masks.items()} == {"0": 15, "2": 8}
-    with pruned(model, masks):
-        assert int((model.get_buffer("0.weight_mask") == 0).sum()) == 15
 
 
 def test_a_mask_that_cannot_be_put_on_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,36 +1,16 @@
 """A model on loan comes back as it was, whatever happens meanwhile."""
 
-from collections.abc import Callable
-from threading import Event, Thread, current_thread
+from threading import Event, Thread
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from opnp.errors import OpnpWarning
-from opnp.model import borrowed, device_of, find_head, head_tap, unwrapped
+from opnp.model import borrowed, device_of, unwrapped
+from opnp.model.borrow import in_this_thread
 from tests.contract.snapshot import unchanged
 from tests.unit.model.tiny_models import CLASSES, INPUTS, batch, compiled, mlp
-
-
-class Gated(nn.Module):
-    """Batch norm and a head, behind a gate that each thread passes in its own time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(INPUTS)
-        self.fc = nn.Linear(INPUTS, CLASSES)
-        self.first_is_in, self.second_is_in, self.first_is_out = Event(), Event(), Event()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if current_thread().name == "first":
-            self.first_is_in.set()
-            assert self.second_is_in.wait(10)
-        if current_thread().name == "second":
-            self.second_is_in.set()
-            assert self.first_is_out.wait(10)
-        outputs: Tensor = self.fc(self.norm(inputs))
-        return outputs
 
 
 def test_modes_are_restored_module_by_module() -> None:
@@ -63,71 +43,39 @@ def test_modes_are_restored_after_errors(error: BaseException) -> None:
         raise error
 
 
-def test_loans_nest() -> None:
-    model = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
-    with unchanged(model, "borrowed twice"), borrowed(model):
-        with borrowed(model):
-            pass
-        assert not model.training
-
-
-def test_two_threads_share_a_model_in_train_mode() -> None:
-    model = Gated().train()
-    head = find_head(Gated(), batch())
-    statistics = model.norm.running_mean
-    assert statistics is not None
-    before = statistics.clone()
-    answers: dict[str, tuple[Tensor, Tensor]] = {}
-    seeds = {"first": 1, "second": 2}
-
-    def run() -> None:
-        name = current_thread().name
-        with head_tap(model, type(head)(name="fc", module=model.fc, is_output=True)) as tap:
-            answers[name] = tap(batch(seed=seeds[name]))
-        if name == "first":
-            model.first_is_out.set()
-
-    first, second = Thread(target=run, name="first"), Thread(target=run, name="second")
-    first.start()
-    assert model.first_is_in.wait(10)
-    second.start()
-    first.join(20)
-    second.join(20)
-    assert model.training
-    assert model.norm.training
-    assert torch.equal(before, statistics), "the statistics of the batch norm changed"
-    for name, seed in seeds.items():
-        expected = batch(seed=seed) / (1 + model.norm.eps) ** 0.5
-        assert torch.allclose(answers[name][0], expected), f"features of the {name} thread"
-
-
-def lent_to_another(model: nn.Module, *, use: Callable[[], object] = lambda: None) -> Callable[[], None]:
-    """Borrow and use a model in another thread, and return what ends that loan."""
-    inside, leave = Event(), Event()
+def test_a_model_is_lent_to_one_thread_at_a_time() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(INPUTS), nn.Linear(INPUTS, CLASSES)).train()
+    order: list[str] = []
+    inside = Event()
 
     def hold() -> None:
+        inside.set()
         with borrowed(model):
-            use()
-            inside.set()
-            leave.wait(10)
+            order.append("second")
 
-    def end() -> None:
-        leave.set()
-        holder.join(10)
+    other = Thread(target=hold)
+    with unchanged(model, "two loans"):
+        with borrowed(model):
+            other.start()
+            assert inside.wait(10)
+            with borrowed(model):
+                model(batch())
+            order.append("first")
+        other.join(10)
+    assert order == ["first", "second"]
 
-    holder = Thread(target=hold)
-    holder.start()
-    assert inside.wait(10)
-    return end
 
-
-def test_a_loan_lasts_until_the_last_thread_is_done() -> None:
-    model = nn.Linear(2, 2).train()
-    end_other_loan = lent_to_another(model)
-    with borrowed(model):
-        end_other_loan()
-        assert not model.training, "another thread's loan ended, and with it ours"
-    assert model.training
+def test_a_hook_of_this_thread_is_none_of_another() -> None:
+    calls: list[int] = []
+    model = nn.Linear(2, 2)
+    with model.register_forward_pre_hook(in_this_thread(lambda *_: calls.append(1))):
+        other = Thread(target=model, args=(torch.ones(1, 2),))
+        other.start()
+        other.join(10)
+        assert not calls
+        model(torch.ones(1, 2))
+    assert calls == [1]
+    assert not model._forward_pre_hooks
 
 
 def test_device_of() -> None:
@@ -185,9 +133,8 @@ def test_buffers_of_the_state_dict_come_back_bit_for_bit(is_inference: bool) -> 
     before = {name: value.clone() for name, value in model.state_dict().items()}
     version = None if untouched is None or is_inference else untouched._version
     with torch.inference_mode(is_inference), borrowed(model):
-        with borrowed(model):
-            model(batch())
-        assert model.count == 1, "the outer loan has not ended"
+        model(batch())
+        assert model.count == 1
     after = model.state_dict()
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -196,15 +143,6 @@ def test_buffers_of_the_state_dict_come_back_bit_for_bit(is_inference: bool) -> 
     assert model.cache.tolist() == [1, 1], "what is not in the state dict is the model's own"
     if version is not None and untouched is not None:
         assert untouched._version == version, "a buffer that was not written to must not be"
-
-
-def test_buffers_come_back_when_the_last_of_overlapping_loans_ends() -> None:
-    model = Counting()
-    end_other_loan = lent_to_another(model, use=lambda: model(batch()))
-    with borrowed(model):
-        end_other_loan()
-        assert model.count == 1
-    assert model.count == 0
 
 
 def test_a_write_to_parameters_is_told_and_what_says_so_stays() -> None:

@@ -1,18 +1,19 @@
-"""Where in a model's output the logits are."""
+"""One forward pass: how the model is called, what it refuses, and where in its output the logits are."""
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opnp.errors import InputTypeError, OptionError
-from opnp.model import find_head, head_stream, logits_of, sensitivity
+from opnp.model import find_head, head_stream, logits_of, run_model, sensitivity
 from opnp.model.forward import no_logits_message
-from tests.unit.model.tiny_models import Answering, batch, batches
+from tests.unit.model.tiny_models import Answering, Named, WithLogits, batch, batches, mlp
 
+INPUTS = batch()
 LOGITS, OTHER = torch.arange(6.0).reshape(2, 3), torch.zeros(2)
 Pair = namedtuple("Pair", ["loss", "scores"])  # noqa: PYI024  # what a model may return
 
@@ -105,9 +106,69 @@ def test_everything_that_reads_logits_takes_the_selector(after: Any, selector: A
     assert all(torch.equal(one[name].weight, other[name].weight) for name in other)
 
 
-def test_a_selector_of_what_is_not_the_heads_output_finds_no_head() -> None:
-    model = Answering(lambda logits: (logits, logits.softmax(1)))
-    with pytest.raises(LookupError, match=r"softmax.*`head=\"fc\"`"):
-        find_head(model, batch(), logits=1)
-    found = find_head(model, batch(), head="fc", logits=1)
-    assert not found.is_output
+@pytest.mark.parametrize("output", [INPUTS, WithLogits(INPUTS), {"logits": INPUTS}, UserDict(logits=INPUTS)])
+def test_logits_that_need_no_selector(output: object) -> None:
+    assert logits_of(output) is INPUTS
+
+
+@pytest.mark.parametrize("output", [(INPUTS, INPUTS), None, {"loss": INPUTS}, WithLogits(None)])  # type: ignore[arg-type]  # what a model may give
+def test_outputs_without_logits(output: object) -> None:
+    assert logits_of(output) is None
+
+
+class Anything(nn.Module):
+    """Takes any keyword."""
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return inputs["anything"]
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "expected"),
+    [
+        (Named(), {"pixel_values": INPUTS, "scale": 2.0}, mlp()(2 * INPUTS)),
+        (mlp(), {"pixel_values": INPUTS}, mlp()(INPUTS)),
+        (Anything(), {"anything": INPUTS}, INPUTS),
+    ],
+    ids=["by keyword", "one that forward lacks by position", "any keyword"],
+)
+def test_a_mapping_is_passed_by_keyword(model: nn.Module, inputs: Any, expected: Tensor) -> None:
+    outputs = run_model(model, inputs, device=torch.device("cpu"))
+    assert isinstance(outputs, Tensor)
+    assert torch.equal(outputs, expected)
+
+
+IMAGES = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (IMAGES, torch.zeros(1, 3, 3, 3, dtype=torch.uint8), r"torch\.float32.*torch\.uint8.*images\.float\(\) / 255"),
+        (IMAGES, {"input": torch.zeros(1, 3, 3, 3, dtype=torch.uint8)}, r"torch\.float32.*torch\.uint8"),
+        (mlp(), INPUTS.double(), r"torch\.float32.*torch\.float64.*inputs\.to\(torch\.float32\)"),
+        (Named(), {"pixels": INPUTS, "scale": 1.0}, "forward takes .* a batch gave it the keywords pixels, scale"),
+        (nn.Linear(2, 2, device="meta"), torch.ones(1, 2), "on the meta device.*Load its weights first"),
+    ],
+)
+def test_what_a_model_cannot_take_is_told(model: nn.Module, inputs: Any, message: str) -> None:
+    with pytest.raises(InputTypeError, match=message) as caught:
+        run_model(model, inputs, device=None)
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("out of memory"), RuntimeError("expected 7 tokens"), TypeError("x")]
+)
+def test_a_models_own_errors_are_passed_on(error: Exception) -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.EmbeddingBag(10, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        run_model(Text(), torch.zeros(2, 5, dtype=torch.int64), device=None)
+    assert caught.value is error
