@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
 from itertools import pairwise
 from random import Random
 
@@ -94,19 +93,6 @@ def test_moments_are_the_same_in_any_batches_and_any_grouping(
 
 
 @checked
-@given(seed=st.integers(0, 10**6), rows=st.integers(0, 60))
-def test_merging_leaves_both_parts_as_they_are(seed: int, rows: int) -> None:
-    features, predicted = drawn(seed, rows, torch.float32)
-    one, other = (empty_moments().add_(features[part], predicted[part]) for part in (slice(9), slice(9, None)))
-    before = [getattr(part, each.name) + 0 for part in (one, other) for each in fields(part)]
-    total = one + other
-    total.add_(features, predicted)
-    after = [getattr(part, each.name) for part in (one, other) for each in fields(part)]
-    for left, right in zip(before, after, strict=True):
-        torch.testing.assert_close(left, right, rtol=0, atol=0)
-
-
-@checked
 @given(seed=st.integers(0, 10**6), factor=st.sampled_from([1e-300, 1e-30, 3.0, 1e30, 1e300]))
 def test_directions_have_length_1_at_any_scale(seed: int, factor: float) -> None:
     features, _ = drawn(seed, 7, torch.float64)
@@ -162,18 +148,6 @@ def test_kept_and_displaced_rows_are_the_rows_put_in(rows: list[tuple[float, ...
         assert len(kept) == min(limit, len(done))
     ordered = kept.hashes.sort().values
     assert bool((ordered[: len(kept)] < 1 << 62).all())
-
-
-@checked
-@given(rows=ROWS, limit=st.integers(1, 12), count=st.integers(0, 14))
-def test_the_smallest_and_the_others_are_all_that_is_kept(
-    rows: list[tuple[float, ...]], limit: int, count: int
-) -> None:
-    kept = KeptRows.empty(limit, features=3)
-    kept.add_(table(rows))
-    smallest, others = kept.smallest(count), kept.others(count)
-    assert len(smallest) == min(count, len(kept))
-    assert torch.cat([smallest, others]).equal(kept.smallest(limit))
 
 
 @checked

@@ -120,16 +120,6 @@ def test_what_leaves_the_softmax_alone_leaves_the_sums_alone(data: Data, tempera
 
 
 @checked
-@given(data=data_of_a_head(), temperature=TEMPERATURES)
-def test_column_means_of_the_weights_are_the_aggregate_reading(data: Data, temperature: float) -> None:
-    features, logits, weight = data
-    mean = SensitivitySum.from_batch(features, logits, weight, temperature=temperature).mean()
-    torch.testing.assert_close(mean.neuron_aggregate, features.abs().mean(0) / len(weight), rtol=1e-11, atol=0)
-    assert mean.neuron("aggregate") is mean.neuron_aggregate
-    assert mean.neuron("gradient") is mean.neuron_gradient
-
-
-@checked
 @given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7))
 def test_blocks_are_the_rows_in_order_whatever_the_batches(sizes: list[int], rows: int) -> None:
     total = sum(sizes)

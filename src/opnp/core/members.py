@@ -22,7 +22,6 @@ from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from opnp.core.moments import LARGEST_WIDTH, FeatureMoments, directions
 from opnp.core.scores import energy_rows, gen_score
@@ -427,11 +426,15 @@ class Panel:
 
     def logits(self, features: Tensor) -> Tensor:
         """Return f = W h + b, shape ``(batch, classes)``."""
-        return linear(features, self.weight, self.bias)
+        return self._product(features, self.weight)
 
     def pruned_logits(self, features: Tensor) -> Tensor:
         """Return the logits of the pruned head, shape ``(batch, classes)``."""
-        return linear(features, self.pruned_weight, self.bias)
+        return self._product(features, self.pruned_weight)
+
+    def _product(self, features: Tensor, weight: Tensor) -> Tensor:
+        logits = features @ weight.T
+        return logits if self.bias is None else logits + self.bias
 
     def with_boundaries(self) -> Self:
         """Return the panel with what fDBD needs of all classes, where they are few enough to hold it."""

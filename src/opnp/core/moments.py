@@ -138,18 +138,9 @@ class FeatureMoments:
         if not isinstance(other, FeatureMoments):
             return NotImplemented
         require_same_head(self.class_direction, other.class_direction)
-        return FeatureMoments(
-            count=self.count + other.count,
-            feature=self.feature + other.feature,
-            product=_both(self.product, other.product),
-            direction_product=_both(self.direction_product, other.direction_product),
-            class_direction=self.class_direction + other.class_direction,
-            class_count=self.class_count + other.class_count,
-        )
-
-
-def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return None if one is None or other is None else one + other
+        mine, more = self.to_tensors(), other.to_tensors()
+        sums = {name: tensor + more[name] for name, tensor in mine.items() if name in more}
+        return FeatureMoments.from_tensors(sums, count=self.count + other.count)
 
 
 def directions(features: Tensor) -> Tensor:
