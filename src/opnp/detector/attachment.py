@@ -72,9 +72,9 @@ class ModelLink:
                 f"This takes one batch or one input, got a {type(inputs).__name__} of {len(inputs)} that look like "
                 f"several. Stack single inputs with `torch.stack`; go through batches one by one.",
             )
-        self.require_unchanged()
         batch, is_single = as_batch(inputs_of(inputs), self.axes)
         with head_tap(self.model, self.head, device=self.device, is_checked=False) as tap:
+            self.require_unchanged()  # of a computed weight, too, the model is lent to this thread alone
             features, _ = self.halving.outcome(partial(tap, labels=labels_of(inputs)), batch)
         require_finite(features, name="features")
         return with_float64(features), is_single

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from opnp.errors import HeadNotFoundError, ShapeError
+from opnp.errors import HeadNotFoundError
 from opnp.model import find_head, head_stream, linear_layers
 from tests.contract.snapshot import unchanged
 from tests.unit.model.tiny_models import CLASSES, FEATURES, INPUTS, Answering, WithLogits, batch, compiled, mlp
@@ -220,24 +220,3 @@ def test_another_threads_forward_is_not_ours() -> None:
             return outputs
 
     assert find_head(Busy(), batch()).name == "inner.2"
-
-
-@pytest.mark.parametrize("read", [lambda logits: logits[:, -1], lambda logits: logits.mean(1)], ids=["last", "mean"])
-def test_a_head_on_every_token_says_so(read: Callable[[Tensor], Tensor]) -> None:
-    class Tokens(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.score = nn.Linear(INPUTS, CLASSES)
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            return read(self.score(inputs))
-
-    inputs = batch(12).reshape(4, 3, INPUTS)
-    with pytest.raises(HeadNotFoundError, match=r"`score` .*\(4, 3, 6\): it runs on every token.*GPT-2") as caught:
-        find_head(Tokens(), inputs)
-    assert ("one token of each sequence" in str(caught.value)) is (read(torch.eye(2)[None]).tolist() == [[0.0, 1.0]])
-    with (
-        pytest.raises(ShapeError, match=r"The head `score` received .* every token"),
-        head_stream(Tokens(), [inputs], head="score"),
-    ):
-        pass
