@@ -522,7 +522,7 @@ def weights_kept(sensitivity: Sensitivity, settings: Settings) -> Tensor:
     keep = weight_mask(values, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope)
     lost = (values == 0) & (sensitivity.neuron_aggregate > 0)  # of a feature that is not dead
     rankings = len(values) if settings.scope == "class" else 1
-    warn_of_lost_order(lost.view(rankings, -1), keep.view(rankings, -1))
+    warn_of_lost_order(lost.reshape(rankings, -1), keep.reshape(rankings, -1))
     return keep
 
 

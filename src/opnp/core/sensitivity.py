@@ -211,8 +211,8 @@ class SensitivitySum:
         is_held = _LEAST_FLOAT32_TEMPERATURE <= temperature <= LARGEST_FLOAT32_TEMPERATURE
         dtype = product_dtype(features, logits, weight, precision=precision if is_held else "float64")
         h, f, w = (tensor.detach().to(dtype) for tensor in (features, logits, weight))
-        p = torch.softmax((f - f.amax(1, keepdim=True)) / temperature, dim=1)  # no overflow at small T
         with torch.autocast(weight.device.type, enabled=False):  # the caller's would take half precision
+            p = torch.softmax((f - f.amax(1, keepdim=True)) / temperature, dim=1)  # no overflow at small T
             self.weight.add_(p.T @ h.abs())
             self.neuron.add_((p @ w).abs_().sum(0))
         self.count += len(h)
