@@ -99,6 +99,12 @@ AREAS = (
         ("opnp.data",),
     ),
     Area(
+        "export",
+        "Export",
+        "A detector and its model as a module, a program of `torch.export`, an ONNX file, and a model card.",
+        ("opnp.export",),
+    ),
+    Area(
         "adapters",
         "Adapters",
         "Other libraries, one a module of `opnp.adapters`. An error names the extra that one needs.",
