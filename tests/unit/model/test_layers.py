@@ -406,6 +406,11 @@ def test_samples_that_influence_one_another(mix: Callable[[Tensor], Tensor], row
         assert found.match("samples of a batch influence one another, or the model draws random numbers")
 
 
+def test_a_model_that_writes_to_what_its_gradient_is_made_of() -> None:
+    model = Stepwise(lambda inputs, model: model.one(inputs).sigmoid().mul_(2))
+    assert refused(model, batches(), ["one"]).match("The model writes in place to something that the gradient is made")
+
+
 def test_a_model_that_draws_random_numbers() -> None:
     model = Stepwise(lambda inputs, model: nn.functional.dropout(model.one(inputs), training=True))
     with torch.random.fork_rng(), pytest.raises(LayerError, match="or the model draws random numbers"):
