@@ -53,6 +53,7 @@ AREAS = (
             "opnp.detector.compact",
             "opnp.detector.checkpoint",
             "opnp.fitted",
+            "opnp.export",
         ),
     ),
     Area(

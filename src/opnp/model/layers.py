@@ -85,8 +85,8 @@ def sensitivity(
         logits: Where the logits are in the model's output: index of a tuple, key or attribute, or a function of it.
         temperature: Temperature T of the energy, above 0.
         precision: Precision of the products; the model's own are those of its weights. Sums over samples are float64.
-        chunk_bytes: Bytes that the gradients of single samples may take at once; None for what suits the device.
-            The result is the same for all.
+        chunk_bytes: Bytes that the gradients of single samples may take at once; None for 256 MiB. The
+            result is the same for all.
         device: Where to run; None for where the model is.
 
     Returns:
