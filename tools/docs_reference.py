@@ -1,6 +1,6 @@
 """The reference of the site, made from the package when the site is built: a hook of mkdocs.
 
-Every name of ``opnp.__all__``, and of the ``__all__`` of the modules in `MODULES`, stands on the page of its area;
+Every name of the modules in `MODULES` stands on the page of its area;
 which area that is, the module that defines it says. A name whose module is in no area is an error, so that no public
 name is without a page. The page of commands is made from the commands themselves.
 """
@@ -105,6 +105,12 @@ AREAS = (
         ("opnp.adapters",),
     ),
     Area(
+        "export",
+        "Export",
+        "A fitted detector for other programs: as a module with its model, as a file, and as a model card.",
+        ("opnp.export",),
+    ),
+    Area(
         "services",
         "Reports and services",
         "Pages of results, the HTTP service, the monitor.",
@@ -117,6 +123,8 @@ MODULES = (
     "opnp.core.members",
     "opnp.core.moments",
     "opnp.core.fusion",
+    "opnp.core",
+    "opnp.errors",
     "opnp.data",
     "opnp.adapters",
     "opnp.export",
@@ -131,6 +139,9 @@ MODULES = (
     "opnp.serve.drift",
 )
 """Modules whose `__all__` is documented; those that are not there are passed over."""
+
+_LAZY = ("opnp", "opnp.core")
+"""Modules whose names stand in a stub."""
 
 _ERRORS = """\
 Every error derives from [`OpnpError`](#opnp.OpnpError) and from the built-in that a caller would expect; every warning
@@ -170,8 +181,10 @@ def _by_area() -> dict[Area, dict[str, Any]]:
             holder = None if holder is None else holder.members.get(part)
         if holder is None:
             continue
-        for name in holder.exports or ():
+        for name in dir(import_module(module)) if module in _LAZY else holder.exports or ():
             item = holder[str(name)]
+            if item.is_module and module in _LAZY:
+                continue
             if item.is_module:  # a function of the name of its module, which griffe takes for the module
                 item = item[str(name)]
             if item.canonical_path not in seen:

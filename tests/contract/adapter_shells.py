@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opnp import EmptyDataError, NonFiniteError, Ratios, Sensitivity, Verdict
+from opnp import Ratios, Verdict
 from opnp.adapters import PytorchOodBaseline, odin_scores
 from opnp.adapters.detector_bytes import bytes_of
 from opnp.adapters.openood import OPNPPostprocessor
 from opnp.adapters.pruning_options import OPTION_DEFAULTS
 from opnp.adapters.pytorch_ood import OPNPDetector
+from opnp.core import Sensitivity
+from opnp.errors import EmptyDataError, NonFiniteError
 from tests.contract.library_shells import load_model, save_model
 from tests.contract.shell import NO_RATIOS, Fused, Shell, body_of, class_labels, features, head_of, known, plain
 from tests.contract.snapshot import snapshot

@@ -109,7 +109,6 @@ NO_DETECTORS: Mapping[str, str] = {
     "opnp.adapters.encoded_classifier.EncodedClassifier": "the model inside two adapters, under which it is tested",
     "opnp.adapters.encoded_classifier.encoded": "gives features",
     "opnp.adapters.encoded_classifier.owner_of": "finds a module",
-    "opnp.adapters.onnx_files.require_onnx": "looks what is installed",
     "opnp.adapters.openood.CONFIG_FILE": "a path",
     "opnp.adapters.pruning_options.OPTION_DEFAULTS": "options",
     "opnp.adapters.pruning_options.RATIO_NAMES": "names",
