@@ -22,7 +22,7 @@ from opnp.errors import OpnpError, OpnpWarning
 from tests.integration.core_environment import finished
 from tests.integration.docs_pages import DOCS, pages
 from tests.integration.docs_site import dead_links, read_site
-from tools.docs_docstrings import readable
+from tools.docs_reference import readable
 
 ROOT = DOCS.parent
 METHOD = DOCS / "explanation" / "method.md"
