@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from opnp import Ratios, Verdict
 from opnp.adapters import PytorchOodBaseline, odin_scores
-from opnp.adapters.detector_bytes import bytes_of
 from opnp.adapters.openood import OPNPPostprocessor
-from opnp.adapters.pruning_options import OPTION_DEFAULTS
 from opnp.adapters.pytorch_ood import OPNPDetector
+from opnp.adapters.toolkits import OPTION_DEFAULTS, bytes_of
 from opnp.core import Sensitivity
 from opnp.errors import EmptyDataError, NonFiniteError
 from tests.contract.library_shells import load_model, save_model
@@ -338,7 +337,7 @@ class OdinShell(Shell):
     on_nan = "passed on"
     lacks: ClassVar = {
         **_NO_CALIBRATION,
-        "agreement": "another method: tests/unit/adapters/test_pytorch_ood_odin.py has its formula",
+        "agreement": "another method: tests/unit/adapters/test_baselines.py has its formula",
         "classes": "it gives scores alone",
         "copies": "a function, which holds nothing",
         "files": "a function, which holds nothing",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from opnp import OPNP, Ratios, energy_score
-from opnp.adapters.detector_bytes import bytes_of
+from opnp.adapters.toolkits import bytes_of
 from opnp.core import Sensitivity
 from opnp.errors import EmptyDataError
 from tests.contract.shell import KEEP, Fused, Shell, features, fresh, head_of, known

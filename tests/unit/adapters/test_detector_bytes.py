@@ -3,7 +3,7 @@
 import pytest
 
 from opnp import OPNP, Ratios
-from opnp.adapters.detector_bytes import bytes_of, detector_from
+from opnp.adapters.toolkits import bytes_of, detector_from
 from opnp.errors import ArtifactError, NotFittedError
 from tests.unit.bench.bench_world import world_features, world_weight
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
-from opnp.adapters.encoded_classifier import EncodedClassifier, encoded, owner_of
+from opnp.adapters.toolkits import EncodedClassifier, encoded, owner_of
 from opnp.errors import InputTypeError
 from tests.contract.snapshot import unchanged
 from tests.unit.adapters.encoder_world import Net, inputs_and_labels, loader

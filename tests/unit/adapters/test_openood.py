@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from opnp import OPNP, SCALE, Ratios, auroc
 from opnp.adapters import openood as adapter
 from opnp.adapters.openood import CONFIG_FILE, OPNPPostprocessor
-from opnp.adapters.pruning_options import OPTION_DEFAULTS
+from opnp.adapters.toolkits import OPTION_DEFAULTS
 from opnp.errors import (
     EmptyDataError,
     HeadMismatchError,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opnp import OPNP, PANEL, SCALE, Ratios, Settings
-from opnp.adapters.pruning_options import OPTION_DEFAULTS, RATIO_NAMES, blank_pass, reset, settings_of
+from opnp.adapters.toolkits import OPTION_DEFAULTS, RATIO_NAMES, blank_pass, reset, settings_of
 from opnp.errors import NotFittedError, OptionError
 from tests.unit.bench.bench_world import world_features, world_weight
 

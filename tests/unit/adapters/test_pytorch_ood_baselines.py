@@ -186,7 +186,7 @@ def test_every_method_tells_noise_from_known_samples(name: str) -> None:
 @pytest.mark.parametrize("name", BASELINE_NAMES)
 def test_rows_do_not_depend_on_their_company(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fitted(name).output(QUERY).scores
-    monkeypatch.setattr("opnp.adapters.pytorch_ood_baselines._ROWS", 7)
+    monkeypatch.setattr("opnp.adapters.baselines._ROWS", 7)
     torch.testing.assert_close(fitted(name).output(QUERY).scores, whole, rtol=1e-5, atol=1e-5)
 
 
@@ -277,6 +277,6 @@ def test_arguments_are_checked() -> None:
 
 @pytest.mark.parametrize("missing", ["pytorch_ood", "sklearn"])
 def test_a_missing_package_names_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opnp.adapters.pytorch_ood_baselines.find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setattr("opnp.adapters.baselines.find_spec", lambda name: None if name == missing else name)
     with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[bench\]'"):
         PytorchOodBaseline("MSP", weight=WEIGHT, bias=BIAS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opnp.adapters import odin_scores, pytorch_ood_odin
+from opnp.adapters import baselines, odin_scores
 from opnp.errors import EmptyDataError, InputTypeError, MissingExtraError
 from tests.contract.snapshot import unchanged
 from tests.unit.model.tiny_models import WithLogits, compiled
@@ -140,6 +140,6 @@ def test_what_cannot_be_scored_says_why() -> None:
 
 
 def test_without_pytorch_ood_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pytorch_ood_odin, "find_spec", lambda name: None if name == "pytorch_ood" else find_spec(name))
+    monkeypatch.setattr(baselines, "find_spec", lambda name: None if name == "pytorch_ood" else find_spec(name))
     with pytest.raises(MissingExtraError, match=r"ODIN needs pytorch-ood.*pip install 'opnp\[bench\]'"):
         odin_scores(network(), [images(2)], std=None)

@@ -247,7 +247,7 @@ def test_a_search_inside_is_looked_through() -> None:
 
 
 def test_sparse_rows_give_what_dense_ones_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opnp.adapters.scikit_learn_classifiers._BLOCK_VALUES", 60)  # ten rows a block
+    monkeypatch.setattr("opnp.adapters.scikit_learn._BLOCK_VALUES", 60)  # ten rows a block
     rows, query = np.where(X > 0, X, 0.0), np.where(QUERY > 0, QUERY, 0.0)
     detector = OPNPOutlierDetector(RidgeClassifier(solver="lsqr", tol=1e-12), w_min=0.2, random_state=0)
     scores = clone(detector).fit(rows, Y).score_samples(query)

@@ -13,8 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from opnp.adapters.scikit_learn import OPNPOutlierDetector
-from opnp.adapters.scikit_learn_classifiers import FeatureRows
+from opnp.adapters.scikit_learn import FeatureRows, OPNPOutlierDetector
 from opnp.errors import EmptyDataError, MissingExtraError, OptionError, RatioError
 
 X, Y = make_blobs(n_samples=400, centers=4, n_features=6, cluster_std=3.0, random_state=0)
