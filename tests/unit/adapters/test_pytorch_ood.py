@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import Any
