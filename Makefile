@@ -29,7 +29,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo docs picture records results bench test test-long test-minimum mutation audit coverage lint format wheel clean
+.PHONY: help venv demo docs picture records results bench browser test test-long test-minimum mutation audit coverage lint format wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -65,8 +65,8 @@ demo: venv  ## See it work: fit, prune and score, on this machine and without a 
 
 picture: venv  ## Draw the pictures of the README from the demo's scores
 	@$(BIN)/opnp demo --out opnp-demo >/dev/null
-	@$(BIN)/python tools/draw_demo.py opnp-demo docs/assets/demo.svg
-	@$(BIN)/python tools/draw_report.py opnp-demo docs/assets/report-demo.png --height 1960
+	@$(BIN)/python tools/draw.py demo opnp-demo docs/assets/demo.svg
+	@$(BIN)/python tools/draw.py report opnp-demo docs/assets/report-demo.png --height 1960
 
 # The variable silences a notice of mkdocs-material about the end of mkdocs 1.
 docs: venv  ## Build the documentation strictly into build/site; nothing is fetched
@@ -94,10 +94,18 @@ bench: venv  ## Measure time and memory against floors and rivals, with bounds; 
 results: venv  ## Write docs/explanation/results.md and the table of the README from the records
 	@$(BIN)/python -m studies.results_page $(RECORDS) docs/explanation/results.md README.md
 
+# Debian's where we may install it, else Playwright's.
+browser: venv  ## Install a browser for the tests of pages, unless there is one
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update; apt-get install -y --no-install-recommends chromium && exit 0; \
+	fi; \
+	$(BIN)/python -m playwright install chromium-headless-shell
+
 # Two workers on two cores do not fight over threads. pytest fails by itself when it finds no test; the last line
 # also fails when every test was skipped.
 test: venv  ## Run all tests and doctests (WORKERS=2, ARGS="-k energy")
-	@$(BIN)/python tools/install_chromium.py >/dev/null 2>&1 || echo "no browser could be installed: tests of pages are skipped" >&2
+	@$(MAKE) --no-print-directory browser >/dev/null 2>&1 || echo "no browser could be installed: tests of pages are skipped" >&2
 	@rm -f .test-report.xml
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --junit-xml=.test-report.xml $(ARGS)
 	@$(BIN)/python tools/check_tests_ran.py .test-report.xml
@@ -117,10 +125,11 @@ test-minimum:  ## Run the tests of the package with the oldest versions that pyp
 	@OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n $(WORKERS) -W default --disable-warnings \
 	    tests/unit tests/reference tests/property tests/contract tests/integration/test_c*.py $(ARGS)
 
-# About an hour on two cores; ARGS=--resume goes on with what build/mutation.jsonl holds.
-mutation: venv  ## Change the core in every small way, run its tests against each; write docs/records/mutation.json
-	@mkdir -p build
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tools.mutation --record docs/records/mutation.json $(ARGS)
+# Some hours on two cores for all of the core; mutmut goes on where it was stopped. It leaves its copies in mutants.
+mutation: venv  ## Change the core in every small way and run its tests on each (ARGS=src/opnp/core/masks.py for one file)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run --max-children $(WORKERS) \
+	    $(foreach file,$(ARGS),'$(subst /,.,$(patsubst src/%.py,%,$(file))).*')
+	@$(BIN)/python tools/mutation.py $(RECORDS)/mutation.json
 
 # Every version that is installed, looked up in the database of the Python Package Index; one that cannot be is an error.
 audit: venv  ## Look for known vulnerabilities in what is installed; needs the network
@@ -139,8 +148,6 @@ lint: venv  ## Check style, format, types and floors
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python tools/check_core_imports.py
-	@$(BIN)/python tools/check_safe_source.py
 
 format: venv  ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix-only .
@@ -151,6 +158,6 @@ wheel: venv  ## Build the source archive, and from it the wheel, into dist
 	@$(BIN)/python -m build --no-isolation
 
 clean:  ## Remove caches, reports and outputs; .venv stays
-	@rm -rf build dist opnp-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .test-report.xml
+	@rm -rf build dist mutants opnp-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .test-report.xml
 	@rm -rf .coverage .coverage.* htmlcov
 	@find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import Outcome, seconds
-from opnp import OPNP, DetectionMetrics, Ratios, Settings, aupr, auroc, fpr_at_tpr
+from opnp import OPNP, Ratios, Settings, aupr, auroc, fpr_at_tpr
 from opnp.bench.feature_folder import ModelData, read_feature_folder
-from opnp.core import detection_metrics, score_logits
+from opnp.core import DetectionMetrics, detection_metrics, score_logits
 from opnp.detector.sweeping import swept
 from opnp.errors import RatioWarning
 

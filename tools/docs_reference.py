@@ -1,46 +1,34 @@
-"""The reference of the site, made from the package when the site is built: a hook of mkdocs.
+"""The reference of the site, made from the package when the site is built: a hook of mkdocs and an extension of griffe.
 
-Every name of ``opnp.__all__``, and of the ``__all__`` of the modules in `MODULES`, stands on the page of its area;
-which area that is, the module that defines it says. A name whose module is in no area is an error, so that no public
-name is without a page. The page of commands is made from the commands themselves.
+Every name of the modules in `MODULES` stands on the page of its area; which area that is, the module that defines it
+says. A name whose module is in no area is an error, so that no public name is without a page. The page of commands is
+made from the commands themselves.
 """
 
 import re
-import sys
-from dataclasses import dataclass, field
+import textwrap
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+from opnp.cli.app import COMMANDS
+from opnp.cli.lazy_group import imported_command
 
-from tools.docs_commands import commands_page  # noqa: E402  # found by the line above
-
-__all__ = ["AREAS", "MODULES", "Area", "on_files", "pages"]
+__all__ = ["AREAS", "MODULES", "Area", "DocstringSections", "on_files", "pages", "readable"]
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
-    """A page of the reference.
-
-    Attributes:
-        name: Name of the page's file.
-        title: Its heading.
-        text: What stands below the heading.
-        modules: Modules whose public names it shows, each with all that is inside.
-
-    """
+class Area(NamedTuple):
+    """A page of the reference: its file, heading, text, and the modules whose public names it shows."""
 
     name: str
     title: str
     text: str
-    modules: tuple[str, ...] = field(default=())
+    modules: tuple[str, ...]
 
 
 AREAS = (
@@ -112,6 +100,12 @@ AREAS = (
         ("opnp.adapters",),
     ),
     Area(
+        "export",
+        "Export",
+        "A fitted detector for other programs: as a module with its model, as a file, and as a model card.",
+        ("opnp.export",),
+    ),
+    Area(
         "services",
         "Reports and services",
         "Pages of results, the HTTP service, the monitor.",
@@ -124,6 +118,8 @@ MODULES = (
     "opnp.core.members",
     "opnp.core.moments",
     "opnp.core.fusion",
+    "opnp.core",
+    "opnp.errors",
     "opnp.data",
     "opnp.adapters",
     "opnp.export",
@@ -149,6 +145,17 @@ The command line prints the message alone and leaves with exit code 2.
 """
 
 
+_COMMANDS = """\
+# Command line
+
+`opnp COMMAND --help` prints the same. Exit code 0: done; 2: something was wrong with what was asked, and the message
+says what. `opnp --install-completion` sets up completion of commands and options; `opnp --version` prints the version.
+
+Larger score = more OOD, everywhere. Ratios are fractions in [0, 1).
+
+"""
+
+
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages of the reference to those of the folder."""
     for name, content in pages().items():
@@ -161,26 +168,25 @@ def pages() -> dict[str, str]:
     areas = _by_area()
     return {
         "index": _index(areas),
-        "commands": commands_page(),
+        "commands": _COMMANDS + "\n".join(map(_command, COMMANDS)),
         **{area.name: _page(area, names) for area, names in areas.items()},
     }
 
 
 def _by_area() -> dict[Area, dict[str, Any]]:
     """Return each area with its names, ``opnp.auroc``, and what griffe knows of them."""
-    package: Any = griffe.load("opnp", search_paths=[str(ROOT / "src")], resolve_aliases=True)
+    package: Any = griffe.load("opnp", search_paths=[str(Path(__file__).parents[1] / "src")], resolve_aliases=True)
     found: dict[Area, dict[str, Any]] = {area: {} for area in AREAS}
     seen: set[str] = set()
     for module in MODULES:
         holder = package
         for part in module.split(".")[1:]:
             holder = None if holder is None else holder.members.get(part)
-        if holder is None:
-            continue
-        for name in holder.exports or ():
-            item = holder[str(name)]
-            if item.is_module:  # a function of the name of its module, which griffe takes for the module
-                item = item[str(name)]
+        for name in () if holder is None else import_module(module).__all__:
+            item = holder[name]
+            if item.is_module and name not in item.members:
+                continue  # a room; else a function of the name of its module, which griffe takes for the module
+            item = item[name] if item.is_module else item
             if item.canonical_path not in seen:
                 seen.add(item.canonical_path)
                 found[_area_of(item.canonical_path)][f"{module}.{name}"] = item
@@ -201,17 +207,15 @@ def _area_of(path: str) -> Area:
 def _page(area: Area, names: dict[str, Any]) -> str:
     text = _ERRORS + "\n".join(map(_error_row, names, names.values())) if area.name == "errors" else area.text
     ordered = sorted(names, key=lambda name: name != "opnp.OPNP")  # the detector before what it is made with
-    entries = "\n".join(_entry(name, names[name]) for name in ordered)
-    return f"# {area.title}\n\n{text}\n\n{entries}"
+    return f"# {area.title}\n\n{text}\n\n" + "\n".join(_entry(name, names[name].canonical_path) for name in ordered)
 
 
-def _entry(name: str, item: Any) -> str:  # noqa: ANN401  # an object of griffe
+def _entry(name: str, path: str) -> str:
     """Return what mkdocstrings makes the entry of a name from."""
-    module, _, last = item.canonical_path.rpartition(".")
+    module, _, last = path.rpartition(".")
     if module.endswith(f".{last}"):
-        return f'<a id="{name}"></a>\n\n::: {item.canonical_path}\n'
-    options = "    options:\n      show_bases: true\n" if module == "opnp.errors" else ""
-    return f"::: {name}\n{options}"
+        return f'<a id="{name}"></a>\n\n::: {path}\n'
+    return f"::: {name}\n" + ("    options:\n      show_bases: true\n" if module == "opnp.errors" else "")
 
 
 def _error_row(name: str, item: Any) -> str:  # noqa: ANN401  # an object of griffe
@@ -236,3 +240,49 @@ def _index(areas: dict[Area, dict[str, Any]]) -> str:
         rows = [f"| [`{name}`]({area.name}.md#{name}) | {_first_line(item)} |" for name, item in names.items()]
         parts += [f"## {area.title}\n", "| Name | |", "|---|---|", *rows, ""]
     return "\n".join(parts)
+
+
+def _command(name: str) -> str:
+    """Return the section of a command: its help, and each option as its own help prints it."""
+    command = imported_command(name)
+    context = command.make_context(name, [], resilient_parsing=True)
+    parts = [f"## opnp {name} {{#opnp-{name}}}\n", _marked(" ".join(str(command.help).split())) + "\n"]
+    for item in sorted(command.params, key=lambda item: not item.required):  # what must be given first
+        written, text = item.get_help_record(context)
+        anchor = f"opnp-{name}-{item.opts[0].lstrip('-').replace('_', '-')}"
+        parts.append(f'<span id="{anchor}">`{written}`</span>\n:   {_marked(text)}\n')
+    return "\n".join(parts)
+
+
+def _marked(text: str) -> str:
+    """Return a help text with its options as code, and nothing in it that Markdown would take for its own."""
+    found = re.split(r"`+([^`]+)`+|((?<![\w-])--[a-z][a-z-]*)", text)
+    plain = [re.sub(r"([*_|\[])", r"\\\1", part.replace("<", "&lt;")) for part in found[::3]]
+    code = [f"`{one or other}`" for one, other in zip(found[1::3], found[2::3], strict=True)]
+    return "".join(part for pair in zip(plain, [*code, ""], strict=True) for part in pair)
+
+
+_EXAMPLE = re.compile(r"^Example:$", flags=re.MULTILINE)
+_MATH = re.compile(r"^( *)\.\. math:: *(.*\n(?:\1 +.*\n)*)", flags=re.MULTILINE)
+
+
+class DocstringSections(griffe.Extension):
+    """Rewrites each docstring, written for reading in the source, before it is parsed; the source stays."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:  # noqa: ANN401  # what griffe passes beside it
+        """Rewrite the docstring of one object; the class documents the arguments of its constructor."""
+        if obj.name == "__init__":
+            obj.docstring = None
+        elif obj.docstring is not None:
+            obj.docstring.value = readable(obj.docstring.value)
+
+
+def readable(docstring: str) -> str:
+    """Return a docstring with ``Example:`` as a section that griffe knows, and formulas as blocks of text."""
+    return _MATH.sub(_block, _EXAMPLE.sub("Examples:", docstring))
+
+
+def _block(found: re.Match[str]) -> str:
+    indent = found[1]
+    lines = textwrap.dedent(" " * 4 + found[2].lstrip()).splitlines()
+    return "\n".join([f"{indent}```text", *(f"{indent}{line.strip()}" for line in lines), f"{indent}```", ""])

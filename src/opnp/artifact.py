@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from opnp import __version__
 from opnp.errors import ArtifactError
 from opnp.files import existing_file, write_atomically
 from opnp.files.json_text import json_values
@@ -143,7 +143,7 @@ def write_artifact(
     body = {
         "kind": kind,
         "format_version": format_version,
-        "versions": {"opnp": version("opnp"), "torch": torch.__version__},
+        "versions": {"opnp": __version__, "torch": torch.__version__},
         "metadata": dict(metadata),
     }
     text = json.dumps(body, sort_keys=True, allow_nan=False)
@@ -198,7 +198,7 @@ def read_artifact(
     if body.format_version not in (format_version, *older):
         raise ArtifactError(
             f"{path} has format version {body.format_version} of an opnp {kind}, written by opnp "
-            f"{body.versions.get('opnp', '?')}; this opnp {version('opnp')} reads version {format_version}. "
+            f"{body.versions.get('opnp', '?')}; this opnp {__version__} reads version {format_version}. "
             f"Use a matching opnp, or write the file again.",
         )
     if tensors_digest(tensors, text=outer.body) != outer.sha256:

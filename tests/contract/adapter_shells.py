@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opnp import EmptyDataError, NonFiniteError, Ratios, Sensitivity, Verdict
+from opnp import Ratios, Verdict
 from opnp.adapters import PytorchOodBaseline, odin_scores
-from opnp.adapters.detector_bytes import bytes_of
 from opnp.adapters.openood import OPNPPostprocessor
-from opnp.adapters.pruning_options import OPTION_DEFAULTS
 from opnp.adapters.pytorch_ood import OPNPDetector
+from opnp.adapters.toolkits import OPTION_DEFAULTS, bytes_of
+from opnp.core import Sensitivity
+from opnp.errors import EmptyDataError, NonFiniteError
 from tests.contract.library_shells import load_model, save_model
 from tests.contract.shell import NO_RATIOS, Fused, Shell, body_of, class_labels, features, head_of, known, plain
 from tests.contract.snapshot import snapshot
@@ -336,7 +337,7 @@ class OdinShell(Shell):
     on_nan = "passed on"
     lacks: ClassVar = {
         **_NO_CALIBRATION,
-        "agreement": "another method: tests/unit/adapters/test_pytorch_ood_odin.py has its formula",
+        "agreement": "another method: tests/unit/adapters/test_baselines.py has its formula",
         "classes": "it gives scores alone",
         "copies": "a function, which holds nothing",
         "files": "a function, which holds nothing",

@@ -8,19 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from opnp import (
-    OPNP,
-    NotCalibratedError,
-    NotFittedError,
-    Ratios,
-    ReAct,
-    Sensitivity,
-    auroc,
-    energy_score,
-    neuron_mask,
-    weight_mask,
-)
+from opnp import OPNP, Ratios, ReAct, auroc, energy_score
+from opnp.core import Sensitivity, neuron_mask, weight_mask
 from opnp.core.shaping import shaped
+from opnp.errors import NotCalibratedError, NotFittedError
 from tests.contract.model_checks import Make, fitted
 from tests.contract.world import HEAD, batches, classifier, features_of, held_out, outside, training
 

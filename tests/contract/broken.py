@@ -9,7 +9,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, Explanation, NotCalibratedError, NotFittedError, Ratios, SensitivitySum
+from opnp import OPNP, Explanation, Ratios, SensitivitySum
+from opnp.errors import NotCalibratedError, NotFittedError
 from tests.contract.world import HEAD
 
 __all__ = ["BROKEN", "MovesTheThresholdByWhatItScores", "SumsInFloat32"]

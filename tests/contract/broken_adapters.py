@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from opnp import OPNP, Ratios
 from opnp.adapters.openood import OPNPPostprocessor
 from opnp.adapters.pytorch_ood import OPNPDetector
-from opnp.adapters.scikit_learn import OPNPOutlierDetector
-from opnp.adapters.scikit_learn_classifiers import classifier_features
+from opnp.adapters.scikit_learn import OPNPOutlierDetector, classifier_features
 from tests.contract.adapter_shells import (
     BaselineShell,
     OdinShell,

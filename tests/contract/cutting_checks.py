@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, Masks
+from opnp import OPNP
+from opnp.core import Masks
 from tests.contract.model_checks import Make
 
 __all__ = ["check_cutting_does_not_matter"]

@@ -8,8 +8,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, EmptyDataError, Ratios, Sensitivity, energy_score
-from opnp.adapters.detector_bytes import bytes_of
+from opnp import OPNP, Ratios, energy_score
+from opnp.adapters.toolkits import bytes_of
+from opnp.core import Sensitivity
+from opnp.errors import EmptyDataError
 from tests.contract.shell import KEEP, Fused, Shell, features, fresh, head_of, known
 from tests.contract.world import batches
 

@@ -19,8 +19,8 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from opnp import OPNP, Ratios, Verdict
-from opnp.adapters.detector_bytes import bytes_of
 from opnp.adapters.scikit_learn import OPNPOutlierDetector, _split
+from opnp.adapters.toolkits import bytes_of
 from tests.contract.shell import KEEP, Fused, Shell, class_labels, features, fresh, head_of, known
 from tests.contract.snapshot import snapshot
 from tests.contract.world import classifier

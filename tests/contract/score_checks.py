@@ -4,7 +4,8 @@ import sys
 
 import torch
 
-from opnp import auroc, flagged_rank
+from opnp import auroc
+from opnp.core import flagged_rank
 from tests.contract.checking import asserted_close, check, raised, ready
 from tests.contract.shell import KEEP, Shell, class_labels, fresh, strange
 

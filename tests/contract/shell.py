@@ -14,8 +14,9 @@ from typing import Any, ClassVar, NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, NotFittedError, Ratios, Sensitivity, Verdict
-from opnp.core import Precision
+from opnp import OPNP, Ratios, Verdict
+from opnp.core import Precision, Sensitivity
+from opnp.errors import NotFittedError
 from tests.contract import world
 from tests.contract.model_checks import lived_in
 from tests.contract.snapshot import snapshot

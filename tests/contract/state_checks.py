@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from opnp import Sensitivity
-from opnp.adapters.detector_bytes import bytes_of
+from opnp.adapters.toolkits import bytes_of
+from opnp.core import Sensitivity
 from opnp.core.kept_rows import row_hashes
 from tests.contract.model_checks import Make, fitted
 from tests.contract.world import HEAD, batches, classifier, features_of, held_out, outside, training

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
-from opnp.adapters.detector_bytes import bytes_of
+from opnp.adapters.toolkits import bytes_of
 from opnp.cli import main
 from opnp.data import Preprocessing, write_features
 from opnp.serve.app import serve_app

@@ -69,7 +69,7 @@ def test_what_needs_no_subject_answers_nothing() -> None:
 
 
 def test_every_detector_and_every_module_of_the_library_has_a_subject() -> None:
-    public = {f"opnp.{name}": getattr(opnp, name) for name in opnp.__all__}
+    public = {f"opnp.{name}": getattr(opnp, name) for name in dir(opnp)}
     detectors = {
         name
         for name, found in public.items()

@@ -11,7 +11,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, Checkpoint, Precision, Ratios
+from opnp import OPNP, Checkpoint, Ratios
+from opnp.core import Precision
 from opnp.data import feature_part, open_features, read_head
 from opnp.detector import fit_pass
 from opnp.distributed import Ranks, gathered, sent_by_first, summed, together

@@ -34,6 +34,6 @@ def browser() -> Iterator[Any]:
         try:
             started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except playwright.Error as error:
-            pytest.skip(f"no Chromium to drive (tools/install_chromium.py installs one): {str(error).splitlines()[0]}")
+            pytest.skip(f"no Chromium to drive (`make browser` installs one): {str(error).splitlines()[0]}")
         yield started
         started.close()

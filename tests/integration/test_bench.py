@@ -218,7 +218,7 @@ def test_missing_files_are_one_message(opnp: Opnp, tmp_path: Path) -> None:
 def test_without_pytorch_ood_its_methods_name_the_extra_and_others_run(
     opnp: Opnp, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opnp.adapters.pytorch_ood_baselines.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.adapters.baselines.find_spec", lambda name: None)
     arguments = ("bench", "--features", world / "one", "--out", tmp_path / "out")
     outcome = opnp(*arguments, "--methods", "knn")
     assert outcome.code == 2

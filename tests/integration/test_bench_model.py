@@ -162,9 +162,7 @@ def test_mistakes_are_one_message_before_anything_is_computed(
     assert not (here / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "module", ["opnp.bench.score_file", "opnp.adapters.pytorch_ood_baselines", "opnp.adapters.pytorch_ood_odin"]
-)
+@pytest.mark.parametrize("module", ["opnp.bench.score_file", "opnp.adapters.baselines"])
 def test_what_is_not_installed_is_told_before_anything_is_computed(
     opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:

@@ -96,7 +96,7 @@ def test_options_of_the_forward_pass(opnp: Opnp, here: Path) -> None:
 
 
 def test_without_odin_it_can_be_left_out(opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opnp.adapters.pytorch_ood_odin.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.adapters.baselines.find_spec", lambda name: None)
     refused = opnp(*MODEL, *OPTIONS, *SETS, "--out", "out")
     assert refused.code == 2
     assert "pip install 'opnp[bench]'" in refused.err

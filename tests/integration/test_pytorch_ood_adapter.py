@@ -128,17 +128,3 @@ def test_the_benchmark_reports_what_the_detector_scores() -> None:
     assert [row["AUROC"] for row in after] != before
     again = reference(net, Ratios(o_max=0.5))
     assert [row["AUROC"] for row in after] == pytest.approx([auroc(again[0], each) for each in again[1:]], abs=1e-6)
-
-
-def test_the_benchmark_reports_what_a_fusion_scores() -> None:
-    net = Net().eval()
-    benchmark = SmallBenchmark()
-    detector = OPNPDetector(net.features, net.fc)
-    with unchanged(net, "fitting and the benchmark"), torch.random.fork_rng(devices=[]):  # as above
-        detector.fit(DataLoader(benchmark.train_set(), batch_size=50))
-        rows = benchmark.evaluate([detector], loader_kwargs={"batch_size": 64}, cache=True)
-    fusion = OPNP().fit(net, TRAIN[0].split(50), head="fc")
-    inside = fusion.score(ID[0])
-    assert detector.opnp.members == fusion.members
-    for row, ood in zip(rows, (NEAR, FAR), strict=True):
-        assert row["AUROC"] == pytest.approx(auroc(inside, fusion.score(ood)), abs=1e-6)

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from opnp import OPNP, auroc, flagged_rank, is_flagged
+from opnp import OPNP, auroc
+from opnp.core import flagged_rank, is_flagged
 from tests.real.locations import DATA, needs_data
 from tests.reliability.guarantees_world import require_beta_binomial
 

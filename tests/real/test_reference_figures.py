@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear
 
-from opnp import OPNP, NeuronReading, Ratios, ScoreName, accuracy, auroc, fpr_at_tpr
+from opnp import OPNP, Ratios, accuracy, auroc, fpr_at_tpr
+from opnp.core import NeuronReading, ScoreName
 from tests.real.locations import DATA, needs_data
 
 pytestmark = [pytest.mark.real, needs_data]

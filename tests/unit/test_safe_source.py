@@ -1,71 +1,54 @@
-"""The check that keeps code in data from running finds what it says it finds."""
+"""What ruff cannot say: the package trusts no code of data and silences no rule of safety; the core draws nothing."""
+
+import re
+from pathlib import Path
 
 import pytest
 
-from tools.check_safe_source import findings_in
 from tools.minimum_versions import minimum_versions
 
-UNSAFE = {
-    "torch.load(path)": "weights_only",
-    "torch.load(path, weights_only=False)": "weights_only",
-    "torch.load(path, weights_only=flag)": "weights_only",
-    "np.load(path)": "allow_pickle",
-    "np.load(path, allow_pickle=True)": "allow_pickle",
-    "torch.jit.load(path)": "torch.jit.load",
-    "from torch import load; load(path)": "weights_only",
-    "from numpy import load as read; read(path, allow_pickle=True)": "allow_pickle",
-    "import numpy as array; array.load(path)": "allow_pickle",
-    "from torch import jit as compiled; compiled.load(path)": "torch.jit.load",
-    "from os import system; system('ls')": "os.system",
-    "asyncio.create_subprocess_exec('ls')": "create_subprocess_exec",
-    "from asyncio import open_connection as dial; dial('a', 1)": "open_connection",
-    "import multiprocessing": "multiprocessing",
-    "from multiprocessing.pool import Pool": "multiprocessing",
-    "eval('1')": "eval",
-    "import subprocess": "subprocess",
-    "def late():\n    from urllib.request import urlopen": "urllib.request",
-    "from urllib import request": "urllib.request",
-    "import socket": "socket",
-    "AutoModel.from_pretrained(folder, trust_remote_code=True)": "trust_remote_code",
-    "options = {'trust_remote_code': given}": "trust_remote_code",
-    "import pickle  # noqa: S403": "silenced",
-    "run(code)  # noqa: S102, E501  # a reason": "silenced",
-}
-SAFE = (
-    "torch.load(path, map_location='cpu', weights_only=True)",
-    "np.load(file, allow_pickle=False)",
-    "model.eval()",
-    "re.compile('a')",
-    "torch.compile(model)",
-    "from re import compile; compile('a')",
-    "from torch import load; load(path, weights_only=True)",
-    "import asyncio; asyncio.create_task(work())",
-    "options = {'trust_remote_code': False}",
-    "value._version  # noqa: SLF001  # torch has no other name for it",
-    "from urllib.parse import quote",
+PACKAGE = Path(__file__).parents[2] / "src" / "opnp"
+TRUSTING = r"trust_remote_code\b(?!\"?\s*[=:]\s*False\b)"
+DRAWING = (
+    r"(?:torch|numpy|np)\.(?:bernoulli|multinomial|normal|poisson|rand\w*|manual_seed|seed|set_rng_state)\("
+    r"|\.(?:bernoulli|cauchy|exponential|geometric|log_normal|normal|random|uniform)_\("
 )
 
 
-@pytest.mark.parametrize("source", UNSAFE)
-def test_what_is_unsafe_is_found(source: str) -> None:
-    messages = [message for _, message in findings_in(source)]
-    assert any(UNSAFE[source] in message for message in messages), messages
+@pytest.mark.parametrize(
+    ("folder", "pattern"),
+    [
+        (PACKAGE, TRUSTING),
+        (PACKAGE, r"#\s*noqa:[^#]*\bS\d{3}\b"),
+        (PACKAGE, r"torch\.load\((?!.*weights_only=True)"),
+        (PACKAGE / "core", DRAWING),
+    ],
+)
+def test_it_is_nowhere_in_the_source(folder: Path, pattern: str) -> None:
+    places = [
+        f"{path}:{number}"
+        for path in folder.rglob("*.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if re.search(pattern, line)
+    ]
+    assert places == []
 
 
-@pytest.mark.parametrize("source", SAFE)
-def test_what_is_safe_is_left_alone(source: str) -> None:
-    assert findings_in(source) == []
-
-
-def test_only_the_service_listens() -> None:
-    assert findings_in("import socket", may_listen=True) == []
+@pytest.mark.parametrize(
+    ("pattern", "line"),
+    [
+        (TRUSTING, 'options = {"trust_remote_code": given}'),
+        (DRAWING, "torch.randn_like(features)"),
+        (DRAWING, "weight.normal_()"),
+    ],
+)
+def test_it_would_be_found(pattern: str, line: str) -> None:
+    assert re.search(pattern, line)
 
 
 PROJECT = {
-    "project": {
-        "dependencies": ["numpy>=1.26", "torch>=2.6"],
-        "optional-dependencies": {"bench": ["Pillow>=10.3"], "all": ["opnp[bench]"], "test": ["pytest"]},
-    },
+    "dependencies": ["numpy>=1.26", "torch>=2.6"],
+    "optional-dependencies": {"bench": ["Pillow>=10.3"], "all": ["opnp[bench]"], "test": ["pytest"]},
 }
 
 
@@ -75,6 +58,5 @@ def test_minimum_versions_are_the_lower_bounds_of_requirements_and_extras() -> N
 
 @pytest.mark.parametrize(("entry", "message"), [("rich", "has no lower bound"), ("torch>=2.7", "two lower bounds")])
 def test_a_missing_or_second_bound_is_an_error(entry: str, message: str) -> None:
-    extras = {"optional-dependencies": {"more": [entry]}}
     with pytest.raises(ValueError, match=message):
-        minimum_versions({"project": {**PROJECT["project"], **extras}})
+        minimum_versions({**PROJECT, "optional-dependencies": {"more": [entry]}})

@@ -1,11 +1,23 @@
 """Other libraries, one a file, behind interfaces of this project. Each is imported only where it is used."""
 
-from opnp.adapters.pytorch_ood_baselines import BASELINE_NAMES, BaselineOutput, PytorchOodBaseline, require_pytorch_ood
-from opnp.adapters.pytorch_ood_odin import ODIN_EPS, ODIN_TEMPERATURE, odin_scores, require_odin
+from opnp.adapters.baselines import (
+    BASELINE_NAMES,
+    ODIN_EPS,
+    ODIN_TEMPERATURE,
+    BaselineOutput,
+    PytorchOodBaseline,
+    odin_scores,
+    require_odin,
+    require_pytorch_ood,
+)
 from opnp.adapters.timm_models import TimmTransform, timm_model
 from opnp.adapters.torchvision_models import torchvision_model
-from opnp.adapters.transformers_inputs import TokenizerTransform, TransformersImageTransform
-from opnp.adapters.transformers_models import named_weights, transformers_model
+from opnp.adapters.transformers_models import (
+    TokenizerTransform,
+    TransformersImageTransform,
+    named_weights,
+    transformers_model,
+)
 
 __all__ = [
     "BASELINE_NAMES",

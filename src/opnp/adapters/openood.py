@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opnp.adapters.detector_bytes import bytes_of, detector_from
-from opnp.adapters.encoded_classifier import EncodedClassifier, encoded
-from opnp.adapters.pruning_options import (
+from opnp.adapters.toolkits import (
     OPTION_DEFAULTS,
     RATIO_NAMES,
+    EncodedClassifier,
     blank_pass,
+    bytes_of,
     checked_names,
+    detector_from,
+    encoded,
     reset,
     settings_of,
 )

@@ -4,17 +4,23 @@ This module needs pytorch-ood when it is imported, so `opnp.adapters` does not i
 """
 
 import hashlib
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from opnp.adapters.detector_bytes import bytes_of, detector_from
-from opnp.adapters.encoded_classifier import EncodedClassifier, encoded
-from opnp.adapters.pruning_options import OPTION_DEFAULTS, blank_pass, checked_names, reset, settings_of
+from opnp.adapters.toolkits import (
+    OPTION_DEFAULTS,
+    EncodedClassifier,
+    blank_pass,
+    bytes_of,
+    checked_names,
+    detector_from,
+    encoded,
+    reset,
+    settings_of,
+)
 from opnp.core.checks import checked_matrix
 from opnp.core.masks import Scope
 from opnp.core.scores import ScoreName
@@ -54,34 +60,6 @@ class FitMissingError(NotFittedError, RequiresFittingException):  # type: ignore
 
 class EncoderMissingError(OptionError, ModelNotSetException):  # type: ignore[misc]  # as above
     """Inputs were given to a detector that has no encoder."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Seen:
-    """The features and labels of a fit, known again without being kept alive.
-
-    Attributes:
-        features: The tensor of features.
-        labels: The tensor of labels, or None.
-        state: Versions and digests, which tell whether a tensor was written to since.
-
-    """
-
-    features: "weakref.ref[Tensor]"
-    labels: "weakref.ref[Tensor] | None"
-    state: tuple[object, ...]
-
-    @classmethod
-    def from_tensors(cls, features: Tensor, labels: Tensor | None) -> Self:
-        """Return the mark of these tensors."""
-        mark = None if labels is None else weakref.ref(labels)
-        return cls(weakref.ref(features), mark, _state(features, labels))
-
-    def is_of(self, features: Tensor, labels: Tensor | None) -> bool:
-        """Return whether these are the same tensors, with the same values as far as that can be seen."""
-        known = None if self.labels is None else self.labels()
-        is_same = self.features() is features and known is labels and (self.labels is None) == (labels is None)
-        return is_same and self.state == _state(features, labels)
 
 
 class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships no types
@@ -175,7 +153,8 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
         self.w_min, self.w_max, self.o_min, self.o_max = w_min, w_max, o_min, o_max
         self.members, self.neuron, self.scope = members, neuron, scope
         self.temperature, self.score, self.shaping, self.precision = temperature, score, shaping, precision
-        self._seen: _Seen | None = None
+        self._seen = b""
+        """Digest of the features and labels of the fit."""
         self._passes: dict[Settings, OPNP] = {}
         """Detectors by what their pass over the training data depends on."""
         self._ready: dict[Settings, OPNP] = {}
@@ -232,7 +211,7 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
         settings = blank_pass(self._settings())
         classifier = EncodedClassifier(self._encoder(), self._weight, self._bias)
         detector = OPNP.from_settings(settings).fit(classifier, _known(data_loader), head=classifier.head)
-        return self._holding(None, {settings: detector})
+        return self._holding(b"", {settings: detector})
 
     def fit_features(self, z: Tensor, y: Tensor | None = None) -> Self:
         """Take the sensitivities from features of training data, and return self.
@@ -254,9 +233,8 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
                 f"`y` must have shape {tuple(z.shape[:1])}, as there are rows in `z`, got {tuple(y.shape)}."
             )
         settings = blank_pass(self._settings())
-        seen, passes = self._seen, self._passes
-        if seen is None or not seen.is_of(z, y):
-            seen, passes = _Seen.from_tensors(z, y), {}
+        seen = _digest(z) + (b"" if y is None else _digest(y))
+        passes = self._passes if seen == self._seen else {}
         if settings not in passes:
             known = slice(None) if y is None else (y >= 0).to(z.device)
             rows = z.detach()[known].to(self._weight.device)
@@ -285,7 +263,7 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
     def __getstate__(self) -> dict[str, object]:
         """Return what to pickle or copy: detectors as the files they are saved in, and no data."""
         passes = {settings: bytes_of(detector) for settings, detector in self._passes.items()}
-        return {**vars(self), "_seen": None, "_ready": {}, "_passes": passes}
+        return {**vars(self), "_ready": {}, "_passes": passes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what `__getstate__` gave."""
@@ -305,7 +283,7 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
             )
         return self.encoder
 
-    def _holding(self, seen: _Seen | None, passes: dict[Settings, OPNP]) -> Self:
+    def _holding(self, seen: bytes, passes: dict[Settings, OPNP]) -> Self:
         """Take over a fit as a whole, or nothing of it if the ratios do not fit the head."""
         settings = self._settings()
         ready = {settings: reset(passes[blank_pass(settings)], settings)}
@@ -327,15 +305,9 @@ def _head(head: nn.Linear | None, w: Tensor | None, b: Tensor | None) -> tuple[T
     return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
-def _state(features: Tensor, labels: Tensor | None) -> tuple[object, ...]:
-    """Return what changes when tensors are written to: the digests see what is written behind torch's back."""
-    versions = [None if each is None or each.is_inference() else each._version for each in (features, labels)]  # noqa: SLF001  # torch has no other name for it
-    return (*versions, *(None if each is None else _digest(each) for each in (features, labels)))
-
-
 def _digest(tensor: Tensor) -> bytes:
-    """Return a digest of a tensor's values in their order, read some rows at a time."""
-    found = hashlib.blake2b(digest_size=16)
+    """Return a digest of a tensor's kind and values in their order, read some rows at a time."""
+    found = hashlib.blake2b(f"{tensor.dtype} {tensor.device} {tuple(tensor.shape)}".encode(), digest_size=16)
     for part in tensor.detach().split(_ROWS):
         found.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.digest()

@@ -3,12 +3,12 @@
 import os
 import sys
 import warnings
-from importlib.metadata import version
 from io import TextIOWrapper
 from typing import Annotated
 
 import typer
 
+from opnp import __version__
 from opnp.cli.lazy_group import LazyGroup
 from opnp.cli.stopping import Stopped, stopped_by_signals
 from opnp.errors import OpnpError
@@ -66,7 +66,7 @@ for name, line in COMMANDS.items():
 
 def _show_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"opnp {version('opnp')}")
+        typer.echo(f"opnp {__version__}")
         raise typer.Exit
 
 

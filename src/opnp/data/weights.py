@@ -51,7 +51,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         found: object = (
             load_file(path)
             if path.suffix.lower() == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
+            else torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251  # weights alone
         )
     except SafetensorError as error:
         raise DataFileError(f"{path} is no readable safetensors file ({error}).") from error

@@ -5,11 +5,11 @@ import math
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Self
 
 import torch
 
+from opnp import __version__
 from opnp.core.conformal import flagged_rank
 from opnp.core.members import PANEL, PRUNED_HEAD
 from opnp.fitted import FittedState, Ratios, Tuning
@@ -73,7 +73,7 @@ def card_text(state: FittedState, *, inputs: Mapping[str, object] | None = None)
         "Calibration": _promise(state),
         "Inputs": "" if inputs is None else f"```json\n{json.dumps(dict(inputs), indent=2, sort_keys=True)}\n```",
         "Limits": _LIMITS,
-        "Versions": _table({"opnp": version("opnp"), "torch": torch.__version__, "Python": platform.python_version()}),
+        "Versions": _table({"opnp": __version__, "torch": torch.__version__, "Python": platform.python_version()}),
     }
     parts = [
         f"{'#' if place == 0 else '##'} {title}\n\n{text}\n"

@@ -5,13 +5,13 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import version
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from opnp import __version__
 from opnp.core.conformal import flagged_rank
 from opnp.core.fusion import fused_score, tail_units
 from opnp.core.members import Panel, member_scores
@@ -213,7 +213,7 @@ def _facts(state: FittedState) -> dict[str, str]:
     if calibration is None:
         return {}
     return {
-        "opnp_version": version("opnp"),
+        "opnp_version": __version__,
         "opnp_keep": f"{calibration.keep:g}",
         "opnp_threshold": repr(calibration.threshold),
         "opnp_calibration_samples": str(len(calibration.scores)),

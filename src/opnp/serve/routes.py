@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from torch import Tensor
 
+from opnp import __version__
 from opnp.data import ModelInputs, SampleKind
 from opnp.errors import NonFiniteError
 from opnp.serve.batching import Batcher
@@ -66,7 +66,7 @@ def application(engine: Engine, *, limits: Limits) -> FastAPI:
 
     app = FastAPI(
         title="opnp",
-        version=version("opnp"),
+        version=__version__,
         lifespan=running,
         docs_url=None,  # both take scripts from elsewhere
         redoc_url=None,

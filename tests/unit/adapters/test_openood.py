@@ -1,12 +1,12 @@
 """The postprocessor for OpenOOD, driven as its evaluator drives one; OpenOOD is no package that could be installed."""
 
-import importlib.util
 import pickle
+import runpy
 import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from opnp import OPNP, SCALE, Ratios, auroc
 from opnp.adapters import openood as adapter
 from opnp.adapters.openood import CONFIG_FILE, OPNPPostprocessor
-from opnp.adapters.pruning_options import OPTION_DEFAULTS
+from opnp.adapters.toolkits import OPTION_DEFAULTS
 from opnp.errors import (
     EmptyDataError,
     HeadMismatchError,
@@ -29,7 +29,7 @@ from opnp.errors import (
     ShapeError,
 )
 from tests.contract.snapshot import unchanged
-from tests.unit.adapters.encoder_world import CLASSES, WIDTH, Net, inputs_and_labels
+from tests.unit.adapters.encoder_world import WIDTH, Net, inputs_and_labels
 from tests.unit.adapters.openood_evaluator import Batches, Evaluator, batches
 
 TRAIN, ID_VALIDATION, ID_TEST = (inputs_and_labels(rows, seed=seed) for seed, rows in enumerate((160, 60, 70)))
@@ -78,7 +78,9 @@ def pairs(samples: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
 def test_the_evaluator_finds_the_best_of_the_sweep_and_stores_what_it_found(tmp_path: Path) -> None:
     net, postprocessor = Net(), OPNPPostprocessor(configured(sweep=SWEEP, is_searching=True))
     with unchanged(net, "the evaluation"):
-        evaluator = Evaluator(net, loaders(), postprocessor)
+        evaluator = Evaluator(
+            net, {**loaders(), "id": {**loaders()["id"], "train": iter(batches(*TRAIN))}}, postprocessor
+        )
         found = evaluator.evaluated(tmp_path)
     expected = {}
     for w_min, o_max, scope in product(*SWEEP.values()):
@@ -98,40 +100,19 @@ def test_the_evaluator_finds_the_best_of_the_sweep_and_stores_what_it_found(tmp_
     assert set(stored["label"].tolist()) == {-1}
 
 
-def test_classes_are_the_nets_own_and_confidence_is_larger_for_id() -> None:
+def test_classes_are_the_nets_own_and_confidence_is_larger_for_id(capsys: pytest.CaptureFixture[str]) -> None:
     net = Net()
     postprocessor = set_up(net, w_min=0.8)
+    capsys.readouterr()
     inputs, labels = ID_TEST
     predicted, confidence, given = postprocessor.inference(net, batches(inputs, labels), False)
+    assert capsys.readouterr().out == ""
+    postprocessor.inference(net, batches(inputs, labels))
+    assert "100%" in capsys.readouterr().out
     assert torch.from_numpy(predicted).equal(net.fc(net.quiet_features(inputs)).argmax(1))
     assert torch.from_numpy(given).equal(labels)
     torch.testing.assert_close(torch.from_numpy(confidence), -reference(net, w_min=0.8).score(inputs))
-    alone = postprocessor.postprocess(net, inputs[:3])
-    assert alone[0].tolist() == predicted[:3].tolist()
-    torch.testing.assert_close(alone[1], torch.from_numpy(confidence[:3]))
-    assert not alone[1].requires_grad
-
-
-def test_every_hyper_parameter_takes_effect_and_the_training_data_are_read_once() -> None:
-    class Counted(list[dict[str, Any]]):
-        reads = 0
-
-        def __iter__(self) -> Iterator[dict[str, Any]]:
-            Counted.reads += 1
-            return super().__iter__()
-
-    net = Net()
-    postprocessor = OPNPPostprocessor(configured(sweep=SWEEP))
-    postprocessor.setup(net, {"train": Counted(batches(*TRAIN))}, {})
-    digests = set()
-    for values in product(*SWEEP.values()):
-        postprocessor.set_hyperparam(values)
-        assert postprocessor.get_hyperparam() == list(values)
-        kept = postprocessor.opnp.masks.kept
-        assert kept.equal(reference(net, w_min=values[0], o_max=values[1], scope=values[2]).masks.kept)
-        digests.add(kept.numpy().tobytes())
-    assert len(digests) == 10  # without pruned weights the scope changes nothing
-    assert Counted.reads == 1
+    assert not postprocessor.postprocess(net, inputs[:3])[1].requires_grad
 
 
 def test_set_up_again_it_takes_another_head_and_leaves_its_own() -> None:
@@ -149,26 +130,16 @@ def test_set_up_again_it_takes_another_head_and_leaves_its_own() -> None:
         postprocessor.setup(second, {"train": []}, {})
 
 
-def test_a_fusion_that_was_pickled_answers_alike() -> None:
-    net = Net()
-    postprocessor = set_up(net, w_min=None)
-    loaded: OPNPPostprocessor = pickle.loads(pickle.dumps(postprocessor))  # noqa: S301  # its own bytes
-    loaded.setup(net, {"train": []}, {})
-    assert loaded.postprocess(net, FAR)[1].equal(postprocessor.postprocess(net, FAR)[1])
-
-
-def test_pickled_it_answers_alike_without_the_net() -> None:
+def test_pickled_it_holds_no_net_and_answers_alike() -> None:
     net = Net()
     postprocessor = set_up(net, sweep=SWEEP, w_min=0.25)
     data = pickle.dumps(postprocessor)
     assert b"encoder_world" not in data
     loaded: OPNPPostprocessor = pickle.loads(data)  # noqa: S301  # its own bytes
     loaded.setup(net, {"train": []}, {})  # stored by OpenOOD's scripts, it is set up again
-    for values in ([0.25, 0.0, "layer"], [0.6, 0.25, "class"]):
-        for each in (loaded, postprocessor):
-            each.set_hyperparam(values)
-        mine, theirs = (each.postprocess(net, FAR)[1] for each in (loaded, postprocessor))
-        assert mine.equal(theirs)
+    for each in (loaded, postprocessor):
+        each.set_hyperparam([0.6, 0.25, "class"])
+    assert loaded.postprocess(net, FAR)[1].equal(postprocessor.postprocess(net, FAR)[1])
     blank: OPNPPostprocessor = pickle.loads(pickle.dumps(OPNPPostprocessor()))  # noqa: S301  # as above
     with pytest.raises(NotFittedError, match="call `setup"):
         blank.postprocess(net, FAR)
@@ -217,39 +188,28 @@ def test_a_configuration_may_be_a_mapping_or_an_object() -> None:
     assert shaped.opnp.settings.shaping == SCALE(0.85)
 
 
-def test_what_would_change_nothing_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"Options must be among w_min.*got percentile"):
-        OPNPPostprocessor(configured(percentile=90))
-    with pytest.raises(OptionError, match=r"Options must be among w_min, .*, scope, got temperature"):
-        OPNPPostprocessor(configured(sweep={"temperature_list": [1.0, 2.0]}))
-    with pytest.raises(OptionError, match="`w_min_list` of `postprocessor_sweep` must hold values"):
-        OPNPPostprocessor(configured(sweep={"w_min_list": []}))
-    with pytest.raises(OptionError, match="with APS_mode, must hold values"):
-        OPNPPostprocessor(configured(is_searching=True))
-    with pytest.raises(OptionError, match="`shaping` must be"):
-        OPNPPostprocessor(configured(shaping={"name": "dice", "quantile": 0.5}))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"percentile": 90}, r"Options must be among w_min.*got percentile"),
+        ({"sweep": {"temperature_list": [1.0]}}, r"Options must be among w_min, .*, scope, got temperature"),
+        ({"sweep": {"w_min_list": []}}, "`w_min_list` of `postprocessor_sweep` must hold values"),
+        ({"is_searching": True}, "with APS_mode, must hold values"),
+        ({"shaping": {"name": "dice", "quantile": 0.5}}, "`shaping` must be"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        OPNPPostprocessor(configured(**options))
+
+
+def test_values_are_set_all_or_none() -> None:
     found = OPNPPostprocessor(configured(sweep={"w_min": [0.1], "w_max": [0.1]}))
     with pytest.raises(OptionError, match="a value for each of w_min, w_max, got 1 values"):
         found.set_hyperparam([0.5])
     with pytest.raises(RatioError, match="sum to 1"):
         found.set_hyperparam([0.5, 0.5])
     assert found.get_hyperparam() == [0.0, None]
-
-
-@pytest.mark.parametrize("config", [None, configured(w_min=None), configured(w_min=None, members=["gen", "norm"])])
-def test_without_ratios_scores_are_fused_in_one_pass_over_the_training_data(config: dict[str, Any] | None) -> None:
-    net = Net()
-    postprocessor = OPNPPostprocessor(config)
-    with unchanged(net, "setup"):
-        postprocessor.setup(net, {"train": batches(*TRAIN)}, {})
-    members = None if config is None else config["postprocessor"]["postprocessor_args"].get("members")
-    expected = OPNP(members=members).fit(net, list(pairs(TRAIN)))
-    assert postprocessor.opnp.settings == expected.settings
-    assert postprocessor.opnp.members == expected.members
-    assert not postprocessor.opnp.is_calibrated
-    predicted, confidence = postprocessor.postprocess(net, FAR)
-    torch.testing.assert_close(confidence, -expected.score(FAR))
-    assert predicted.equal(net.fc(net.quiet_features(FAR)).argmax(1))
 
 
 def test_a_search_is_one_over_ratios_of_the_papers_method(tmp_path: Path) -> None:
@@ -268,9 +228,6 @@ def test_ratios_given_to_a_fusion_need_another_setup() -> None:
     postprocessor.set_hyperparam([0.25])
     with pytest.raises(NotFittedError, match="take another pass each: fit again"):
         postprocessor.postprocess(net, FAR)
-    postprocessor.setup_flag = False
-    postprocessor.setup(net, loaders()["id"], {})
-    assert postprocessor.postprocess(net, FAR)[1].equal(set_up(net, w_min=0.25).postprocess(net, FAR)[1])
 
 
 class Listing(Net):
@@ -320,17 +277,26 @@ class Answering(Net):
         return self.output
 
 
-def test_nets_of_another_kind_are_refused() -> None:
-    with pytest.raises(InputTypeError, match=r"`net` must have `get_fc\(\)`.*got Linear"):
-        set_up(nn.Linear(2, 2))
-    wide = torch.zeros(16, WIDTH + 1)
-    for output, message in ((wide, "must return logits and features, got Tensor"), ([wide] * 3, "got list")):
-        with pytest.raises(InputTypeError, match=message):
-            set_up(Answering(output))
-    with pytest.raises(ShapeError, match=rf"shape \(batch, {WIDTH}\), got \(16, {WIDTH + 1}\), \({WIDTH},\)"):
-        set_up(Answering((wide, [wide, torch.zeros(WIDTH)])))
-    with pytest.raises(ShapeError, match="got no tensor"):
-        set_up(Answering((wide, ["features"])))
+WIDE = torch.zeros(16, WIDTH + 1)
+
+
+@pytest.mark.parametrize(
+    ("net", "error", "message"),
+    [
+        (nn.Linear(2, 2), InputTypeError, r"`net` must have `get_fc\(\)`.*got Linear"),
+        (Answering(WIDE), InputTypeError, "must return logits and features, got Tensor"),
+        (Answering([WIDE] * 3), InputTypeError, "got list"),
+        (
+            Answering((WIDE, [WIDE, torch.zeros(WIDTH)])),
+            ShapeError,
+            rf"shape \(batch, {WIDTH}\), got \(16, {WIDTH + 1}\), \({WIDTH},\)",
+        ),
+        (Answering((WIDE, ["features"])), ShapeError, "got no tensor"),
+    ],
+)
+def test_nets_of_another_kind_are_refused(net: nn.Module, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        set_up(net)
 
 
 def test_batches_of_another_kind_are_refused_and_labels_may_be_missing() -> None:
@@ -348,15 +314,6 @@ def test_batches_of_another_kind_are_refused_and_labels_may_be_missing() -> None
         postprocessor.inference(net, [], False)
 
 
-def test_progress_is_shown_unless_it_is_declined(capsys: pytest.CaptureFixture[str]) -> None:
-    net = Net()
-    postprocessor = set_up(net)
-    postprocessor.inference(net, batches(FAR), False)
-    assert capsys.readouterr().out == ""
-    postprocessor.inference(net, batches(FAR))
-    assert "100%" in capsys.readouterr().out
-
-
 def test_where_openood_is_installed_its_base_class_is_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert adapter.OPNPPostprocessor.__mro__[1].__module__ == "opnp.adapters.openood"
     package = tmp_path / "openood"
@@ -366,25 +323,13 @@ def test_where_openood_is_installed_its_base_class_is_the_base(tmp_path: Path, m
         "class BasePostprocessor:\n    def __init__(self, config):\n        self.config = config\n", encoding="utf-8"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    net, config = Net(), configured(w_min=0.3)
     try:
-        again = _loaded_again()
-        base = sys.modules["openood.postprocessors"].BasePostprocessor
+        again = runpy.run_path(str(adapter.__file__))["OPNPPostprocessor"](config)
     finally:
         for name in ("openood", "openood.postprocessors"):
             sys.modules.pop(name, None)
-    assert issubclass(again.OPNPPostprocessor, base)
-    net = Net()
-    postprocessor = again.OPNPPostprocessor(configured(w_min=0.3))
-    postprocessor.setup(net, loaders()["id"], {})
-    assert postprocessor.postprocess(net, FAR)[1].equal(set_up(net, w_min=0.3).postprocess(net, FAR)[1])
-    assert postprocessor.opnp.pruned_head.weight.shape == (CLASSES, WIDTH)
-
-
-def _loaded_again() -> ModuleType:
-    """Return the adapter's module, run once more under another name."""
-    spec = importlib.util.spec_from_file_location("openood_adapter_again", adapter.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    assert type(again).__mro__[1].__module__ == "openood.postprocessors"
+    assert again.config is config
+    again.setup(net, loaders()["id"], {})
+    assert again.postprocess(net, FAR)[1].equal(set_up(net, w_min=0.3).postprocess(net, FAR)[1])

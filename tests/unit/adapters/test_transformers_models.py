@@ -30,6 +30,7 @@ from tests.unit.adapters.hub_folders import IMAGE_CLASSES, TEXT_CLASSES, TEXT_LI
 from tests.unit.data.image_files import pixels
 
 _TRANSFORMERS: Any = transformers  # typed in parts only
+_PROCESSOR, _CODE = "preprocessor_config.json", {"AutoModel": "evil.Evil"}
 _NARROW = {"classifier.weight": torch.ones(2, 2)}
 
 
@@ -94,39 +95,18 @@ def test_texts_are_cut_padded_and_masked(folders: Path) -> None:
     torch.testing.assert_close(together, alone)
 
 
-def test_inputs_that_the_model_does_not_take_are_left_out(folders: Path) -> None:
-    _, transform = transformers_model(folders / "bert")
-    assert isinstance(transform, TokenizerTransform)
-    assert set(transform("good")) == {"input_ids", "attention_mask", "token_type_ids"}
-    fewer = TokenizerTransform(transform.tokenizer, keywords=frozenset({"input_ids", "attention_mask"}))
-    assert set(fewer.batch([fewer("good"), fewer("very good")])) == {"input_ids", "attention_mask"}
-    assert len(fewer("very good " * 20)["input_ids"]) == 42
-
-
 def test_positions_behind_the_padding_index_are_not_counted() -> None:
-    config = _TRANSFORMERS.RobertaConfig(
-        vocab_size=9,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=14,
-    )
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = _TRANSFORMERS.RobertaConfig(**sizes, intermediate_size=8, max_position_embeddings=14)
     model = _TRANSFORMERS.RobertaForSequenceClassification(config)
-    tokenizer = type("Tokenizer", (), {"model_max_length": 10**30})()
-    limit = transformers_models._limit(tokenizer, model)
-    assert limit == 12
+    for said, limit in ((10**30, 12), (7, 7)):
+        tokenizer = type("Tokenizer", (), {"model_max_length": said})()
+        assert transformers_models._limit(tokenizer, model) == limit
     model(torch.full((1, 12), 5))
     with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
         model(torch.full((1, 13), 5))
-    assert transformers_models._limit(type("Short", (), {"model_max_length": 7})(), model) == 7
-
-
-def test_no_limit_anywhere_is_none() -> None:
-    class Bare(nn.Module):
-        config = object()
-
-    assert transformers_models._limit(type("Tokenizer", (), {"model_max_length": 10**30})(), Bare()) is None
+    bare = type("Bare", (nn.Module,), {"config": object()})()
+    assert transformers_models._limit(type("Tokenizer", (), {"model_max_length": 10**30})(), bare) is None
 
 
 @pytest.mark.parametrize("name", ["vit", "bert"])
@@ -208,6 +188,10 @@ def _changed(file: str, **changes: object) -> Callable[[Path], None]:
     return lambda folder: change_json(folder / file, **changes)
 
 
+def _architecture(name: str) -> Callable[[Path], None]:
+    return _changed("config.json", architectures=[name])
+
+
 def _removed(file: str) -> Callable[[Path], None]:
     return lambda folder: (folder / file).unlink()
 
@@ -219,52 +203,32 @@ def _written(file: str, text: str) -> Callable[[Path], None]:
     return write
 
 
-_SPOILT: dict[str, Callable[[Path], None]] = {
-    "nothing there": shutil.rmtree,
-    "no config": _removed("config.json"),
-    "broken config": _written("config.json", "{"),
-    "list": _written("config.json", "[]"),
-    "no classifier": _changed("config.json", architectures=["ViTModel"]),
-    "no architecture": _changed("config.json", architectures=None),
-    "unknown": _changed("config.json", architectures=["NovelForImageClassification"]),
-    "code": _changed("config.json", auto_map={"AutoModel": "evil.Evil"}),
-    "processor code": _changed("preprocessor_config.json", auto_map={"AutoImageProcessor": "evil.Evil"}),
-    "pickled": _pickled,
-    "no weights": _removed("model.safetensors"),
-    "adapter": _written("adapter_config.json", "{}"),
-    "truncated": _written("model.safetensors", "x" * 100),
-    "headless": _headless,
-    "no processor": _removed("preprocessor_config.json"),
-    "broken processor": _changed("preprocessor_config.json", image_processor_type="NoSuchProcessor"),
-}
-
-
 @pytest.mark.parametrize(
-    ("what", "error", "message"),
+    ("spoil", "error", "message"),
     [
-        ("nothing there", MissingFileError, r"vit is none\. Nothing is downloaded: `hf download"),
-        ("no config", MissingFileError, r"vit holds no config\.json"),
-        ("broken config", DataFileError, r"config\.json is no readable JSON"),
-        ("list", DataFileError, r"config\.json must hold a JSON object, got list"),
-        ("no classifier", OptionError, r"must name a classifier .*ForSequenceClassification, got ViTModel"),
-        ("no architecture", OptionError, r"must name a classifier .*, got none"),
-        ("unknown", OptionError, r"transformers .* has no NovelForImageClassification\. Install the version .*\("),
-        ("code", OptionError, r"config\.json asks for code .*`auto_map`.*never run"),
-        ("processor code", OptionError, r"preprocessor_config\.json asks for code"),
-        ("pickled", OptionError, r"weights as pytorch_model\.bin alone.*model\.safetensors"),
-        ("no weights", MissingFileError, r"holds no model\.safetensors"),
-        ("adapter", OptionError, r"adapter_config\.json.*merge_and_unload"),
-        ("truncated", DataFileError, r"transformers could not read .*vit: SafetensorError"),
-        ("headless", DataFileError, r"lack 2 tensors .*classifier\.bias, classifier\.weight\. .*fine-tuned"),
-        ("no processor", OptionError, r"vit holds no preprocessor_config\.json"),
-        ("broken processor", DataFileError, r"transformers could not read .*vit: "),
+        (shutil.rmtree, MissingFileError, r"vit is none\. Nothing is downloaded: `hf download"),
+        (_removed("config.json"), MissingFileError, r"vit holds no config\.json"),
+        (_written("config.json", "{"), DataFileError, r"config\.json is no readable JSON"),
+        (_written("config.json", "[]"), DataFileError, r"config\.json must hold a JSON object, got list"),
+        (_architecture("ViTModel"), OptionError, r"must name a classifier .*ForSequenceClassification, got ViTModel"),
+        (_changed("config.json", architectures=None), OptionError, r"must name a classifier .*, got none"),
+        (_architecture("NovelForImageClassification"), OptionError, r"has no NovelForIm.* Install the version .*\("),
+        (_changed("config.json", auto_map=_CODE), OptionError, r"config\.json asks for code .*`auto_map`.*never run"),
+        (_changed(_PROCESSOR, auto_map=_CODE), OptionError, r"preprocessor_config\.json asks for code"),
+        (_pickled, OptionError, r"weights as pytorch_model\.bin alone.*model\.safetensors"),
+        (_removed("model.safetensors"), MissingFileError, r"holds no model\.safetensors"),
+        (_written("adapter_config.json", "{}"), OptionError, r"adapter_config\.json.*merge_and_unload"),
+        (_written("model.safetensors", "x" * 100), DataFileError, r"could not read .*vit: SafetensorError"),
+        (_headless, DataFileError, r"lack 2 tensors .*classifier\.bias, classifier\.weight\. .*fine-tuned"),
+        (_removed(_PROCESSOR), OptionError, r"vit holds no preprocessor_config\.json"),
+        (_changed(_PROCESSOR, image_processor_type="NoSuch"), DataFileError, r"transformers could not read .*vit: "),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_told(
-    copied: Callable[[str], Path], what: str, error: type[Exception], message: str
+    copied: Callable[[str], Path], spoil: Callable[[Path], None], error: type[Exception], message: str
 ) -> None:
     folder = copied("vit")
-    _SPOILT[what](folder)
+    spoil(folder)
     with pytest.raises(error, match=message):
         transformers_model(folder)
 
@@ -281,74 +245,63 @@ def test_sizes_that_differ_are_named_with_their_tensors(copied: Callable[[str], 
     assert "ignore_mismatched_sizes" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["vit", "bert"])
-def test_without_pillow_the_extra_is_named_where_it_is_needed(
-    folders: Path, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize(
+    ("missing", "name", "message"),
+    [
+        ("PIL", "vit", r"images need Pillow.*pip install 'opnp\[hf\]'"),
+        ("PIL", "bert", ""),
+        ("transformers", "vit", r"need transformers.*pip install 'opnp\[hf\]'"),
+    ],
+)
+def test_the_extra_is_named_where_it_is_needed(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, missing: str, name: str, message: str
 ) -> None:
-    monkeypatch.setattr(transformers_models, "find_spec", lambda name: None if name == "PIL" else find_spec(name))
-    if name == "bert":
+    monkeypatch.setattr(transformers_models, "find_spec", lambda name: None if name == missing else find_spec(name))
+    if not message:
         assert transformers_model(folders / name)[1].kind == "text"
         return
-    with pytest.raises(MissingExtraError, match=r"images need Pillow.*pip install 'opnp\[hf\]'"):
+    with pytest.raises(MissingExtraError, match=message):
         transformers_model(folders / name)
 
 
-def test_a_text_model_without_tokenizer_is_refused(copied: Callable[[str], Path]) -> None:
-    folder = copied("bert")
-    for name in ("tokenizer.json", "vocab.txt"):
-        (folder / name).unlink(missing_ok=True)
-    with pytest.raises(OptionError, match=r"bert holds no tokenizer\.json, nor vocab\.txt"):
-        transformers_model(folder)
-
-
-def test_a_tokenizer_without_padding_is_refused(copied: Callable[[str], Path]) -> None:
+def test_a_text_model_needs_a_tokenizer_with_padding(copied: Callable[[str], Path]) -> None:
     folder = copied("bert")
     _TRANSFORMERS.AutoTokenizer.from_pretrained(folder).backend_tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer = _TRANSFORMERS.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     tokenizer.save_pretrained(folder)
     with pytest.raises(OptionError, match=r"has no padding token.*tokenizer\.pad_token = tokenizer\.eos_token"):
         transformers_model(folder)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(OptionError, match=r"bert holds no tokenizer\.json, nor vocab\.txt"):
+        transformers_model(folder)
 
 
-def test_a_text_without_tokens_is_unreadable() -> None:
-    class Empty:
-        pad_token = "[PAD]"  # noqa: S105  # no password
+def test_processors_that_do_something_else_are_told_and_grey_models_get_grey_images() -> None:
+    seen = []
 
-        def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-            return {"input_ids": []}
-
-    with pytest.raises(DataFileError, match=r"^no token is in the text$"):
-        TokenizerTransform(Empty())("")
-
-
-def test_processors_that_do_something_else_are_told() -> None:
     class Two:
-        def __call__(self, images: object, return_tensors: str) -> dict[str, torch.Tensor]:
+        def __call__(self, images: Image.Image, return_tensors: str) -> dict[str, torch.Tensor]:
+            seen.append(images.mode)
             return {"pixel_values": torch.zeros(1, 3, 2, 2), "pixel_mask": torch.zeros(1, 2, 2)}
 
-    transform = TransformersImageTransform(Two())
+    transform = TransformersImageTransform(Two(), channels=1)
     with pytest.raises(OptionError, match=r"Two makes pixel_mask, pixel_values of an image"):
         transform(Image.new("RGB", (4, 4)))
+    assert seen == ["L"]
     with pytest.raises(OptionError, match=r"different sizes, such as \(3, 2, 2\) and \(3, 4, 2\)"):
         transform.batch([torch.zeros(3, 2, 2), torch.zeros(3, 4, 2)])
     assert channel_std(transform) is None
 
 
-def test_grey_models_are_given_grey_images() -> None:
-    seen = []
+def test_what_the_model_does_not_take_is_left_out_and_a_text_without_tokens_is_unreadable() -> None:
+    class Empty:
+        pad_token = "[PAD]"  # noqa: S105  # no password
 
-    class Grey:
-        def __call__(self, images: Image.Image, return_tensors: str) -> dict[str, torch.Tensor]:
-            seen.append(images.mode)
-            return {"pixel_values": torch.zeros(1, 1, 2, 2)}
+        def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+            return {"input_ids": [1] * len(text), "other": [2]}
 
-    TransformersImageTransform(Grey(), channels=1)(Image.new("RGB", (2, 2)))
-    assert seen == ["L"]
-
-
-def test_without_transformers_the_extra_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        transformers_models, "find_spec", lambda name: None if name == "transformers" else find_spec(name)
-    )
-    with pytest.raises(MissingExtraError, match=r"need transformers.*pip install 'opnp\[hf\]'"):
-        transformers_model(folders / "vit")
+    transform = TokenizerTransform(Empty(), keywords=frozenset({"input_ids"}))
+    assert set(transform("a")) == {"input_ids"}
+    with pytest.raises(DataFileError, match=r"^no token is in the text$"):
+        transform("")

@@ -214,7 +214,7 @@ def test_odin_is_computed_for_what_is_judged_and_only_if_wanted(
     assert found is not None
     assert sorted(found.scores) == ["ood_grey", "ood_noise", "test"]
     assert found.norm_std == INPUTS.std
-    monkeypatch.setattr("opnp.adapters.pytorch_ood_odin.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.adapters.baselines.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="ODIN needs pytorch-ood"):
         cached(tiny_model(), sets, tmp_path / "new")
     cached(tiny_model(), sets, tmp_path / "new", is_odin_wanted=False)
@@ -223,6 +223,6 @@ def test_odin_is_computed_for_what_is_judged_and_only_if_wanted(
 def test_training_images_alone_need_no_odin(
     tmp_path: Path, sets: dict[str, InputSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opnp.adapters.pytorch_ood_odin.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.adapters.baselines.find_spec", lambda name: None)
     assert cached(tiny_model(), {"train": sets["train"]}, tmp_path).odin is None
     assert read_odin(tmp_path) is None

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from opnp import accuracy, aupr, auroc, expected_calibration_error, fpr_at_tpr
+from opnp import accuracy, aupr, auroc, fpr_at_tpr
 from opnp.bench import published_settings
 from opnp.bench.figures import classifier_figures, detection_figures, mean_figures
 from opnp.bench.measure import measured
 from opnp.bench.splitting import default_validation_samples, split_test
+from opnp.core import expected_calibration_error
 from opnp.errors import OptionError
 
 INSIDE = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

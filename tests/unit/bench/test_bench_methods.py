@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from opnp import OPNP, PANEL, Ratios, accuracy, auroc, energy_score, gen_score
+from opnp import OPNP, PANEL, Ratios, accuracy, auroc, energy_score
 from opnp.adapters import BASELINE_NAMES
 from opnp.bench.baseline_methods import COMBINED_METHODS
 from opnp.bench.feature_folder import ModelData
@@ -21,6 +21,7 @@ from opnp.bench.picture_record import GallerySet
 from opnp.bench.protocol import available_methods
 from opnp.bench.selection import chosen_methods
 from opnp.bench.splitting import IdSplit, split_test
+from opnp.core import gen_score
 from opnp.data import FeatureSet
 from opnp.errors import CalibrationError, EmptyDataError, OpnpWarning, OptionError
 from tests.unit.bench.bench_world import read_world

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from opnp import OPNP, Ratios, accuracy, expected_calibration_error
+from opnp import OPNP, Ratios, accuracy
 from opnp.artifact import tensors_digest
 from opnp.bench import BASE_RATIOS, SweepPoint, SweepSettings, SweptModel
 from opnp.bench.feature_folder import ModelData, read_feature_folder
 from opnp.bench.figures import detection_figures
 from opnp.bench.sweep_curves import CURVES, chosen_curves
 from opnp.bench.sweep_model import ModelSweep, equivalent, training_rows
-from opnp.core import Scope
+from opnp.core import Scope, expected_calibration_error
 from opnp.core.sensitivity import NeuronReading
 from opnp.data import FeatureSource, write_features, write_head
 from opnp.errors import RatioWarning, ShapeError

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from opnp.adapters.transformers_inputs import TransformersImageTransform
+from opnp.adapters.transformers_models import TransformersImageTransform
 from opnp.data import InputSet, Preprocessing, open_inputs, train_and_test, unreadable_summary
 from opnp.errors import DataFileError, EmptyDataError, InputTypeError, MissingFileError, ModelRunError, OptionError
 from tests.unit.data.image_files import PLAIN, inputs_of, pixels, save_image, scaled, write_tensors, write_tree

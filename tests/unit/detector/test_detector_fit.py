@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opnp import ASHS, OPNP, SCALE, Ratios, ReAct, Shaping
+from opnp import ASHS, OPNP, SCALE, Ratios, ReAct
+from opnp.core import Shaping
 from opnp.errors import (
     CalibrationError,
     EmptyDataError,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opnp import MEMBERS, OPNP, PANEL, SCALE, Explanation, Ratios, ReAct, auroc, score_logits
-from opnp.core import moments, norm_score, shaped
+from opnp import MEMBERS, OPNP, PANEL, SCALE, Explanation, Ratios, ReAct, auroc
+from opnp.core import moments, norm_score, score_logits, shaped
 from opnp.core.kept_rows import row_hashes
 from opnp.errors import (
     CalibrationError,

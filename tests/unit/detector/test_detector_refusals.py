@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, HeadNotFoundError, InputTypeError, NonFiniteError, OptionError, Ratios, ShapeError
+from opnp import OPNP, Ratios
 from opnp.data import open_features, write_features
+from opnp.errors import HeadNotFoundError, InputTypeError, NonFiniteError, OptionError, ShapeError
 
 CLASSES, FEATURES = 12, 32
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from opnp import ASHS, OPNP, SCALE, SCORE_NAMES, Ratios, ReAct, Settings
-from opnp.core import MEMBERS, PANEL
+from opnp import ASHS, OPNP, SCALE, Ratios, ReAct, Settings
+from opnp.core import MEMBERS, PANEL, SCORE_NAMES
 from opnp.errors import OptionError
 from opnp.fitted import PANEL_RATIOS
 from tests.unit.detector.detector_world import bias, features, fused, weight

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, SCALE, CalibrationError, EmptyDataError, OptionError, Ratios, Settings, Tuning, auroc
+from opnp import OPNP, SCALE, Ratios, Settings, Tuning, auroc
 from opnp.detector.tuning import FEWEST_TUNED
+from opnp.errors import CalibrationError, EmptyDataError, OptionError
 from tests.unit.detector.detector_world import bias, features, loader, model, weight
 
 CLASSES, BLOCK = 10, 6

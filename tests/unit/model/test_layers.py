@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from opnp import Sensitivity, sensitivity, sensitivity_sums
+from opnp import sensitivity, sensitivity_sums
+from opnp.core import Sensitivity
 from opnp.errors import (
     EmptyDataError,
     HeadNotFoundError,

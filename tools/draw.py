@@ -1,16 +1,24 @@
-"""Draw the picture of the README: the demo's scores, and the threshold that its verdicts are given by.
+"""Draw the pictures of documents: the demo's scores with the threshold of its verdicts, and pages of reports.
 
-Usage: draw_demo.py DEMO_FOLDER PICTURE.svg
+python tools/draw.py demo DEMO_FOLDER PICTURE.svg
+python tools/draw.py report RESULTS_FOLDER PICTURE.png [--theme light|dark] [--width 1200] [--height 1700]
 """
 
 import csv
+import io
 import json
-import sys
+import shutil
+import tempfile
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import typer
+from PIL import Image
+
+from opnp.report import write_report
 
 mpl.use("svg")
 from matplotlib import pyplot as plt  # the backend must be chosen first
@@ -22,8 +30,13 @@ LOOKS = {
 }
 """Label, colour (of Okabe and Ito's colour-blind palette) and line of each set; the lines tell them in grey."""
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
-def draw(folder: Path, picture: Path) -> None:
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def demo(folder: Path, picture: Path) -> None:
     """Draw the scores in ``folder/scores.csv`` as histograms, with the threshold of ``folder/results.json``."""
     scores: dict[str, list[float]] = defaultdict(list)
     flagged: dict[str, list[bool]] = defaultdict(list)
@@ -63,5 +76,25 @@ def draw(folder: Path, picture: Path) -> None:
     figure.savefig(picture, metadata={"Date": None})
 
 
+@app.command()
+def report(folder: Path, picture: Path, theme: str = "light", width: int = 1200, height: int = 1700) -> None:
+    """Write the page of a results folder, and a picture with 256 colours of its upper part."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with (
+        tempfile.TemporaryDirectory() as place,
+        import_module("playwright.sync_api").sync_playwright() as driver,
+    ):
+        page = write_report(folder, Path(place) / "report.html")
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        window = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
+        window.goto(page.as_uri())
+        window.wait_for_selector("html[data-ready]", state="attached")
+        content: bytes = window.screenshot()
+        browser.close()
+    shown = Image.open(io.BytesIO(content)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    shown.save(picture, optimize=True)
+
+
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]), Path(sys.argv[2]))
+    app()

@@ -1,0 +1,43 @@
+# The rooms, and from each what most programs need.
+from . import adapters as adapters
+from . import bench as bench
+from . import core as core
+from . import data as data
+from . import detector as detector
+from . import errors as errors
+from . import export as export
+from . import model as model
+from . import report as report
+from . import serve as serve
+from .core import ASHS as ASHS
+from .core import MEMBERS as MEMBERS
+from .core import PANEL as PANEL
+from .core import SCALE as SCALE
+from .core import LayerSensitivitySum as LayerSensitivitySum
+from .core import ReAct as ReAct
+from .core import SensitivitySum as SensitivitySum
+from .core import accuracy as accuracy
+from .core import aupr as aupr
+from .core import auroc as auroc
+from .core import conformal_p_value as conformal_p_value
+from .core import detection_metrics as detection_metrics
+from .core import energy_score as energy_score
+from .core import fpr_at_tpr as fpr_at_tpr
+from .core import layer_masks as layer_masks
+from .core import minimum_samples as minimum_samples
+from .detector import OPNP as OPNP
+from .detector import Checkpoint as Checkpoint
+from .detector import CompactHead as CompactHead
+from .detector import Explanation as Explanation
+from .detector import Ratios as Ratios
+from .detector import Settings as Settings
+from .detector import Tuning as Tuning
+from .detector import Verdict as Verdict
+from .errors import OpnpError as OpnpError
+from .errors import OpnpWarning as OpnpWarning
+from .model import pruned as pruned
+from .model import pruned_copy as pruned_copy
+from .model import sensitivity as sensitivity
+from .model import sensitivity_sums as sensitivity_sums
+
+__version__: str
