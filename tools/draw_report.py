@@ -7,15 +7,16 @@ import argparse
 import io
 import shutil
 import tempfile
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+from msgspec.structs import replace
 from PIL import Image
 
-from opnp.bench.bench_record import BenchRecord
-from opnp.bench.picture_record import PICTURES_FILE, PictureRecord
 from opnp.report import write_report
+from opnp.values.bench import BenchRecord
+from opnp.values.files import PICTURES_FILE
+from opnp.values.pictures import PictureRecord
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

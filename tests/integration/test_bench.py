@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from opnp import auroc, fpr_at_tpr
-from opnp.bench import BenchRecord, results_markdown
-from opnp.bench.protocol import BENCH_FILES
+from opnp.bench import results_markdown
+from opnp.bench.run import BENCH_FILES
+from opnp.values.bench import BenchRecord
 from tests.in_process import Opnp
 from tests.unit.bench.bench_world import write_world
 
@@ -28,7 +29,7 @@ def results(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from opnp.bench import run_bench
 
     out = tmp_path_factory.mktemp("results") / "new"
-    run_bench(world, out)
+    run_bench(world, out, near=["cifar100"])
     return out
 
 
@@ -99,7 +100,7 @@ def test_ours_and_theirs_agree(results: Path) -> None:
 def test_twice_gives_the_same_bytes_and_times_stand_apart(
     opnp: Opnp, world: Path, results: Path, tmp_path: Path
 ) -> None:
-    outcome = opnp("bench", "--features", world, "--out", tmp_path / "again")
+    outcome = opnp("bench", "--features", world, "--near", "cifar100", "--out", tmp_path / "again")
     assert outcome.code == 0, outcome.err
     for name in ("results.json", "results.md", "scores.parquet"):
         assert (tmp_path / "again" / name).read_bytes() == (results / name).read_bytes(), name
@@ -230,7 +231,7 @@ def test_without_pytorch_ood_its_methods_name_the_extra_and_others_run(
 def test_without_pyarrow_the_extra_is_named(
     opnp: Opnp, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opnp.bench.score_file.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.bench.records.find_spec", lambda name: None)
     outcome = opnp("bench", "--features", world / "one", "--out", tmp_path / "out", "--methods", "energy")
     assert outcome.code == 2
     assert "pip install 'opnp[bench]'" in outcome.err

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from opnp.bench import BenchRecord
 from opnp.data import InputSet, read_features
+from opnp.values.bench import BenchRecord
 from tests.in_process import Opnp
 from tests.unit.bench.image_world import OPTIONS, class_images, write_images, write_module
 from tests.unit.data.image_files import save_image, write_tensors
@@ -163,7 +163,7 @@ def test_mistakes_are_one_message_before_anything_is_computed(
 
 
 @pytest.mark.parametrize(
-    "module", ["opnp.bench.score_file", "opnp.adapters.pytorch_ood_baselines", "opnp.adapters.pytorch_ood_odin"]
+    "module", ["opnp.bench.records", "opnp.adapters.pytorch_ood_baselines", "opnp.adapters.pytorch_ood_odin"]
 )
 def test_what_is_not_installed_is_told_before_anything_is_computed(
     opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch, module: str

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from opnp.bench.odin_file import read_odin
+from opnp.bench.odin import read_odin
 from opnp.data import read_features, read_head
 from tests.in_process import Opnp
 from tests.unit.bench.image_world import (
@@ -186,7 +186,7 @@ def test_unreadable_images_are_listed_and_counted_and_nothing_but_those_is_an_er
     assert found.labels.tolist() == [0, 0, 1, 3]
     odin = read_odin(here / "out")
     assert odin is not None
-    assert (odin.reason, len(odin.scores["test"])) == ("", 4)
+    assert (odin.about.reason, len(odin.scores["test"])) == ("", 4)
     again = opnp(*command)  # what is kept is told as well
     assert (again.code, again.err) == (0, message)
     assert "kept" in again.out
@@ -230,7 +230,7 @@ def test_a_model_that_odin_fails_on_is_cached_all_the_same(
         message = "no gradient here\nC++ stack of /some/place"
         raise RuntimeError(message)
 
-    monkeypatch.setattr("opnp.bench.odin_caching.odin_scores", failing)
+    monkeypatch.setattr("opnp.bench.odin.odin_scores", failing)
     outcome = opnp(*MODEL, *OPTIONS, *SETS, "--out", "out")
     assert outcome.code == 0
     assert "ODIN has no scores: ODIN raised RuntimeError: no gradient here\n" in outcome.err

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from opnp.bench import SweepBase, SweepRecord, run_sweep, sweep_markdown
-from opnp.bench.sweep import SWEEP_FILES
-from opnp.bench.sweep_curves import CURVES
+from opnp.bench import run_sweep, sweep_markdown
+from opnp.bench.sweep import CURVES, SWEEP_FILES
 from opnp.data import write_head
+from opnp.values.sweep import SweepBase, SweepRecord
 from tests.in_process import Opnp
 from tests.unit.bench.bench_world import FEATURES, world_weight, write_world
 
@@ -24,7 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results") / "new"
-    run_sweep(world, out)
+    run_sweep(world, out, near=["cifar100"])
     return out
 
 
@@ -33,7 +33,7 @@ def record_in(folder: Path) -> SweepRecord:
 
 
 def test_twice_gives_the_same_bytes(opnp: Opnp, world: Path, results: Path, tmp_path: Path) -> None:
-    outcome = opnp("sweep", "--features", world, "--out", tmp_path / "again")
+    outcome = opnp("sweep", "--features", world, "--near", "cifar100", "--out", tmp_path / "again")
     assert outcome.code == 0, outcome.err
     assert sorted(path.name for path in results.iterdir()) == [*SWEEP_FILES]
     for name in SWEEP_FILES:
@@ -80,7 +80,7 @@ def test_options_reach_the_protocol(opnp: Opnp, world: Path, tmp_path: Path) -> 
 
 
 def test_another_seed_is_other_draws_and_nothing_else(results: Path, world: Path, tmp_path: Path) -> None:
-    other = run_sweep(world / "one", tmp_path, curves=["samples", "temperature"], seed=99).models[0]
+    other = run_sweep(world / "one", tmp_path, curves=["samples", "temperature"], seed=99, near=["cifar100"]).models[0]
     one = record_in(results).models[0]
     assert one.curve("temperature") == other.curve("temperature")
     assert one.curve("samples")[-1] == other.curve("samples")[-1]

@@ -1,5 +1,6 @@
 """Other libraries, one a file, behind interfaces of this project. Each is imported only where it is used."""
 
+from opnp.adapters.hubs import chosen_preprocessing, folder_name, model_failure_text, model_from_name
 from opnp.adapters.pytorch_ood_baselines import BASELINE_NAMES, BaselineOutput, PytorchOodBaseline, require_pytorch_ood
 from opnp.adapters.pytorch_ood_odin import ODIN_EPS, ODIN_TEMPERATURE, odin_scores, require_odin
 from opnp.adapters.timm_models import TimmTransform, timm_model
@@ -16,6 +17,10 @@ __all__ = [
     "TimmTransform",
     "TokenizerTransform",
     "TransformersImageTransform",
+    "chosen_preprocessing",
+    "folder_name",
+    "model_failure_text",
+    "model_from_name",
     "named_weights",
     "odin_scores",
     "require_odin",

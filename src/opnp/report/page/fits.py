@@ -6,13 +6,14 @@ from typing import Literal
 
 import numpy as np
 
-from opnp.bench.fit_record import FIT_FILE, FitRecord
 from opnp.errors import DataFileError
 from opnp.report.page.explorer import Explorer, threshold_explorer
 from opnp.report.page.origins import Fact, facts_of_values
 from opnp.report.page.verdict import Verdict, settings_source
 from opnp.report.page.wording import LEAST_CHANGE, count_text, settings_words, share_change
 from opnp.report.series.wording import brief_percent, percent
+from opnp.values.files import FIT_FILE
+from opnp.values.fit import FitRecord
 
 __all__ = ["fit_explorer", "fit_facts", "fit_verdict", "read_fit"]
 

@@ -4,11 +4,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from opnp.bench.bench_record import DataSource
-from opnp.bench.fit_record import FitRecord
 from opnp.report.page.wording import count_text
 from opnp.report.results import ReportedModel, Results
 from opnp.report.series.wording import brief_percent, ratio_text
+from opnp.values.fit import FitRecord
 
 __all__ = ["DataRow", "Fact", "MethodOrigin", "data_rows", "facts_of_values", "method_origins", "run_facts"]
 
@@ -75,21 +74,14 @@ def run_facts(results: Results, fit: FitRecord | None = None, *, keep: float) ->
 
 def data_rows(results: Results, name: str) -> tuple[DataRow, ...]:
     """Return the data of a model, from the benchmark, the sweep or the demo."""
-    sources: Mapping[str, DataSource] = {}
-    nearness: Mapping[str, str] = {}
-    for bench in () if results.bench is None else results.bench.models:
-        if bench.model == name:
-            sources, nearness = bench.data, bench.nearness
-    if not sources and (swept := results.swept(name)) is not None:
-        sources, nearness = swept.data, swept.nearness
-    if sources:
-        return tuple(
-            _data_row(each, nearness, count_text(source.samples), source.sha256) for each, source in sources.items()
-        )
-    for model in results.models:
-        if model.name == name:
-            return tuple(_data_row(each, model.nearness, count_text(count), "") for each, count in model.counts.items())
-    return ()
+    models = (*results.models, results.swept(name))
+    model = next((each for each in models if each is not None and each.model == name), None)
+    if model is None:
+        return ()
+    return tuple(
+        DataRow(each, model.nearness.get(each.removeprefix("ood_"), ""), count_text(source.samples), source.sha256)
+        for each, source in model.data.items()
+    )
 
 
 def method_origins(model: ReportedModel) -> tuple[MethodOrigin, ...]:
@@ -102,7 +94,7 @@ def method_origins(model: ReportedModel) -> tuple[MethodOrigin, ...]:
             settings=json.dumps(row.settings, sort_keys=True, ensure_ascii=False),
             notes=row.notes,
         )
-        for row in model.rows
+        for row in model.methods
     )
 
 
@@ -157,7 +149,3 @@ def _merged(versions: Iterable[Mapping[str, str]]) -> dict[str, str]:
             if version not in known:
                 known.append(version)
     return {package: ", ".join(known) for package, known in found.items()}
-
-
-def _data_row(name: str, nearness: Mapping[str, str], samples: str, sha256: str) -> DataRow:
-    return DataRow(name, nearness.get(name.removeprefix("ood_"), ""), samples, sha256)
