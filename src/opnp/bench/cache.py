@@ -33,7 +33,7 @@ from opnp.distributed import Ranks, gathered, gathered_bytes, require_equal, sen
 from opnp.errors import DataFileError, EmptyDataError, ModelRunError, OpnpError, OptionError
 from opnp.model import BatchHalving, Head, HeadStream, device_of, head_stream, unwrapped
 
-__all__ = ["Amp", "CacheReport", "FeaturePass", "Forward", "PassResult", "cache_features", "target_device"]
+__all__ = ["Amp", "CacheReport", "FeaturePass", "Forward", "cache_features", "target_device"]
 
 Amp = Literal["none", "bf16"]
 """Precision of the forward pass: as the model is, or bfloat16 where autocast of torch takes it for safe."""
@@ -175,17 +175,17 @@ def cache_features(
     computed = tuple(each for each in sets if each not in kept)
     for each in computed:
         try:
-            result = passing.result(sets[each], is_inside=not each.startswith("ood_"))
+            found, features, accuracy = passing.result(sets[each], is_inside=not each.startswith("ood_"))
             with together(ranks):
-                if folder is not None and result.features is not None:
+                if folder is not None and features is not None:
                     unreadable = sets[each].unreadable
                     made = replace(
                         sources[each],
                         samples=sources[each].total - len(unreadable),
                         unreadable=unreadable,
-                        accuracy=result.accuracy,
+                        accuracy=accuracy,
                     )
-                    folder.store(each, result.features, made, head=result.head)
+                    folder.store(each, features, made, head=found)
         except OpnpError as error:
             raise type(error)(f"{each}: {error}") from error
     source = _source(Path(out), ranks)
@@ -265,23 +265,6 @@ class Forward:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class PassResult:
-    """What a pass over a set gave.
-
-    Attributes:
-        head: The model's head.
-        features: Features and labels of all inputs that could be read, in their order; None on ranks that do not
-            write.
-        accuracy: Share of right answers, where labels are known and ID; else None.
-
-    """
-
-    head: Head
-    features: FeatureSet | None
-    accuracy: float | None
-
-
-@dataclass(frozen=True, eq=False, slots=True)
 class FeaturePass:
     """A model and how it is run.
 
@@ -318,10 +301,12 @@ class FeaturePass:
         batches = inputs.batches(self.batch_size, rows=rows, workers=self.workers, is_pinned=is_pinned)
         return batches if self.progress is None else self.progress(batches)
 
-    def result(self, inputs: InputSet, *, is_inside: bool) -> PassResult:
-        """Return features, labels and accuracy of inputs, computed by all ranks together.
+    def result(self, inputs: InputSet, *, is_inside: bool) -> tuple[Head, FeatureSet | None, float | None]:
+        """Return the head, and features, labels and accuracy of inputs, computed by all ranks together.
 
-        Afterwards the set of every rank knows what could not be read by any.
+        Features are those of all inputs that could be read, in their order, and None on ranks that do not write; the
+        accuracy is None where labels are not known, or OOD. Afterwards the set of every rank knows what could not be
+        read by any.
 
         Raises:
             OpnpError: If that fails here.
@@ -340,7 +325,7 @@ class FeaturePass:
         readable = inputs.readable
         labels = inputs.labels[readable] if is_inside and inputs.labels is not None else None
         accuracy = None if labels is None else right / len(readable)
-        return PassResult(head, None if whole is None else FeatureSet(whole, labels), accuracy)
+        return head, None if whole is None else FeatureSet(whole, labels), accuracy
 
     def _part(self, inputs: InputSet, rows: range, *, is_inside: bool) -> tuple[Head, Tensor, int]:
         """Return the head, the features of some rows, and how many of these the model answers right."""

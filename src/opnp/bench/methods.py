@@ -6,7 +6,6 @@ alone and on opnp's pruned head; ODIN's scores need the model and its images, an
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 from torch import Tensor
 from torch.nn.functional import linear
@@ -23,7 +22,6 @@ __all__ = [
     "PRODUCT",
     "PRUNED_RATIOS",
     "FittedMethod",
-    "FittedOpnp",
     "Method",
     "Part",
     "PublishedSetting",
@@ -94,15 +92,20 @@ class Part:
     features: Tensor
 
 
-class FittedMethod(Protocol):
-    """A method after its fit."""
+@dataclass(frozen=True, eq=False, slots=True)
+class FittedMethod:
+    """A method after its fit.
 
-    @property
-    def chosen(self) -> Mapping[str, object]:
-        """Hyper-parameters as JSON values."""
+    Attributes:
+        chosen: Hyper-parameters as JSON values.
+        output: Returns the scores of some rows, larger = more OOD, and the logits they were read off, or None.
+        detector: The detector, of rows that opnp computes.
 
-    def output(self, part: Part) -> tuple[Tensor, Tensor | None]:
-        """Return scores, larger = more OOD, and the logits they were read off, or None."""
+    """
+
+    chosen: Mapping[str, object]
+    output: Callable[[Part], tuple[Tensor, Tensor | None]]
+    detector: OPNP | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -133,50 +136,6 @@ class Method:
     fit: Callable[[ModelData, IdSplit], FittedMethod]
     is_stored: bool = False
     is_offered: bool = True
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class FittedOpnp:
-    """A fitted detector without shaping, or a fusion, asked for the logits that it scores as well as for its scores.
-
-    Attributes:
-        detector: The detector.
-
-    """
-
-    detector: OPNP
-
-    @property
-    def chosen(self) -> Mapping[str, object]:
-        """The detector's settings, and which of its members are left out."""
-        left_out = dict(self.detector.left_out)
-        return self.detector.settings.to_json() | ({"left_out": left_out} if left_out else {})
-
-    def output(self, part: Part) -> tuple[Tensor, Tensor | None]:
-        """Return scores and the pruned head's logits, float64; a fusion is read off no one head, and has none."""
-        scores = self.detector.score_features(part.features).double()
-        if self.detector.settings.is_fusion:
-            return scores, None
-        head, rows = self.detector.pruned_head, part.features.double()
-        return scores, linear(rows, head.weight.double(), None if head.bias is None else head.bias.double())
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _FittedBaseline:
-    baseline: PytorchOodBaseline
-    chosen: Mapping[str, object]
-
-    def output(self, part: Part) -> tuple[Tensor, Tensor | None]:
-        return self.baseline.output(part.features)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _StoredOdin:
-    scores: Mapping[str, Tensor]
-    chosen: Mapping[str, object]
-
-    def output(self, part: Part) -> tuple[Tensor, None]:
-        return self.scores[part.name][part.rows], None
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,8 +354,8 @@ def _fixed(
     is_pruned = ratios != Ratios()
     name = ratios_label(ratios, neuron=neuron) if is_pruned else "MSP" if score == "msp" else "Energy"
 
-    def fit(model: ModelData, _: IdSplit) -> FittedOpnp:
-        return FittedOpnp(_fitted(model, ratios, neuron, score))
+    def fit(model: ModelData, _: IdSplit) -> FittedMethod:
+        return _of_detector(_fitted(model, ratios, neuron, score))
 
     return Method(
         name=name if split == "test" else f"{name}, rest of test",
@@ -411,12 +370,12 @@ def _fixed(
 
 
 def _fusion(name: str, family: str, *, members: tuple[str, ...]) -> Method:
-    def fit(model: ModelData, split: IdSplit) -> FittedOpnp:
+    def fit(model: ModelData, split: IdSplit) -> FittedMethod:
         detector = OPNP(members=members)
         detector.fit_features(model.train.features, weight=model.head.weight, bias=model.head.bias)
         if name == PRODUCT:  # a gallery of it shows its verdicts
             detector.calibrate_features(model.test.features[split.validation])
-        return FittedOpnp(detector)
+        return _of_detector(detector)
 
     return Method(
         name=name,
@@ -430,6 +389,20 @@ def _fusion(name: str, family: str, *, members: tuple[str, ...]) -> Method:
     )
 
 
+def _of_detector(detector: OPNP) -> FittedMethod:
+    """Return a fitted detector without shaping, or a fusion, asked for the logits that it scores as well."""
+
+    def output(part: Part) -> tuple[Tensor, Tensor | None]:
+        scores = detector.score_features(part.features).double()
+        if detector.settings.is_fusion:  # read off no one head
+            return scores, None
+        head, rows = detector.pruned_head, part.features.double()
+        return scores, linear(rows, head.weight.double(), None if head.bias is None else head.bias.double())
+
+    left_out = {"left_out": dict(detector.left_out)} if detector.left_out else {}
+    return FittedMethod(detector.settings.to_json() | left_out, output, detector)
+
+
 def _fitted(model: ModelData, ratios: Ratios, neuron: NeuronReading = "gradient", score: ScoreName = "energy") -> OPNP:
     """Return a detector with these ratios and no shaping, fitted in float64."""
     detector = OPNP(ratios=ratios, neuron=neuron, score=score, precision="float64")
@@ -440,10 +413,11 @@ def _foreign(setting: PublishedSetting, pruned: Ratios | None = None) -> Method:
     """Return a baseline of pytorch-ood, on the head that these ratios prune or on the original one."""
     settings: dict[str, object] = {**setting.settings} | ({} if pruned is None else {"ratios": asdict(pruned)})
 
-    def fit(model: ModelData, _: IdSplit) -> _FittedBaseline:
+    def fit(model: ModelData, _: IdSplit) -> FittedMethod:
         head = model.head if pruned is None else _fitted(model, pruned).pruned_head
         baseline = PytorchOodBaseline(setting.method, weight=head.weight, bias=head.bias, settings=setting.settings)
-        return _FittedBaseline(baseline.fit(model.train.features, model.train.labels), settings)
+        baseline.fit(model.train.features, model.train.labels)
+        return FittedMethod(settings, lambda part: baseline.output(part.features))
 
     name, family = setting.label, setting.method
     if pruned is not None:
@@ -478,7 +452,7 @@ def _odin(odin: OdinScores | None) -> Method:
     )
 
 
-def _stored_odin(model: ModelData, _: IdSplit) -> _StoredOdin:
+def _stored_odin(model: ModelData, _: IdSplit) -> FittedMethod:
     odin = model.odin
     if odin is None:
         raise DataFileError(
@@ -494,7 +468,7 @@ def _stored_odin(model: ModelData, _: IdSplit) -> _StoredOdin:
         raise DataFileError(
             f"There are no scores of ODIN that belong to the features of {', '.join(stale)}: cache them again.",
         )
-    return _StoredOdin(valid, odin.about.settings)
+    return FittedMethod(odin.about.settings, lambda part: (valid[part.name][part.rows], None))
 
 
 def _plain(name: str) -> str:

@@ -27,7 +27,6 @@ from opnp.bench.methods import (
     PRODUCT,
     PRUNED_RATIOS,
     FittedMethod,
-    FittedOpnp,
     Method,
     Part,
     available_methods,
@@ -275,8 +274,8 @@ class ModelRun:
                 "score_seconds": scoring.seconds,
                 "score_peak_bytes": scoring.peak_bytes,
             }
-        if method.name == PRODUCT and isinstance(fitted, FittedOpnp):
-            detector, model = fitted.detector, self.model
+        if method.name == PRODUCT and (detector := fitted.detector) is not None:
+            model = self.model
             pictures = detector_pictures(detector, model.head.weight, model=model.name, method=method.name)
             gallery = model_gallery(detector, model, self.inputs, rows=rows)
             self.pictures.append(replace(pictures, gallery=gallery))
