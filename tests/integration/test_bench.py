@@ -52,12 +52,8 @@ def scores_in(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {key: {name: np.asarray(values) for name, values in part.items()} for key, part in found.items()}
 
 
-def test_the_folder_holds_what_is_guarded(results: Path) -> None:
-    """A file that is missing in the list would be written over where others wrote one of its name."""
-    assert {path.name for path in results.iterdir()} == {*BENCH_FILES}
-
-
 def test_the_figures_follow_from_the_scores(results: Path) -> None:
+    assert {path.name for path in results.iterdir()} == {*BENCH_FILES}  # what is missing there would be written over
     scores = scores_in(results)
     for model in record_in(results).models:
         for row in model.methods:
@@ -208,12 +204,6 @@ def test_mistakes_are_one_message(
     assert message in outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
-
-
-def test_missing_files_are_one_message(opnp: Opnp, tmp_path: Path) -> None:
-    outcome = opnp("bench", "--features", tmp_path / "absent", "--out", tmp_path / "out")
-    assert (outcome.code, outcome.err.startswith("opnp: ")) == (2, True)
-    assert "absent does not exist" in outcome.err
 
 
 def test_without_pytorch_ood_its_methods_name_the_extra_and_others_run(

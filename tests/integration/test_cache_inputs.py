@@ -139,15 +139,3 @@ def test_mistakes_are_one_message(opnp: Opnp, here: Path, arguments: tuple[objec
     assert outcome.code == 2
     assert message in outcome.err
     assert "Traceback" not in outcome.err
-
-
-def test_class_names_of_two_sets_are_compared(opnp: Opnp, here: Path) -> None:
-    for name, classes in {"train": "abcd", "test": "abce"}.items():
-        lines = []
-        for row, (image, label) in enumerate(zip(class_images(4, seed=0)[0], classes, strict=True)):
-            save_image(here / "images" / f"{row}.png", image)
-            lines.append(f"images/{row}.png,{label}")
-        (here / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8")
-    outcome = opnp("cache", *MODEL, "--train", "train.csv", "--test", "test.csv", "--out", "out")
-    assert outcome.code == 2
-    assert "train.csv and test.csv must have the same names of classes" in outcome.err

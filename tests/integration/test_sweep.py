@@ -1,6 +1,5 @@
 """``opnp sweep``: from a folder of features to record and tables."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -57,6 +56,10 @@ def test_record_and_tables_hold_every_curve_of_every_model(results: Path) -> Non
         assert f"| {100 * model.energy.far.auroc:.2f} |" in text
     assert {"opnp", "torch", "numpy", "python", "safetensors"} == set(record.versions)
     assert record.base == SweepBase(0.3, 0.0, 0.1, 0.0, "layer", "gradient")
+    for model in record.models:
+        assert model.nearness == {"cifar100": "near", "noise": "far"}
+        for point in model.points:
+            assert point.status == "failed" or point.near == (point.detection or {})["cifar100"]
 
 
 def test_options_reach_the_protocol(opnp: Opnp, world: Path, tmp_path: Path) -> None:
@@ -107,20 +110,6 @@ def test_the_table_on_the_terminal(opnp: Opnp, tmp_path: Path) -> None:
     assert f"- w_min 0.99 did not run: `w_min` = 0.99 and `w_max` = 0 remove {FEATURES} + 0 of {FEATURES}" in text
 
 
-def test_the_help_names_every_option_and_family(opnp: Opnp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    outcome = opnp("sweep", "--help")
-    assert outcome.code == 0
-    text = " ".join(outcome.out.replace("│", " ").split())
-    for option in ("features", "out", "curves", "seed", "rho-w-min", "rho-w-max", "rho-o-min", "rho-o-max", "near"):
-        assert f"--{option}" in text
-    for option in ("scope", "neuron", "json"):
-        assert f"--{option}" in text
-    families = dict.fromkeys(curve.about.family for curve in CURVES)
-    assert ", ".join(families) in text
-    assert "sweep.json and sweep.md" in text
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -153,16 +142,3 @@ def test_data_that_cannot_be_swept_are_one_message(opnp: Opnp, tmp_path: Path) -
     outcome = opnp("sweep", "--features", folder, "--out", tmp_path / "out", "--json")
     assert outcome.code == 2
     assert "at least two classes" in outcome.err
-
-
-def test_the_record_is_plain_json(results: Path) -> None:
-    values = json.loads((results / "sweep.json").read_text(encoding="utf-8"))
-    point = values["models"][0]["points"][-1]
-    assert point["varied"] == {"score": "gen"}
-    assert set(point["detection"]["noise"]) == {
-        "fpr95",
-        "fpr95_ood_positive",
-        "auroc",
-        "aupr_id_positive",
-        "aupr_ood_positive",
-    }

@@ -102,7 +102,8 @@ def bench(
     rho_o_min: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
     rho_o_max: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
     near: Annotated[
-        str, typer.Option(help="OOD sets that are near, separated by commas; MODEL:SET for one model alone.")
+        str,
+        typer.Option(help="OOD sets that are near, separated by commas; MODEL:SET for one model alone. Default: none."),
     ] = "",
     report: ReportFile = None,
     json: JsonFlag = False,

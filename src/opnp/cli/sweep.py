@@ -46,7 +46,7 @@ def sweep(
     neuron: Annotated[
         NeuronReadingName, typer.Option(help="Reading of the neuron sensitivity at the base.")
     ] = NeuronReadingName.gradient,
-    near: Annotated[str, typer.Option(help="OOD sets that are near, separated by commas.")] = "",
+    near: Annotated[str, typer.Option(help="OOD sets that are near, separated by commas. Default: none.")] = "",
     report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:

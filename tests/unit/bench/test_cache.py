@@ -139,14 +139,6 @@ def test_labels_must_be_classes_of_the_model(tmp_path: Path, sets: dict[str, Inp
         cached(model, four, tmp_path / "out")
 
 
-def test_images_without_labels_are_cached_without(tmp_path: Path) -> None:
-    for index, image in enumerate(class_images(5, seed=0)[0]):
-        save_image(tmp_path / "flat" / f"{index}.png", image)
-    report = cached(tiny_model(), {"train": open_inputs(tmp_path / "flat", INPUTS)}, tmp_path / "out")
-    assert read_features(tmp_path / "out" / "train.safetensors").labels is None
-    assert report.source.sets["train"].accuracy is None
-
-
 @pytest.mark.parametrize("name", ["training", "ood_", "ood_a/b", "ood_..\\x", "head"])
 def test_names_of_sets(tmp_path: Path, sets: dict[str, InputSet], name: str) -> None:
     with pytest.raises(OptionError, match="`sets` must be called train, test or ood_NAME"):
@@ -156,6 +148,16 @@ def test_names_of_sets(tmp_path: Path, sets: dict[str, InputSet], name: str) -> 
 def test_a_head_that_is_not_there_is_told(tmp_path: Path, sets: dict[str, InputSet]) -> None:
     with pytest.raises(HeadNotFoundError, match=r"test: `head` = 'fc' is no layer of the model"):
         cached(tiny_model(), {"test": sets["test"]}, tmp_path, head="fc")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"workers": -1}, "`workers` must be 0 or the number of processes"), ({"amp": "fp8"}, "none or bf16, got 'fp8'")],
+)
+def test_options_are_checked(tmp_path: Path, sets: dict[str, InputSet], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        cached(tiny_model(), sets, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 class Auxiliary(nn.Module):
@@ -180,17 +182,6 @@ def test_logits_in_a_tuple(tmp_path: Path, sets: dict[str, InputSet]) -> None:
     assert found.model.forward == {"logits": 1}
 
 
-def test_progress_goes_by_batches(tmp_path: Path, sets: dict[str, InputSet]) -> None:
-    lengths = []
-
-    def progress(items: Any) -> Any:
-        lengths.append(len(items))
-        return items
-
-    cached(tiny_model(), {"train": sets["train"], "test": sets["test"]}, tmp_path, batch_size=50, progress=progress)
-    assert lengths == [3, 3, 3]  # train, test, and test for ODIN
-
-
 def test_odin_is_computed_for_what_is_judged_and_only_if_wanted(
     tmp_path: Path, sets: dict[str, InputSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,14 +197,6 @@ def test_odin_is_computed_for_what_is_judged_and_only_if_wanted(
     with pytest.raises(MissingExtraError, match="ODIN needs pytorch-ood"):
         cached(tiny_model(), sets, tmp_path / "new")
     cached(tiny_model(), sets, tmp_path / "new", is_odin_wanted=False)
-
-
-def test_training_images_alone_need_no_odin(
-    tmp_path: Path, sets: dict[str, InputSet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("opnp.adapters.pytorch_ood_odin.find_spec", lambda name: None)
-    assert cached(tiny_model(), {"train": sets["train"]}, tmp_path).odin is None
-    assert read_odin(tmp_path) is None
 
 
 def features(model: nn.Module, two: dict[str, InputSet], out: Path, **options: Any) -> Tensor:
@@ -247,14 +230,6 @@ def test_a_broken_image_in_a_worker_is_told_as_here(tmp_path: Path) -> None:
             cached(tiny_model(), {"test": images}, tmp_path / "out", batch_size=2, workers=workers)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
-
-
-def test_numbers_of_workers(tmp_path: Path, two: dict[str, InputSet]) -> None:
-    with pytest.raises(
-        OptionError, match="`workers` must be 0 or the number of processes that read inputs, at most 1024, got -1"
-    ):
-        cached(tiny_model(), two, tmp_path / "out", workers=-1)
-    assert not (tmp_path / "out").exists()
 
 
 def test_bfloat16_is_near_and_not_equal(tmp_path: Path, two: dict[str, InputSet]) -> None:
@@ -324,11 +299,6 @@ def test_records_without_options_of_the_pass_are_kept(tmp_path: Path, two: dict[
     assert len(lines) < len(record.read_text(encoding="utf-8").splitlines())
     record.write_text("\n".join(lines), encoding="utf-8")
     assert cached(tiny_model(), two, tmp_path, dtype=torch.float32, is_odin_wanted=False).computed == ()
-
-
-def test_precisions(tmp_path: Path, two: dict[str, InputSet]) -> None:
-    with pytest.raises(OptionError, match="`amp` must be none or bf16, got 'fp8'"):
-        cached(tiny_model(), two, tmp_path, amp="fp8")
 
 
 class Answering(nn.Module):

@@ -72,12 +72,6 @@ def test_what_does_not_fit_is_refused(
     assert f"{name}.safetensors" in str(caught.value)
 
 
-def test_labels_of_ood_sets_are_of_no_concern(tmp_path: Path) -> None:
-    folder = write_world(tmp_path / "net")
-    write_features(folder / "ood_noise.safetensors", torch.rand(3, FEATURES), labels=torch.tensor([-1, 7, 99]))
-    assert len(read_feature_folder(folder).ood["noise"]) == 3
-
-
 def test_an_ood_set_may_be_called_as_it_likes(tmp_path: Path) -> None:
     folder = write_world(tmp_path / "net")
     write_features(folder / "ood_test.safetensors", torch.rand(3, FEATURES))

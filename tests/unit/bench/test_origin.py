@@ -37,14 +37,6 @@ def test_a_second_run_computes_nothing(
     assert {file.name: file_digest(file) for file in tmp_path.glob("*.*")} == before
 
 
-def test_the_same_images_give_the_same_bytes_elsewhere(tmp_path: Path, sets: dict[str, InputSet]) -> None:
-    for name in ("one", "other"):
-        cached(tiny_model(), sets, tmp_path / name)
-    for file in (tmp_path / "one").glob("*.*"):
-        assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes(), file.name
-        assert str(tmp_path).encode() not in file.read_bytes()
-
-
 def test_sets_are_added_one_by_one(tmp_path: Path, sets: dict[str, InputSet]) -> None:
     for name, images in sets.items():
         report = cached(tiny_model(), {name: images}, tmp_path / "parts")
@@ -131,14 +123,6 @@ def test_a_head_that_was_changed_is_not_taken_for_the_models(tmp_path: Path, set
 def test_a_model_that_is_written_in_no_file_is_cached(tmp_path: Path, sets: dict[str, InputSet]) -> None:
     model = nn.Sequential(type("Nowhere", (nn.Identity,), {"__module__": "nowhere"})(), *tiny_model())
     assert cached(model, {"test": sets["test"]}, tmp_path).computed == ("test",)
-
-
-def test_weights_are_known_by_name_and_content(tmp_path: Path, sets: dict[str, InputSet]) -> None:
-    torch.save(tiny_model().state_dict(), tmp_path / "last.pt")
-    report = cached(tiny_model(), {"test": sets["test"]}, tmp_path / "out", weights=tmp_path / "last.pt")
-    assert report.source.model.weights == "last.pt"
-    assert report.source.model.weights_sha256 == file_digest(tmp_path / "last.pt")
-    assert FeatureSource.read(tmp_path / "out") == report.source
 
 
 def test_a_model_whose_code_changed_is_another(

@@ -121,14 +121,6 @@ def test_warnings_become_notes_and_the_global_random_state_is_seeded_inside_alon
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_near_and_far_are_kept_apart(model: ModelData) -> None:
-    result = started(model).result([METHODS["Energy"]])
-    row = result.row("Energy")
-    assert result.nearness == {"cifar100": "near", "noise": "far"}
-    assert row.detection is not None
-    assert (row.near, row.far) == (row.detection["cifar100"], row.detection["noise"])
-
-
 def test_figures_follow_from_head_and_samples(model: ModelData) -> None:
     run = started(model)
     row = run.result([METHODS["OPP rho_w_min=0.8"]]).methods[0]

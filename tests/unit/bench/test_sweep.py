@@ -21,7 +21,6 @@ from opnp.bench import BASE_RATIOS, PAPER_RATIOS
 from opnp.bench.features import ModelData, read_feature_folder
 from opnp.bench.figures import detection_figures
 from opnp.bench.sweep import CURVES, Curve, ModelSweep, chosen_curves, equivalent, sample_sizes, training_rows
-from opnp.core import SCORE_NAMES
 from opnp.data import FeatureSource, write_features, write_head
 from opnp.errors import OptionError, RatioWarning, ShapeError
 from opnp.values.sweep import SweepPoint, SweepSettings, SweptModel
@@ -61,19 +60,6 @@ def test_a_curve_changes_what_it_says_and_nothing_else(each: Curve) -> None:
         assert {name: getattr(point.settings, name) for name in each.about.varies} == point.varied
 
 
-def test_each_ratio_by_itself_in_every_scope_and_reading() -> None:
-    kinds = set()
-    for each in chosen_curves(["ratios"]):
-        (ratio,) = each.about.varies
-        for settings in settings_of(each.about.name):
-            assert all(getattr(settings, name) == 0 for name in RATIO_NAMES if name != ratio)
-            kinds.add((ratio, settings.scope if ratio.startswith("w") else settings.neuron))
-    weights = {(ratio, scope) for ratio in ("w_min", "w_max") for scope in ("layer", "class")}
-    assert kinds == weights | {
-        (ratio, reading) for ratio in ("o_min", "o_max") for reading in ("gradient", "aggregate")
-    }
-
-
 def test_the_partners_of_the_paper() -> None:
     assert {(each.w_max, each.o_min, each.o_max) for each in settings_of("w_min-paper")} == {(0.005, 0, 0)}
     for name, reading in (("o_min-paper", "gradient"), ("o_min-paper-aggregate", "aggregate")):
@@ -110,12 +96,6 @@ def test_draws_count_up_from_the_seed_and_all_samples_need_none() -> None:
     assert drawn == [*((size, seed) for size in sizes for seed in range(7, 12)), (2500, None)]
 
 
-def test_large_draws_are_made_once() -> None:
-    drawn = [point.settings for point in curve("samples").points(base(samples=60_000), 0)]
-    counts = {size: sum(each.training_samples == size for each in drawn) for size in (20_000, 50_000, 60_000)}
-    assert counts == {20_000: 5, 50_000: 1, 60_000: 1}
-
-
 @given(st.integers(1, 3_000_000))
 def test_sample_sizes_rise_to_all(samples: int) -> None:
     sizes = sample_sizes(samples)
@@ -123,11 +103,6 @@ def test_sample_sizes_rise_to_all(samples: int) -> None:
     assert sizes[-1] == samples
     assert all(str(size).rstrip("0") in ("1", "2", "5") and size >= 100 for size in sizes[:-1])
     assert all(after <= 2.5 * before for before, after in pairwise(sizes))
-
-
-def test_every_score_is_tried() -> None:
-    assert [each.score for each in settings_of("scores")] == list(SCORE_NAMES)
-    assert {each.w_min for each in settings_of("scores-unpruned")} == {0}
 
 
 def test_names_and_families_choose_curves_in_the_order_of_the_tables() -> None:
@@ -234,16 +209,6 @@ def test_neighbours_on_a_curve_differ_in_mask_and_scores(smooth: ModelData, name
     require_equal_to_fresh_fits(smooth, points)
 
 
-@pytest.mark.parametrize("name", ["temperature", "samples", "scores"])
-def test_neighbours_differ_in_scores_where_no_ratio_varies(smooth: ModelData, name: str) -> None:
-    points = swept(smooth, name).curve(name)
-    for before, after in pairwise(points):
-        assert before.settings != after.settings
-        assert before.detection != after.detection
-    masks = {point.mask_digest for point in points}
-    assert len(masks) == (1 if name == "scores" else len(points))
-
-
 class Counted(OPNP):
     """A detector that counts fits and prunings."""
 
@@ -279,16 +244,6 @@ def test_the_energy_is_that_of_the_original_head(whole: SweptModel, model: Model
     assert whole.energy.head.accuracy == accuracy(logits, model.test.labels)
     for name in ("parts", "w_min", "o_max-aggregate", "scores-unpruned"):
         assert whole.curve(name)[0].detection == whole.energy.detection
-
-
-def test_means_are_over_all_near_and_far_sets(whole: SweptModel, model: ModelData) -> None:
-    assert whole.nearness == {"cifar100": "near", "noise": "far"}
-    for point in whole.points:
-        assert point.detection is not None
-        assert (point.near, point.far) == (point.detection["cifar100"], point.detection["noise"])
-        assert point.mean is not None
-        assert point.mean.auroc == pytest.approx(sum(each.auroc for each in point.detection.values()) / 2)
-    assert swept(model, "parts", near=()).points[0].near is None
 
 
 def test_a_ratio_that_leaves_nothing_is_a_point_with_a_reason(model: ModelData) -> None:
