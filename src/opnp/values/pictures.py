@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from opnp.values.reading import Record, Share, Value
+from opnp.values.reading import LARGEST, Record, Share, Value
 
 __all__ = [
     "BEYOND",
@@ -15,7 +15,7 @@ __all__ = [
     "WeightPicture",
 ]
 
-BEYOND = 1e150
+BEYOND = LARGEST
 """The score that is recorded for +inf, which JSON does not have."""
 
 

@@ -11,13 +11,13 @@ import msgspec
 
 from opnp.errors import DataFileError
 
-__all__ = ["Record", "Share", "Value", "json_values"]
+__all__ = ["LARGEST", "Record", "Share", "Value", "json_values"]
 
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 """A number in [0, 1]."""
 
 _DEEPEST = 100
-_LARGEST = 1e150
+LARGEST = 1e150
 """Far beyond any figure, and far enough from infinity for the sums and squares that are taken of it."""
 _LARGEST_WHOLE = 2**63
 
@@ -108,13 +108,13 @@ def _items(values: dict[str, object] | list[object]) -> Iterable[object]:
 
 
 def _refused(word: str) -> float:
-    message = f"it holds {word[:40]}, and every number must be finite and at most {_LARGEST:g}"
+    message = f"it holds {word[:40]}, and every number must be finite and at most {LARGEST:g}"
     raise ValueError(message)
 
 
 def _float(digits: str) -> float:
     value = float(digits)
-    return value if abs(value) <= _LARGEST else _refused(digits)
+    return value if abs(value) <= LARGEST else _refused(digits)
 
 
 def _whole(digits: str) -> int:
