@@ -17,7 +17,6 @@ from opnp.data import FeatureShardWriter, open_features, read_features, read_hea
 from opnp.data.tables import read_score_table
 from opnp.detector import OPNP, Checkpoint, Ratios
 from opnp.errors import OpnpError
-from opnp.report.page.fits import read_fit
 from opnp.report.results import read_results
 from opnp.serve.monitor import DriftMonitor
 from opnp.values.bench import BenchRecord
@@ -325,7 +324,7 @@ KINDS = (
     Kind("records of demos", "demo/results.json", _results, _reading(_report, "demo")),
     Kind("records of sweeps", "swept/sweep.json", _results, _reading(_report, "swept")),
     Kind("records of pictures", "demo/pictures.json", _results, _reading(_report, "demo")),
-    Kind("records of fits", "fit/fit.json", lambda path: repr(read_fit(path.parent)), _reading(_report, "fit")),
+    Kind("records of fits", "fit/fit.json", lambda path: repr(read_results(path.parent).fit), _reading(_report, "fit")),
     Kind("scores of benchmarks", "bench/scores.parquet", _scores_of_results, _reading(_report, "bench")),
     Kind("scores of demos", "demo/scores.csv", _scores_of_results, _reading(_report, "demo")),
     Kind("score files in CSV", "scored.csv", _scored, _reading(_watch, "scored.csv")),

@@ -1,7 +1,7 @@
 """What a results folder holds, read into records and scores."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -14,9 +14,10 @@ from opnp.errors import DataFileError, MissingFileError
 from opnp.report.score_reading import csv_scores, parquet_scores
 from opnp.values.bench import DEMO_MODEL, BenchRecord, DataSource, DemoRecord, DemoRow, MethodRow, ModelResult
 from opnp.values.figures import Nearness, means_by_side
-from opnp.values.files import PICTURES_FILE, RECORD_FILES, RESULTS_FILE, SWEEP_FILE
+from opnp.values.files import FIT_FILE, PICTURES_FILE, RECORD_FILES, RESULTS_FILE, SWEEP_FILE
+from opnp.values.fit import FitRecord
 from opnp.values.pictures import ModelPictures, PictureRecord
-from opnp.values.reading import Share, json_values
+from opnp.values.reading import Record, Share, json_values
 from opnp.values.sweep import SweepRecord, SweptModel
 
 __all__ = ["ReportedModel", "ReportedRow", "Results", "models_of_bench", "models_of_demo", "read_results"]
@@ -25,7 +26,7 @@ _CHOSEN = ("OPNP()", "OPNP(shaping=None)", "OPNP")
 """Rows of opnp as it is used, the first that ran first: of a benchmark, of one by version 0.1, and of the demo."""
 _BASELINES = ("Energy", "Energy, rest of test", "Energy (pytorch-ood)")
 
-_Read = TypeVar("_Read")
+_Record = TypeVar("_Record", bound=Record)
 
 
 class ReportedRow(MethodRow, frozen=True):
@@ -99,6 +100,7 @@ class Results:
         demo: Record of the demo, or None.
         sweep: Record of a sweep, or None.
         pictures: What figures of a head and its inputs are drawn from, or None.
+        fit: Record of a fit, or None.
         models: The models of benchmark or demo, with their methods.
 
     """
@@ -108,6 +110,7 @@ class Results:
     demo: DemoRecord | None = None
     sweep: SweepRecord | None = None
     pictures: PictureRecord | None = None
+    fit: FitRecord | None = None
     models: tuple[ReportedModel, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -185,10 +188,11 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     is_demo = results.is_file() and _is_demo(results)
     return Results(
         folder=folder,
-        bench=None if is_demo else _read(results, BenchRecord.from_json),
-        demo=_read(results, DemoRecord.from_json) if is_demo else None,
-        sweep=_read(folder / SWEEP_FILE, SweepRecord.from_json),
-        pictures=_read(folder / PICTURES_FILE, PictureRecord.from_json),
+        bench=None if is_demo else _read(results, BenchRecord),
+        demo=_read(results, DemoRecord) if is_demo else None,
+        sweep=_read(folder / SWEEP_FILE, SweepRecord),
+        pictures=_read(folder / PICTURES_FILE, PictureRecord),
+        fit=_read(folder / FIT_FILE, FitRecord),
     )
 
 
@@ -268,10 +272,11 @@ def _is_demo(path: Path) -> bool:
     return isinstance(values, dict) and "models" not in values
 
 
-def _read(path: Path, from_json: Callable[[str], _Read]) -> _Read | None:
+def _read(path: Path, kind: type[_Record]) -> _Record | None:
+    """Return the record that a file holds, or None where there is no such file."""
     if not path.is_file():
         return None
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        return kind.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, DataFileError) as error:
         raise DataFileError(f"{path}: {error}") from error

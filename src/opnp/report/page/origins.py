@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from opnp.report.page.wording import count_text
 from opnp.report.results import ReportedModel, Results
 from opnp.report.series.wording import brief_percent, ratio_text
-from opnp.values.fit import FitRecord
 
 __all__ = ["DataRow", "Fact", "MethodOrigin", "data_rows", "facts_of_values", "method_origins", "run_facts"]
 
@@ -60,16 +59,15 @@ class MethodOrigin:
     notes: tuple[str, ...]
 
 
-def run_facts(results: Results, fit: FitRecord | None = None, *, keep: float) -> tuple[Fact, ...]:
+def run_facts(results: Results, *, keep: float) -> tuple[Fact, ...]:
     """Return seeds, versions and options of a run, and of this report.
 
     Args:
         results: Records of a results folder.
-        fit: Record of a fit in it, or None.
         keep: Share of ID kept at the thresholds that figures draw.
 
     """
-    return tuple(_run_facts(results, fit, keep))
+    return tuple(_run_facts(results, keep))
 
 
 def data_rows(results: Results, name: str) -> tuple[DataRow, ...]:
@@ -117,7 +115,7 @@ def facts_of_values(values: Mapping[str, object], prefix: str = "") -> Iterator[
             yield Fact(name, text if len(text) <= _MOST_LETTERS else f"{len(text)} letters")
 
 
-def _run_facts(results: Results, fit: FitRecord | None, keep: float) -> Iterator[Fact]:
+def _run_facts(results: Results, keep: float) -> Iterator[Fact]:
     if (bench := results.bench) is not None:
         yield Fact("seed", str(bench.seed))
         yield Fact("bins of calibration errors", str(bench.calibration_bins))
@@ -134,7 +132,7 @@ def _run_facts(results: Results, fit: FitRecord | None, keep: float) -> Iterator
             f"scope {base.scope}, neuron {base.neuron}",
         )
     yield Fact("share of ID kept at the thresholds of figures", brief_percent(keep))
-    records = (results.bench, results.demo, results.sweep, fit)
+    records = (results.bench, results.demo, results.sweep, results.fit)
     versions = _merged(record.versions for record in records if record is not None)
     for package, version in sorted(versions.items()):
         yield Fact(f"{package} version", version)

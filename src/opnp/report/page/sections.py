@@ -5,7 +5,7 @@ from itertools import chain
 
 from opnp.report.named_figures import NamedFigure, named_figures, scores_to_compare
 from opnp.report.page.explorer import Explorer, threshold_explorer
-from opnp.report.page.fits import fit_explorer, fit_facts, fit_verdict, read_fit
+from opnp.report.page.fits import fit_explorer, fit_facts, fit_verdict
 from opnp.report.page.galleries import Gallery, fitting_galleries, galleries
 from opnp.report.page.origins import DataRow, Fact, MethodOrigin, data_rows, method_origins, run_facts
 from opnp.report.page.tables import Table, methods_table, sets_table, sweep_table
@@ -95,7 +95,7 @@ def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
         MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
     """
-    figures, fit = named_figures(results, keep=keep), read_fit(results.folder)
+    figures, fit = named_figures(results, keep=keep), results.fit
     fitted = () if fit is None else (fit.model,)
     names = list(dict.fromkeys(chain(_model_names(results), (figure.model for figure in figures), fitted)))
     pictured = [results.pictures_of(name) for name in names]
@@ -115,7 +115,7 @@ def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
             pictures=pictures,
         )
         models.append(section)
-    return PageContent(_TITLE, keep, tuple(models), run_facts(results, fit, keep=keep))
+    return PageContent(_TITLE, keep, tuple(models), run_facts(results, keep=keep))
 
 
 def _model_names(results: Results) -> list[str]:
