@@ -124,19 +124,6 @@ def test_the_tables_are_made_from_the_record(results: Path) -> None:
     assert all(" NaN" not in line for line in text.splitlines())
 
 
-def test_the_record_names_its_data(results: Path) -> None:
-    record = record_in(results)
-    assert [model.model for model in record.models] == ["one", "two"]
-    assert {name: source.samples for name, source in record.models[1].data.items()} == {
-        "head": 4,
-        "train": 300,
-        "test": 300,
-        "ood_cifar100": 120,
-        "ood_noise": 90,
-    }
-    assert {"opnp", "torch", "pytorch-ood", "scikit-learn", "numpy", "python"} <= set(record.versions)
-
-
 def test_options_reach_the_protocol(opnp: Opnp, world: Path, tmp_path: Path) -> None:
     arguments = ("--methods", "OPNP,maxlogit-pruned", "--methods", "dice", "--seed", 7, "--validation-samples", 50)
     pruned = ("--rho-w-min", 0, "--rho-o-min", 0.25, "--near", "noise", "--json")
@@ -151,18 +138,6 @@ def test_options_reach_the_protocol(opnp: Opnp, world: Path, tmp_path: Path) -> 
     assert model.nearness == {"cifar100": "far", "noise": "near"}
     assert opnp("bench", "--features", world / "one", "--out", tmp_path, "--methods", "energy").code == 0
     assert "pytorch-ood" not in record_in(tmp_path).versions
-
-
-def test_another_seed_is_another_split_and_nothing_else(opnp: Opnp, world: Path, tmp_path: Path) -> None:
-    for seed in (0, 1):
-        outcome = opnp(
-            *("bench", "--features", world / "one", "--out", tmp_path / str(seed), "--seed", seed),
-            *("--methods", "reference,product"),
-        )
-        assert outcome.code == 0, outcome.err
-    one, other = (record_in(tmp_path / str(seed)).models[0] for seed in (0, 1))
-    assert one.row("Energy").mean == other.row("Energy").mean
-    assert one.row("Energy, rest of test").mean != other.row("Energy, rest of test").mean
 
 
 def test_the_table_on_the_terminal(opnp: Opnp, tmp_path: Path) -> None:
@@ -216,12 +191,3 @@ def test_without_pytorch_ood_its_methods_name_the_extra_and_others_run(
     assert "pip install 'opnp[bench]'" in outcome.err
     assert not (tmp_path / "out").exists()
     assert opnp(*arguments, "--methods", "reference,product").code == 0
-
-
-def test_without_pyarrow_the_extra_is_named(
-    opnp: Opnp, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("opnp.bench.records.find_spec", lambda name: None)
-    outcome = opnp("bench", "--features", world / "one", "--out", tmp_path / "out", "--methods", "energy")
-    assert outcome.code == 2
-    assert "pip install 'opnp[bench]'" in outcome.err

@@ -82,16 +82,6 @@ def test_options_reach_the_protocol(opnp: Opnp, world: Path, tmp_path: Path) -> 
     assert [point.settings.training_samples for point in drawn] == [*[100] * 5, *[200] * 5, 240]
 
 
-def test_another_seed_is_other_draws_and_nothing_else(results: Path, world: Path, tmp_path: Path) -> None:
-    other = run_sweep(world / "one", tmp_path, curves=["samples", "temperature"], seed=99, near=["cifar100"]).models[0]
-    one = record_in(results).models[0]
-    assert one.curve("temperature") == other.curve("temperature")
-    assert one.curve("samples")[-1] == other.curve("samples")[-1]
-    assert [point.mask_digest for point in one.curve("samples")[:-1]] != [
-        point.mask_digest for point in other.curve("samples")[:-1]
-    ]
-
-
 def test_the_table_on_the_terminal(opnp: Opnp, tmp_path: Path) -> None:
     folder = write_world(tmp_path / "net", has_labels=False)
     arguments = ("--curves", "w_min-class,samples", "--rho-w-min", 0.99, "--rho-o-min", 0)

@@ -152,15 +152,10 @@ def _overall(model: ModelResult) -> list[str]:
     if not rows:
         return []
     cells = [
-        [row.method, *("" if each is None else _percent(each) for each in (_auroc(row), model.regret(row)))]
-        for row in rows
+        [row.method, "" if row.mean is None else _percent(row.mean.auroc), _percent(model.regret(row))] for row in rows
     ]
     hindsight = [] if best is None else ["", f"The best published single score here is {best.method}."]
     return ["", "### All OOD sets", *hindsight, "", *_table(["method", "AUROC", "regret"], cells)]
-
-
-def _auroc(row: MethodRow) -> float | None:
-    return None if row.mean is None else row.mean.auroc
 
 
 def _detection(model: ModelResult, nearness: Nearness, title: str) -> list[str]:
@@ -330,5 +325,5 @@ def _table(
     return [f"| {' | '.join(cells)} |" for cells in (titles, rule, *rows)]
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"

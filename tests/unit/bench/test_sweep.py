@@ -22,9 +22,9 @@ from opnp.bench.features import ModelData, read_feature_folder
 from opnp.bench.figures import detection_figures
 from opnp.bench.sweep import CURVES, Curve, ModelSweep, chosen_curves, equivalent, sample_sizes, training_rows
 from opnp.data import FeatureSource, write_features, write_head
-from opnp.errors import OptionError, RatioWarning, ShapeError
+from opnp.errors import OptionError, RatioWarning
 from opnp.values.sweep import SweepPoint, SweepSettings, SweptModel
-from tests.unit.bench.bench_world import CLASSES, FEATURES, read_world, write_world
+from tests.unit.bench.bench_world import CLASSES, FEATURES, read_world
 
 RATIO_NAMES = ("w_min", "w_max", "o_min", "o_max")
 NAMES = [curve.about.name for curve in CURVES]
@@ -236,16 +236,6 @@ def test_what_curves_share_is_computed_once(model: ModelData, monkeypatch: pytes
                 assert replace(one, curve="", varied={}, settings=other.settings) == replace(other, curve="", varied={})
 
 
-def test_the_energy_is_that_of_the_original_head(whole: SweptModel, model: ModelData) -> None:
-    logits = linear(model.test.features.double(), model.head.weight.double(), model.head.bias.double())  # type: ignore[union-attr]  # this world has a bias
-    assert (whole.energy.removed_share, whole.energy.pruned_weights, whole.energy.pruned_neurons) == (0, 0, 0)
-    assert model.test.labels is not None
-    assert whole.energy.head is not None
-    assert whole.energy.head.accuracy == accuracy(logits, model.test.labels)
-    for name in ("parts", "w_min", "o_max-aggregate", "scores-unpruned"):
-        assert whole.curve(name)[0].detection == whole.energy.detection
-
-
 def test_a_ratio_that_leaves_nothing_is_a_point_with_a_reason(model: ModelData) -> None:
     point = swept(model, "w_min-class", ratios=Ratios(w_min=0.99)).curve("w_min-class")[-1]
     assert point.varied == {"w_min": 0.99}
@@ -266,13 +256,6 @@ def test_a_ratio_that_rounds_to_none_is_a_note(whole: SweptModel) -> None:
 def test_without_labels_there_are_no_figures_of_the_head(tmp_path: Path) -> None:
     found = swept(read_world(tmp_path / "net", has_labels=False, has_bias=False), "parts")
     assert all(point.head is None and point.status == "ok" for point in found.points)
-
-
-def test_a_head_that_cannot_be_fitted_is_refused(tmp_path: Path) -> None:
-    folder = write_world(tmp_path / "net", has_labels=False)
-    write_head(folder / "head.safetensors", torch.ones(1, FEATURES))
-    with pytest.raises(ShapeError, match="at least two classes"):
-        swept(read_feature_folder(folder), "parts")
 
 
 def test_the_global_random_state_is_left_alone(model: ModelData) -> None:
