@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.measuring import Outcome, seconds
 from opnp import OPNP, Ratios, Settings, aupr, auroc, fpr_at_tpr
-from opnp.bench.feature_folder import ModelData, read_feature_folder
+from opnp.bench.features import ModelData, read_feature_folder
 from opnp.core import DetectionMetrics, detection_metrics, score_logits
 from opnp.detector.sweeping import swept
 from opnp.errors import RatioWarning

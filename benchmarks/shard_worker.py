@@ -9,8 +9,8 @@ import time
 
 import torch
 
+from benchmarks.anonymous_memory import anonymous_memory
 from opnp import OPNP, Ratios
-from opnp.bench.anonymous_memory import anonymous_memory
 from opnp.data import feature_part, open_features, read_head
 from opnp.distributed import launched
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import Outcome
-from opnp.bench.random_shards import write_random_shards
+from benchmarks.random_shards import write_random_shards
 
 __all__ = ["sharded_fits"]
 

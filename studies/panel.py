@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from opnp import ASHS, MEMBERS, OPNP, PANEL, SCALE, Ratios, ReAct, Settings
-from opnp.bench.feature_folder import ModelData, feature_folders, read_feature_folder
+from opnp.bench.features import ModelData, feature_folders, read_feature_folder
 from opnp.core import (
     ClassGaussian,
     PrincipalSpace,

@@ -5,11 +5,11 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from opnp.bench import BenchRecord, DetectionFigures, MethodRow, ModelResult
-from opnp.bench.opnp_methods import member_label
-from opnp.bench.published import published_settings
-from opnp.bench.sweep_record import SweepPoint, SweepRecord, SweptModel
+from opnp.bench.methods import member_label, published_settings
 from opnp.core import PANEL
+from opnp.values.bench import BenchRecord, MethodRow, ModelResult
+from opnp.values.figures import DetectionFigures
+from opnp.values.sweep import SweepPoint, SweepRecord, SweptModel
 
 __all__ = [
     "TABLE_END",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from opnp.bench import BenchRecord
-from opnp.bench.sweep_record import SweepRecord
+from opnp.values.bench import BenchRecord
+from opnp.values.sweep import SweepRecord
 from studies.result_tables import (
     TABLE_END,
     TABLE_START,

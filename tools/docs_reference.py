@@ -109,7 +109,7 @@ AREAS = (
         "services",
         "Reports and services",
         "Pages of results, the HTTP service, the monitor.",
-        ("opnp.report", "opnp.serve"),
+        ("opnp.report", "opnp.serve", "opnp.values"),
     ),
     Area("errors", "Errors and warnings", "", ("opnp.errors",)),
 )

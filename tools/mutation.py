@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LEAST_SCORE = 0.9
-RESULT = re.compile(
-    r"^ *(?P<mutant>(?P<module>[\w.]+)\.[^.]+__mutmut_\d+): (?P<status>.+)$", re.MULTILINE
-)
+RESULT = re.compile(r"^ *(?P<mutant>(?P<module>[\w.]+)\.[^.]+__mutmut_\d+): (?P<status>.+)$", re.MULTILINE)
 
 
 def totals(mutants: int, survived: int, timeout: int) -> dict[str, Any]:

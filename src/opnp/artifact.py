@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -18,8 +19,7 @@ from torch import Tensor
 from opnp import __version__
 from opnp.errors import ArtifactError
 from opnp.files import existing_file, write_atomically
-from opnp.files.json_text import json_values
-from opnp.files.typed_json import typed_value
+from opnp.values.reading import Value, json_values
 
 __all__ = ["TensorFile", "opened_tensors", "read_artifact", "tensors_digest", "write_artifact"]
 
@@ -99,16 +99,14 @@ def opened_tensors(path: Path, *, wanted: Collection[str] | None = None) -> Tens
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Outer:
+class _Outer(Value, frozen=True):
     """What stands in the metadata of the file: the body as text, and the digest of text and tensors."""
 
     body: str
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Body:
+class _Body(Value, frozen=True):
     """What the text says."""
 
     kind: str
@@ -189,8 +187,8 @@ def read_artifact(
             f"metadata. Give the file that `opnp fit` or `save` wrote."
         )
     try:
-        outer = typed_value(_Outer, json_values(header), name="the header")
-        body = typed_value(_Body, json_values(outer.body), name="the body")
+        outer = msgspec.convert(json_values(header), _Outer)
+        body = msgspec.convert(json_values(outer.body), _Body)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{path} holds opnp metadata that cannot be read ({error!r}). Write it again.") from error
     if body.kind != kind:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple, Self, get_args
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -23,6 +24,7 @@ from opnp.core.scores import SCORE_NAMES, ScoreName, score_logits
 from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype
 from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, shaped
 from opnp.errors import CalibrationError, OptionError, RatioError
+from opnp.values.fit import TuningFigures
 
 __all__ = [
     "PANEL_RATIOS",
@@ -34,7 +36,6 @@ __all__ = [
     "Ratios",
     "Settings",
     "Tuning",
-    "TuningFigures",
     "Verdict",
     "head_digest",
     "neurons_kept",
@@ -217,19 +218,7 @@ def shaping_from_json(value: object) -> Shaping | None:
     return value  # type: ignore[return-value]  # `Settings` refuses what is none
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TuningFigures:
-    """What a search over ratios counted and measured, as `Tuning` tells it."""
-
-    tried: int
-    searched: tuple[int, int]
-    unsearched: tuple[int, int]
-    auroc: float
-    energy_auroc: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning(TuningFigures):
+class Tuning(TuningFigures, frozen=True, kw_only=True):
     """How ratios were chosen on OOD validation data, and what they gained on the part that was not searched.
 
     Attributes:
@@ -251,7 +240,7 @@ class Tuning(TuningFigures):
 
     def to_json(self) -> dict[str, object]:
         """Return it as JSON values."""
-        return asdict(self) | {"settings": self.settings.to_json()}
+        return msgspec.structs.asdict(self) | {"settings": self.settings.to_json()}
 
 
 class Verdict(NamedTuple):

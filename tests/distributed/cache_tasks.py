@@ -7,7 +7,8 @@ from unittest.mock import patch
 import torch
 from PIL.Image import Image
 
-from opnp.bench import CacheReport, feature_pass
+from opnp.bench import CacheReport
+from opnp.bench import cache as cache_module
 from opnp.data import InputSet, open_inputs
 from opnp.distributed import Ranks
 from opnp.errors import DataFileError
@@ -18,7 +19,7 @@ __all__ = ["cache", "cache_other_models", "cache_tree", "cache_with_a_broken_ima
 
 def cache(ranks: Ranks, folder: Path, options: dict[str, Any], piece: int | None = None) -> dict[str, Any]:
     """Cache the images of a folder together, and return what this rank knows of it."""
-    with patch.object(feature_pass, "_PIECE", feature_pass._PIECE if piece is None else piece):
+    with patch.object(cache_module, "_PIECE", cache_module._PIECE if piece is None else piece):
         report = cached(tiny_model(), image_sets(folder), folder / "together", distributed=True, **options)
     return _facts(report)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opnp.bench.random_shards import write_random_shards
+from benchmarks.random_shards import write_random_shards
 from tests.distributed.rank_world import begun, ran
 from tests.tried import Tried
 from tests.unit.bench.image_world import OPTIONS, class_images

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.random_shards import write_random_shards
 from opnp import OPNP
-from opnp.bench.random_shards import write_random_shards
 from opnp.data import open_features, read_head
 from tests.distributed.rank_world import ran
 

@@ -5,10 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from opnp.bench import BenchRecord
-from opnp.data import InputSet, read_features
+from opnp.data import InputSet
+from opnp.values.bench import BenchRecord
 from tests.in_process import Opnp
 from tests.unit.bench.image_world import OPTIONS, class_images, write_images, write_module
 from tests.unit.data.image_files import save_image, write_tensors
@@ -111,15 +110,6 @@ def test_changed_images_and_another_model_are_never_mixed_up(opnp: Opnp, here: P
     assert (here / "out" / "results.json").read_bytes() == (here / "fresh" / "results.json").read_bytes()
 
 
-def test_features_of_another_forward_pass_are_computed_again(opnp: Opnp, here: Path) -> None:
-    command = (*MODEL, *DATA, "--methods", "energy", "--out", "out")
-    assert "computed" in opnp(*command, "--channels-last").err
-    assert "train, test, ood_noise kept" in opnp(*command, "--channels-last").err
-    assert "train, test, ood_noise computed" in opnp(*command, "--channels-last", "--amp", "bf16").err
-    record = json.loads((here / "out" / "features" / "tinynets-net" / "source.json").read_text(encoding="utf-8"))
-    assert record["model"]["forward"] == {"amp": "bf16", "channels_last": True}
-
-
 def test_odin_is_computed_if_it_is_asked_for(opnp: Opnp, here: Path) -> None:
     assert opnp(*MODEL, *DATA, "--methods", "energy,knn", "--out", "out").code == 0
     features = here / "out" / "features" / "tinynets-net"
@@ -162,7 +152,7 @@ def test_mistakes_are_one_message_before_anything_is_computed(
     assert not (here / "out").exists()
 
 
-@pytest.mark.parametrize("module", ["opnp.bench.score_file", "opnp.adapters.baselines"])
+@pytest.mark.parametrize("module", ["opnp.bench.records", "opnp.adapters.baselines"])
 def test_what_is_not_installed_is_told_before_anything_is_computed(
     opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
@@ -171,15 +161,3 @@ def test_what_is_not_installed_is_told_before_anything_is_computed(
     assert outcome.code == 2
     assert "pip install 'opnp[bench]'" in outcome.err
     assert not (here / "out").exists()
-
-
-def test_a_missing_option_is_a_usage_error(opnp: Opnp) -> None:
-    outcome = opnp("bench", "--features", ".")
-    assert outcome.code == 2
-    assert "--out" in outcome.err
-
-
-def test_features_may_be_stored_in_full_precision(opnp: Opnp, here: Path) -> None:
-    outcome = opnp(*MODEL, *DATA, "--methods", "energy", "--dtype", "float32", "--out", "out")
-    assert outcome.code == 0, outcome.err
-    assert read_features(here / "out/features/tinynets-net/test.safetensors").features.dtype == torch.float32

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from opnp.bench.odin_file import read_odin
+from opnp.bench.odin import read_odin
 from opnp.data import read_features
 from tests.in_process import Opnp
 from tests.unit.adapters.hub_folders import TEXT_CLASSES, WORDS, write_bert
@@ -109,13 +109,13 @@ def test_texts_are_cached_and_judged(opnp: Opnp, here: Path) -> None:
     assert source["sets"]["ood_other"]["unreadable"] == [["2", "no text"]]
     odin = read_odin(here / "out")
     assert odin is not None
-    assert odin.reason == facts["odin_reason"]
+    assert odin.about.reason == facts["odin_reason"]
     bench = ("bench", *model, "--id", ".", "--ood", "other=other", "--out", "results")
     judged = opnp(*bench, "--methods", "energy,odin", "--json")
     assert judged.code == 0, judged.err
     rows = {row["method"]: row for row in json.loads(judged.out)["models"][0]["methods"]}
     assert rows["Energy"]["status"] == "ok"
-    assert rows["ODIN temperature=1000 eps=0.0014"]["reason"] == odin.reason
+    assert rows["ODIN temperature=1000 eps=0.0014"]["reason"] == odin.about.reason
     strict = opnp(*bench, "--strict")
     assert strict.code == 2
     assert "line 1 cannot be read (no text): mend or remove it" in strict.err
@@ -139,15 +139,3 @@ def test_mistakes_are_one_message(opnp: Opnp, here: Path, arguments: tuple[objec
     assert outcome.code == 2
     assert message in outcome.err
     assert "Traceback" not in outcome.err
-
-
-def test_class_names_of_two_sets_are_compared(opnp: Opnp, here: Path) -> None:
-    for name, classes in {"train": "abcd", "test": "abce"}.items():
-        lines = []
-        for row, (image, label) in enumerate(zip(class_images(4, seed=0)[0], classes, strict=True)):
-            save_image(here / "images" / f"{row}.png", image)
-            lines.append(f"images/{row}.png,{label}")
-        (here / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8")
-    outcome = opnp("cache", *MODEL, "--train", "train.csv", "--test", "test.csv", "--out", "out")
-    assert outcome.code == 2
-    assert "train.csv and test.csv must have the same names of classes" in outcome.err

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from opnp.bench.demo import DEMO_FILES
-from opnp.bench.protocol import BENCH_FILES
+from opnp.bench.run import BENCH_FILES
 from opnp.bench.sweep import SWEEP_FILES
 from opnp.cli.distinct_files import require_distinct_files
 from opnp.data import write_features, write_head

@@ -176,7 +176,7 @@ def test_a_model_of_another_dtype_is_named(opnp: Opnp, world: Path, command: str
 
 def saved(world: Path, model: str) -> Path:
     """Return the file of a calibrated detector of a model in the module."""
-    from opnp.bench import model_from_name
+    from opnp.adapters import model_from_name
 
     made, _ = model_from_name(model)
     batches = [torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))]

@@ -133,7 +133,7 @@ def test_parquet_without_pyarrow_names_the_extra(opnp: Opnp, cached: Path, monke
 def test_the_demo_without_scikit_learn_names_the_extra(
     opnp: Opnp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opnp.bench.digits.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.bench.demo.find_spec", lambda name: None)
     assert "pip install 'opnp[bench]'" in refused(opnp, "demo", "--out", tmp_path / "demo")
 
 

@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from opnp import OPNP, Ratios
-from opnp.bench import model_from_name
+from opnp.adapters import model_from_name
 from opnp.cli.export import export
 from opnp.errors import HeadMismatchError, NotCalibratedError, OptionError
 from tests.unit.adapters.hub_folders import write_bert, write_vit

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from opnp import OPNP, Ratios
-from opnp.bench import chosen_preprocessing, model_from_name
+from opnp.adapters import chosen_preprocessing, model_from_name
 from opnp.data import open_inputs
 from tests.in_process import Opnp, Outcome
 from tests.unit.adapters.hub_folders import WORDS, write_bert, write_vit

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from opnp import OPNP, auroc, fpr_at_tpr
-from opnp.bench.demo import DEMO_FILES
-from opnp.bench.digits import small_cnn
+from opnp.bench.demo import DEMO_FILES, small_cnn
 from opnp.data import read_features
 from tests.in_process import Opnp
 

@@ -37,7 +37,14 @@ def test_the_detector_costs_little_beyond_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["import opnp", "import opnp; opnp.errors.OpnpError; opnp.OptionError", "import opnp.cli"]
+    "code",
+    [
+        "import opnp",
+        "import opnp; opnp.errors.OpnpError; opnp.OptionError",
+        "import opnp.cli",
+        "import opnp.report as report; [getattr(report, name) for name in report.__all__]",
+        "import opnp.values.bench, opnp.values.fit, opnp.values.pictures, opnp.values.sweep",
+    ],
 )
 def test_an_import_loads_no_torch(code: str) -> None:
     assert printed(f"import sys; {code}; print('torch' in sys.modules)") == "False\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opnp.bench.random_shards import write_random_shards
+from benchmarks.random_shards import write_random_shards
 from tests.child_process import command_line, rank_environments, started
 from tests.tried import Tried
 

@@ -105,7 +105,7 @@ def _pressed(page: Any, button: Any) -> None:
 
 def test_the_explorer_shows_what_the_core_measures_at_five_positions(shared: Any, folder: Path) -> None:
     results = read_results(folder)
-    nearness = next(model for model in results.models if model.name == MODEL).nearness
+    nearness = next(model for model in results.models if model.model == MODEL).nearness
     explorer = shared.locator("#model1 .explorer")
     assert explorer.locator("tr[data-set]").count() == len(nearness)
     for keep in ("50.0", "80.1", "95.0", "97.3", "99.9"):

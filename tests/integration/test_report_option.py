@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from opnp.bench.picture_record import PictureRecord
 from opnp.data import read_features, write_features, write_head
+from opnp.values.pictures import PictureRecord
 from tests.in_process import Opnp
 from tests.unit.bench.bench_world import write_world
 from tests.unit.bench.image_world import OPTIONS, write_images, write_module

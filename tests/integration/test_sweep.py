@@ -1,14 +1,13 @@
 """``opnp sweep``: from a folder of features to record and tables."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from opnp.bench import SweepBase, SweepRecord, run_sweep, sweep_markdown
-from opnp.bench.sweep import SWEEP_FILES
-from opnp.bench.sweep_curves import CURVES
+from opnp.bench import run_sweep, sweep_markdown
+from opnp.bench.sweep import CURVES, SWEEP_FILES
 from opnp.data import write_head
+from opnp.values.sweep import SweepBase, SweepRecord
 from tests.in_process import Opnp
 from tests.unit.bench.bench_world import FEATURES, world_weight, write_world
 
@@ -24,7 +23,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("results") / "new"
-    run_sweep(world, out)
+    run_sweep(world, out, near=["cifar100"])
     return out
 
 
@@ -33,7 +32,7 @@ def record_in(folder: Path) -> SweepRecord:
 
 
 def test_twice_gives_the_same_bytes(opnp: Opnp, world: Path, results: Path, tmp_path: Path) -> None:
-    outcome = opnp("sweep", "--features", world, "--out", tmp_path / "again")
+    outcome = opnp("sweep", "--features", world, "--near", "cifar100", "--out", tmp_path / "again")
     assert outcome.code == 0, outcome.err
     assert sorted(path.name for path in results.iterdir()) == [*SWEEP_FILES]
     for name in SWEEP_FILES:
@@ -57,6 +56,10 @@ def test_record_and_tables_hold_every_curve_of_every_model(results: Path) -> Non
         assert f"| {100 * model.energy.far.auroc:.2f} |" in text
     assert {"opnp", "torch", "numpy", "python", "safetensors"} == set(record.versions)
     assert record.base == SweepBase(0.3, 0.0, 0.1, 0.0, "layer", "gradient")
+    for model in record.models:
+        assert model.nearness == {"cifar100": "near", "noise": "far"}
+        for point in model.points:
+            assert point.status == "failed" or point.near == (point.detection or {})["cifar100"]
 
 
 def test_options_reach_the_protocol(opnp: Opnp, world: Path, tmp_path: Path) -> None:
@@ -79,16 +82,6 @@ def test_options_reach_the_protocol(opnp: Opnp, world: Path, tmp_path: Path) -> 
     assert [point.settings.training_samples for point in drawn] == [*[100] * 5, *[200] * 5, 240]
 
 
-def test_another_seed_is_other_draws_and_nothing_else(results: Path, world: Path, tmp_path: Path) -> None:
-    other = run_sweep(world / "one", tmp_path, curves=["samples", "temperature"], seed=99).models[0]
-    one = record_in(results).models[0]
-    assert one.curve("temperature") == other.curve("temperature")
-    assert one.curve("samples")[-1] == other.curve("samples")[-1]
-    assert [point.mask_digest for point in one.curve("samples")[:-1]] != [
-        point.mask_digest for point in other.curve("samples")[:-1]
-    ]
-
-
 def test_the_table_on_the_terminal(opnp: Opnp, tmp_path: Path) -> None:
     folder = write_world(tmp_path / "net", has_labels=False)
     arguments = ("--curves", "w_min-class,samples", "--rho-w-min", 0.99, "--rho-o-min", 0)
@@ -105,20 +98,6 @@ def test_the_table_on_the_terminal(opnp: Opnp, tmp_path: Path) -> None:
     assert f"{100 * best.fpr95:.2f} / {100 * best.auroc:.2f}" in outcome.out
     text = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
     assert f"- w_min 0.99 did not run: `w_min` = 0.99 and `w_max` = 0 remove {FEATURES} + 0 of {FEATURES}" in text
-
-
-def test_the_help_names_every_option_and_family(opnp: Opnp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    outcome = opnp("sweep", "--help")
-    assert outcome.code == 0
-    text = " ".join(outcome.out.replace("│", " ").split())
-    for option in ("features", "out", "curves", "seed", "rho-w-min", "rho-w-max", "rho-o-min", "rho-o-max", "near"):
-        assert f"--{option}" in text
-    for option in ("scope", "neuron", "json"):
-        assert f"--{option}" in text
-    families = dict.fromkeys(curve.about.family for curve in CURVES)
-    assert ", ".join(families) in text
-    assert "sweep.json and sweep.md" in text
 
 
 @pytest.mark.parametrize(
@@ -153,16 +132,3 @@ def test_data_that_cannot_be_swept_are_one_message(opnp: Opnp, tmp_path: Path) -
     outcome = opnp("sweep", "--features", folder, "--out", tmp_path / "out", "--json")
     assert outcome.code == 2
     assert "at least two classes" in outcome.err
-
-
-def test_the_record_is_plain_json(results: Path) -> None:
-    values = json.loads((results / "sweep.json").read_text(encoding="utf-8"))
-    point = values["models"][0]["points"][-1]
-    assert point["varied"] == {"score": "gen"}
-    assert set(point["detection"]["noise"]) == {
-        "fpr95",
-        "fpr95_ood_positive",
-        "auroc",
-        "aupr_id_positive",
-        "aupr_ood_positive",
-    }

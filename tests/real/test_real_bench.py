@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from opnp.bench import BenchRecord, run_bench
+from opnp.bench import run_bench
+from opnp.values.bench import BenchRecord
 from tests.real.locations import DATA, needs_data
 from tests.real.test_reference_figures import Row, _rows
 

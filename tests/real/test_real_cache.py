@@ -11,12 +11,11 @@ from torch import nn
 from torch.nn.functional import linear
 
 from opnp import accuracy, auroc, energy_score
-from opnp.adapters import odin_scores
-from opnp.bench import CacheReport, cache_features, chosen_preprocessing, model_from_name
-from opnp.bench.feature_folder import ModelData, read_feature_folder
-from opnp.bench.opnp_methods import fixed_opnp
+from opnp.adapters import chosen_preprocessing, model_from_name, odin_scores
+from opnp.bench import CacheReport, cache_features
+from opnp.bench.features import ModelData, read_feature_folder
 from opnp.data import InputSet, Transform, channel_std, open_inputs
-from opnp.detector import Ratios
+from opnp.detector import OPNP, Ratios
 from tests.contract.snapshot import unchanged
 from tests.real.locations import DATA, needs_data
 from tests.unit.data.image_files import write_tensors
@@ -78,7 +77,9 @@ def test_the_classifier_is_as_good_as_it_is_known_to_be(report: CacheReport, dat
     assert stated > 0.9
     features, head, labels = data.test.features.float(), data.head, data.test.labels
     assert accuracy(linear(features, head.weight, head.bias), labels) == pytest.approx(stated, abs=0.01)
-    pruned = fixed_opnp(data, ratios=Ratios(w_min=0.8)).pruned_head
+    detector = OPNP(ratios=Ratios(w_min=0.8), precision="float64")
+    detector.fit_features(data.train.features, weight=data.head.weight, bias=data.head.bias)
+    pruned = detector.pruned_head
     with torch.no_grad():
         assert accuracy(pruned(features), labels) > 0.9
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from opnp import OPNP, Ratios, auroc
 from opnp.adapters.pytorch_ood import OPNPDetector
-from opnp.bench.feature_folder import ModelData, read_feature_folder
+from opnp.bench.features import ModelData, read_feature_folder
 from tests.real.locations import DATA, needs_data
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, needs_data]

@@ -3,7 +3,8 @@
 import pytest
 
 from opnp import Ratios
-from opnp.bench import SweepPoint, SweepRecord, run_sweep
+from opnp.bench import run_sweep
+from opnp.values.sweep import SweepPoint, SweepRecord
 from tests.real.locations import DATA, needs_data
 from tests.real.test_reference_figures import Row, _options, _ours
 

@@ -4,7 +4,7 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
-from opnp.bench.odin_file import read_odin
+from opnp.bench.odin import read_odin
 from opnp.data import read_features, read_head
 from opnp.detector import OPNP
 from opnp.errors import OpnpError

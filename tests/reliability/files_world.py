@@ -2,26 +2,26 @@
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from opnp.artifact import tensors_digest
-from opnp.bench.bench_record import BenchRecord
-from opnp.bench.feature_source import FeatureSource, ModelSource, SetSource
-from opnp.bench.fit_record import FitRecord, TuningFacts
-from opnp.bench.odin_file import OdinScores, read_odin, write_odin
-from opnp.bench.sweep_record import SweepRecord
+from opnp.bench.odin import OdinAbout, OdinScores, read_odin, write_odin
+from opnp.bench.origin import FeatureSource, ModelSource, SetSource
 from opnp.data import FeatureShardWriter, open_features, read_features, read_head, write_score_table
 from opnp.data.tables import read_score_table
 from opnp.detector import OPNP, Checkpoint, Ratios
 from opnp.errors import OpnpError
-from opnp.report.page.fits import read_fit
 from opnp.report.results import read_results
 from opnp.serve.monitor import DriftMonitor
+from opnp.values.bench import BenchRecord
+from opnp.values.fit import FitRecord, TuningFigures
+from opnp.values.sweep import SweepRecord
 from tests.unit.bench.bench_world import world_features, world_weight, write_world
 from tests.unit.report.page_world import picture_record
 from tests.unit.report.report_world import RECORDS, demo_folder, scores_by_set
@@ -91,7 +91,9 @@ def world(folder: Path) -> Path:
     _source().write(folder)
     write_odin(
         folder,
-        OdinScores(1000.0, 0.0014, (0.25,), "pytorch-ood 0", "", {"test": "00"}, {"test": torch.arange(9).double()}),
+        OdinScores(
+            OdinAbout(1000.0, 0.0014, (0.25,), "pytorch-ood 0", "", {"test": "00"}), {"test": torch.arange(9).double()}
+        ),
     )
     _records(folder)
     verdict = detector.verdict_features(features)
@@ -153,7 +155,7 @@ def _records(folder: Path) -> None:
         settings={"ratios": {"w_min": 0.1, "w_max": 0.0, "o_min": 0.0, "o_max": 0.0}, "shaping": None},
         settings_text="--rho-w-min 0.1",
         left_out={"vim": "it has no room"},
-        tuning=TuningFacts(3, (20, 20), (20, 20), 0.8, 0.7),
+        tuning=TuningFigures(3, (20, 20), (20, 20), 0.8, 0.7),
         keep=0.95,
         threshold=-3.0,
         expected_flagged=0.05,
@@ -218,7 +220,7 @@ def _shards(path: Path) -> str:
 
 def _odin(path: Path) -> str:
     found = read_odin(path.parent)
-    return "none" if found is None else _text({"scores": dict(found.scores), "settings": found.settings})
+    return "none" if found is None else _text({"scores": dict(found.scores), "settings": found.about.settings})
 
 
 def _results(path: Path) -> str:
@@ -228,7 +230,7 @@ def _results(path: Path) -> str:
 
 def _scores_of_results(path: Path) -> str:
     results = read_results(path.parent)
-    found = results.scores(results.models[0].name, results.models[0].chosen or "")
+    found = results.scores(results.models[0].model, results.models[0].chosen or "")
     return repr(None if found is None else {name: values.tolist() for name, values in found.items()})
 
 
@@ -322,7 +324,7 @@ KINDS = (
     Kind("records of demos", "demo/results.json", _results, _reading(_report, "demo")),
     Kind("records of sweeps", "swept/sweep.json", _results, _reading(_report, "swept")),
     Kind("records of pictures", "demo/pictures.json", _results, _reading(_report, "demo")),
-    Kind("records of fits", "fit/fit.json", lambda path: repr(read_fit(path.parent)), _reading(_report, "fit")),
+    Kind("records of fits", "fit/fit.json", lambda path: repr(read_results(path.parent).fit), _reading(_report, "fit")),
     Kind("scores of benchmarks", "bench/scores.parquet", _scores_of_results, _reading(_report, "bench")),
     Kind("scores of demos", "demo/scores.csv", _scores_of_results, _reading(_report, "demo")),
     Kind("score files in CSV", "scored.csv", _scored, _reading(_watch, "scored.csv")),

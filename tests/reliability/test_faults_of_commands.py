@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from opnp.bench.random_shards import write_random_shards
+from benchmarks.random_shards import write_random_shards
 from tests.child_process import command_line, started
 from tests.in_process import Opnp
 from tests.tried import Tried

@@ -17,16 +17,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from opnp.artifact import tensors_digest
-from opnp.bench.bench_record import BenchRecord
-from opnp.bench.feature_source import FeatureSource
-from opnp.bench.fit_record import FitRecord
-from opnp.bench.picture_record import PictureRecord
-from opnp.bench.record import Record
-from opnp.bench.sweep_record import SweepRecord
+from opnp.bench.origin import FeatureSource
 from opnp.data.shards import ShardIndex
 from opnp.errors import ArtifactError, DataFileError, MissingFileError, OpnpError
-from opnp.files.json_text import json_values
-from opnp.files.typed_json import typed_value
+from opnp.values.bench import BenchRecord, DemoRecord
+from opnp.values.fit import FitRecord
+from opnp.values.pictures import PictureRecord
+from opnp.values.reading import json_values
+from opnp.values.sweep import SweepRecord
 from tests.in_process import Opnp
 from tests.reliability.files_world import KINDS, Kind, chance, kind
 from tests.tried import Tried
@@ -296,7 +294,7 @@ def test_a_record_may_not_name_files_outside_its_folder(own: Path, tried: Tried)
 
 
 READERS: list[Callable[[str], object]] = [
-    *(record.from_json for record in (BenchRecord, SweepRecord, PictureRecord, FitRecord, Record, ShardIndex)),
+    *(record.from_json for record in (BenchRecord, SweepRecord, PictureRecord, FitRecord, DemoRecord, ShardIndex)),
     lambda text: FeatureSource.from_content(text.encode("utf-8", "surrogatepass"), path=Path("source.json")),
 ]
 NAMES = st.sampled_from(["record_version", "version", "format", "models", "rows", "x"])
@@ -314,17 +312,6 @@ def test_readers_of_records_raise_nothing_but_their_own_error(values: object, te
         for content in (json.dumps(values), text):
             with pytest.raises(DataFileError):
                 reader(content)
-
-
-@settings(derandomize=True, max_examples=40, deadline=None)
-@given(values=ANY_JSON)
-def test_typed_values_are_what_they_are_asked_for_or_refused(values: object) -> None:
-    for wanted in (int | None, tuple[float, ...], float | str, object):
-        try:
-            found: object = typed_value(wanted, values)  # type: ignore[arg-type]  # no class, but a type
-        except (TypeError, ValueError):
-            continue
-        assert found == (tuple(values) if isinstance(values, list) and wanted is not object else values)
 
 
 def test_a_missing_shard_is_named(own: Path) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from opnp.bench.feature_source import FeatureSource
-from opnp.bench.odin_file import OdinScores, write_odin
-from opnp.bench.score_file import ScoreBlock, write_scores
+from opnp.bench.odin import OdinAbout, OdinScores, write_odin
+from opnp.bench.origin import FeatureSource
+from opnp.bench.records import ScoreBlock, write_scores
 from opnp.data import FeatureShardWriter, write_features, write_head, write_score_table
 from opnp.detector import OPNP
 from opnp.errors import OpnpError
@@ -52,7 +52,7 @@ WRITERS: dict[str, Write] = {
     "folders of shards": shards,
     "sources of features": lambda made, out: FeatureSource.read(made).write(out),
     "scores of ODIN": lambda made, out: write_odin(
-        out, OdinScores(1.0, 0.1, (), "x", "", {"t": ""}, {"t": torch.ones(9)})
+        out, OdinScores(OdinAbout(1.0, 0.1, (), "x", "", {"t": ""}), {"t": torch.ones(9)})
     ),
     "score files in CSV": lambda made, out: write_score_table(out / "s.csv", {"score": [1.5] * 100}),
     "score files in Parquet": lambda made, out: write_score_table(out / "s.parquet", {"score": [1.5] * 100}),

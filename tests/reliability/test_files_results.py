@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from opnp.bench.demo import DEMO_FILES
-from opnp.bench.fit_record import FIT_FILE
-from opnp.bench.picture_record import PICTURES_FILE
-from opnp.bench.protocol import BENCH_FILES
-from opnp.bench.result_folder import RECORD_FILES, require_own_results
+from opnp.bench.records import require_own_results
+from opnp.bench.run import BENCH_FILES
 from opnp.bench.sweep import SWEEP_FILES
 from opnp.errors import DataFileError
+from opnp.values.files import FIT_FILE, PICTURES_FILE, RECORD_FILES
 from tests.tried import Tried
 
 

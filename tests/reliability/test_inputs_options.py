@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from opnp.bench.digits import DigitsData, digits_data, small_cnn
+from opnp.bench.demo import DigitsData, digits_data, small_cnn
 from opnp.cli.app import COMMANDS
 from opnp.cli.lazy_group import imported_command
 from tests.reliability.inputs_world import LINES, is_told, run_opnp, write_world

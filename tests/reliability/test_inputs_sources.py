@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from opnp.bench import model_from_name
+from opnp.adapters import model_from_name
 from opnp.data import open_inputs, train_and_test
 from opnp.errors import DataFileError, OpnpError
 from tests.reliability.inputs_world import LINES, damaged, is_told, run_opnp, within, write_world

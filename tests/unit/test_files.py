@@ -8,7 +8,6 @@ import pytest
 
 from opnp.errors import MissingFileError
 from opnp.files import existing_file, remove_parts, require_writable, write_atomically
-from opnp.files.json_text import json_values
 
 
 def test_a_file_is_written_and_replaced_and_a_look_changes_nothing(tmp_path: Path) -> None:
@@ -115,9 +114,3 @@ def test_existing_file(tmp_path: Path) -> None:
         existing_file(tmp_path / "other", content="features")
     with pytest.raises(MissingFileError, match="is a folder: expected a file with features"):
         existing_file(tmp_path, content="features")
-
-
-def test_a_name_given_twice_in_json_is_told_by_itself() -> None:
-    with pytest.raises(ValueError, match="it holds 'c' twice"):
-        json_values('{"a": {"b": 0}, "b": 1, "c": 2, "c": 2, "a": 3}')
-    assert json_values('{"a": {"b": 0}, "b": 1}') == {"a": {"b": 0}, "b": 1}

@@ -1,15 +1,12 @@
 """Figures of a record from scores, logits and labels."""
 
-from collections.abc import Sequence
-from dataclasses import astuple
-
 import torch
 from torch import Tensor
 
-from opnp.bench.bench_record import ClassifierFigures, DetectionFigures
 from opnp.core import accuracy, detection_metrics, expected_calibration_error, reliability
+from opnp.values.figures import ClassifierFigures, DetectionFigures
 
-__all__ = ["CALIBRATION_BINS", "classifier_figures", "detection_figures", "mean_figures"]
+__all__ = ["CALIBRATION_BINS", "classifier_figures", "detection_figures"]
 
 CALIBRATION_BINS = 15
 
@@ -24,21 +21,7 @@ def detection_figures(inside: Tensor, outside: Tensor) -> DetectionFigures:
 
     """
     [figures] = detection_metrics(inside, [outside])
-    return DetectionFigures(**figures._asdict())
-
-
-def mean_figures(figures: Sequence[DetectionFigures]) -> DetectionFigures | None:
-    """Return the mean of each figure, or None of none.
-
-    Example:
-        >>> mean_figures([DetectionFigures(0.5, 0, 1, 0, 0), DetectionFigures(0.25, 0, 0.5, 0, 0)])
-        DetectionFigures(fpr95=0.375, fpr95_ood_positive=0.0, auroc=0.75, aupr_id_positive=0.0, aupr_ood_positive=0.0)
-
-    """
-    if not figures:
-        return None
-    columns = zip(*map(astuple, figures), strict=True)
-    return DetectionFigures(*(sum(column) / len(figures) for column in columns))
+    return DetectionFigures(*figures)
 
 
 def classifier_figures(logits: Tensor, labels: Tensor) -> ClassifierFigures:

@@ -1,73 +1,159 @@
-"""The inputs that are most easily mistaken, as thumbnails: ID that looks most OOD, and OOD that looks most ID."""
+"""What a report draws of a detector's head, and the inputs that it mistakes most easily, as thumbnails."""
 
 import base64
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from opnp.bench.picture_record import BEYOND, GalleryItem, GallerySet
+from opnp.bench.features import ModelData
+from opnp.core import Masks, neuron_mask, pruned_weight, weight_mask
+from opnp.data import InputSet
+from opnp.detector import OPNP, Verdict
+from opnp.values.pictures import (
+    BEYOND,
+    GalleryItem,
+    GallerySet,
+    ModelPictures,
+    NeuronPicture,
+    SensitivityPicture,
+    WeightPicture,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImageVerdicts", "gallery_set", "thumbnail"]
+__all__ = ["detector_pictures", "gallery_set", "model_gallery", "thumbnail"]
 
-GALLERY_ITEMS = 12
+_BINS = 100
+_RANKS = 512
+"""Neurons that are drawn one by one, at most."""
+
+_ITEMS = 12
 _SIDE = 96
 _SMALL = 32
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class ImageVerdicts:
-    """What a detector says of some images of a set; all tensors have shape ``(samples,)``.
+def detector_pictures(detector: OPNP, weight: Tensor, *, model: str, method: str) -> ModelPictures:
+    """Return what the figures of a detector's head are drawn from; the gallery is empty.
 
-    Attributes:
-        index: Rows of the set.
-        score: Larger = more OOD.
-        predicted_class: Classes that the original head answers.
-        p_value: Conformal p-values, or None.
-        is_ood: Verdicts, or None.
-        label: True classes, or None.
+    Args:
+        detector: A fitted detector.
+        weight: Weight of the head that it was fitted on, shape ``(classes, features)``.
+        model: Name of the model.
+        method: Name of the detector in the table of methods.
+
+    Example:
+        >>> from opnp import Ratios
+        >>> weight, features = torch.eye(4), torch.eye(4)[torch.arange(40) % 4] * torch.arange(40.0)[:, None]
+        >>> detector = OPNP(ratios=Ratios(w_min=0.25)).fit_features(features, weight=weight, bias=None)
+        >>> pictures = detector_pictures(detector, weight, model="four classes", method="OPNP")
+        >>> sum(pictures.weight_sensitivity.lowest), sum(pictures.weights.before), sum(pictures.weights.after)
+        (4, 16, 12)
 
     """
+    sensitivity, settings, masks = detector.sensitivity, detector.settings, detector.masks
+    weight = weight.detach().double().cpu()
+    neuron = sensitivity.neuron(settings.neuron).cpu()
+    low_weights = ~weight_mask(sensitivity.weight, lowest=settings.ratios.w_min, scope=settings.scope).cpu()
+    low_neurons = ~neuron_mask(neuron, lowest=settings.ratios.o_min)
+    return ModelPictures(
+        model=model,
+        method=method,
+        weight_sensitivity=_spread(sensitivity.weight.cpu(), kept=masks.weight.cpu(), lowest=low_weights),
+        neuron_sensitivity=_spread(neuron, kept=masks.neuron.cpu(), lowest=low_neurons),
+        weights=_weights(weight, sensitivity.weight.cpu(), masks),
+        neurons=_neurons(weight, neuron, masks, lowest=low_neurons),
+    )
 
-    index: Tensor
-    score: Tensor
-    predicted_class: Tensor
-    p_value: Tensor | None = None
-    is_ood: Tensor | None = None
-    label: Tensor | None = None
+
+def _spread(values: Tensor, *, kept: Tensor, lowest: Tensor) -> SensitivityPicture:
+    maximum = float(values.max())
+    shares = values.double() / maximum if maximum > 0 else torch.zeros_like(values, dtype=torch.float64)
+    edges = torch.linspace(0, 1, _BINS + 1, dtype=torch.float64)
+    return SensitivityPicture(
+        maximum=maximum,
+        mean=float(shares.mean()),
+        edges=tuple(edges.tolist()),
+        kept=_counts(shares[kept], edges),
+        lowest=_counts(shares[lowest], edges),
+        highest=_counts(shares[~kept & ~lowest], edges),
+    )
+
+
+def _weights(weight: Tensor, sensitivity: Tensor, masks: Masks) -> WeightPicture:
+    low, high = float(weight.min()), float(weight.max())
+    if low == high:  # one bin must have a width
+        low, high = low - 0.5, high + 0.5
+    edges = torch.linspace(low, high, _BINS + 1, dtype=torch.float64)
+    bins = _bins(weight.flatten(), edges)
+    counts = torch.bincount(bins, minlength=_BINS)
+    sums = torch.bincount(bins, weights=sensitivity.double().flatten(), minlength=_BINS)
+    maximum = float(sensitivity.max())
+    means = [
+        float(total / count / maximum) if count > 0 and maximum > 0 else None
+        for total, count in zip(sums, counts, strict=True)
+    ]
+    kept = masks.weight.cpu() & masks.neuron.cpu()
+    return WeightPicture(
+        edges=tuple(edges.tolist()),
+        before=tuple(counts.tolist()),
+        after=_counts(weight[kept], edges),
+        sensitivity=tuple(means),
+    )
+
+
+def _neurons(weight: Tensor, sensitivity: Tensor, masks: Masks, *, lowest: Tensor) -> NeuronPicture:
+    order = torch.argsort(sensitivity, stable=True)
+    ranks = torch.linspace(0, len(order) - 1, min(len(order), _RANKS), dtype=torch.float64).round().long()
+    shown = order[ranks]
+    maximum = float(sensitivity.max())
+    shares = sensitivity.double() / maximum if maximum > 0 else torch.zeros_like(sensitivity, dtype=torch.float64)
+    pruned = pruned_weight(weight, Masks(weight=masks.weight.cpu(), neuron=masks.neuron.cpu()))
+    removed = int((~masks.neuron).sum())
+    return NeuronPicture(
+        neurons=len(order),
+        removed_lowest=int(lowest.sum()),
+        removed_highest=removed - int(lowest.sum()),
+        ranks=tuple(ranks.tolist()),
+        sensitivity=tuple(shares[shown].tolist()),
+        norm_before=tuple(weight.norm(dim=0)[shown].tolist()),
+        norm_after=tuple(pruned.norm(dim=0)[shown].tolist()),
+    )
 
 
 def gallery_set(
     name: str,
-    verdicts: ImageVerdicts,
+    verdict: Verdict,
     *,
+    index: Tensor,
+    labels: Tensor | None = None,
     image_of: Callable[[int], "Image"],
     name_of: Callable[[int], str],
     class_names: Sequence[str] | None = None,
-    count: int = GALLERY_ITEMS,
+    count: int = _ITEMS,
 ) -> GallerySet:
     """Return the images of a set with the largest scores, if it is ``test``, or the smallest, if it is OOD.
 
     Args:
         name: ``test`` or ``ood_*``.
-        verdicts: What the detector says of each.
+        verdict: What a calibrated detector says of each of some rows.
+        index: These rows of the set, shape ``(samples,)``.
+        labels: Their true classes, or None.
         image_of: The image of a row.
         name_of: The name of a row.
         class_names: Names of the model's classes, where they are known.
         count: How many images, at most.
 
     Example:
-        >>> import torch
         >>> from PIL import Image
-        >>> zeros = torch.zeros(3, dtype=torch.int64)
+        >>> zeros, scores = torch.zeros(3, dtype=torch.int64), torch.tensor([0.5, -1.0, 2.0])
         >>> found = gallery_set(
         ...     "ood_noise",
-        ...     ImageVerdicts(torch.arange(3), torch.tensor([0.5, -1.0, 2.0]), zeros),
+        ...     Verdict(zeros, scores, p_value=torch.ones(3), is_ood=scores > 1),
+        ...     index=torch.arange(3),
         ...     image_of=lambda row: Image.new("L", (8, 8), row),
         ...     name_of="image {}".format,
         ...     count=2,
@@ -76,8 +162,22 @@ def gallery_set(
         [('image 1', -1.0), ('image 0', 0.5)]
 
     """
-    order = verdicts.score.argsort(descending=name == "test", stable=True)[:count].tolist()
-    return GallerySet(set=name, items=tuple(_item(verdicts, place, image_of, name_of, class_names) for place in order))
+    items = []
+    for place in verdict.score.argsort(descending=name == "test", stable=True)[:count].tolist():
+        row, predicted = int(index[place]), int(verdict.predicted_class[place])
+        item = GalleryItem(
+            name=name_of(row),
+            index=row,
+            score=min(float(verdict.score[place]), BEYOND),
+            p_value=float(verdict.p_value[place]),
+            is_ood=bool(verdict.is_ood[place]),
+            predicted_class=predicted,
+            predicted_name=None if class_names is None or predicted >= len(class_names) else class_names[predicted],
+            true_class=None if labels is None else int(labels[place]),
+            image=thumbnail(image_of(row)),
+        )
+        items.append(item)
+    return GallerySet(set=name, items=tuple(items))
 
 
 def thumbnail(image: "Image") -> str:
@@ -95,22 +195,43 @@ def thumbnail(image: "Image") -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
-def _item(
-    verdicts: ImageVerdicts,
-    place: int,
-    image_of: Callable[[int], "Image"],
-    name_of: Callable[[int], str],
-    class_names: Sequence[str] | None,
-) -> GalleryItem:
-    row, predicted = int(verdicts.index[place]), int(verdicts.predicted_class[place])
-    return GalleryItem(
-        name=name_of(row),
-        index=row,
-        score=min(float(verdicts.score[place]), BEYOND),
-        p_value=None if verdicts.p_value is None else float(verdicts.p_value[place]),
-        is_ood=None if verdicts.is_ood is None else bool(verdicts.is_ood[place]),
-        predicted_class=predicted,
-        predicted_name=None if class_names is None or predicted >= len(class_names) else class_names[predicted],
-        true_class=None if verdicts.label is None else int(verdicts.label[place]),
-        image=thumbnail(image_of(row)),
+def model_gallery(
+    detector: OPNP, model: ModelData, inputs: Mapping[str, InputSet], *, rows: Tensor
+) -> tuple[GallerySet, ...]:
+    """Return the most OOD-looking images of ``test``, and the most ID-looking ones of every OOD set.
+
+    Args:
+        detector: The product, fitted and calibrated on features of the model.
+        model: The features.
+        inputs: What they were made of, by set: ``test`` and ``ood_*``. Sets that hold no images, or another number of
+            inputs than there are features, are left out.
+        rows: Rows of ``test`` that the detector was not given for validation.
+
+    """
+    return tuple(
+        _gallery(name, detector, model, inputs[name], rows if name == "test" else torch.arange(len(features)))
+        for name, features in model.judged.items()
+        if name in inputs and inputs[name].source.kind == "image" and len(inputs[name].readable) == len(features)
     )
+
+
+def _gallery(name: str, detector: OPNP, model: ModelData, inputs: InputSet, index: Tensor) -> GallerySet:
+    labels, readable = model.test.labels if name == "test" else None, inputs.readable
+    return gallery_set(
+        name,
+        detector.verdict_features(model.judged[name][index]),
+        index=index,
+        labels=None if labels is None else labels[index],
+        image_of=lambda row: inputs.source.sample(int(readable[row])),
+        name_of=lambda row: inputs.names[int(readable[row])],
+        class_names=inputs.source.class_names if name == "test" else None,
+    )
+
+
+def _bins(values: Tensor, edges: Tensor) -> Tensor:
+    """Return the bin of each value: the left edge belongs to it, and the last bin has both."""
+    return (torch.bucketize(values, edges, right=True) - 1).clamp(0, len(edges) - 2)
+
+
+def _counts(values: Tensor, edges: Tensor) -> tuple[int, ...]:
+    return tuple(torch.bincount(_bins(values.flatten(), edges), minlength=len(edges) - 1).tolist())

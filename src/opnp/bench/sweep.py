@@ -1,33 +1,81 @@
 """The ablations of the paper on cached features: curves over every setting, and what they leave behind.
 
 Every point is one pruned head, fitted on ``train`` and judged by ``test`` against each ``ood_*``. Nothing is chosen
-here: a sweep shows what each setting would have given, known with hindsight only. `OPNP()` takes nothing from it.
+here: a sweep shows what each setting would have given, known with hindsight only. `OPNP()` takes nothing from it. Which
+settings a curve tries is a frozen table, chosen with no look at any OOD data.
 """
 
 import os
-import platform
-from collections.abc import Iterable
-from dataclasses import asdict
-from importlib.metadata import version
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
-from opnp.bench.feature_folder import ModelData, feature_folders, read_feature_folder
-from opnp.bench.figures import CALIBRATION_BINS
-from opnp.bench.model_run import Progress
-from opnp.bench.protocol import NEAR_SETS
-from opnp.bench.result_folder import own_result_folder
-from opnp.bench.seeds import require_seed
-from opnp.bench.sweep_curves import BASE_RATIOS, chosen_curves
-from opnp.bench.sweep_model import ModelSweep
-from opnp.bench.sweep_record import SweepBase, SweepRecord, SweepSettings, SweptModel
-from opnp.bench.sweep_tables import sweep_markdown
-from opnp.core import NeuronReading, Scope
-from opnp.detector import Ratios, Settings
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+from torch.nn.functional import linear
+
+from opnp.artifact import tensors_digest
+from opnp.bench.features import ModelData, feature_folders, read_feature_folder, require_seed
+from opnp.bench.figures import CALIBRATION_BINS, classifier_figures, detection_figures
+from opnp.bench.records import own_result_folder, package_versions, write_record
+from opnp.bench.run import Progress
+from opnp.bench.tables import sweep_markdown
+from opnp.core import SCORE_NAMES, NeuronReading, Scope, score_logits
+from opnp.core.checks import require_finite
+from opnp.detector import OPNP, Ratios, Settings
+from opnp.errors import OpnpError, OptionError
 from opnp.files import write_atomically
+from opnp.values.figures import HeadFigures, means_by_side
+from opnp.values.files import SWEEP_FILE
+from opnp.values.sweep import SweepBase, SweepCurve, SweepPoint, SweepRecord, SweepSettings, SweptModel, Varied
 
-__all__ = ["SWEEP_FILES", "run_sweep"]
+__all__ = [
+    "BASE_RATIOS",
+    "CURVES",
+    "PAPER_RATIOS",
+    "SWEEP_FILES",
+    "Curve",
+    "ModelSweep",
+    "PlannedPoint",
+    "chosen_curves",
+    "equivalent",
+    "run_sweep",
+    "sample_sizes",
+    "training_rows",
+]
 
-SWEEP_FILES = ("sweep.json", "sweep.md")
+SWEEP_FILES = (SWEEP_FILE, "sweep.md")
 """What `run_sweep` writes."""
+
+BASE_RATIOS = Ratios(w_min=0.3, o_min=0.1)
+"""Ratios that the other settings are varied at.
+
+Removing the least sensitive is the mild direction: the energy of training samples changes least by it. The share of
+the weights is that of `PRUNED_RATIOS`; that of the neurons is smaller, as a neuron takes one weight of every class.
+"""
+
+PAPER_RATIOS = Ratios(w_max=0.005, o_max=0.3)
+"""What the paper holds fixed on ImageNet with ResNet-50 while it varies a smallest share (captions of its Figure 3)."""
+
+_DRAWS = 5
+"""Draws of training samples at each size that is no more than `_SMALL`; one at each larger size."""
+
+_SMALL = 20_000
+_FEWEST = 100
+
+_Points = Callable[[SweepSettings, int], Iterable["PlannedPoint"]]
+RatioName = Literal["w_min", "w_max", "o_min", "o_max"]
+_GRIDS: Mapping[RatioName, tuple[float, ...]] = {
+    "w_min": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
+    "w_max": (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
+    "o_min": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    "o_max": (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5),
+}
+_READINGS: tuple[NeuronReading, ...] = ("gradient", "aggregate")
+_PAIR = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+_TEMPERATURES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
 def run_sweep(
@@ -39,7 +87,7 @@ def run_sweep(
     base: Ratios = BASE_RATIOS,
     scope: Scope = "layer",
     neuron: NeuronReading = "gradient",
-    near: Iterable[str] = NEAR_SETS,
+    near: Iterable[str] = (),
     progress: Progress = None,
 ) -> SweepRecord:
     """Try settings of the paper's method on cached features, write the results to `out`, and return the record.
@@ -108,15 +156,343 @@ def run_sweep(
         seed=seed,
         base=SweepBase(**asdict(base), scope=options.scope, neuron=options.neuron),
         calibration_bins=CALIBRATION_BINS,
-        versions=_versions(),
+        versions=package_versions("numpy", "safetensors"),
         curves=tuple(curve.about for curve in chosen),
         models=tuple(map(swept, models)),
     )
-    write_atomically(out / "sweep.json", (record.to_json() + "\n").encode())
+    write_record(out / SWEEP_FILE, record)
     write_atomically(out / "sweep.md", sweep_markdown(record).encode())
     return record
 
 
-def _versions() -> dict[str, str]:
-    packages = ("opnp", "torch", "numpy", "safetensors")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+@dataclass(frozen=True, slots=True)
+class PlannedPoint:
+    """A point to be.
+
+    Attributes:
+        varied: What the curve varies, and its value here.
+        settings: Every setting.
+
+    """
+
+    varied: Mapping[str, Varied]
+    settings: SweepSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A curve to be.
+
+    Attributes:
+        about: Its name and what it varies.
+        points: Its points, given the base settings (those of all training samples) and the seed of the first draw.
+
+    """
+
+    about: SweepCurve
+    points: _Points
+
+
+def sample_sizes(samples: int) -> list[int]:
+    """Return the numbers of training samples to try: 100, 200, 500, 1000, ... and all.
+
+    Example:
+        >>> sample_sizes(1000), sample_sizes(60)
+        ([100, 200, 500, 1000], [60])
+
+    """
+    sizes, decade = [], _FEWEST
+    while decade < samples:
+        sizes += [step * decade for step in (1, 2, 5) if step * decade < samples]
+        decade *= 10
+    return [*sizes, samples]
+
+
+def chosen_curves(names: Iterable[str] | None) -> tuple[Curve, ...]:
+    """Return the curves that some names choose, in the order of `CURVES`.
+
+    Args:
+        names: Curves or families of curves; None for all.
+
+    Returns:
+        The chosen curves.
+
+    Raises:
+        OptionError: If a name is unknown, or there is none; the message lists the known ones.
+
+    Example:
+        >>> [curve.about.name for curve in chosen_curves(["temperature", "parts"])]
+        ['parts', 'temperature']
+
+    """
+    if names is None:
+        return CURVES
+    wanted = list(names)
+    known = {name for curve in CURVES for name in (curve.about.name, curve.about.family)}
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        families = dict.fromkeys(curve.about.family for curve in CURVES)
+        got = f"got {', '.join(map(repr, unknown))}" if unknown else "got none"
+        raise OptionError(
+            f"`curves` must be families ({', '.join(families)}) or curves "
+            f"({', '.join(curve.about.name for curve in CURVES)}), {got}.",
+        )
+    return tuple(curve for curve in CURVES if {curve.about.name, curve.about.family} & set(wanted))
+
+
+@dataclass(eq=False, slots=True)
+class ModelSweep:
+    """One model, with what was fitted and scored so far.
+
+    Attributes:
+        model: Features and head.
+        near: Names of the OOD sets that are near, for every model or as ``model:set`` for one.
+
+    """
+
+    model: ModelData
+    near: frozenset[str]
+    _features: Tensor = field(init=False)
+    _main: OPNP = field(init=False)
+    _latest: tuple[tuple[float, int, int | None], OPNP] | None = None
+    _computed: dict[SweepSettings, SweepPoint] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Gather the samples, so that a setting is scored by one product, and fit on all of ``train``.
+
+        A head that cannot be fitted is refused here.
+        """
+        self._features = torch.cat([each.double() for each in (self.model.test.features, *self.model.ood.values())])
+        self._main = self._fitted(temperature=1.0, rows=None)
+
+    def result(self, curves: Sequence[Curve], base: SweepSettings, *, seed: int, progress: Progress) -> SweptModel:
+        """Return what came of the curves, in their order.
+
+        Args:
+            curves: The curves.
+            base: What they are varied at.
+            seed: Seed of the first draw of training samples.
+            progress: Wrapper of iterables that shows progress, one step a point.
+
+        """
+        planned = [(curve.about.name, point) for curve in curves for point in curve.points(base, seed)]
+        model = self.model
+        unpruned = replace(base, w_min=0.0, w_max=0.0, o_min=0.0, o_max=0.0)
+        return SweptModel(
+            model=model.name,
+            classes=model.classes,
+            features=model.features,
+            data=model.sources,
+            nearness=model.nearness(self.near),
+            energy=self.point(unpruned),
+            points=tuple(
+                replace(self.point(plan.settings), curve=name, varied=plan.varied)
+                for name, plan in (planned if progress is None else progress(planned))
+            ),
+        )
+
+    def point(self, settings: SweepSettings) -> SweepPoint:
+        """Return what came of one setting, on no curve."""
+        key = equivalent(settings)
+        if key not in self._computed:
+            self._computed[key] = self._outcome(settings)
+        return replace(self._computed[key], settings=settings)
+
+    def _outcome(self, settings: SweepSettings) -> SweepPoint:
+        point = SweepPoint(curve="", varied={}, settings=settings, status="failed")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                ratios = Ratios(settings.w_min, settings.w_max, settings.o_min, settings.o_max)
+                detector = self._detector(settings)
+                detector = detector.with_ratios(ratios, neuron=settings.neuron, scope=settings.scope)
+                point = self._with_figures(point, detector)
+            except OpnpError as error:
+                point = replace(point, reason=str(error))
+        return replace(point, notes=tuple(sorted({str(each.message) for each in caught})))
+
+    def _detector(self, settings: SweepSettings) -> OPNP:
+        """Return a detector with the sensitivities that the settings ask for; the last one made is kept."""
+        samples, total = settings.training_samples, len(self.model.train.features)
+        if settings.temperature == 1.0 and samples == total:
+            return self._main
+        key = settings.temperature, samples, settings.seed
+        if self._latest is None or self._latest[0] != key:
+            rows = None if settings.seed is None else training_rows(total, samples, seed=settings.seed)
+            self._latest = key, self._fitted(temperature=settings.temperature, rows=rows)
+        return self._latest[1]
+
+    def _fitted(self, *, temperature: float, rows: Tensor | None) -> OPNP:
+        detector = OPNP(ratios=Ratios(), temperature=temperature, shaping=None, precision="float64")
+        features, head = self.model.train.features, self.model.head
+        return detector.fit_features(features if rows is None else features[rows], weight=head.weight, bias=head.bias)
+
+    def _with_figures(self, point: SweepPoint, detector: OPNP) -> SweepPoint:
+        settings, masks, head = point.settings, detector.masks, detector.pruned_head
+        bias = None if head.bias is None else head.bias.double()
+        logits = linear(self._features, head.weight.double(), bias)
+        require_finite(logits, name="logits", where=" of the pruned head")
+        scores = score_logits(logits, score=settings.score, temperature=settings.temperature)
+        labels, lengths = self.model.test.labels, [len(each) for each in self.model.ood.values()]
+        samples = len(self.model.test.features)
+        inside, *outside = scores.split([samples, *lengths])
+        detection = {name: detection_figures(inside, each) for name, each in zip(self.model.ood, outside, strict=True)}
+        answers = None if labels is None else classifier_figures(logits[:samples], labels)
+        return replace(
+            point,
+            status="ok",
+            pruned_weights=int((~masks.weight).sum()),
+            pruned_neurons=int((~masks.neuron).sum()),
+            removed_share=int((~masks.kept).sum()) / masks.kept.numel(),
+            mask_digest=tensors_digest({"kept": masks.kept}),
+            detection=detection,
+            **means_by_side(detection, self.model.nearness(self.near)),
+            head=None if answers is None else HeadFigures(accuracy=answers.accuracy, ece=answers.ece),
+        )
+
+
+def equivalent(settings: SweepSettings) -> SweepSettings:
+    """Return settings with the same outcome in their plainest form: what removes nothing has no scope and no reading.
+
+    Example:
+        >>> energy = SweepSettings(0.0, 0.0, 0.0, 0.0, "class", "aggregate", 1.0, "energy", 100, None)
+        >>> equivalent(energy).scope, equivalent(energy).neuron
+        ('layer', 'gradient')
+
+    """
+    return replace(
+        settings,
+        scope=settings.scope if settings.w_min or settings.w_max else "layer",
+        neuron=settings.neuron if settings.o_min or settings.o_max else "gradient",
+    )
+
+
+def training_rows(total: int, samples: int, *, seed: int) -> Tensor:
+    """Return the rows of a random draw, ascending, shape ``(samples,)``; with one seed, a smaller draw is in a larger.
+
+    Args:
+        total: Rows there are.
+        samples: Rows to draw, at most `total`.
+        seed: Seed of the draw.
+
+    Example:
+        >>> small, large = (set(training_rows(100, samples, seed=7).tolist()) for samples in (10, 20))
+        >>> len(small), small < large
+        (10, True)
+
+    """
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return order[:samples].sort().values
+
+
+def _with(settings: SweepSettings, ratios: Mapping[RatioName, float]) -> SweepSettings:
+    """Return the settings with these ratios, the others 0."""
+    return replace(settings, **{name: float(ratios.get(name, 0.0)) for name in _GRIDS})
+
+
+def _parts(name: str, ratios: Ratios | None, title: str) -> Curve:
+    """Return energy, OPP, ONP and OPNP at some ratios; at those of the base where there are none given."""
+
+    def points(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
+        source = base if ratios is None else ratios
+        weights: dict[RatioName, float] = {"w_min": source.w_min, "w_max": source.w_max}
+        neurons: dict[RatioName, float] = {"o_min": source.o_min, "o_max": source.o_max}
+        yield PlannedPoint({"part": "Energy"}, _with(base, {}))
+        yield PlannedPoint({"part": "OPP"}, _with(base, weights))
+        for part, removed in (("ONP", neurons), ("OPNP", weights | neurons)):
+            for reading in _READINGS:
+                yield PlannedPoint({"part": f"{part} {reading}"}, replace(_with(base, removed), neuron=reading))
+
+    family = "parts" if ratios is None else "paper"
+    return Curve(SweepCurve(name, family, title, ("part",)), points)
+
+
+def _ratio(
+    ratio: RatioName,
+    *,
+    scope: Scope = "layer",
+    neuron: NeuronReading = "gradient",
+    partner: tuple[RatioName, float] | None = None,
+) -> Curve:
+    """Return a curve over one ratio, by itself or with a partner that stays; the base's value is among its points."""
+    kind = f"{scope} scope" if ratio.startswith("w") else f"{neuron} reading"
+    words = [ratio, *(["paper"] if partner else []), *([scope] if scope == "class" else [])]
+    words += [neuron] if neuron == "aggregate" else []
+    fixed = {} if partner is None else dict([partner])
+    only = f"As in the paper's Figure 3: rho_{partner[0]} = {partner[1]:g} and" if partner else "Only"
+    about = SweepCurve(
+        name="-".join(words),
+        family="paper" if partner else "ratios",
+        title=f"{only} rho_{ratio}, {kind}",
+        varies=(ratio,),
+    )
+
+    def points(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
+        for value in sorted({*_GRIDS[ratio], getattr(base, ratio)}):
+            if value + sum(fixed.values()) < 1 - 1e-9:
+                settings = replace(_with(base, {ratio: value, **fixed}), scope=scope, neuron=neuron)
+                yield PlannedPoint({ratio: value}, settings)
+
+    return Curve(about, points)
+
+
+def _curve(name: str, family: str, title: str, points: _Points, *varies: str) -> Curve:
+    return Curve(SweepCurve(name, family, title, varies), points)
+
+
+def _pair(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
+    for w_min in sorted({*_PAIR, base.w_min}):
+        for o_min in sorted({*_PAIR, base.o_min}):
+            settings = _with(base, {"w_min": w_min, "o_min": o_min})
+            yield PlannedPoint({"w_min": w_min, "o_min": o_min}, settings)
+
+
+def _temperatures(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
+    for temperature in _TEMPERATURES:
+        yield PlannedPoint({"temperature": temperature}, replace(base, temperature=temperature))
+
+
+def _samples(base: SweepSettings, seed: int) -> Iterable[PlannedPoint]:
+    for size in sample_sizes(base.training_samples):
+        is_all = size == base.training_samples
+        for draw in range(_DRAWS if size <= _SMALL and not is_all else 1):
+            settings = replace(base, training_samples=size, seed=None if is_all else seed + draw)
+            yield PlannedPoint({"training_samples": size}, settings)
+
+
+def _scores(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
+    for score in SCORE_NAMES:
+        yield PlannedPoint({"score": score}, replace(base, score=score))
+
+
+def _scores_unpruned(base: SweepSettings, seed: int) -> Iterable[PlannedPoint]:
+    return _scores(_with(base, {}), seed)
+
+
+_ALONE = (
+    *(_ratio(ratio, scope=scope) for ratio in ("w_min", "w_max") for scope in ("layer", "class")),
+    *(_ratio(ratio, neuron=reading) for ratio in ("o_min", "o_max") for reading in _READINGS),
+)
+_FIGURE_3 = (
+    _ratio("w_min", partner=("w_max", PAPER_RATIOS.w_max)),
+    *(_ratio("o_min", neuron=reading, partner=("o_max", PAPER_RATIOS.o_max)) for reading in _READINGS),
+)
+
+CURVES: tuple[Curve, ...] = (
+    _parts("parts", None, "Weights, neurons and both removed, at the base ratios"),
+    _parts("parts-paper", PAPER_RATIOS, "Weights, neurons and both removed: rho_w_max = 0.005, rho_o_max = 0.3"),
+    *_ALONE,
+    *_FIGURE_3,
+    _curve("w_min-o_min", "pairs", "Only rho_w_min and rho_o_min", _pair, "w_min", "o_min"),
+    _curve(
+        "temperature",
+        "temperature",
+        "Temperature of sensitivities and score, at the base ratios",
+        _temperatures,
+        "temperature",
+    ),
+    _curve("samples", "samples", "Random training samples, at the base ratios", _samples, "training_samples"),
+    _curve("scores", "scores", "Scores on the pruned head, at the base ratios", _scores, "score"),
+    _curve("scores-unpruned", "scores", "Scores on the original head", _scores_unpruned, "score"),
+)
+"""Every curve, in the order of the tables."""

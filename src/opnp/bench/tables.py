@@ -1,11 +1,18 @@
-"""A record as Markdown tables: far and near OOD apart, what became of the classifier, and what did not run."""
+"""Records as Markdown tables, near and far OOD apart: of a benchmark, and of a sweep."""
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean, stdev
 
-from opnp.bench.bench_record import BenchRecord, DetectionFigures, MethodRow, ModelResult, Nearness
+from msgspec.structs import asdict
 
-__all__ = ["results_markdown"]
+from opnp.values.bench import BenchRecord, JudgedModel, MethodRow, ModelResult
+from opnp.values.figures import DetectionFigures, Nearness
+from opnp.values.sweep import SweepCurve, SweepPoint, SweepRecord, SweepSettings, SweptModel
+
+__all__ = ["results_markdown", "sweep_markdown"]
 
 _GROUPS = {
     "reference": "opnp at fixed ratios",
@@ -14,7 +21,7 @@ _GROUPS = {
     "product": "opnp as it is used",
 }
 
-_PREFACE = (
+_BENCH_PREFACE = (
     "All figures are in %. Detection is given as FPR95 / AUROC: FPR95 is the share of OOD kept where 95 % of ID is",
     "kept (ID positive, as in the papers), lower is better; AUROC is the same for both conventions, higher is better.",
     "The other convention of FPR95 and both AUPR stand in results.json, times and memory in timings.json.",
@@ -26,6 +33,51 @@ _PREFACE = (
     "Regret of a method on a model is the AUROC of the best published single score among these rows, chosen with",
     "hindsight, less its own; at least 0. Both are means over all OOD sets.",
 )
+
+_SWEEP_PREFACE = (
+    "All figures are in %. FPR95 is the share of OOD kept where 95 % of ID is kept (ID positive, as in the papers),",
+    "lower is better; AUROC is the same for both conventions, higher is better; both are means over the far and over",
+    "the near OOD sets. Accuracy and calibration error (ECE) are those of the pruned head by itself on the ID test",
+    "samples; the answers come from the original head in any case. `removed` is the share of the head's entries that",
+    "are set to zero. Where training samples are drawn several times: mean and standard deviation over the draws.",
+    "Figures by set, the other FPR95 and both AUPR stand in sweep.json.",
+    "",
+    "The best of each column is in bold. Which setting is best is known here with hindsight only: the OOD sets that",
+    "judge were seen. Settings are to be chosen by other data: `opnp tune` takes OOD validation samples for it. All of",
+    "this is the paper's method, one pruned head: `OPNP()`, the fusion, takes nothing from it.",
+)
+
+_ENERGY = "Energy (original head)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One figure of the points of a table.
+
+    Attributes:
+        title: Its heading.
+        values: One value a row and draw, fractions; a row has several where training samples are drawn several times.
+        is_small_better: Whether the best is the smallest; None where there is no best.
+
+    """
+
+    title: str
+    values: tuple[tuple[float, ...], ...]
+    is_small_better: bool | None = None
+
+    def cells(self) -> list[str]:
+        """Return the cells in percent, with the spread over draws, the best in bold."""
+        means = [fmean(values) for values in self.values]
+        texts = [f"{100 * mean:.2f}" for mean in means]
+        if self.is_small_better is not None and len(set(texts)) > 1:
+            best = f"{100 * (min(means) if self.is_small_better else max(means)):.2f}"
+            marked = [f"**{text}**" if text == best else text for text in texts]
+        else:
+            marked = texts
+        return [
+            f"{text} ± {100 * stdev(values):.2f}" if len(values) > 1 else text
+            for text, values in zip(marked, self.values, strict=True)
+        ]
 
 
 def results_markdown(record: BenchRecord) -> str:
@@ -41,32 +93,57 @@ def results_markdown(record: BenchRecord) -> str:
     lines = [
         "# Results",
         "",
-        *_PREFACE,
+        *_BENCH_PREFACE,
         "",
         f"Seed {record.seed}; {versions}.",
     ]
     for model in record.models:
-        lines += _model(model, bins=record.calibration_bins)
+        lines += _bench_model(model, bins=record.calibration_bins)
     return "\n".join(lines) + "\n"
 
 
-def _model(model: ModelResult, *, bins: int) -> list[str]:
+def sweep_markdown(record: SweepRecord) -> str:
+    """Return the tables of a record as Markdown: figures in percent, the best of each column in bold.
+
+    Example:
+        >>> from opnp.values.sweep import SweepBase
+        >>> base = SweepBase(0.3, 0.0, 0.1, 0.0, "layer", "gradient")
+        >>> record = SweepRecord(seed=3, base=base, calibration_bins=15, versions={}, curves=(), models=())
+        >>> sweep_markdown(record).splitlines()[0]
+        '# Sweep'
+
+    """
+    versions = ", ".join(f"{name} {value}" for name, value in sorted(record.versions.items()))
+    base = ", ".join(f"{name} {value}" for name, value in asdict(record.base).items())
+    lines = ["# Sweep", "", *_SWEEP_PREFACE, "", f"Base: {base}. Seed {record.seed}; {versions}."]
+    for model in record.models:
+        lines += _swept_model(model, record.curves)
+    return "\n".join(lines) + "\n"
+
+
+def _head_lines(model: JudgedModel) -> list[str]:
     files = ["train", "test", *(f"ood_{name}" for name in sorted(model.nearness))]
     counts = ", ".join(f"{name} {model.data[name].samples}" for name in files)
-    lines = [
+    return [
         "",
         f"## {model.model}",
         "",
         f"{model.classes} classes, {model.features} features. Samples: {counts}.",
-        f"Of test, {model.validation_samples} are for validation and {model.id_samples['rest']} are the rest.",
     ]
-    lines += _overall(model)
-    lines += _detection(model, "far", "Far OOD")
-    lines += _detection(model, "near", "Near OOD")
-    lines += _classifier(model, bins=bins)
-    lines += _settings(model)
-    lines += _remarks(model)
-    return lines
+
+
+def _bench_model(model: ModelResult, *, bins: int) -> list[str]:
+    rest = model.id_samples["rest"]
+    return [
+        *_head_lines(model),
+        f"Of test, {model.validation_samples} are for validation and {rest} are the rest.",
+        *_overall(model),
+        *_detection(model, "far", "Far OOD"),
+        *_detection(model, "near", "Near OOD"),
+        *_classifier(model, bins=bins),
+        *_settings(model),
+        *_bench_remarks(model),
+    ]
 
 
 def _overall(model: ModelResult) -> list[str]:
@@ -75,23 +152,21 @@ def _overall(model: ModelResult) -> list[str]:
     if not rows:
         return []
     cells = [
-        [row.method, *("" if each is None else _percent(each) for each in (_auroc(row), model.regret(row)))]
-        for row in rows
+        [row.method, "" if row.mean is None else _percent(row.mean.auroc), _percent(model.regret(row))] for row in rows
     ]
     hindsight = [] if best is None else ["", f"The best published single score here is {best.method}."]
     return ["", "### All OOD sets", *hindsight, "", *_table(["method", "AUROC", "regret"], cells)]
 
 
-def _auroc(row: MethodRow) -> float | None:
-    return None if row.mean is None else row.mean.auroc
-
-
 def _detection(model: ModelResult, nearness: Nearness, title: str) -> list[str]:
-    names = sorted(name for name, value in model.nearness.items() if value == nearness)
+    names = model.sets(nearness)
     if not names:
         return []
     lines, means = ["", f"### {title}"], ["mean"] if len(names) > 1 else []
-    for group, rows in _by_group(model):
+    for group, heading in _GROUPS.items():
+        rows = [row for row in model.best_first if row.group == group]
+        if not rows:
+            continue
         figures = {row.method: _figures(row, names, nearness) for row in rows}
         columns = list(zip(*figures.values(), strict=True))
         fewest = [min(each.fpr95 for each in column) for column in columns]
@@ -100,7 +175,7 @@ def _detection(model: ModelResult, nearness: Nearness, title: str) -> list[str]:
             [name, *(_pair(each, low, high) for each, low, high in zip(values, fewest, most, strict=True))]
             for name, values in figures.items()
         ]
-        lines += ["", f"{_GROUPS[group]}:", "", *_table(["method", *names, *means], cells)]
+        lines += ["", f"{heading}:", "", *_table(["method", *names, *means], cells)]
     return lines
 
 
@@ -149,10 +224,10 @@ def _settings(model: ModelResult) -> list[str]:
         [row.method, row.source, f"`{json.dumps(row.settings, sort_keys=True)}`" if row.settings else "", row.citation]
         for row in model.methods
     ]
-    return ["", "### Settings", "", *_table(["method", "computed by", "settings", "from"], cells, is_text=True)]
+    return ["", "### Settings", "", *_table(["method", "computed by", "settings", "from"], cells, are_texts=True)]
 
 
-def _remarks(model: ModelResult) -> list[str]:
+def _bench_remarks(model: ModelResult) -> list[str]:
     failed = [f"- {row.method}: {row.reason}" for row in model.methods if row.status == "failed"]
     notes = [f"- {row.method}: {note}" for row in model.methods for note in row.notes]
     lines = []
@@ -162,17 +237,93 @@ def _remarks(model: ModelResult) -> list[str]:
     return lines
 
 
-def _by_group(model: ModelResult) -> Iterable[tuple[str, list[MethodRow]]]:
-    for group in _GROUPS:
-        rows = [row for row in model.methods if row.group == group and row.status == "ok"]
-        if rows:
-            yield group, rows
+def _swept_model(model: SweptModel, curves: Sequence[SweepCurve]) -> list[str]:
+    sides: tuple[Nearness, ...] = ("far", "near")
+    named = "; ".join(f"{side}: {', '.join(names)}" for side in sides if (names := model.sets(side)))
+    lines = [*_head_lines(model), f"OOD sets, {named}."]
+    for curve in curves:
+        lines += _curve(curve, model)
+    return lines
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, is_text: bool = False) -> list[str]:
-    rule = ["---", *("---" if is_text else "---:" for _ in columns[1:])]
-    return [f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)]
+def _curve(curve: SweepCurve, model: SweptModel) -> list[str]:
+    points = [point for point in model.curve(curve.name) if not _is_energy(point.settings, model.energy.settings)]
+    ran = [point for point in points if point.status == "ok"]
+    rows = [([_ENERGY, *("" for _ in curve.varies[1:])], [model.energy])]
+    for labels, group in groupby(ran, key=lambda point: point.labels(curve.varies)):
+        draws, label = list(group), list(labels)
+        label[-1] += f" ({len(draws)} draws)" if len(draws) > 1 else ""
+        rows.append((label, draws))
+    columns = _columns([draws for _, draws in rows])
+    figures = zip(*(column.cells() for column in columns), strict=True)
+    titles = [*curve.varies, *(column.title for column in columns)]
+    cells = [[*label, *row] for (label, _), row in zip(rows, figures, strict=True)]
+    return [
+        "",
+        f"### {curve.name}",
+        "",
+        f"{curve.title}.",
+        "",
+        *_table(titles, cells, labels=len(curve.varies)),
+        *_sweep_remarks(points, curve.varies),
+    ]
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
+def _is_energy(settings: SweepSettings, energy: SweepSettings) -> bool:
+    """Return whether nothing is removed, and the score is that of the first row."""
+    names = ("w_min", "w_max", "o_min", "o_max", "temperature", "score")
+    return all(getattr(settings, name) == getattr(energy, name) for name in names)
+
+
+def _columns(rows: Sequence[Sequence[SweepPoint]]) -> list[_Column]:
+    """Return the columns of a table; a side without OOD sets has none, nor have answers without labels."""
+    columns = []
+    for side in ("far", "near"):
+        for title, figure, is_small_better in (("FPR95", "fpr95", True), ("AUROC", "auroc", False)):
+            values = _values(rows, side, figure)
+            if values:
+                columns.append(_Column(f"{side} {title}", values, is_small_better=is_small_better))
+    for title, figure, is_small_better in (("accuracy", "accuracy", False), ("ECE", "ece", True)):
+        values = _values(rows, "head", figure)
+        if values:
+            columns.append(_Column(title, values, is_small_better=is_small_better))
+    removed = tuple(tuple(point.removed_share or 0.0 for point in points) for points in rows)
+    return [*columns, _Column("removed", removed)]
+
+
+def _values(rows: Sequence[Sequence[SweepPoint]], part: str, figure: str) -> tuple[tuple[float, ...], ...]:
+    """Return one figure of a part of every point, or nothing where there is no such part."""
+    parts = [[getattr(point, part) for point in points] for points in rows]
+    if any(each is None for row in parts for each in row):
+        return ()
+    return tuple(tuple(float(getattr(each, figure)) for each in row) for row in parts)
+
+
+def _sweep_remarks(points: Sequence[SweepPoint], varies: Sequence[str]) -> list[str]:
+    """Return what did not run, what was warned of, and which value of a ratio changed nothing."""
+    remarks: dict[str, None] = {}
+    for before, point in zip([None, *points], points, strict=False):
+        place = ", ".join(f"{name} {label}" for name, label in zip(varies, point.labels(varies), strict=True))
+        if point.status == "failed":
+            remarks[f"- {place} did not run: {' '.join(point.reason.split())}"] = None
+        remarks |= {f"- {place}: {' '.join(note.split())}": None for note in point.notes}
+        if before is not None and not point.notes and _is_repeated(before, point):
+            remarks[f"- {place}: the same entries are removed as at {before.labels(varies)[0]}."] = None
+    return ["", *remarks] if remarks else []
+
+
+def _is_repeated(before: SweepPoint, point: SweepPoint) -> bool:
+    """Return whether two points that one ratio should tell apart have the same mask."""
+    is_ratio = len(point.varied) == 1 and point.varied.keys() <= {"w_min", "w_max", "o_min", "o_max"}
+    return is_ratio and point.mask_digest is not None and point.mask_digest == before.mask_digest
+
+
+def _table(
+    titles: Sequence[str], rows: Iterable[Sequence[str]], *, labels: int = 1, are_texts: bool = False
+) -> list[str]:
+    rule = ["---" if are_texts or place < labels else "---:" for place in range(len(titles))]
+    return [f"| {' | '.join(cells)} |" for cells in (titles, rule, *rows)]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"

@@ -35,7 +35,8 @@ from opnp.cli.report_option import ReportFile, require_report, tell_report
 from opnp.errors import OptionError
 
 if TYPE_CHECKING:
-    from opnp.bench import BenchRecord, DetectionFigures, MethodRow, ModelResult
+    from opnp.values.bench import BenchRecord, MethodRow, ModelResult
+    from opnp.values.figures import DetectionFigures
 
 __all__ = ["bench"]
 
@@ -101,8 +102,9 @@ def bench(
     rho_o_min: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
     rho_o_max: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
     near: Annotated[
-        str, typer.Option(help="OOD sets that are near, separated by commas; MODEL:SET for one model alone.")
-    ] = "cifar10,cifar100",
+        str,
+        typer.Option(help="OOD sets that are near, separated by commas; MODEL:SET for one model alone. Default: none."),
+    ] = "",
     report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:

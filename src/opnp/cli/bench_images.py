@@ -5,7 +5,8 @@ from pathlib import Path
 
 import typer
 
-from opnp.bench import Forward, cache_features, folder_name, includes_odin, require_bench
+from opnp.adapters import folder_name
+from opnp.bench import Forward, cache_features, includes_odin, require_bench
 from opnp.cli.cache import tell_unreadable
 from opnp.cli.model_options import FeaturesDtype, ModelOptions, checked_device
 from opnp.cli.output import progress_bar

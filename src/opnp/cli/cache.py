@@ -36,7 +36,7 @@ from opnp.errors import OptionError
 
 if TYPE_CHECKING:
     from opnp.bench import CacheReport
-    from opnp.bench.feature_source import SetSource
+    from opnp.bench.origin import SetSource
 
 __all__ = ["cache", "tell_unreadable"]
 
@@ -155,7 +155,7 @@ def _facts(report: "CacheReport") -> dict[str, object]:
             for name in (*report.kept, *report.computed)
         },
         "odin": [] if report.odin is None else sorted(report.odin.scores),
-        "odin_reason": "" if report.odin is None else report.odin.reason,
+        "odin_reason": "" if report.odin is None else report.odin.about.reason,
     }
 
 
@@ -172,6 +172,6 @@ def _print_report(report: "CacheReport", out: Path) -> None:
         ["set", "inputs", "samples", "accuracy %", "features", "ODIN"],
         rows,
     )
-    if report.odin is not None and report.odin.reason:
-        typer.echo(f"ODIN has no scores: {report.odin.reason}", err=True)
+    if report.odin is not None and report.odin.about.reason:
+        typer.echo(f"ODIN has no scores: {report.odin.about.reason}", err=True)
     typer.echo(f"Features are in {out}.")

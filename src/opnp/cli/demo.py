@@ -13,7 +13,7 @@ from opnp.cli.output import print_table
 from opnp.cli.report_option import ReportFile, require_report, tell_report
 
 if TYPE_CHECKING:
-    from opnp.bench import Record
+    from opnp.values.bench import DemoRecord
 
 __all__ = ["demo"]
 
@@ -46,7 +46,7 @@ def demo(
     tell_report(out, report, is_quiet=False)
 
 
-def _print_record(record: "Record") -> None:
+def _print_record(record: "DemoRecord") -> None:
     places = list(record.methods[0].detection)
     columns = ["method", *(f"{place} {metric}" for place in places for metric in ("FPR95", "AUROC"))]
     rows = [

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from opnp.bench.feature_files import FEATURE_FILE
 from opnp.errors import OptionError
+from opnp.values.files import FEATURE_FILE
 
 __all__ = ["require_distinct_files"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import typer
 from torch import nn
 
-from opnp.bench.forward import target_device
-from opnp.bench.model_failure import model_failure_text
+from opnp.adapters import model_failure_text
+from opnp.bench.cache import target_device
 from opnp.cli.model_options import ModelOptions, checked_device
 from opnp.data import InputSet, Transform, open_inputs, unreadable_summary
 from opnp.data.inputs import InputBatches

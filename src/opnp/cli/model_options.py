@@ -155,7 +155,7 @@ class ModelOptions:
             OpnpError: If the options name no model, or do not say how to make its inputs.
 
         """
-        from opnp.bench import chosen_preprocessing, model_from_name
+        from opnp.adapters import chosen_preprocessing, model_from_name
 
         mean, std = _numbers("--mean", self.mean), _numbers("--std", self.std)
         model, known = model_from_name(self.name, weights=self.weights)

@@ -13,7 +13,8 @@ from opnp.cli.output import print_table, progress_bar
 from opnp.cli.report_option import ReportFile, require_report, tell_report
 
 if TYPE_CHECKING:
-    from opnp.bench import DetectionFigures, SweepCurve, SweepPoint, SweepRecord, SweptModel
+    from opnp.values.figures import DetectionFigures
+    from opnp.values.sweep import SweepCurve, SweepPoint, SweepRecord, SweptModel
 
 __all__ = ["sweep"]
 
@@ -45,7 +46,7 @@ def sweep(
     neuron: Annotated[
         NeuronReadingName, typer.Option(help="Reading of the neuron sensitivity at the base.")
     ] = NeuronReadingName.gradient,
-    near: Annotated[str, typer.Option(help="OOD sets that are near, separated by commas.")] = "cifar10,cifar100",
+    near: Annotated[str, typer.Option(help="OOD sets that are near, separated by commas. Default: none.")] = "",
     report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:
@@ -109,7 +110,7 @@ def _print_model(record: "SweepRecord", model: "SweptModel") -> None:
 
 def _best(curve: "SweepCurve", points: "Sequence[SweepPoint]", side: str) -> tuple[str, str]:
     """Return figures and place of the largest AUROC on one side, means over draws; empty where there is none."""
-    from opnp.bench import mean_figures
+    from opnp.values.figures import mean_figures
 
     found: list[tuple[DetectionFigures, str]] = []
     for labels, draws in groupby(points, key=lambda point: point.labels(curve.varies)):

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -15,8 +15,7 @@ from torch import Tensor
 from opnp.core.checks import checked_matrix, require_finite
 from opnp.errors import DataFileError, EmptyDataError, InputTypeError, MissingFileError, OptionError, ShapeError
 from opnp.files import existing_file, write_atomically
-from opnp.files.json_text import json_values
-from opnp.files.typed_json import typed_value
+from opnp.values.reading import Value, json_values
 
 __all__ = ["INDEX_NAME", "FeatureShardWriter", "Shard", "ShardIndex"]
 
@@ -28,8 +27,7 @@ _ROWS = 16384
 _PATTERN = "features-*.safetensors"
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(Value, frozen=True):
     """One file of a folder of shards.
 
     Attributes:
@@ -46,8 +44,7 @@ class Shard:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class ShardIndex:
+class ShardIndex(Value, frozen=True):
     """What a folder of shards holds.
 
     Attributes:
@@ -80,7 +77,7 @@ class ShardIndex:
     def to_json(self) -> str:
         """Return the index as text, for `from_json`."""
         head = {"format": _FORMAT, "version": _VERSION, "rows": self.rows}
-        return json.dumps(head | asdict(self), indent=1, sort_keys=True) + "\n"
+        return json.dumps(head | msgspec.to_builtins(self), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -95,7 +92,7 @@ class ShardIndex:
             found = values.pop("format"), values.pop("version")
             if found == (_FORMAT, _VERSION):
                 rows = values.pop("rows")
-                index = typed_value(cls, values)
+                index = msgspec.convert(values, cls)
                 is_whole = index.rows == rows and index.shards and all(shard.rows > 0 for shard in index.shards)
                 if is_whole and all(Path(shard.file).name == shard.file for shard in index.shards):
                     return index

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from opnp.errors import DataFileError, EmptyDataError, MissingExtraError
-from opnp.files import existing_file, write_atomically
+from opnp.files import existing_file, require_few_rows, write_atomically
 
-__all__ = ["ScoreTable", "read_score_table", "require_few_rows", "require_score_file", "write_score_table"]
+__all__ = ["ScoreTable", "read_score_table", "require_score_file", "write_score_table"]
 
 _COLUMNS = ("score", "p_value", "is_ood")
 _TRUTHS = {"true": 1.0, "false": 0.0}
-_ALWAYS = 1 << 23
-_ROWS_A_BYTE = 16
 
 
 def write_score_table(path: str | os.PathLike[str], columns: Mapping[str, Sequence[object]]) -> None:
@@ -210,24 +208,3 @@ def _truth(value: object) -> float:
 
 def _shown(rows: Sequence[int]) -> str:
     return "rows " + ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-
-
-def require_few_rows(rows: int, *, file_bytes: int) -> None:
-    """Raise if a table declares more rows than can be in a file of this size: 16 a byte, where there are over 2^23.
-
-    Equal values take next to nothing in a compressed table, so that a few bytes could fill any memory.
-
-    Raises:
-        ValueError: If so.
-
-    Example:
-        >>> require_few_rows(1_000_000, file_bytes=2_000)
-        >>> require_few_rows(1_000_000_000, file_bytes=2_000)
-        Traceback (most recent call last):
-            ...
-        ValueError: it declares 1000000000 rows in 2000 bytes
-
-    """
-    if rows > max(_ALWAYS, _ROWS_A_BYTE * file_bytes):
-        message = f"it declares {rows} rows in {file_bytes} bytes"
-        raise ValueError(message)

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -16,8 +17,9 @@ from opnp.core.sensitivity import Sensitivity
 from opnp.core.shaping import ReAct
 from opnp.detector.fit_pass import checked_head
 from opnp.errors import ArtifactError, InputTypeError, NonFiniteError, OptionError, ShapeError
-from opnp.files.typed_json import typed_value
-from opnp.fitted import Calibration, FittedState, Settings, Tuning, TuningFigures, head_digest
+from opnp.fitted import Calibration, FittedState, Settings, Tuning, head_digest
+from opnp.values.fit import TuningFigures
+from opnp.values.reading import Value
 
 __all__ = ["FORMAT_VERSION", "read_detector", "state_bytes", "state_from_bytes", "write_detector"]
 
@@ -29,16 +31,14 @@ _DERIVED = ("weight", "bias", "pruned_weight")
 """Tensors of a panel that follow from the head and the masks."""
 
 
-@dataclass(frozen=True, slots=True)
-class _HeadFacts:
+class _HeadFacts(Value, frozen=True):
     """What the metadata say of the head."""
 
     name: str | None
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class _FusionFacts:
+class _FusionFacts(Value, frozen=True):
     """What the metadata say of a fusion."""
 
     fused: tuple[str, ...]
@@ -47,8 +47,7 @@ class _FusionFacts:
     numbers: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
+class _Told(Value, frozen=True):
     """The metadata of a file, as `write_detector` writes them."""
 
     settings: Mapping[str, object]
@@ -108,7 +107,7 @@ def read_detector(path: str | os.PathLike[str]) -> FittedState:
     if metadata.pop("format_version", None) == _FIRST_VERSION:
         metadata = _of_first_version(metadata, path)
     try:
-        told = typed_value(_Told, metadata, name="the metadata")
+        told = msgspec.convert(metadata, _Told)
         state = FittedState(
             settings=Settings.from_json(told.settings),
             weight=tensors["head.weight"],
@@ -179,9 +178,9 @@ def _of_first_version(metadata: dict[str, object], path: str | os.PathLike[str])
 
 def _tuning(facts: Mapping[str, object]) -> Tuning:
     others = {name: value for name, value in facts.items() if name != "settings"}
-    figures = typed_value(TuningFigures, others, name="the tuning")
+    figures = msgspec.convert(others, TuningFigures)
     settings = Settings.from_json(facts["settings"])  # type: ignore[arg-type]  # what is no mapping is refused there
-    return Tuning(**asdict(figures), settings=settings)
+    return Tuning(**msgspec.structs.asdict(figures), settings=settings)
 
 
 def _with_fusion(state: FittedState, facts: _FusionFacts, tensors: Mapping[str, Tensor]) -> FittedState:

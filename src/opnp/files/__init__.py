@@ -8,8 +8,10 @@ from secrets import token_hex
 
 from opnp.errors import MissingFileError
 
-__all__ = ["existing_file", "remove_parts", "require_writable", "write_atomically"]
+__all__ = ["existing_file", "remove_parts", "require_few_rows", "require_writable", "write_atomically"]
 
+_ALWAYS = 1 << 23
+_ROWS_A_BYTE = 16
 _PART = ".part"
 _LONGEST = 200
 """Bytes of a name that still leave room for what a part has around it, of the 255 that file systems allow."""
@@ -96,6 +98,27 @@ def remove_parts(path: str | os.PathLike[str]) -> None:
     for part in path.parent.iterdir() if path.parent.is_dir() else ():
         if part.name.startswith(_part_prefix(path)) and part.name.endswith(_PART):
             part.unlink(missing_ok=True)
+
+
+def require_few_rows(rows: int, *, file_bytes: int) -> None:
+    """Raise if a table declares more rows than can be in a file of this size: 16 a byte, where there are over 2^23.
+
+    Equal values take next to nothing in a compressed table, so that a few bytes could fill any memory.
+
+    Raises:
+        ValueError: If so.
+
+    Example:
+        >>> require_few_rows(1_000_000, file_bytes=2_000)
+        >>> require_few_rows(1_000_000_000, file_bytes=2_000)
+        Traceback (most recent call last):
+            ...
+        ValueError: it declares 1000000000 rows in 2000 bytes
+
+    """
+    if rows > max(_ALWAYS, _ROWS_A_BYTE * file_bytes):
+        message = f"it declares {rows} rows in {file_bytes} bytes"
+        raise ValueError(message)
 
 
 def _begun_part(path: Path) -> tuple[Path, Path]:

@@ -2,12 +2,13 @@
 
 from opnp.report.named_figures import NamedFigure, named_figures
 from opnp.report.page.page_file import write_report
-from opnp.report.results import ReportedFigures, ReportedModel, ReportedRow, Results, read_results
+from opnp.report.results import ReportedModel, ReportedRow, Results, read_results
 from opnp.report.writing import write_figures
+from opnp.values.figures import DetectionFigures
 
 __all__ = [
+    "DetectionFigures",
     "NamedFigure",
-    "ReportedFigures",
     "ReportedModel",
     "ReportedRow",
     "Results",

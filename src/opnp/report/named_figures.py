@@ -80,7 +80,7 @@ def named_figures(results: Results, *, keep: float = 0.95) -> tuple[NamedFigure,
         MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
     """
-    models = {model.name: model for model in results.models}
+    models = {model.model: model for model in results.models}
     swept = () if results.sweep is None else (model.model for model in results.sweep.models)
     pictured = () if models or results.pictures is None else (model.model for model in results.pictures.models)
     figures: list[NamedFigure] = []
@@ -107,7 +107,7 @@ def scores_to_compare(results: Results, model: ReportedModel) -> Mapping[str, Ma
 
     """
     methods = [method for method in (model.baseline, model.chosen) if method is not None]
-    found = {method: results.scores(model.name, method) for method in methods}
+    found = {method: results.scores(model.model, method) for method in methods}
     return {method: scores for method, scores in found.items() if scores is not None and "test" in scores}
 
 
@@ -136,13 +136,13 @@ def _ratio_figures(results: Results, name: str, settings: Mapping[str, object] |
 
 
 def _score_figures(results: Results, model: ReportedModel, keep: float) -> Iterator[_Found]:
-    chosen = None if model.chosen is None else calibration_series(model.name, model.row(model.chosen))
+    chosen = None if model.chosen is None else calibration_series(model.model, model.row(model.chosen))
     if chosen is not None:
         yield "figure-4-calibration", f"Confidence and calibration before and after {chosen.change}", chosen
     scores = scores_to_compare(results, model)
     if scores and ordered_sets(scores, model.nearness):
-        yield "figure-5-scores", "Scores of ID and OOD", score_series(model.name, scores, model.nearness, keep=keep)
-        yield "curves", "ROC and precision-recall curves", curve_series(model.name, scores, model.nearness)
+        yield "figure-5-scores", "Scores of ID and OOD", score_series(model.model, scores, model.nearness, keep=keep)
+        yield "curves", "ROC and precision-recall curves", curve_series(model.model, scores, model.nearness)
 
 
 def _grid_figures(results: Results, name: str, settings: Mapping[str, object] | None) -> Iterator[_Found]:

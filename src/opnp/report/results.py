@@ -1,44 +1,93 @@
 """What a results folder holds, read into records and scores."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from msgspec.structs import asdict
 from numpy.typing import NDArray
 
-from opnp.bench.bench_record import BenchRecord
-from opnp.bench.picture_record import PICTURES_FILE, ModelPictures, PictureRecord
-from opnp.bench.record import Record
-from opnp.bench.sweep_record import SweepRecord, SweptModel
 from opnp.errors import DataFileError, MissingFileError
-from opnp.files.json_text import json_values
-from opnp.report.reported import (
-    DEMO_MODEL,
-    ReportedFigures,
-    ReportedModel,
-    ReportedRow,
-    models_of_bench,
-    models_of_demo,
-)
 from opnp.report.score_reading import csv_scores, parquet_scores
+from opnp.values.bench import DEMO_MODEL, BenchRecord, DataSource, DemoRecord, DemoRow, MethodRow, ModelResult
+from opnp.values.figures import Nearness, means_by_side
+from opnp.values.files import FIT_FILE, PICTURES_FILE, RECORD_FILES, RESULTS_FILE, SWEEP_FILE
+from opnp.values.fit import FitRecord
+from opnp.values.pictures import ModelPictures, PictureRecord
+from opnp.values.reading import Record, Share, json_values
+from opnp.values.sweep import SweepRecord, SweptModel
 
-__all__ = [
-    "DEMO_MODEL",
-    "RESULT_FILES",
-    "ReportedFigures",
-    "ReportedModel",
-    "ReportedRow",
-    "Results",
-    "read_results",
-]
+__all__ = ["ReportedModel", "ReportedRow", "Results", "models_of_bench", "models_of_demo", "read_results"]
 
-RESULT_FILES = ("results.json", "sweep.json", PICTURES_FILE, "fit.json")
-"""Files one of which makes a folder a folder of results."""
+_CHOSEN = ("OPNP()", "OPNP(shaping=None)", "OPNP")
+"""Rows of opnp as it is used, the first that ran first: of a benchmark, of one by version 0.1, and of the demo."""
+_BASELINES = ("Energy", "Energy, rest of test", "Energy (pytorch-ood)")
 
-_Read = TypeVar("_Read")
+_Record = TypeVar("_Record", bound=Record)
+
+
+class ReportedRow(MethodRow, frozen=True):
+    """A row of a benchmark or of the demo; the first attributes are those of `MethodRow`.
+
+    Attributes:
+        accuracy: ID accuracy of the answers, by the original head; None without labels.
+        accuracy_after: ID accuracy of the logits that the score was read off; None without labels.
+        flagged_id: Share of ID test samples flagged at the calibrated threshold; None where it was not calibrated.
+        threshold: That threshold, in units of the score; None where it was not calibrated.
+
+    """
+
+    accuracy: Share | None = None
+    accuracy_after: Share | None = None
+    flagged_id: Share | None = None
+    threshold: float | None = None
+
+
+class ReportedModel(ModelResult, frozen=True):
+    """Every method on one model; the first attributes are those of `ModelResult`, sizes 0 where they are not recorded.
+
+    Attributes:
+        methods: The rows, in the order of the record.
+        title: What was measured, in words; empty where the record does not say.
+
+    """
+
+    methods: tuple[ReportedRow, ...]
+    title: str = ""
+
+    def row(self, method: str) -> ReportedRow:
+        """Return the row of this name.
+
+        Raises:
+            KeyError: If there is none.
+
+        """
+        for row in self.methods:
+            if row.method == method:
+                return row
+        raise KeyError(method)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Samples by name of the data set: ``train``, ``test``, ``ood_*`` and what else the record names."""
+        return {name: source.samples for name, source in self.data.items() if name != "head"}
+
+    @property
+    def chosen(self) -> str | None:
+        """Name of the row of opnp as it is used, or None if there is none."""
+        names = {row.method for row in self.methods if row.status == "ok"}
+        return next((name for name in _CHOSEN if name in names), None)
+
+    @property
+    def baseline(self) -> str | None:
+        """Name of the energy judged by the samples of the chosen row, by any where nothing was chosen; or None."""
+        ran = {row.method: row for row in self.methods if row.status == "ok"}
+        chosen = self.chosen
+        splits = {row.split for row in ran.values()} if chosen is None else {ran[chosen].split}
+        return next((name for name in _BASELINES if name in ran and ran[name].split in splits), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +100,17 @@ class Results:
         demo: Record of the demo, or None.
         sweep: Record of a sweep, or None.
         pictures: What figures of a head and its inputs are drawn from, or None.
+        fit: Record of a fit, or None.
         models: The models of benchmark or demo, with their methods.
 
     """
 
     folder: Path
     bench: BenchRecord | None = None
-    demo: Record | None = None
+    demo: DemoRecord | None = None
     sweep: SweepRecord | None = None
     pictures: PictureRecord | None = None
+    fit: FitRecord | None = None
     models: tuple[ReportedModel, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +140,7 @@ class Results:
         if (path := self.folder / "scores.parquet").is_file():
             return parquet_scores(path, model=model, method=method)
         if (path := self.folder / "scores.csv").is_file():
-            fallback = next((each.chosen for each in self.models if each.name == model), None)
+            fallback = next((each.chosen for each in self.models if each.model == model), None)
             return csv_scores(path, model=model, method=method, only_model=self._only_model, only_method=fallback)
         return None
 
@@ -108,7 +159,7 @@ class Results:
 
     @property
     def _only_model(self) -> str | None:
-        return self.models[0].name if len(self.models) == 1 else None
+        return self.models[0].model if len(self.models) == 1 else None
 
 
 def read_results(folder: str | os.PathLike[str]) -> Results:
@@ -128,19 +179,88 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     folder = Path(folder)
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder of results.")
-    if not any((folder / name).is_file() for name in RESULT_FILES):
+    if not any((folder / name).is_file() for name in RECORD_FILES):
         raise DataFileError(
-            f"{folder} holds no results: it must have one of {', '.join(RESULT_FILES)}. `opnp bench`, `opnp sweep` "
+            f"{folder} holds no results: it must have one of {', '.join(RECORD_FILES)}. `opnp bench`, `opnp sweep` "
             f"and `opnp demo` write them into the folder that `--out` names; `opnp fit --report` makes its own page."
         )
-    results = folder / "results.json"
+    results = folder / RESULTS_FILE
     is_demo = results.is_file() and _is_demo(results)
     return Results(
         folder=folder,
-        bench=None if is_demo else _read(results, BenchRecord.from_json),
-        demo=_read(results, Record.from_json) if is_demo else None,
-        sweep=_read(folder / "sweep.json", SweepRecord.from_json),
-        pictures=_read(folder / PICTURES_FILE, PictureRecord.from_json),
+        bench=None if is_demo else _read(results, BenchRecord),
+        demo=_read(results, DemoRecord) if is_demo else None,
+        sweep=_read(folder / SWEEP_FILE, SweepRecord),
+        pictures=_read(folder / PICTURES_FILE, PictureRecord),
+        fit=_read(folder / FIT_FILE, FitRecord),
+    )
+
+
+def models_of_bench(record: BenchRecord) -> tuple[ReportedModel, ...]:
+    """Return the models of a benchmark.
+
+    Example:
+        >>> models_of_bench(BenchRecord(seed=0, calibration_bins=15, versions={}, models=()))
+        ()
+
+    """
+    return tuple(
+        ReportedModel(**asdict(model) | {"methods": tuple(map(_bench_row, model.methods))}) for model in record.models
+    )
+
+
+def models_of_demo(record: DemoRecord) -> tuple[ReportedModel, ...]:
+    """Return the one model of the demo.
+
+    Example:
+        >>> from opnp.values.figures import DetectionFigures
+        >>> figures = DetectionFigures(fpr95=0.4, fpr95_ood_positive=0.5, auroc=0.9)
+        >>> row = DemoRow("OPNP", {}, {"far": figures}, 1.0, 1.0, 0.05, -5.0)
+        >>> [model] = models_of_demo(DemoRecord("digits", 0, 0.95, {"test": 253}, {}, (row,)))
+        >>> model.chosen, model.row("OPNP").far.auroc
+        ('OPNP', 0.9)
+
+    """
+    places = sorted({place for method in record.methods for place in method.detection})
+    nearness: dict[str, Nearness] = {place: "near" if place == "near" else "far" for place in places}
+    rows = tuple(_demo_row(method, nearness) for method in record.methods)
+    model = ReportedModel(
+        model=DEMO_MODEL,
+        classes=0,
+        features=0,
+        data={name: DataSource(samples=samples, sha256="") for name, samples in record.counts.items()},
+        nearness=nearness,
+        id_samples={"test": record.counts.get("test", 0)},
+        validation_samples=record.counts.get("validation", 0),
+        methods=rows,
+        title=record.title,
+    )
+    return (model,)
+
+
+def _bench_row(row: MethodRow) -> ReportedRow:
+    return ReportedRow(
+        **asdict(row),
+        accuracy=None if row.before is None else row.before.accuracy,
+        accuracy_after=None if row.after is None else row.after.accuracy,
+    )
+
+
+def _demo_row(row: DemoRow, nearness: Mapping[str, Nearness]) -> ReportedRow:
+    return ReportedRow(
+        method=row.method,
+        group="product" if row.method in _CHOSEN else "reference",
+        source="opnp",
+        citation="",
+        settings=row.settings,
+        split="test",
+        status="ok",
+        detection=row.detection,
+        **means_by_side(row.detection, nearness),
+        accuracy=row.accuracy,
+        accuracy_after=row.pruned_accuracy,
+        flagged_id=row.flagged_id,
+        threshold=row.threshold,
     )
 
 
@@ -152,10 +272,11 @@ def _is_demo(path: Path) -> bool:
     return isinstance(values, dict) and "models" not in values
 
 
-def _read(path: Path, from_json: Callable[[str], _Read]) -> _Read | None:
+def _read(path: Path, kind: type[_Record]) -> _Record | None:
+    """Return the record that a file holds, or None where there is no such file."""
     if not path.is_file():
         return None
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        return kind.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, DataFileError) as error:
         raise DataFileError(f"{path}: {error}") from error

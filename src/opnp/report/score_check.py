@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from opnp.report.reported import ReportedModel
-from opnp.report.results import Results
+from opnp.report.results import ReportedModel, Results
 from opnp.report.series.score_arithmetic import keeping_threshold
 from opnp.report.series.wording import listed, method_label, set_label
 
@@ -33,7 +32,7 @@ def score_faults(results: Results, model: ReportedModel) -> tuple[str, ...]:
 
     """
     methods = [method for method in (model.chosen, model.baseline) if method is not None]
-    scores = {method: results.scores(model.name, method) for method in methods}
+    scores = {method: results.scores(model.model, method) for method in methods}
     found = {method: by_set for method, by_set in scores.items() if by_set is not None}
     return tuple(_faults(model, methods, found)) if found else ()
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opnp.data.tables import require_few_rows
 from opnp.errors import DataFileError, MissingExtraError
+from opnp.files import require_few_rows
 
 __all__ = ["csv_scores", "parquet_scores"]
 

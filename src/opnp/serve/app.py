@@ -43,7 +43,7 @@ def serve_app(
     Args:
         detector: Fitted and calibrated.
         model: The model that it was fitted on.
-        transform: What makes the model's inputs, as `opnp.bench.model_from_name` gives it.
+        transform: What makes the model's inputs, as `opnp.adapters.model_from_name` gives it.
         head_name: Dotted name of the head, preferred where several layers of the model are equal.
         class_names: Names of the classes, for the answers.
         is_explained: Whether answers give each fused score's own p-value and its share of the score, as ``members``.

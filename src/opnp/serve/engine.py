@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from opnp.bench.model_failure import model_failure_text
+from opnp.adapters import model_failure_text
 from opnp.core.checks import require_finite
 from opnp.data import ModelInputs, Transform
 from opnp.detector import OPNP

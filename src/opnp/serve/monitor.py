@@ -6,9 +6,9 @@ number of calibration samples. `opnp.core.online_p_values` and `opnp.core.martin
 """
 
 import os
-from dataclasses import dataclass
 from typing import Self
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -22,10 +22,10 @@ from opnp.core.online_p_values import (
     ordered_keys,
 )
 from opnp.errors import ArtifactError, ShapeError
-from opnp.files.typed_json import typed_value
 from opnp.serve.counted import CountedScores
 from opnp.serve.drift import DriftSummary, DriftTest
 from opnp.serve.stream_uniforms import StreamUniforms
+from opnp.values.reading import Value
 
 __all__ = ["DriftMonitor"]
 
@@ -37,8 +37,7 @@ _LONGEST = 10**12
 """Samples beyond which what a martingale brings into play at each is lost in rounding."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
+class _Told(Value, frozen=True):
     """The metadata of a file, as `DriftMonitor.save` writes them."""
 
     level: float
@@ -192,7 +191,7 @@ class DriftMonitor:
         """
         tensors, metadata = read_artifact(path, kind=_KIND, format_version=_FORMAT_VERSION)
         try:
-            told = typed_value(_Told, metadata, name="the metadata")
+            told = msgspec.convert(metadata, _Told)
             monitor = cls(tensors["calibration"], level=told.level, seed=told.seed)
             monitor._counts, test = _alike(tensors["cells"], monitor._counts), monitor._test
             test.counts = _alike(tensors["bins"], test.counts)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from opnp.bench.feature_folder import ModelData, read_feature_folder
+from opnp.bench.features import ModelData, read_feature_folder
 from opnp.data import write_features, write_head
 
 __all__ = ["CLASSES", "FEATURES", "read_world", "world_features", "world_weight", "write_world"]

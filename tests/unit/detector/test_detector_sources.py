@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.random_shards import write_random_shards
 from opnp import OPNP, Ratios, ReAct
-from opnp.bench.random_shards import write_random_shards
 from opnp.data import FeatureShardWriter, FeatureSource, feature_part, open_features
 from opnp.errors import (
     DataFileError,
@@ -189,7 +189,7 @@ def test_ranks_without_a_process_group() -> None:
 MEASURED = """
 import sys
 from opnp import OPNP, Ratios
-from opnp.bench.anonymous_memory import anonymous_memory
+from benchmarks.anonymous_memory import anonymous_memory
 from opnp.data import open_features, read_head
 
 source, head = open_features(sys.argv[1]), read_head(sys.argv[2])

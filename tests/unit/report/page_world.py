@@ -2,15 +2,15 @@
 
 import base64
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 from PIL import Image
 
-from opnp.bench.bench_record import BenchRecord, ModelResult
-from opnp.bench.picture_record import GalleryItem, GallerySet, PictureRecord
 from opnp.data import write_score_table
+from opnp.values.bench import BenchRecord, ModelResult
+from opnp.values.pictures import GalleryItem, GallerySet, PictureRecord
 from tests.unit.report.report_world import (
     MODEL,
     bench_folder,

@@ -1,21 +1,15 @@
 """Records to draw: pictures of a head made from arrays, and small results."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from opnp.bench.bench_record import BenchRecord
-from opnp.bench.picture_record import (
-    ModelPictures,
-    NeuronPicture,
-    PictureRecord,
-    SensitivityPicture,
-    WeightPicture,
-)
-from opnp.bench.record import DetectionResult, MethodResult, Record
 from opnp.data import write_score_table
+from opnp.values.bench import BenchRecord, DemoRecord, DemoRow
+from opnp.values.figures import DetectionFigures
+from opnp.values.pictures import ModelPictures, NeuronPicture, PictureRecord, SensitivityPicture, WeightPicture
 
 Array = NDArray[np.float64]
 BINS = 50
@@ -156,11 +150,11 @@ def scores_by_set(seed: int = 0, *, samples: int = 300) -> dict[str, Array]:
     }
 
 
-def demo_record(scores: dict[str, Array]) -> Record:
+def demo_record(scores: dict[str, Array]) -> DemoRecord:
     """Return a record of the demo with the rows Energy and OPNP; its figures are made up."""
-    figures = {"near": DetectionResult(0.3, 0.4, 0.9), "far": DetectionResult(0.1, 0.2, 0.95)}
+    figures = {"near": DetectionFigures(0.3, 0.4, 0.9), "far": DetectionFigures(0.1, 0.2, 0.95)}
     rows = [
-        MethodResult(
+        DemoRow(
             method=method,
             settings={"ratios": {"w_min": 0.1, "w_max": 0.0, "o_min": 0.1, "o_max": 0.0}, "shaping": None},
             detection=figures,
@@ -172,7 +166,7 @@ def demo_record(scores: dict[str, Array]) -> Record:
         for method in ("Energy", "OPNP")
     ]
     counts = {name: len(values) for name, values in scores.items()}
-    return Record("digits", seed=0, keep=0.95, counts=counts, versions={"opnp": "0"}, methods=tuple(rows))
+    return DemoRecord("digits", seed=0, keep=0.95, counts=counts, versions={"opnp": "0"}, methods=tuple(rows))
 
 
 def demo_folder(folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """What the page says: verdicts, thresholds, tables and galleries, as plain values."""
 
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -8,12 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from opnp.bench.bench_record import BenchRecord, DetectionFigures
-from opnp.bench.fit_record import FitRecord, TuningFacts
-from opnp.bench.picture_record import BEYOND
-from opnp.bench.record import DetectionResult, MethodResult, Record
-from opnp.bench.sweep_record import SweepRecord
 from opnp.core import fpr_at_tpr
 from opnp.errors import DataFileError, EmptyDataError
 from opnp.report.page.explorer import KEEPS, threshold_explorer
@@ -22,7 +17,12 @@ from opnp.report.page.galleries import fitting_galleries, galleries
 from opnp.report.page.noise import auroc_noise, share_noise
 from opnp.report.page.tables import methods_table, sets_table, sweep_table
 from opnp.report.page.verdict import fusion_sentences, model_verdict
-from opnp.report.reported import ReportedModel, models_of_bench, models_of_demo
+from opnp.report.results import ReportedModel, models_of_bench, models_of_demo
+from opnp.values.bench import BenchRecord, DataSource, DemoRecord, DemoRow
+from opnp.values.figures import DetectionFigures
+from opnp.values.fit import FitRecord, TuningFigures
+from opnp.values.pictures import BEYOND
+from opnp.values.sweep import SweepRecord
 from tests.unit.report.page_world import gallery
 from tests.unit.report.report_world import RECORDS, bench_record, first_version_record, fusion_record
 
@@ -57,10 +57,10 @@ def demo_model(
 ) -> ReportedModel:
     """Return the demo's model with these FPR95 and AUROC on far OOD."""
     rows = [
-        MethodResult(
+        DemoRow(
             method=name,
             settings={"ratios": {"w_min": 0.1}},
-            detection={"far": DetectionResult(fpr95, 0.5, auroc)},
+            detection={"far": DetectionFigures(fpr95, 0.5, auroc)},
             accuracy=0.99,
             pruned_accuracy=pruned_accuracy,
             flagged_id=0.05,
@@ -68,7 +68,7 @@ def demo_model(
         )
         for name, (fpr95, auroc) in (("Energy", energy), ("OPNP", opnp))
     ]
-    [model] = models_of_demo(Record("digits", 0, 0.95, {"test": 253}, {}, tuple(rows)))
+    [model] = models_of_demo(DemoRecord("digits", 0, 0.95, {"test": 253}, {}, tuple(rows)))
     return model
 
 
@@ -94,7 +94,8 @@ def test_a_verdict_says_what_is_gained_and_what_is_lost(opnp: tuple[float, float
 def noisy_model(after: tuple[float, float], counts: int) -> ReportedModel:
     """Return the demo's model from 40 % FPR95 and 90 % AUROC, with so many samples of each kind."""
     model = demo_model((0.4, 0.9), after)
-    return replace(model, counts={"test": counts, "ood_far": counts}, id_samples={"test": counts})
+    data = {name: DataSource(counts, "") for name in ("test", "ood_far")}
+    return replace(model, data=data, id_samples={"test": counts})
 
 
 @pytest.mark.parametrize(
@@ -178,11 +179,13 @@ def test_a_verdict_on_a_fusion_names_its_members_and_no_head() -> None:
 
 def test_without_a_row_of_opnp_there_is_no_comparison() -> None:
     [first, *_] = models_of_bench(bench_record())
-    alone = replace(first, chosen=None)
+    ours = {"OPNP()", "Energy", "Energy, rest of test", "Energy (pytorch-ood)"}
+    alone = replace(first, methods=tuple(row for row in first.methods if row.method != "OPNP()"))
+    no_energy = replace(first, methods=tuple(row for row in first.methods if row.method not in ours - {"OPNP()"}))
     assert "MSP" not in model_verdict(alone).sentence
     assert model_verdict(alone).sentence.startswith("No row of opnp as it is used ran")
-    assert model_verdict(replace(first, baseline=None)).outcome == "unknown"
-    assert model_verdict(replace(first, rows=(), chosen=None)).outcome == "unknown"
+    assert model_verdict(no_energy).outcome == "unknown"
+    assert model_verdict(replace(first, methods=())).outcome == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -191,10 +194,10 @@ def test_without_a_row_of_opnp_there_is_no_comparison() -> None:
 def test_the_table_of_methods_holds_every_row_and_both_conventions(record: BenchRecord) -> None:
     for model in models_of_bench(record):
         table = methods_table(model)
-        assert len(table.rows) == len(model.rows)
+        assert len(table.rows) == len(model.methods)
         assert {"FPR95, ID positive", "FPR95, OOD positive"} <= {column.title for column in table.columns}
         assert sum(span for _, span in table.groups) == len(table.columns)
-        for row, source in zip(table.rows, model.rows, strict=True):
+        for row, source in zip(table.rows, model.methods, strict=True):
             assert row.reason == source.reason
             values = [cell.value for cell in row.cells]
             if source.far is not None:
@@ -207,7 +210,7 @@ def test_the_table_of_methods_holds_every_row_and_both_conventions(record: Bench
         assert {name for name, kind in kinds.items() if kind == "one member"} == alone
         assert kinds["OPNP()"] == "as used"
         assert {row.mark for row in table.rows} == {"", "chosen", "compared with"}
-        detections = sum(len(row.detection or {}) for row in model.rows)
+        detections = sum(len(row.detection or {}) for row in model.methods)
         assert len(sets_table(model).rows) == detections
 
 
@@ -305,7 +308,7 @@ def test_a_fit_with_tuned_ratios_says_what_they_gained_where_they_were_not_searc
         settings={"ratios": {"w_min": 0.3}, "shaping": None},
         settings_text="--rho-w-min 0.3",
         left_out={},
-        tuning=TuningFacts(85, (100, 40), (100, 40), auroc, 0.8),
+        tuning=TuningFigures(85, (100, 40), (100, 40), auroc, 0.8),
         keep=None,
         threshold=None,
         expected_flagged=None,
@@ -329,18 +332,19 @@ def test_a_fit_with_tuned_ratios_says_what_they_gained_where_they_were_not_searc
 
 def test_the_fusion_and_its_members_are_compared_with_the_best_published_single_score() -> None:
     record = fusion_record()
-    [model] = (each for each in models_of_bench(record) if each.name == record.models[0].model)
+    [model] = (each for each in models_of_bench(record) if each.model == record.models[0].model)
     best = record.models[0].best_single
     assert best is not None
     sentences = fusion_sentences(model)
     assert [sentence.split(":")[0] for sentence in sentences] == ["OPNP()", "gen alone", "vim alone"]
     assert all(best.method in sentence for sentence in sentences)
-    lost = 100 * model.regrets["OPNP()"]
+    regrets = {row.method: regret for row in model.methods if (regret := model.regret(row)) is not None}
+    lost = 100 * regrets["OPNP()"]
     assert (f"{lost:.2f} points below" if lost else "no less than") in sentences[0]
     table = methods_table(model)
     place = [column.title for column in table.columns].index("Regret")
-    assert {row.cells[0].text: row.cells[place].value for row in table.rows if not row.reason} == model.regrets
-    assert fusion_sentences(replace(model, best_single=None)) == ()
+    assert {row.cells[0].text: row.cells[place].value for row in table.rows if not row.reason} == regrets
+    assert fusion_sentences(replace(model, methods=tuple(row for row in model.methods if row.group == "product"))) == ()
     assert (
         galleries([replace(gallery("test", 1), items=(replace(gallery("test", 1).items[0], score=BEYOND),))])[0]
         .thumbnails[0]

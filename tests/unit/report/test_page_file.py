@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from opnp.bench.bench_record import BenchRecord
-from opnp.bench.fit_record import FitRecord
-from opnp.bench.picture_record import PictureRecord
 from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OptionError
 from opnp.report import write_figures, write_report
 from opnp.report.page.rendering import script_json
+from opnp.values.bench import BenchRecord
+from opnp.values.fit import FitRecord
+from opnp.values.pictures import PictureRecord
 from tests.unit.report.page_world import EVIL, page_folder, picture_record
 from tests.unit.report.report_world import (
     MODEL,

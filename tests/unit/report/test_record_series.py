@@ -1,11 +1,9 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from opnp.bench.sweep_record import SweepRecord
 from opnp.report.figures.page_figure import page_figure
-from opnp.report.reported import ReportedModel, models_of_bench, models_of_demo
+from opnp.report.results import ReportedModel, models_of_bench, models_of_demo
 from opnp.report.series import (
     calibration_series,
     grid_series,
@@ -14,6 +12,7 @@ from opnp.report.series import (
     ratio_series,
     sensitivity_series,
 )
+from opnp.values.sweep import SweepRecord
 from tests.unit.report.report_world import (
     MODEL,
     RECORDS,
@@ -44,8 +43,8 @@ def chosen(**ratios: float) -> dict[str, object]:
 def test_reliability_bars_are_those_of_the_record(models: tuple[ReportedModel, ...]) -> None:
     drawn = 0
     for model in models:
-        for row in model.rows:
-            series = calibration_series(model.name, row)
+        for row in model.methods:
+            series = calibration_series(model.model, row)
             given = [figures for figures in (row.before, row.after) if figures is not None]
             assert (series is None) == ("members" in row.settings)
             if series is None:
@@ -239,7 +238,7 @@ def test_methods_are_ranked_by_their_mean_auroc(models: tuple[ReportedModel, ...
         assert series is not None
         aurocs = [each.auroc for each in series.methods]
         assert aurocs == sorted(aurocs, reverse=True)
-        assert len(series.methods) + len(series.failed) == len(model.rows)
+        assert len(series.methods) + len(series.failed) == len(model.methods)
         for each in series.methods:
             row = model.row(each.method)
             assert row.mean is not None
@@ -256,8 +255,8 @@ def test_methods_are_ranked_by_their_mean_auroc(models: tuple[ReportedModel, ...
 
 
 def test_nothing_ran_nothing_is_ranked(models: tuple[ReportedModel, ...]) -> None:
-    rows = tuple(replace(row, mean=None) for row in models[0].rows)
-    assert ranking_series(replace(models[0], rows=rows)) is None
+    rows = tuple(replace(row, mean=None) for row in models[0].methods)
+    assert ranking_series(replace(models[0], methods=rows)) is None
 
 
 def test_sensitivities_are_drawn_as_counted() -> None:

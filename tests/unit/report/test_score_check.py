@@ -1,15 +1,15 @@
 """What the page says of scores that are missing, or not those of its record."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from opnp.bench.record import DetectionResult
 from opnp.data import write_score_table
 from opnp.report import read_results, write_report
 from opnp.report.score_check import score_faults
+from opnp.values.figures import DetectionFigures
 from tests.unit.report.report_world import demo_record, scores_by_set
 
 METHODS = ("Energy", "OPNP")
@@ -30,7 +30,7 @@ def folder_with(
             if name != "test":
                 fpr95 = float(np.mean(values <= threshold))
                 off = 1 / len(values) if (row.method, name) in stale else 0.0
-                detection[name.removeprefix("ood_")] = DetectionResult(fpr95 + off, 0.5, 0.9)
+                detection[name.removeprefix("ood_")] = DetectionFigures(fpr95 + off, 0.5, 0.9)
             if (row.method, name) not in without:
                 columns["model"] += ["demo"] * len(values)
                 columns["method"] += [row.method] * len(values)

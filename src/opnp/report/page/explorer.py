@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opnp.bench.bench_record import Nearness
 from opnp.errors import EmptyDataError, OptionError
 from opnp.report.series.wording import method_label, set_title
+from opnp.values.figures import Nearness
 
 __all__ = [
     "KEEPS",

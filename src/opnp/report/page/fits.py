@@ -1,36 +1,18 @@
 """What there is to say of one fit without OOD data: what was chosen by what, and what its thresholds flag."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from opnp.bench.fit_record import FIT_FILE, FitRecord
-from opnp.errors import DataFileError
 from opnp.report.page.explorer import Explorer, threshold_explorer
 from opnp.report.page.origins import Fact, facts_of_values
 from opnp.report.page.verdict import Verdict, settings_source
 from opnp.report.page.wording import LEAST_CHANGE, count_text, settings_words, share_change
 from opnp.report.series.wording import brief_percent, percent
+from opnp.values.fit import FitRecord
 
-__all__ = ["fit_explorer", "fit_facts", "fit_verdict", "read_fit"]
-
-
-def read_fit(folder: Path) -> FitRecord | None:
-    """Return the record of a fit in a folder, or None if there is none.
-
-    Raises:
-        DataFileError: If it cannot be read.
-
-    """
-    path = folder / FIT_FILE
-    if not path.is_file():
-        return None
-    try:
-        return FitRecord.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, DataFileError) as error:
-        raise DataFileError(f"{path}: {error}") from error
+__all__ = ["fit_explorer", "fit_facts", "fit_verdict"]
 
 
 def fit_verdict(record: FitRecord) -> Verdict:

@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from opnp.bench.picture_record import BEYOND, GalleryItem, GallerySet
 from opnp.errors import DataFileError
 from opnp.report.series.wording import set_label
+from opnp.values.pictures import BEYOND, GalleryItem, GallerySet
 
 __all__ = ["Gallery", "Thumbnail", "fitting_galleries", "galleries"]
 

@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from opnp.bench.bench_record import DataSource
-from opnp.bench.fit_record import FitRecord
 from opnp.report.page.wording import count_text
 from opnp.report.results import ReportedModel, Results
 from opnp.report.series.wording import brief_percent, ratio_text
@@ -61,35 +59,27 @@ class MethodOrigin:
     notes: tuple[str, ...]
 
 
-def run_facts(results: Results, fit: FitRecord | None = None, *, keep: float) -> tuple[Fact, ...]:
+def run_facts(results: Results, *, keep: float) -> tuple[Fact, ...]:
     """Return seeds, versions and options of a run, and of this report.
 
     Args:
         results: Records of a results folder.
-        fit: Record of a fit in it, or None.
         keep: Share of ID kept at the thresholds that figures draw.
 
     """
-    return tuple(_run_facts(results, fit, keep))
+    return tuple(_run_facts(results, keep))
 
 
 def data_rows(results: Results, name: str) -> tuple[DataRow, ...]:
     """Return the data of a model, from the benchmark, the sweep or the demo."""
-    sources: Mapping[str, DataSource] = {}
-    nearness: Mapping[str, str] = {}
-    for bench in () if results.bench is None else results.bench.models:
-        if bench.model == name:
-            sources, nearness = bench.data, bench.nearness
-    if not sources and (swept := results.swept(name)) is not None:
-        sources, nearness = swept.data, swept.nearness
-    if sources:
-        return tuple(
-            _data_row(each, nearness, count_text(source.samples), source.sha256) for each, source in sources.items()
-        )
-    for model in results.models:
-        if model.name == name:
-            return tuple(_data_row(each, model.nearness, count_text(count), "") for each, count in model.counts.items())
-    return ()
+    models = (*results.models, results.swept(name))
+    model = next((each for each in models if each is not None and each.model == name), None)
+    if model is None:
+        return ()
+    return tuple(
+        DataRow(each, model.nearness.get(each.removeprefix("ood_"), ""), count_text(source.samples), source.sha256)
+        for each, source in model.data.items()
+    )
 
 
 def method_origins(model: ReportedModel) -> tuple[MethodOrigin, ...]:
@@ -102,7 +92,7 @@ def method_origins(model: ReportedModel) -> tuple[MethodOrigin, ...]:
             settings=json.dumps(row.settings, sort_keys=True, ensure_ascii=False),
             notes=row.notes,
         )
-        for row in model.rows
+        for row in model.methods
     )
 
 
@@ -125,7 +115,7 @@ def facts_of_values(values: Mapping[str, object], prefix: str = "") -> Iterator[
             yield Fact(name, text if len(text) <= _MOST_LETTERS else f"{len(text)} letters")
 
 
-def _run_facts(results: Results, fit: FitRecord | None, keep: float) -> Iterator[Fact]:
+def _run_facts(results: Results, keep: float) -> Iterator[Fact]:
     if (bench := results.bench) is not None:
         yield Fact("seed", str(bench.seed))
         yield Fact("bins of calibration errors", str(bench.calibration_bins))
@@ -142,7 +132,7 @@ def _run_facts(results: Results, fit: FitRecord | None, keep: float) -> Iterator
             f"scope {base.scope}, neuron {base.neuron}",
         )
     yield Fact("share of ID kept at the thresholds of figures", brief_percent(keep))
-    records = (results.bench, results.demo, results.sweep, fit)
+    records = (results.bench, results.demo, results.sweep, results.fit)
     versions = _merged(record.versions for record in records if record is not None)
     for package, version in sorted(versions.items()):
         yield Fact(f"{package} version", version)
@@ -157,7 +147,3 @@ def _merged(versions: Iterable[Mapping[str, str]]) -> dict[str, str]:
             if version not in known:
                 known.append(version)
     return {package: ", ".join(known) for package, known in found.items()}
-
-
-def _data_row(name: str, nearness: Mapping[str, str], samples: str, sha256: str) -> DataRow:
-    return DataRow(name, nearness.get(name.removeprefix("ood_"), ""), samples, sha256)

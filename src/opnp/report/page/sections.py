@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from itertools import chain
 
-from opnp.bench.fit_record import FitRecord
-from opnp.bench.picture_record import ModelPictures
-from opnp.bench.sweep_record import SweepRecord, SweptModel
 from opnp.report.named_figures import NamedFigure, named_figures, scores_to_compare
 from opnp.report.page.explorer import Explorer, threshold_explorer
-from opnp.report.page.fits import fit_explorer, fit_facts, fit_verdict, read_fit
+from opnp.report.page.fits import fit_explorer, fit_facts, fit_verdict
 from opnp.report.page.galleries import Gallery, fitting_galleries, galleries
 from opnp.report.page.origins import DataRow, Fact, MethodOrigin, data_rows, method_origins, run_facts
 from opnp.report.page.tables import Table, methods_table, sets_table, sweep_table
@@ -17,6 +14,9 @@ from opnp.report.page.wording import count_text
 from opnp.report.results import ReportedModel, Results
 from opnp.report.score_check import score_faults
 from opnp.report.series.wording import percent
+from opnp.values.fit import FitRecord
+from opnp.values.pictures import ModelPictures
+from opnp.values.sweep import SweepRecord, SweptModel
 
 __all__ = ["ModelSection", "PageContent", "page_content"]
 
@@ -95,7 +95,7 @@ def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
         MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
     """
-    figures, fit = named_figures(results, keep=keep), read_fit(results.folder)
+    figures, fit = named_figures(results, keep=keep), results.fit
     fitted = () if fit is None else (fit.model,)
     names = list(dict.fromkeys(chain(_model_names(results), (figure.model for figure in figures), fitted)))
     pictured = [results.pictures_of(name) for name in names]
@@ -115,11 +115,11 @@ def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
             pictures=pictures,
         )
         models.append(section)
-    return PageContent(_TITLE, keep, tuple(models), run_facts(results, fit, keep=keep))
+    return PageContent(_TITLE, keep, tuple(models), run_facts(results, keep=keep))
 
 
 def _model_names(results: Results) -> list[str]:
-    names = [model.name for model in results.models]
+    names = [model.model for model in results.models]
     if results.sweep is not None:
         names += [model.model for model in results.sweep.models]
     if results.pictures is not None and not results.models:
@@ -137,7 +137,7 @@ def _section(
     shown: tuple[Gallery, ...],
     pictures: ModelPictures | None,
 ) -> ModelSection:
-    model = next((each for each in results.models if each.name == name), None)
+    model = next((each for each in results.models if each.model == name), None)
     swept = results.swept(name)
     tables: tuple[Table, ...] = () if model is None else (methods_table(model), sets_table(model))
     if results.sweep is not None and swept is not None:
@@ -178,8 +178,8 @@ def _explorer(results: Results, model: ReportedModel) -> Explorer | None:
 def _subtitle(model: ReportedModel | None, swept: SweptModel | FitRecord | None) -> str:
     if model is not None and model.title:
         return model.title
-    head = model if model is not None and model.classes is not None else swept
-    if head is None or head.classes is None or head.features is None:
+    head = model if model is not None and model.classes else swept
+    if head is None or not head.classes:
         return ""
     return f"head of {count_text(head.classes)} classes and {count_text(head.features)} features"
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from opnp.bench.bench_record import Nearness
-from opnp.bench.sweep_record import SweepCurve, SweepPoint, SweepRecord, SweptModel
 from opnp.report.page.wording import GROUP_TITLES, count_text
-from opnp.report.reported import ReportedFigures, ReportedModel, ReportedRow
+from opnp.report.results import ReportedModel, ReportedRow
 from opnp.report.series.ratio_series import chosen_ratios, has_shaping
 from opnp.report.series.wording import fused_members, set_label
+from opnp.values.figures import DetectionFigures, Nearness
+from opnp.values.sweep import SweepCurve, SweepPoint, SweepRecord, SweptModel
 
 __all__ = ["Cell", "Column", "Row", "Table", "methods_table", "sets_table", "sweep_table"]
 
@@ -104,18 +104,18 @@ def methods_table(model: ReportedModel) -> Table:
         sets = ", ".join(set_label(each) for each in model.sets(name))
         group = title if sets == name else f"{title}: {'mean of ' if len(model.sets(name)) > 1 else ''}{sets}"
         columns += [Column(each, group) for each in (FPR95_ID, FPR95_OOD, "AUROC")]
-    head = [name for name, values in _HEAD.items() if any(values(row) is not None for row in model.rows)]
-    columns += [Column("Regret")] if model.regrets else []
+    head = [name for name, values in _HEAD.items() if any(values(row) is not None for row in model.methods)]
+    columns += [Column("Regret")] if model.best_single else []
     columns += [*(Column(name, "Head scored with") for name in head), Column("ID samples")]
     regret = " Regret: AUROC of the best published single score, chosen with hindsight, less the row's own, means over "
     return Table(
         title="Methods",
         note=CONVENTIONS
-        + (f"{regret}all OOD sets, in points." if model.regrets else "")
+        + (f"{regret}all OOD sets, in points." if model.best_single else "")
         + " ID accuracy and ECE are those of the logits that the score is read off; answers come from "
         "the original head.",
         columns=tuple(columns),
-        rows=tuple(_method_row(model, row, [name for name, _ in sides], head) for row in model.rows),
+        rows=tuple(_method_row(model, row, [name for name, _ in sides], head) for row in model.methods),
     )
 
 
@@ -130,7 +130,7 @@ def sets_table(model: ReportedModel) -> Table:
         rows=tuple(
             Row((*map(_text, (row.method, set_label(name), model.nearness.get(name, ""))), *_all_figures(figures)),
                 mark=_mark(model, row))
-            for row in model.rows
+            for row in model.methods
             for name, figures in (row.detection or {}).items()
         ),
     )  # fmt: skip
@@ -186,7 +186,7 @@ def _method_row(model: ReportedModel, row: ReportedRow, sides: Iterable[Nearness
     if row.status != "ok":
         return Row(first, reason=row.reason or "no reason is recorded")
     cells = [cell for name in sides for cell in _figures(getattr(row, name))]
-    cells += [_share(model.regrets.get(row.method))] if model.regrets else []
+    cells += [_share(model.regret(row))] if model.best_single else []
     cells += [_share(_HEAD[name](row)) for name in head]
     return Row((*first, *cells, _number(model.id_samples.get(row.split))), mark=_mark(model, row))
 
@@ -203,13 +203,13 @@ def _mark(model: ReportedModel, row: ReportedRow) -> str:
     return {model.chosen: "chosen", model.baseline: "compared with"}.get(row.method, "")
 
 
-def _figures(figures: ReportedFigures | None) -> tuple[Cell, ...]:
+def _figures(figures: DetectionFigures | None) -> tuple[Cell, ...]:
     if figures is None:
         return (_share(None),) * 3
     return tuple(map(_share, (figures.fpr95, figures.fpr95_ood_positive, figures.auroc)))
 
 
-def _all_figures(figures: ReportedFigures) -> tuple[Cell, ...]:
+def _all_figures(figures: DetectionFigures) -> tuple[Cell, ...]:
     return (*_figures(figures), _share(figures.aupr_id_positive), _share(figures.aupr_ood_positive))
 
 

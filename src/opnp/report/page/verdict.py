@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from opnp.bench.bench_record import Nearness
 from opnp.report.page.noise import auroc_noise, mean_noise, share_noise
 from opnp.report.page.wording import LEAST_CHANGE, count_text, settings_words, share_change
-from opnp.report.reported import ReportedFigures, ReportedModel, ReportedRow
+from opnp.report.results import ReportedModel, ReportedRow
 from opnp.report.series.wording import fused_members, listed, method_label, percent
+from opnp.values.figures import DetectionFigures, Nearness
 
 __all__ = ["Outcome", "Verdict", "fusion_sentences", "model_verdict", "settings_source"]
 
@@ -74,8 +74,8 @@ class _Side:
     """The energy and the chosen row on near, or on far, OOD; samples by set, ID samples first."""
 
     name: Nearness
-    before: ReportedFigures
-    after: ReportedFigures
+    before: DetectionFigures
+    after: DetectionFigures
     id_samples: int
     ood_samples: tuple[int, ...]
 
@@ -108,13 +108,14 @@ def model_verdict(model: ReportedModel) -> Verdict:
     """Return what the rows of a model say.
 
     Example:
-        >>> from opnp.report.reported import models_of_demo
-        >>> from opnp.bench.record import DetectionResult, MethodResult, Record
+        >>> from opnp.report.results import models_of_demo
+        >>> from opnp.values.bench import DemoRecord, DemoRow
+        >>> from opnp.values.figures import DetectionFigures
         >>> def row(name, fpr95, auroc):
-        ...     figures = {"far": DetectionResult(fpr95, 0.5, auroc)}
-        ...     return MethodResult(name, {"ratios": {"w_min": 0.3}}, figures, 0.99, 0.98, 0.05, -5.0)
+        ...     figures = {"far": DetectionFigures(fpr95, 0.5, auroc)}
+        ...     return DemoRow(name, {"ratios": {"w_min": 0.3}}, figures, 0.99, 0.98, 0.05, -5.0)
         >>> rows = (row("Energy", 0.4, 0.9), row("OPNP", 0.3, 0.92))
-        >>> [model] = models_of_demo(Record("digits", 0, 0.95, {"test": 253}, {}, rows))
+        >>> [model] = models_of_demo(DemoRecord("digits", 0, 0.95, {"test": 253}, {}, rows))
         >>> verdict = model_verdict(model)
         >>> verdict.outcome, verdict.gains
         ('gain', ('far OOD: FPR95 falls from 40.0 % to 30.0 %', 'far OOD: AUROC rises from 90.0 % to 92.0 %'))
@@ -159,23 +160,21 @@ def fusion_sentences(model: ReportedModel) -> tuple[str, ...]:
     One sentence a row, in the order of the record; none where no published single score ran.
 
     """
-    if model.best_single is None or (best := model.row(model.best_single).mean) is None:
+    best = model.best_single
+    if best is None or best.mean is None:
         return ()
     found = []
-    for row in model.rows:
-        if row.mean is not None and fused_members(row.settings):
-            points = 100 * model.regrets[row.method]
-            lost = (
-                f"{points:.2f} points below {model.best_single} ({percent(best.auroc, 2)})"
-                if points > 0
-                else f"no less than {model.best_single} ({percent(best.auroc, 2)})"
-            )
+    for row in model.methods:
+        regret = model.regret(row)
+        if row.mean is not None and regret is not None and fused_members(row.settings):
+            single = f"{best.method} ({percent(best.mean.auroc, 2)})"
+            lost = f"{100 * regret:.2f} points below {single}" if regret > 0 else f"no less than {single}"
             found.append(f"{row.method}: mean AUROC {percent(row.mean.auroc, 2)}, {lost}.")
     return tuple(found)
 
 
 def _without_choice(model: ReportedModel) -> Verdict:
-    ran = [row for row in model.rows if row.mean is not None]
+    ran = [row for row in model.methods if row.mean is not None]
     sentence = "No row of opnp as it is used ran, so there is nothing to compare with the energy."
     best = max(ran, key=lambda row: 0.0 if row.mean is None else row.mean.auroc, default=None)
     if best is not None and best.mean is not None:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from opnp.bench.bench_record import ClassifierFigures
-from opnp.report.reported import ReportedRow
+from opnp.report.results import ReportedRow
 from opnp.report.series.ratio_series import chosen_ratios
 from opnp.report.series.wording import fused_members, percent
+from opnp.values.figures import ClassifierFigures
 
 __all__ = ["CalibrationPanel", "CalibrationSeries", "calibration_series"]
 

@@ -7,10 +7,10 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from opnp.bench.bench_record import Nearness
 from opnp.report.series.score_arithmetic import Points, area_under_roc, precision_points, roc_points, thinned
 from opnp.report.series.score_series import ordered_sets
 from opnp.report.series.wording import count_of_sets, listed, method_label, percent, set_title
+from opnp.values.figures import Nearness
 
 __all__ = ["CurvePanel", "CurveSeries", "MethodCurve", "curve_series"]
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from opnp.bench.bench_record import Nearness
-from opnp.bench.sweep_record import SweepCurve, SweepPoint, SweptModel
 from opnp.report.series.ratio_series import RATIO_NAMES, Metric, chosen_ratios, has_shaping
 from opnp.report.series.wording import percent, ratio_text
+from opnp.values.figures import Nearness
+from opnp.values.sweep import SweepCurve, SweepPoint, SweptModel
 
 __all__ = ["GridPanel", "GridSeries", "grid_series"]
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from opnp.bench.picture_record import ModelPictures, NeuronPicture, WeightPicture
 from opnp.report.series.wording import percent
+from opnp.values.pictures import ModelPictures, NeuronPicture, WeightPicture
 
 __all__ = ["PruningSeries", "pruning_series"]
 

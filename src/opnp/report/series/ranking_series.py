@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from opnp.bench.bench_record import Group
-from opnp.report.reported import ReportedModel, ReportedRow
+from opnp.report.results import ReportedModel, ReportedRow
 from opnp.report.series.wording import percent
+from opnp.values.bench import Group
 
 __all__ = ["RankedMethod", "RankingSeries", "ranking_series"]
 
@@ -59,7 +59,7 @@ def ranking_series(model: ReportedModel) -> RankingSeries | None:
     """Return the methods of a model in the order of their mean AUROC, or None where none ran."""
     methods = tuple(
         sorted(
-            (_ranked(row, model) for row in model.rows if row.mean is not None),
+            (_ranked(row, model) for row in model.methods if row.mean is not None),
             key=lambda each: (-each.auroc, each.method),
         )
     )
@@ -72,12 +72,12 @@ def ranking_series(model: ReportedModel) -> RankingSeries | None:
     title = best if methods[0].role == "chosen" or not places else f"{places[0]} by mean AUROC; {best}"
     parts = [f"{place}. {each.method} {percent(each.auroc)}" for place, each in enumerate(methods, 1)]
     return RankingSeries(
-        model=model.name,
+        model=model.model,
         title=title,
         alt=f"Methods by mean AUROC over the OOD sets. {title}. {', '.join(parts[:10])}"
         + (f", and {len(parts) - 10} more." if len(parts) > 10 else "."),
         methods=methods,
-        failed=tuple(row.method for row in model.rows if row.mean is None),
+        failed=tuple(row.method for row in model.methods if row.mean is None),
     )
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from opnp.bench.bench_record import Nearness
-from opnp.bench.sweep_record import SweepPoint, SweptModel
 from opnp.report.series.wording import fused_members, percent, ratio_text
+from opnp.values.figures import Nearness
+from opnp.values.sweep import SweepPoint, SweptModel
 
 __all__ = ["RATIO_NAMES", "RatioLine", "RatioPanel", "RatioSeries", "chosen_ratios", "has_shaping", "ratio_series"]
 

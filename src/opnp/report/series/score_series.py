@@ -7,10 +7,10 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from opnp.bench.bench_record import Nearness
 from opnp.errors import EmptyDataError
 from opnp.report.series.score_arithmetic import keeping_threshold
 from opnp.report.series.wording import brief_percent, count_of_sets, listed, method_label, percent, set_title
+from opnp.values.figures import Nearness
 
 __all__ = ["ScorePanel", "ScoreSeries", "ordered_sets", "score_series"]
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from opnp.bench.picture_record import ModelPictures, SensitivityPicture
 from opnp.report.series.wording import listed, percent
+from opnp.values.pictures import ModelPictures, SensitivityPicture
 
 __all__ = ["SensitivityPanel", "SensitivitySeries", "sensitivity_series"]
 

@@ -1,0 +1,239 @@
+"""The record of a benchmark and that of the demo. No times in them."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from opnp.values.figures import ClassifierFigures, DetectionFigures, Nearness
+from opnp.values.reading import Record, Share, Value
+
+__all__ = [
+    "DEMO_MODEL",
+    "BenchRecord",
+    "DataSource",
+    "DemoRecord",
+    "DemoRow",
+    "Group",
+    "JudgedModel",
+    "MethodRow",
+    "ModelResult",
+    "Split",
+    "Status",
+]
+
+Group = Literal["reference", "baseline", "combination", "product"]
+Split = Literal["test", "rest"]
+Status = Literal["ok", "failed"]
+
+DEMO_MODEL = "demo"
+"""Name of the demo's model in files that name one."""
+
+
+class DataSource(Value, frozen=True):
+    """One file of features.
+
+    Attributes:
+        samples: Rows.
+        sha256: Digest of the file.
+
+    """
+
+    samples: int
+    sha256: str
+
+
+class MethodRow(Value, frozen=True):
+    """A method on one model.
+
+    Attributes:
+        method: Name of the row, unique within a model.
+        group: ``reference`` (opnp at fixed ratios), ``baseline`` (at a published setting), ``combination`` (a baseline
+            on opnp's pruned head) or ``product`` (opnp as it is used, beside the energy on the same samples).
+        source: Package that computed it.
+        citation: Where the settings come from.
+        settings: Hyper-parameters.
+        split: ID samples that it was judged by: all of ``test``, or the ``rest`` that was not given to validation.
+        status: ``ok``, or ``failed`` where there are no figures.
+        reason: Why it failed; empty where it did not.
+        notes: Warnings that fit or score issued.
+        detection: Figures by OOD set.
+        mean: Mean of the figures over all OOD sets.
+        near: Mean over the near sets, or None if there are none.
+        far: Mean over the far sets, or None if there are none.
+        before: The original head's figures on these ID samples; None without labels.
+        after: Those of the logits that the score was read off (shaped features, pruned head); None where the score is
+            read off none, or without labels.
+
+    """
+
+    method: str
+    group: Group
+    source: str
+    citation: str
+    settings: Mapping[str, object]
+    split: Split
+    status: Status
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    detection: Mapping[str, DetectionFigures] | None = None
+    mean: DetectionFigures | None = None
+    near: DetectionFigures | None = None
+    far: DetectionFigures | None = None
+    before: ClassifierFigures | None = None
+    after: ClassifierFigures | None = None
+
+
+class JudgedModel(Value, frozen=True):
+    """A model and the data that it is judged by.
+
+    Attributes:
+        model: Name of the model.
+        classes: Rows of its head.
+        features: Columns of its head.
+        data: Files by name: ``head``, ``train``, ``test`` and ``ood_*``.
+        nearness: ``near`` or ``far`` by name of the OOD set.
+
+    """
+
+    model: str
+    classes: int
+    features: int
+    data: Mapping[str, DataSource]
+    nearness: Mapping[str, Nearness]
+
+    def sets(self, nearness: Nearness) -> list[str]:
+        """Return the names of the near, or of the far, OOD sets, in alphabetical order."""
+        return sorted(name for name, value in self.nearness.items() if value == nearness)
+
+
+class ModelResult(JudgedModel, frozen=True):
+    """Every method on one model; the first attributes are those of `JudgedModel`.
+
+    Attributes:
+        id_samples: ID samples by split.
+        validation_samples: ID samples given to the product rows for validation; they are no part of ``rest``.
+        methods: The rows.
+
+    """
+
+    id_samples: Mapping[str, int]
+    validation_samples: int
+    methods: tuple[MethodRow, ...]
+
+    def row(self, method: str) -> MethodRow:
+        """Return the row of this name.
+
+        Raises:
+            KeyError: If there is none.
+
+        """
+        for row in self.methods:
+            if row.method == method:
+                return row
+        raise KeyError(method)
+
+    @property
+    def best_single(self) -> MethodRow | None:
+        """The published single score of largest mean AUROC, known with hindsight; None where none ran.
+
+        Published single scores are the rows at published settings and at fixed ratios: no fusion, and no combination.
+        """
+        ran = [row for row in self.methods if row.group in ("reference", "baseline") and row.mean is not None]
+        return max(ran, key=_mean_auroc, default=None)
+
+    def regret(self, row: MethodRow) -> float | None:
+        """Return the AUROC of `best_single` less that of a row, both means over the OOD sets; at least 0.
+
+        Rows of the split ``rest`` are judged by a part of what the published scores are judged by.
+
+        Args:
+            row: A row of this model.
+
+        Returns:
+            A fraction in [0, 1]; None where the row failed, or there is nothing to compare it with.
+
+        """
+        best = self.best_single
+        return None if best is None or row.mean is None else max(0.0, _mean_auroc(best) - _mean_auroc(row))
+
+    @property
+    def best_first(self) -> tuple[MethodRow, ...]:
+        """The rows that ran, the largest mean AUROC first."""
+        return tuple(sorted((row for row in self.methods if row.status == "ok"), key=_mean_auroc, reverse=True))
+
+
+class BenchRecord(Record, frozen=True):
+    """A benchmark with what is needed to make it again.
+
+    Attributes:
+        seed: Seed of everything random: the split of ``test`` for the product rows, and foreign methods.
+        calibration_bins: Bins of confidence that the calibration errors are taken over.
+        versions: Versions of the packages that the figures depend on.
+        models: Results by model.
+
+    Example:
+        >>> record = BenchRecord(seed=0, calibration_bins=15, versions={}, models=())
+        >>> BenchRecord.from_json(record.to_json()) == record
+        True
+
+    """
+
+    record_version: ClassVar[int] = 1
+    subject: ClassVar[str] = "a benchmark"
+    remedy: ClassVar[str] = ": run the benchmark again"
+
+    seed: int
+    calibration_bins: int
+    versions: Mapping[str, str]
+    models: tuple[ModelResult, ...]
+
+
+class DemoRow(Value, frozen=True):
+    """A row of the demo's table. Fractions in [0, 1].
+
+    Attributes:
+        method: Name of the row.
+        settings: The detector's settings as JSON values.
+        detection: Results by name of the OOD set.
+        accuracy: ID accuracy of the product, which answers with the original head.
+        pruned_accuracy: ID accuracy of the pruned head by itself.
+        flagged_id: Share of held-out ID test inputs flagged as OOD.
+        threshold: Score above which an input is flagged, in units of the score.
+
+    """
+
+    method: str
+    settings: Mapping[str, object]
+    detection: Mapping[str, DetectionFigures]
+    accuracy: Share
+    pruned_accuracy: Share
+    flagged_id: Share
+    threshold: float
+
+
+class DemoRecord(Record, frozen=True):
+    """The demo's table with what is needed to make it again.
+
+    Attributes:
+        title: What was measured.
+        seed: Seed of everything random.
+        keep: Share of ID to keep that the detectors were calibrated for.
+        counts: Samples by name of the data set.
+        versions: Versions of the packages that the figures depend on.
+        methods: The rows.
+
+    """
+
+    record_version: ClassVar[int] = 1
+    subject: ClassVar[str] = "a demo"
+    indent: ClassVar[int] = 2
+
+    title: str
+    seed: int
+    keep: Share
+    counts: Mapping[str, int]
+    versions: Mapping[str, str]
+    methods: tuple[DemoRow, ...]
+
+
+def _mean_auroc(row: MethodRow) -> float:
+    return 0.0 if row.mean is None else row.mean.auroc
