@@ -66,8 +66,8 @@ AREAS = (
     Area(
         "verdicts",
         "Verdicts",
-        "From scores to p-values, thresholds and alarms.",
-        ("opnp.core.conformal", "opnp.core.martingale", "opnp.core.online_p_values"),
+        "From scores to p-values and thresholds.",
+        ("opnp.core.conformal",),
     ),
     Area(
         "fusion",
@@ -109,7 +109,7 @@ AREAS = (
         "services",
         "Reports and services",
         "Pages of results, the HTTP service, the monitor.",
-        ("opnp.report", "opnp.serve", "opnp.values"),
+        ("opnp.report", "opnp.serve", "opnp.monitor", "opnp.values"),
     ),
     Area("errors", "Errors and warnings", "", ("opnp.errors",)),
 )
@@ -127,11 +127,9 @@ MODULES = (
     "opnp.adapters.pytorch_ood",
     "opnp.adapters.scikit_learn",
     "opnp.report",
+    "opnp.monitor",
     "opnp.serve",
     "opnp.serve.app",
-    "opnp.serve.limits",
-    "opnp.serve.monitor",
-    "opnp.serve.drift",
 )
 """Modules whose `__all__` is documented; those that are not there are passed over."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from opnp import OPNP, Ratios
-from opnp.artifact import read_artifact, write_artifact
+from opnp.artifact import write_artifact
 from opnp.cli.monitor import monitor
 from opnp.data import write_score_table
 from opnp.errors import OpnpError
@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
     write_scores(tmp_path / "quiet.csv", detector, inputs(400, seed=2))
     write_scores(tmp_path / "drifted.parquet", detector, inputs(200, seed=3, scale=0.1))
     write_scores(tmp_path / "short.csv", detector, inputs(20, seed=4))
+    write_artifact(tmp_path / "old.safetensors", kind="monitor", format_version=1, tensors={}, metadata={})
     write_scores(tmp_path / "no_p_values.csv", fitted(is_calibrated=False), inputs(120, seed=2))
     return tmp_path
 
@@ -76,7 +77,9 @@ def test_a_quiet_stream(folder: Path, *, is_detector_given: bool) -> None:
     found = answer(folder / "quiet.csv", *options)
     assert (found["verdict"], found["alarm_at"], found["alarm_file"]) == ("no alarm", None, None)
     assert (found["samples"], found["calibration_samples"], found["level"]) == (400, 300, 0.01)
-    assert found["looked_for"] == ("any change" if is_detector_given else "scores that became larger")
+    assert found["looked_for"] == (
+        "scores that became larger, smaller or more alike" if is_detector_given else "scores that became larger"
+    )
     assert found["flagged_share"] == pytest.approx(0.05, abs=0.04)
     assert run(folder / "quiet.csv", *options, "--fail-on-alarm").exit_code == 0
 
@@ -89,7 +92,7 @@ def test_a_stream_that_drifts_in_the_second_file(folder: Path, *, is_detector_gi
     assert found["verdict"] == "alarm"
     assert found["alarm_file"] == str(files[1])
     assert found["alarm_at"] == 400 + found["alarm_row"]
-    assert found["alarm_row"] < 30
+    assert found["alarm_row"] < 60
     assert found["sentence"].startswith("Alarm: ")
     assert run(*files, *options).exit_code == 0
     assert run(*files, *options, "--fail-on-alarm").exit_code == 3
@@ -116,6 +119,8 @@ def test_the_text_says_verdict_level_samples_and_where(folder: Path) -> None:
     assert "with a probability of at most 0.01" in text
     assert f"drifted.parquet, row {row['alarm_row']}" in text.replace("\n", "")
     assert "600" in text
+    assert "Flagged: how many inputs are unlike the calibration samples" in text
+    assert "p-values up to 0.05: each compared with calibration and all earlier samples" in text
     bars = [line for line in text.splitlines() if "|" in line and "%" in line]
     assert len(bars) == 10
     assert bars[0].count("#") > 2 * bars[5].count("#") > 0
@@ -163,17 +168,6 @@ def test_a_file_that_is_given_twice_at_once_is_refused(folder: Path, *, is_detec
     assert answer(*files, *options, "--repeated")["samples"] == 800
 
 
-def test_a_state_of_an_older_version_is_read_and_notes_files_from_then_on(folder: Path) -> None:
-    state = folder / "state.safetensors"
-    options = ["--detector", folder / "detector.safetensors", "--state", state]
-    answer(folder / "quiet.csv", *options)
-    tensors, metadata = read_artifact(state, kind="monitor", format_version=1)
-    del tensors["counted"]
-    write_artifact(state, kind="monitor", format_version=1, tensors=tensors, metadata=metadata)
-    answer(folder / "quiet.csv", *options)  # it cannot know
-    refused("are counted in", folder / "quiet.csv", *options)
-
-
 def test_a_detector_judges_scores_that_came_before_its_calibration(folder: Path) -> None:
     found = answer(folder / "no_p_values.csv", "--detector", folder / "detector.safetensors")
     assert (found["verdict"], found["flagged_share"]) == ("no alarm", None)
@@ -197,6 +191,7 @@ def test_few_p_values_with_the_number_of_samples(folder: Path) -> None:
         (["quiet.csv", "--detector", "quiet.csv"], "no readable safetensors file"),
         (["quiet.csv", "--detector", "detector.safetensors", "--calibration-samples", "300"], "without `--detector`"),
         (["quiet.csv", "--detector", "detector.safetensors", "--state", "detector.safetensors"], "not a monitor"),
+        (["quiet.csv", "--detector", "detector.safetensors", "--state", "old.safetensors"], "of an older opnp"),
     ],
 )
 def test_what_cannot_be_done_is_said(

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from opnp import OPNP
 from opnp.data import read_features, read_head
-from opnp.serve.monitor import DriftMonitor
+from opnp.monitor import DriftMonitor
+from studies.monitor_streams import alarm_share, stream_wealth
 from tests.real.locations import DATA, needs_data
-from tests.unit.serve.stream_world import alarm_share, stream_wealth
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, needs_data]
 

@@ -17,8 +17,8 @@ from opnp.data import FeatureShardWriter, open_features, read_features, read_hea
 from opnp.data.tables import read_score_table
 from opnp.detector import OPNP, Checkpoint, Ratios
 from opnp.errors import OpnpError
+from opnp.monitor import DriftMonitor
 from opnp.report.results import read_results
-from opnp.serve.monitor import DriftMonitor
 from opnp.values.bench import BenchRecord
 from opnp.values.fit import FitRecord, TuningFigures
 from opnp.values.sweep import SweepRecord

@@ -23,8 +23,8 @@ from opnp.data import FeatureShardWriter, write_features, write_head, write_scor
 from opnp.detector import OPNP
 from opnp.errors import OpnpError
 from opnp.files import remove_parts, require_writable
+from opnp.monitor import DriftMonitor
 from opnp.report import write_figures, write_report
-from opnp.serve.monitor import DriftMonitor
 from tests.child_process import started
 from tests.in_process import Opnp
 from tests.reliability.files_tasks import save_without_end

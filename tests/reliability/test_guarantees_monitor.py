@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opnp.serve import DriftMonitor
+from opnp.monitor import DriftMonitor
 from tests.reliability.guarantees_world import most_alarms
 from tests.tried import Tried
 

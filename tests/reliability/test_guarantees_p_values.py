@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opnp.core import minimum_samples
-from opnp.serve import DriftMonitor
+from opnp.monitor import DriftMonitor
 from tests.reliability.guarantees_world import KINDS, compositions, ordering_detector
 from tests.tried import Tried
 
@@ -102,7 +102,7 @@ def online_parts(order: Sequence[int], samples: int, patch: pytest.MonkeyPatch) 
         seen.extend(zip(greater.tolist(), equal.tolist(), strict=True))
         return torch.full(greater.shape, 0.5, dtype=torch.float64)
 
-    patch.setattr("opnp.serve.monitor.online_p_value", recording)
+    patch.setattr("opnp.monitor.stream.online_p_value", recording)
     scores = torch.tensor(order, dtype=torch.float64)
     monitor = DriftMonitor(scores[:samples])
     for piece in scores[samples:].split(2):

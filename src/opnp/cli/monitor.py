@@ -1,5 +1,6 @@
 """``opnp monitor``: whether the stream in score files is still like the calibration samples."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,15 +13,18 @@ from opnp.errors import DataFileError, OptionError
 if TYPE_CHECKING:
     from opnp.data.tables import ScoreTable
     from opnp.detector import OPNP
-    from opnp.serve.counted import CountedScores
-    from opnp.serve.drift import DriftSummary
-    from opnp.serve.monitor import DriftMonitor
+    from opnp.monitor import DriftMonitor, DriftSummary
+    from opnp.monitor.stream import CountedScores
 
 __all__ = ["monitor"]
 
 _ALARM_CODE = 3
 _BARS = 10
 _BAR_WIDTH = 40
+_MEANING = """
+Two shares that differ. Flagged: how many inputs are unlike the calibration samples, each compared with those alone.
+p-values up to 0.05: each compared with calibration and all earlier samples, and what the test bets on. OOD inputs that
+follow many others like them are no news to it: in a stream full of them this share is far below the first."""
 
 
 def monitor(
@@ -58,19 +62,23 @@ def monitor(
     before, under any name, is refused.
     """
     from opnp.data.tables import read_score_table
-    from opnp.serve.counted import CountedScores
+    from opnp.monitor.stream import CountedScores, locked_state
 
     tables = [read_score_table(path) for path in files]
     if detector is not None:
         if calibration_samples is not None:
             raise OptionError("`--calibration-samples` is for use without `--detector`, which knows the number.")
-        watching = _opened(detector, files, tables, state=state, level=level, seed=seed)
-        counted, before = _counted(files, tables, watching.counted, state=state, repeated=repeated), watching.samples
-        for table in tables:
-            watching.update(table.scores)
-        watching.counted = counted
-        if state is not None:
-            watching.save(state)
+        with nullcontext() if state is None else locked_state(state):
+            watching = _opened(detector, files, tables, state=state, level=level, seed=seed)
+            counted, before = (
+                _counted(files, tables, watching.counted, state=state, repeated=repeated),
+                watching.samples,
+            )
+            for table in tables:
+                watching.update(table.scores)
+            watching.counted = counted
+            if state is not None:
+                watching.save(state)
         found, samples = watching.summary(), watching.calibration_samples
     elif state is not None:
         raise OptionError("`--state` needs the calibration scores: give `--detector` as well.")
@@ -94,7 +102,7 @@ def _opened(
 ) -> "DriftMonitor":
     """Return the monitor of a detector, as `state` left it if there is such a file."""
     from opnp.detector import OPNP
-    from opnp.serve.monitor import DriftMonitor
+    from opnp.monitor import DriftMonitor
 
     loaded = OPNP.load(path)
     calibration = loaded.calibration_scores
@@ -116,7 +124,7 @@ def _counted(
     files: list[Path], tables: list["ScoreTable"], counted: "CountedScores", *, state: Path | None, repeated: bool
 ) -> "CountedScores":
     """Return what is counted once these files are; raise `OptionError` if some of it was counted before."""
-    from opnp.serve.counted import CountedScores
+    from opnp.monitor.stream import CountedScores
 
     given: dict[CountedScores, Path] = {}
     for path, table in zip(files, tables, strict=True):
@@ -141,7 +149,7 @@ def _by_p_values(
     """Return the verdict, and the number of calibration samples."""
     import torch
 
-    from opnp.serve.p_value_stream import drift_of_p_values, inferred_calibration_samples
+    from opnp.monitor.p_values import drift_of_p_values, inferred_calibration_samples
 
     columns = [table.p_values for table in tables if table.p_values is not None]
     for path, table in zip(files, tables, strict=True):
@@ -180,7 +188,9 @@ def _facts(
     judged = sum(map(len, verdicts))
     return {
         "verdict": "no alarm" if found.alarm_at is None else "alarm",
-        "looked_for": "any change" if is_two_sided else "scores that became larger",
+        "looked_for": "scores that became larger, smaller or more alike"
+        if is_two_sided
+        else "scores that became larger",
         "alarm_file": alarm_file,
         "alarm_row": alarm_row,
         "flagged_share": sum(int(flags.sum()) for flags in verdicts) / judged if judged else None,
@@ -210,6 +220,7 @@ def _show(found: "DriftSummary", facts: dict[str, object]) -> None:
             "p-values up to 0.05": f"{small:.1%} (5.0% expected)",
         }
     )
+    typer.echo(_MEANING)
     typer.echo("\np-values among calibration and earlier samples; | where ID samples would reach")
     joined = len(found.counts) // _BARS
     for start in range(0, len(found.counts), joined):

@@ -1,4 +1,4 @@
-"""The stream monitor: alarms, what it keeps, files of its state, and what it refuses."""
+"""The stream monitor: alarms, what it keeps, files of its state, what was counted before, and what it refuses."""
 
 import json
 import math
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from opnp.artifact import read_artifact, write_artifact
 from opnp.errors import (
     ArtifactError,
-    CalibrationError,
     EmptyDataError,
     InputTypeError,
     MissingFileError,
@@ -20,18 +21,12 @@ from opnp.errors import (
     OptionError,
     ShapeError,
 )
-from opnp.serve.drift import DriftTest
-from opnp.serve.monitor import DriftMonitor
-from opnp.serve.p_value_stream import drift_of_p_values, inferred_calibration_samples
+from opnp.monitor.stream import CountedScores, DriftMonitor, locked_state
+from tests.child_process import started
 
 
 def normal(samples: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(samples, generator=torch.Generator().manual_seed(seed))
-
-
-def quantised_p_values(samples: int, rows: int) -> torch.Tensor:
-    ranks = torch.randint(1, samples + 2, (rows,), generator=torch.Generator().manual_seed(0))
-    return ranks.double() / (samples + 1)
 
 
 def test_before_the_first_sample_there_is_nothing_to_say() -> None:
@@ -66,14 +61,14 @@ def test_an_alarm_falls_after_the_change_and_stays() -> None:
     [
         (lambda scores: scores + 0.5, 300),
         (lambda scores: scores - 0.5, 400),
+        (lambda scores: torch.where(scores > 1.2, 9.0, scores), 400),
         (lambda scores: scores / 3, 600),
-        (lambda scores: scores.sign() * (0.7 + scores.abs() / 10), 600),
         (lambda scores: torch.full_like(scores, math.inf), 30),
         (lambda scores: torch.full_like(scores, 0.1), 600),
     ],
-    ids=["larger", "smaller", "narrower", "two_heaps", "infinite", "constant"],
+    ids=["larger", "smaller", "a_tenth_far", "narrower", "infinite", "constant"],
 )
-def test_every_kind_of_change_is_noticed(change: Callable[[torch.Tensor], torch.Tensor], within: int) -> None:
+def test_changes_are_noticed(change: Callable[[torch.Tensor], torch.Tensor], within: int) -> None:
     monitor = DriftMonitor(normal(1000))
     monitor.update(normal(300, 1))
     monitor.update(change(normal(1000, 2)))
@@ -88,7 +83,7 @@ def test_memory_is_that_of_the_calibration_however_long_the_stream() -> None:
         monitor.update(normal(3000, seed + 1))
         values = [value for holder in (monitor, monitor._test) for value in vars(holder).values()]
         state = monitor._test.state
-        values += [state.log_active, state.recent]
+        values += [state.log_active]
         sizes.append(sum(value.numel() for value in values if isinstance(value, torch.Tensor)))
     assert len(set(sizes)) == 1
     assert sizes[0] < 6 * 50
@@ -112,11 +107,13 @@ def test_a_stored_monitor_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     wealth = whole.update(scores)
     first = DriftMonitor(normal(80).round(decimals=1), level=0.05, seed=7)
     first.update(scores[:333])
+    first.counted = CountedScores().joined(scores[:333])
     first.save(tmp_path / "state.safetensors")
     resumed = DriftMonitor.load(tmp_path / "state.safetensors")
     assert torch.equal(resumed.update(scores[333:]), wealth[333:])
     assert resumed.summary() == whole.summary()
     assert (resumed.level, resumed.seed, resumed.calibration_samples) == (0.05, 7, 80)
+    assert resumed.counted == first.counted
     assert resumed.is_calibrated_by(normal(80).round(decimals=1).flip(0))
     assert not resumed.is_calibrated_by(normal(80))
 
@@ -126,29 +123,36 @@ def test_a_new_monitor_can_be_stored(tmp_path: Path) -> None:
     assert DriftMonitor.load(tmp_path / "state.safetensors").summary() == DriftMonitor(normal(5)).summary()
 
 
-@pytest.mark.parametrize("name", ["cells", "bins", "log_active", "recent", "wealth", "calibration", "counted"])
+@pytest.mark.parametrize("name", ["cells", "bins", "log_active", "wealth", "calibration"])
 def test_a_stored_monitor_that_does_not_fit_together_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "state.safetensors"
     DriftMonitor(normal(5)).save(path)
-    tensors, metadata = read_artifact(path, kind="monitor", format_version=1)
+    tensors, metadata = read_artifact(path, kind="monitor", format_version=2)
     tensors[name] = torch.zeros(3, 2)
-    write_artifact(path, kind="monitor", format_version=1, tensors=tensors, metadata=metadata)
+    write_artifact(path, kind="monitor", format_version=2, tensors=tensors, metadata=metadata)
     with pytest.raises(ArtifactError, match="holds no monitor that can be read"):
         DriftMonitor.load(path)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("samples", 7), ("samples", -1), ("alarm_at", "soon"), ("alarm_at", 9), ("peak_at", -1)]
+    ("name", "value"),
+    [("samples", 7), ("samples", -1), ("alarm_at", "soon"), ("alarm_at", 9), ("peak_at", -1), ("counted", [[3]])],
 )
 def test_facts_that_do_not_fit_the_counts_are_refused(tmp_path: Path, name: str, value: object) -> None:
     path = tmp_path / "state.safetensors"
     monitor = DriftMonitor(normal(5))
     monitor.update(normal(9, 1))
     monitor.save(path)
-    tensors, metadata = read_artifact(path, kind="monitor", format_version=1)
-    write_artifact(path, kind="monitor", format_version=1, tensors=tensors, metadata=metadata | {name: value})
+    tensors, metadata = read_artifact(path, kind="monitor", format_version=2)
+    write_artifact(path, kind="monitor", format_version=2, tensors=tensors, metadata=metadata | {name: value})
     with pytest.raises(ArtifactError, match="holds no monitor that can be read"):
         DriftMonitor.load(path)
+
+
+def test_a_state_of_an_older_opnp_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "old", kind="monitor", format_version=1, tensors={}, metadata={"seed": 0})
+    with pytest.raises(ArtifactError, match=r"of an older opnp.*Start a new one, from the first of the files"):
+        DriftMonitor.load(tmp_path / "old")
 
 
 def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
@@ -190,57 +194,50 @@ def test_calibration_must_be_there() -> None:
         DriftMonitor(torch.empty(0))
 
 
-def test_p_values_outside_0_to_1_are_refused() -> None:
-    with pytest.raises(OptionError, match=r"must lie in \[0, 1\], got 0.5 to 1.5"):
-        DriftTest().update(torch.tensor([0.5, 1.5]))
-    with pytest.raises(NonFiniteError, match="1 NaN"):
-        DriftTest().update(torch.tensor([math.nan]))
+def watch(path: Path, rows: int, rounds: int, seed: int) -> None:
+    """Give a stored monitor some rows, again and again, as ``opnp monitor`` does; a task for a process."""
+    for number in range(rounds):
+        with locked_state(path):
+            monitor = DriftMonitor.load(path) if path.exists() else DriftMonitor(normal(20))
+            monitor.update(normal(rows, seed + number))
+            monitor.counted = monitor.counted.joined(normal(20, seed + number))
+            monitor.save(path)
 
 
-def test_a_number_that_is_too_large_is_noticed() -> None:
-    p_values = quantised_p_values(299, 200)
-    with pytest.raises(CalibrationError, match="not those of 599 calibration samples: all are multiples of 1/300"):
-        drift_of_p_values(-p_values, p_values, calibration_samples=599)
-    assert drift_of_p_values(-p_values, p_values, calibration_samples=299).samples == 200
+def test_of_two_monitors_on_one_state_at_once_50_times_nothing_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    processes = [started(watch, path, rows, 50, 100 * rows, log=tmp_path / f"{rows}.log") for rows in (3, 4)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    monitor = DriftMonitor.load(path)
+    assert (monitor.samples, len(monitor.counted.stretches)) == (50 * (3 + 4), 100)
 
 
-def test_no_p_values_are_no_evidence() -> None:
-    test = DriftTest()
-    assert test.update(torch.empty(0)).shape == (0,)
-    assert test.summary() == DriftTest().summary()
+def test_a_state_that_cannot_be_written_is_not_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="is no folder"), locked_state(tmp_path / "none" / "state"):
+        pytest.fail("locked")
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("samples", [19, 99, 400, 1999, 2000, 65_535])
-def test_the_number_of_calibration_samples_is_told_by_their_p_values(samples: int) -> None:
-    assert inferred_calibration_samples(quantised_p_values(samples, 150)) == samples
+STRETCHES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=40), max_size=6)
 
 
-@pytest.mark.parametrize(
-    ("p_values", "message"),
-    [
-        (quantised_p_values(99, 99), "99 p-values are too few"),
-        (torch.ones(200, dtype=torch.float64), "do not tell the number"),
-        (torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64), "do not tell the number"),
-    ],
-)
-def test_a_number_that_cannot_be_told_is_asked_for(p_values: torch.Tensor, message: str) -> None:
-    with pytest.raises(CalibrationError, match=message):
-        inferred_calibration_samples(p_values)
-
-
-@pytest.mark.parametrize(
-    ("scores", "ranks", "samples", "error", "message"),
-    [
-        ([1.0, 2.0], [3, 2], 8, CalibrationError, "not those of 8 calibration samples"),
-        ([1.0, 2.0], [2, 3], 9, CalibrationError, "do not fall as the scores rise"),
-        ([1.0, 1.0], [2, 3], 9, CalibrationError, "do not fall as the scores rise"),
-        ([1.0, 2.0], [11, 3], 9, CalibrationError, "not those of 9 calibration samples"),
-        ([1.0], [3, 2], 9, ShapeError, "must be of one length, got 1 and 2"),
-    ],
-)
-def test_p_values_that_do_not_belong_to_the_scores_are_refused(
-    scores: list[float], ranks: list[int], samples: int, error: type[OpnpError], message: str
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(before=STRETCHES, kept=st.integers(0, 40), more=st.lists(st.integers(0, 3), max_size=40))
+def test_a_stretch_is_repeated_if_at_least_20_scores_at_its_beginning_were_counted_as_one(
+    before: list[list[int]], kept: int, more: list[int]
 ) -> None:
-    p_values = torch.tensor(ranks, dtype=torch.float64) / 10
-    with pytest.raises(error, match=message):
-        drift_of_p_values(torch.tensor(scores), p_values, calibration_samples=samples)
+    counted = CountedScores()
+    for values in before:
+        counted = counted.joined(torch.tensor(values).float())
+    new = (before[0][:kept] if before else []) + more or [0]
+    known = [len(old) for old in before if new[: len(old)] == old and len(old) >= 20]
+    assert counted.repeated(torch.tensor(new).double()) == max(known, default=0)
+
+
+def test_the_bits_count_and_not_the_type() -> None:
+    scores = torch.rand(30, generator=torch.Generator().manual_seed(0))
+    counted = CountedScores().joined(scores)
+    others = (scores.double(), scores.nextafter(torch.ones(30)), scores.flip(0), scores[:29])
+    assert [counted.repeated(other) for other in others] == [30, 0, 0, 0]

@@ -21,48 +21,65 @@ Source: Vovk, Gammerman and Shafer, *Algorithmic Learning in a Random World*, 20
 Vovk, "Testing Randomness Online", Statistical Science 2021.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from opnp.core.checks import checked_scores
 from opnp.errors import EmptyDataError, ShapeError
 
-__all__ = ["cell_of_scores", "earlier_counts", "numbered_uniforms", "online_p_value", "ordered_keys"]
+__all__ = [
+    "CALIBRATION_TIES",
+    "RANKS",
+    "STREAM_TIES",
+    "cell_of_scores",
+    "earlier_counts",
+    "numbered_uniforms",
+    "online_p_value",
+    "ordered_keys",
+]
 
+_SEQUENCES = 3
 _BLOCK = 128
 _TIE_BITS = 36
 _STEP = 0x9E3779B97F4A7C15
 _MIXERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-_WORD = 1 << 64
+
+CALIBRATION_TIES, STREAM_TIES, RANKS = range(3)
+"""The sequences of random numbers of one seed: they order equal calibration scores, scores of the stream among those,
+and scores of the stream among equal ones before them."""
 
 
-def numbered_uniforms(start: int, count: int, *, seed: int) -> Tensor:
-    """Return the uniform numbers with the indices start to start + count - 1 of the sequence that a seed names.
+def numbered_uniforms(start: int, count: int, *, seed: int, sequence: int) -> Tensor:
+    """Return the uniform numbers with the indices start to start + count - 1 of a sequence.
 
-    A number depends on seed and index alone, so that a stream read in pieces, or resumed, meets the same numbers.
-    It is the generator splitmix64, whose state after i steps is known in closed form.
+    A number depends on seed, sequence and index alone, so that a stream read in pieces, or resumed, meets the same
+    numbers. It is the generator splitmix64, whose state after i steps is known in closed form.
 
     Args:
         start: Index of the first number, at least 0.
         count: How many numbers.
-        seed: Name of the sequence.
+        seed: A whole number of at least 0.
+        sequence: One of the three that a seed has.
 
     Returns:
         Numbers strictly between 0 and 1, shape ``(count,)``, float64.
 
     Example:
         >>> import torch
-        >>> whole = numbered_uniforms(0, 5, seed=1)
-        >>> torch.equal(whole[3:], numbered_uniforms(3, 2, seed=1))
+        >>> whole = numbered_uniforms(0, 5, seed=1, sequence=RANKS)
+        >>> torch.equal(whole[3:], numbered_uniforms(3, 2, seed=1, sequence=RANKS))
         True
 
     References:
         Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
 
     """
-    first = _mixed(torch.tensor(_signed(seed * _STEP + 1)))
-    words = _mixed(first + (torch.arange(start, start + count) + 1) * _signed(_STEP))
-    return (_shifted(words, 12).double() + 0.5) / (1 << 52)
+    name = np.array([((_SEQUENCES * seed + sequence) * _STEP + 1) % 2**64], dtype=np.uint64)
+    steps = np.arange(start + 1, start + count + 1, dtype=np.uint64) * np.uint64(_STEP)
+    words = _mixed(_mixed(name) + steps) >> np.uint64(12)
+    return torch.from_numpy((words.astype(np.float64) + 0.5) / 2**52)
 
 
 def ordered_keys(scores: Tensor, tie_breaks: Tensor, *, values: Tensor) -> Tensor:
@@ -181,18 +198,7 @@ def online_p_value(greater: Tensor, equal: Tensor, uniforms: Tensor, *, calibrat
     return (greater + uniforms * (1 + equal)).double() / total
 
 
-def _signed(word: int) -> int:
-    """Return the int64 with the same 64 bits."""
-    word %= _WORD
-    return word - _WORD if word >= _WORD // 2 else word
-
-
-def _shifted(words: Tensor, bits: int) -> Tensor:
-    """Return unsigned words moved to the right; int64 alone would repeat the sign."""
-    return (words >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mixed(words: Tensor) -> Tensor:
+def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     for bits, factor in _MIXERS:
-        words = (words ^ _shifted(words, bits)) * _signed(factor)
-    return words ^ _shifted(words, 31)
+        words = (words ^ (words >> np.uint64(bits))) * np.uint64(factor)
+    return words ^ (words >> np.uint64(31))

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from opnp.core.checks import checked_scores
-from opnp.core.online_p_values import earlier_counts, online_p_value
 from opnp.errors import CalibrationError, ShapeError
-from opnp.serve.drift import DriftSummary, DriftTest
-from opnp.serve.stream_uniforms import StreamUniforms
+from opnp.monitor.drift import DriftSummary, DriftTest
+from opnp.monitor.online_p_values import RANKS, earlier_counts, numbered_uniforms, online_p_value
+from opnp.monitor.stream import checked_seed
 
 __all__ = ["drift_of_p_values", "inferred_calibration_samples"]
 
@@ -18,6 +18,8 @@ _FEWEST_ROWS = 100
 _FEWEST_SAMPLES = 19
 _DISTINCT = 10
 _MOST_SAMPLES = 4_000_000
+_POWERS_OF_TEN = tuple(10**digits for digits in range(2, 7))
+"""What p-values that were rounded are multiples of a fraction of."""
 
 
 def drift_of_p_values(
@@ -56,7 +58,7 @@ def drift_of_p_values(
     distinct, inverse = ordered.unique(return_inverse=True)
     places = len(distinct) - 1 - inverse
     above, equal, _ = earlier_counts(places, torch.zeros(len(distinct), dtype=torch.int64))
-    uniforms = StreamUniforms(seed).ranks(len(ordered), start=0)
+    uniforms = numbered_uniforms(0, len(ordered), seed=checked_seed(seed), sequence=RANKS)
     test = DriftTest(level=level, is_one_sided=True)
     test.update(online_p_value(at_least + above, equal, uniforms, calibration=calibration_samples, start=0))
     return test.summary()
@@ -71,7 +73,8 @@ def inferred_calibration_samples(p_values: Tensor) -> int:
         p_values: Conformal p-values, shape ``(samples,)``, float64.
 
     Raises:
-        CalibrationError: If there are too few p-values, or they have no common denominator of at least 20.
+        CalibrationError: If there are too few p-values, or they have no common denominator of at least 20, or it is a
+            power of ten: then they may have been rounded.
 
     Example:
         >>> import torch
@@ -92,6 +95,12 @@ def inferred_calibration_samples(p_values: Tensor) -> int:
         rest = rest[1:][(rest[1:] * common).round() / common != rest[1:]]
     if not _FEWEST_SAMPLES < common <= _MOST_SAMPLES:
         raise CalibrationError(f"the p-values do not tell the number of calibration samples. {hint}")
+    if common in _POWERS_OF_TEN:
+        raise CalibrationError(
+            f"the p-values are multiples of 1/{common}: they were rounded, or there were {common - 1} calibration "
+            f"samples. If it is the latter, say so: `--calibration-samples {common - 1}`, or `calibration_samples`. If "
+            f"not, score the data again, or give the detector.",
+        )
     return common - 1
 
 
@@ -104,8 +113,9 @@ def _at_least(scores: Tensor, p_values: Tensor, samples: int) -> Tensor:
         or int(ranks.max()) > samples + 1
     ):
         raise CalibrationError(
-            f"the p-values are not those of {samples} calibration samples, which are multiples of 1/{samples + 1}. "
-            f"Give the number of samples that the detector was calibrated on, or the detector.",
+            f"the p-values are not those of {samples} calibration samples, which are multiples of 1/{samples + 1} to "
+            f"the last digit. Give the number of samples that the detector was calibrated on, and p-values as they "
+            f"were written, not rounded; or give the detector.",
         )
     distinct = ranks.unique().tolist()
     divisor = math.gcd(samples + 1, *distinct)
