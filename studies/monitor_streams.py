@@ -2,8 +2,8 @@
 
     python -m studies.monitor_streams
 
-Every stream has a calibration set of its own, and both are normal; the table says what a change does to the scores after
-it. Two tables are printed, for docs/how-to/monitoring.md: the share of streams of known inputs that ever raise an alarm,
+Every stream has a calibration set of its own, and both are normal; the table says what a change does to the scores
+after it. Two tables are printed, for docs/how-to/monitoring.md: the share of streams of known inputs that ever alarm,
 and the share of changes that are noticed within 500 samples, with the median delay.
 """
 

@@ -14,7 +14,7 @@ from opnp import OPNP, Ratios
 from opnp.cli.lazy_group import imported_command
 from opnp.cli.serve import bytes_from
 from opnp.errors import MissingExtraError, MissingFileError, NotCalibratedError, OpnpError, OptionError
-from opnp.serve.running import listening_socket, run_service
+from opnp.serve.app import listening_socket, run_service
 from tests.integration.serve_process import serving
 from tests.unit.bench.image_world import OPTIONS
 from tests.unit.serve.serve_world import fitted, image_bytes, inputs_of, pictures, service, verdict_json

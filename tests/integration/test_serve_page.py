@@ -3,8 +3,8 @@
 import base64
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from fastapi import FastAPI
 
 from opnp import OPNP, Ratios
 from opnp.adapters import transformers_model
-from opnp.serve.app import serve_app
-from opnp.serve.running import listening_socket
+from opnp.serve.app import listening_socket, serve_app
 from tests.unit.adapters.hub_folders import WORDS, write_bert
 from tests.unit.serve.serve_world import fitted, image_bytes, inputs_of, pictures, service, verdict_json
 
@@ -117,6 +116,21 @@ def test_a_refusal_is_told_with_its_reason(browser: Any) -> None:
         assert not page.is_visible("#values")
         assert not page.is_visible("#preview")
         require_accessible(page)
+
+
+def test_the_page_works_behind_a_prefix(browser: Any) -> None:
+    outer = FastAPI()
+    outer.mount("/models/tiny", service())
+
+    @asynccontextmanager
+    async def running_inside(_app: FastAPI) -> AsyncIterator[None]:
+        async with outer.routes[-1].app.router.lifespan_context(outer):  # type: ignore[attr-defined]  # that of a mount
+            yield
+
+    outer.router.lifespan_context = running_inside
+    with running(outer) as address, opened(browser, f"{address}/models/tiny/") as page:
+        drop(page, "some.png", image_bytes(pictures(1, seed=9)[0]))
+        page.get_by_role("heading", name="lagged").wait_for()
 
 
 def test_the_page_is_used_by_keyboard_and_fits_a_phone(browser: Any, tmp_path: Path) -> None:

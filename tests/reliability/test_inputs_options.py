@@ -70,7 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patched:
         folder = write_world(tmp_path_factory.mktemp("options") / "world")
         patched.chdir(folder)
-        patched.setattr("opnp.serve.running.run_service", lambda app, listening, **_: listening.close())
+        patched.setattr("opnp.serve.app.run_service", lambda app, listening, **_: listening.close())
         patched.setattr("opnp.detector.program.write_program", lambda out, *_, **__: Path(out).write_bytes(b"graph"))
         patched.setattr("opnp.report.write_figures", lambda results, out, **_: [])
         patched.setattr("opnp.bench.demo.trained_cnn", _untrained)

@@ -160,7 +160,7 @@ def test_files_of_class_names_of_odd_kind_are_told(
 ) -> None:
     monkeypatch.chdir(write_world(tmp_path))
     monkeypatch.delitem(sys.modules, "tinynets", raising=False)
-    monkeypatch.setattr("opnp.serve.running.run_service", lambda app, listening, **_: listening.close())
+    monkeypatch.setattr("opnp.serve.app.run_service", lambda app, listening, **_: listening.close())
     assert run_opnp(*LINES["fit model"]).code == 0
     generator = random.Random(0)  # noqa: S311  # bytes for a test
     odd = {

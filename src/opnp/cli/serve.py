@@ -39,7 +39,9 @@ def serve(
     resize: Resize = None,
     mean: Means = None,
     std: StandardDeviations = None,
-    class_names: Annotated[Path | None, typer.Option(help="Text file with the name of one class a line.")] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="Text file with the name of one class a line. Default: those of the model.")
+    ] = None,
     explain: Annotated[
         bool,
         typer.Option("--explain", help="Answer each fused score's own p-value and its share of the score as well."),
@@ -55,6 +57,9 @@ def serve(
     max_wait_ms: Annotated[float, typer.Option(help="Longest wait for others to join a batch.")] = 5.0,
     max_requests: Annotated[int, typer.Option(help="Most requests in work at once; more are answered with 503.")] = 256,
     threads: Annotated[int, typer.Option(help="Threads that decode images.")] = 1,
+    log_scores: Annotated[
+        Path | None, typer.Option(help="File ending in .csv, to append every verdict to: `opnp monitor` reads it.")
+    ] = None,
 ) -> None:
     """Answer over HTTP: POST /score an image, numbers or a text, get class, confidence, score, p-value and verdict.
 
@@ -63,9 +68,8 @@ def serve(
     """
     from opnp.detector import OPNP
     from opnp.detector.storage import read_detector
-    from opnp.serve.app import require_serving, serve_app
+    from opnp.serve.app import listening_socket, require_serving, run_service, serve_app
     from opnp.serve.limits import Limits
-    from opnp.serve.running import listening_socket, run_service
 
     require_serving()
     limits = Limits(
@@ -84,7 +88,14 @@ def serve(
     if place is not None:
         network.to(place)
     app = serve_app(
-        loaded, network, transform, head_name=head_name, class_names=names, is_explained=explain, limits=limits
+        loaded,
+        network,
+        transform,
+        head_name=head_name,
+        class_names=names,
+        is_explained=explain,
+        limits=limits,
+        log_scores=log_scores,
     )
     listening = listening_socket(host, port)
     kind = f"{transform.kind}s"

@@ -1,6 +1,11 @@
-"""The service as an application of FastAPI: opened objects in, answers over HTTP out."""
+"""The service: as an application of FastAPI, and on a port of this machine until it is told to stop."""
 
-from collections.abc import Sequence
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -8,13 +13,21 @@ from torch import nn
 
 from opnp.data import Transform
 from opnp.detector import OPNP
-from opnp.errors import MissingExtraError
+from opnp.errors import MissingExtraError, OptionError
 from opnp.serve.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from uvicorn import Server
 
-__all__ = ["require_serving", "serve_app"]
+__all__ = ["listening_socket", "require_serving", "run_service", "serve_app"]
+
+_BACKLOG = 2048
+_IDLE_SECONDS = 15
+"""Seconds after which a connection is closed on which no request follows an answer."""
+
+_STOPPING_SECONDS = 30
+"""Seconds that requests in work have to be answered after the service was told to stop."""
 
 _PACKAGES = {"fastapi": "fastapi", "prometheus_client": "prometheus-client", "PIL": "pillow", "uvicorn": "uvicorn"}
 """What the service needs: modules, and the packages that they come from."""
@@ -29,6 +42,7 @@ def serve_app(
     class_names: Sequence[str] | None = None,
     is_explained: bool = False,
     limits: Limits = DEFAULT_LIMITS,
+    log_scores: str | os.PathLike[str] | None = None,
 ) -> "FastAPI":
     """Return the service of a detector and its model, for any server of ASGI.
 
@@ -45,16 +59,19 @@ def serve_app(
         model: The model that it was fitted on.
         transform: What makes the model's inputs, as `opnp.adapters.model_from_name` gives it.
         head_name: Dotted name of the head, preferred where several layers of the model are equal.
-        class_names: Names of the classes, for the answers.
+        class_names: Names of the classes, for the answers; those of the model where it has some and none are given.
         is_explained: Whether answers give each fused score's own p-value and its share of the score, as ``members``.
         limits: How much is taken on.
+        log_scores: File ending in ``.csv``, to which class, score, p-value and verdict of each input are appended, for
+            ``opnp monitor``; its folder must exist.
 
     Raises:
+        DataFileError: If `log_scores` has another ending.
         MissingExtraError: If a package of the extra `serve` is not installed.
         NotFittedError: If nothing was fitted.
         NotCalibratedError: If the detector is not calibrated.
         HeadMismatchError: If no layer of the model is the head that the detector was fitted on.
-        OptionError: If there are not as many names as classes.
+        OptionError: If there are not as many names as classes, or `log_scores` is another file.
         ModelRunError: If the model fails on an input of the transform.
 
     Example:
@@ -70,12 +87,15 @@ def serve_app(
     """
     require_serving()
     from opnp.serve.engine import Engine  # noqa: PLC0415  # with its packages, which are of an extra
+    from opnp.serve.metrics import ScoreLog  # noqa: PLC0415  # as above
     from opnp.serve.routes import application  # noqa: PLC0415  # as above
+
+    log = None if log_scores is None else ScoreLog(log_scores)
 
     engine = Engine.opened(
         detector, model, transform, head_name=head_name, class_names=class_names, is_explained=is_explained
     )
-    return application(engine, limits=limits)
+    return application(engine, limits=limits, log=log)
 
 
 def require_serving() -> None:
@@ -90,3 +110,92 @@ def require_serving() -> None:
         raise MissingExtraError(
             f"The service needs {', '.join(missing)}, not installed here: `pip install 'opnp[serve]'`.",
         )
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Args:
+        host: Name or address of this machine.
+        port: Number of the port; 0 for one that is free.
+
+    Raises:
+        OptionError: If it cannot be had.
+
+    Example:
+        >>> with listening_socket("127.0.0.1", 0) as found:
+        ...     found.getsockname()[1] > 0
+        True
+
+    """
+    if not 0 <= port < 1 << 16:
+        raise OptionError(f"`--port` must lie in 0 to 65535, got {port}.")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # With the protocol named, asyncio sends small answers at once; else each waits 40 ms for an acknowledgement.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            if os.name == "posix":
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(_BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(
+            f"The service cannot listen at `--host` {host} and `--port` {port} ({reason}): name an address of this "
+            f"machine, and a port that is free; 0 takes any.",
+        ) from error
+    return listening
+
+
+def run_service(app: "FastAPI", listening: socket.socket, *, started: Callable[[str], object]) -> None:
+    """Answer requests until SIGTERM or SIGINT comes; then answer those that are in work, and return.
+
+    Args:
+        app: The application, of `serve_app`.
+        listening: Where requests come from; it is closed afterwards.
+        started: Called with the address just before the first request is answered; those that come earlier wait.
+
+    Raises:
+        MissingExtraError: If uvicorn is not installed.
+
+    """
+    require_serving()
+    from uvicorn import Config, Server  # noqa: PLC0415  # of an extra
+
+    host, port = listening.getsockname()[:2]
+    config = Config(
+        app,
+        lifespan="on",
+        log_config=None,  # logging is the caller's affair; errors go to standard error without it
+        log_level="error",  # else each request that is no HTTP writes a line, as many as a sender likes
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=_STOPPING_SECONDS,
+    )
+    server = Server(config)
+    with listening, _stopped_by_signals(server):
+        started(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        server.run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(server: "Server") -> Iterator[None]:
+    """Let signals stop the server and nothing else: uvicorn raises them again once it has stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from opnp.serve.refusal import Refusal
+from opnp.serve.limits import Refusal
 
 __all__ = ["Batcher"]
 

@@ -14,16 +14,22 @@ from opnp.data import ModelInputs, Transform
 from opnp.data.images import decoded_image
 from opnp.data.texts import checked_text
 from opnp.errors import DataFileError
-from opnp.serve.refusal import Refusal
+from opnp.serve.limits import Refusal
 
-__all__ = ["IMAGE_TYPES", "JSON_TYPE", "BodyReader", "Prepared"]
+__all__ = ["IMAGE_TYPES", "JSON_TYPE", "BodyReader", "Prepared", "image_formats"]
 
 JSON_TYPE = "application/json"
 IMAGE_TYPES = {
+    "image/avif": "AVIF",
     "image/bmp": "BMP",
     "image/gif": "GIF",
+    "image/heic": "HEIF",
+    "image/heif": "HEIF",
+    "image/jp2": "JPEG2000",
     "image/jpeg": "JPEG",
     "image/jpg": "JPEG",
+    "image/jpx": "JPEG2000",
+    "image/jxl": "JXL",
     "image/png": "PNG",
     "image/tiff": "TIFF",
     "image/webp": "WEBP",
@@ -33,7 +39,6 @@ IMAGE_TYPES = {
 }
 """Content types of images with Pillow's name of the format. Of the format itself the body decides."""
 
-_FORMATS = tuple(dict.fromkeys(IMAGE_TYPES.values()))
 _ANY_IMAGE = "application/octet-stream"
 _LONGEST = 50
 """Times that an image may be as long as it is wide: where the shorter side is resized, the other grows with it."""
@@ -131,6 +136,14 @@ class BodyReader:
         return f"the bytes of a picture as image/png, image/jpeg, ..., or an array of {shape} numbers as {JSON_TYPE}"
 
 
+def image_formats() -> list[str]:
+    """Return Pillow's names of the formats that are read: those of folders of images that this Pillow has."""
+    from PIL import Image  # noqa: PLC0415  # of an extra
+
+    Image.init()
+    return [name for name in dict.fromkeys(IMAGE_TYPES.values()) if name in Image.OPEN]
+
+
 def require_small_image(body: bytes, *, max_pixels: int) -> None:
     """Raise if a body is no image of a format that is read, or has too many pixels or an odd shape; nothing is decoded.
 
@@ -140,13 +153,14 @@ def require_small_image(body: bytes, *, max_pixels: int) -> None:
     """
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # of an extra
 
+    formats = image_formats()
     try:
-        with Image.open(BytesIO(body), formats=_FORMATS) as image:
+        with Image.open(BytesIO(body), formats=formats) as image:
             width, height = image.size
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        raise DataFileError(f"no image, or none of {', '.join(_FORMATS)}") from error
+        raise DataFileError(f"no image, or none of {', '.join(formats)}") from error
     except Exception as error:  # decoders raise whatever they come upon in damaged files
         raise DataFileError(str(error).partition("\n")[0] or type(error).__name__) from error
     if width * height > max_pixels:

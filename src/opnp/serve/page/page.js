@@ -4,12 +4,12 @@ const at = (id) => document.getElementById(id);
 const share = (value) => `${(100 * value).toLocaleString("en", { maximumSignificantDigits: 3 })} %`;
 const digits = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4, useGrouping: false });
 const noun = facts.kind === "image" ? "picture" : "text";
-const TYPES = { bmp: "image/bmp", gif: "image/gif", jpg: "image/jpeg", jpeg: "image/jpeg", pgm: "image/x-portable-graymap",
+const TYPES = { avif: "image/avif", bmp: "image/bmp", gif: "image/gif", jp2: "image/jp2", jpg: "image/jpeg", jpeg: "image/jpeg", pgm: "image/x-portable-graymap",
   png: "image/png", ppm: "image/x-portable-pixmap", tif: "image/tiff", tiff: "image/tiff", webp: "image/webp" };
 let asked = 0;
 let shown = null;
 
-at("limit").textContent = `PNG, JPEG, GIF, WebP, TIFF or BMP, up to ${(facts.maxBytes / 1e6).toLocaleString("en")} MB`;
+at("limit").textContent = `${facts.formats.join(", ")}, up to ${(facts.maxBytes / 1e6).toLocaleString("en")} MB`;
 at("rule").textContent = `Inputs with a p-value of at most ${digits(1 - facts.keep)} are flagged: at most ${share(1 - facts.keep)} of the familiar ones, in expectation.`;
 document.querySelector(".scale .flagged").style.width = `${100 * (1 - facts.keep)}%`;
 
@@ -43,7 +43,7 @@ async function ask(body, type) {
   const turn = ++asked;
   at("status").textContent = "Asking the model ...";
   try {
-    const response = await fetch("/score", { method: "POST", headers: { "Content-Type": type }, body });
+    const response = await fetch("score", { method: "POST", headers: { "Content-Type": type }, body });
     const found = await response.json();
     if (turn !== asked) return;
     if (response.ok) tell(found);
