@@ -69,7 +69,7 @@ def test_false_alarms_of_the_monitor_stay_under_the_stated_level(tried: Tried, t
     assert max(peaks) > 1
 
 
-@pytest.mark.parametrize("runs", [30, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("runs", [60, pytest.param(500, marks=pytest.mark.long)])
 def test_the_same_count_finds_streams_that_drift(tried: Tried, tmp_path: Path, runs: int) -> None:
     tried("guarantees", "streams that drift through DriftMonitor, told from those that do not", runs)
     peaks = [peak_of(run, tmp_path, shift=0.7) for run in range(runs)]

@@ -16,7 +16,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from opnp import __version__
@@ -156,14 +155,17 @@ async def _body(request: Request, limits: Limits) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(limits.read_seconds):
-            async for part in request.stream():
-                body += part
+            is_complete = False
+            while not is_complete:
+                message = await request.receive()
+                if message["type"] != "http.request":
+                    raise Refusal(400, "the sender left before the body was complete")
+                body += message.get("body", b"")
                 if len(body) > limits.max_bytes:
                     raise too_large
+                is_complete = not message.get("more_body", False)
     except TimeoutError:
         raise Refusal(408, f"the body did not arrive within {limits.read_seconds:g} seconds") from None
-    except ClientDisconnect:
-        raise Refusal(400, "the sender left before the body was complete") from None
     return bytes(body)
 
 
