@@ -12,7 +12,6 @@ import pytest
 from tests.integration.serve_process import Served, serving
 from tests.reliability.soak_checks import (
     MIB,
-    Footprint,
     require_flat_latency,
     require_flat_memory,
     require_flat_work,
@@ -96,46 +95,3 @@ def test_a_soak_finds_a_model_that_leaks_and_slows_down(tmp_path: Path, tried: T
         require_flat_latency(soak.latencies, soak.controls, 16)
     with pytest.raises(AssertionError, match="memory grew"):
         require_flat_memory(soak.footprints, 16, most=GROWTH[QUICK])
-
-
-@pytest.mark.reliability
-def test_the_checks_of_a_soak_find_growth_of_each_kind(tried: Tried) -> None:
-    tried("serving", "soaks with growth of one kind, found by their checks", 6)
-    times = [step / 50 for step in range(3000)]
-
-    def taken(memory: float = 300.0, files: float = 20, threads: int = 5, *, work: float = 0.002) -> list[Footprint]:
-        """Return what a process took, growing to these values."""
-        shares = [at / 60 for at in times]
-        return [
-            Footprint(
-                at,
-                int((300 + share * (memory - 300)) * MIB),
-                int(20 + share * (files - 20)),
-                threads if share > 0.9 else 5,
-                step * (0.002 + share * (work - 0.002)),
-                step,
-            )
-            for step, (at, share) in enumerate(zip(times, shares, strict=True))
-        ]
-
-    require_flat_memory(taken(), 60, most=12 * MIB)
-    require_flat_work(taken(), 60)
-    for what, found in {
-        "memory grew by 1": taken(memory=325),
-        "threads appeared": taken(threads=6),
-        "open files grew": taken(files=80),
-    }.items():
-        with pytest.raises(AssertionError, match=what):
-            require_flat_memory(found, 60, most=12 * MIB)
-    with pytest.raises(AssertionError, match="work grew"):
-        require_flat_work(taken(work=0.006), 60)
-
-    def taking(slow: float, *, since: float = 0.0, every: int = 1) -> list[tuple[float, float]]:
-        return [(at, slow if at >= since and step % every == 0 else 0.02) for step, at in enumerate(times)]
-
-    require_flat_latency(taking(0.02), taking(0.02), 60)
-    require_flat_latency(taking(0.1, since=40), taking(0.1, since=40), 60)  # the machine's affair
-    with pytest.raises(AssertionError, match="median became slower"):
-        require_flat_latency(taking(0.1, since=40), taking(0.02), 60)
-    with pytest.raises(AssertionError, match="p95 became slower"):
-        require_flat_latency(taking(0.2, since=40, every=5), taking(0.02), 60)
