@@ -29,7 +29,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo docs picture records results bench browser test test-long test-minimum mutation audit coverage lint format wheel clean
+.PHONY: help venv demo docs picture records results streams bench browser test test-long test-minimum mutation audit coverage lint format wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -90,6 +90,9 @@ records: venv  ## Make the records of docs/records anew (DATA=../shared/data)
 bench: venv  ## Measure time and memory against floors and rivals, with bounds; write docs/explanation/performance.md
 	@$(BIN)/python -m benchmarks --features $(DATA)/features --out $(RECORDS)/benchmarks.json
 	@$(BIN)/python -m benchmarks.page $(RECORDS)/benchmarks.json docs/explanation/performance.md
+
+streams: venv  ## Simulate streams for docs/how-to/monitoring.md: false alarms and power of the monitor, two minutes
+	@$(BIN)/python -m studies.monitor_streams
 
 results: venv  ## Write docs/explanation/results.md and the table of the README from the records
 	@$(BIN)/python -m studies.results_page $(RECORDS) docs/explanation/results.md README.md
