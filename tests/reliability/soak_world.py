@@ -3,11 +3,10 @@
 import asyncio
 import json
 import socket
-import statistics
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -15,12 +14,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from tests.reliability.soak_checks import MIB, Footprint, fifths, footprint, p95
+from tests.reliability.soak_checks import Footprint, footprint
 from tests.reliability.soak_requests import Good, bad_requests, good_requests, request
 from tests.unit.bench.image_world import tiny_model
 from tests.unit.serve.serve_world import fitted, require_equal
 
-__all__ = ["Line", "Soak", "leaking_model", "lines_open", "shown"]
+__all__ = ["Line", "Soak", "leaking_model", "lines_open"]
 
 _Case = TypeVar("_Case")
 
@@ -271,26 +270,3 @@ class _Leaking(nn.Module):
 def leaking_model() -> nn.Module:
     """Return a model that answers as `tiny_model`, and is what a soak is to find."""
     return _Leaking()
-
-
-def shown(soak: Soak) -> str:
-    """Return the figures of a soak in words."""
-    parts = [part for part in fifths(soak.latencies, soak.seconds) if len(part) > 1]
-    memory = [each.memory / MIB for each in soak.footprints]
-    sizes = fifths([(each.at, each.memory / MIB) for each in soak.footprints], soak.seconds)
-    lines: list[str] = [
-        f"{soak.good} good, {sum(soak.bad.values())} bad, {len(soak.wrong)} wrong in {soak.seconds:g} s",
-        f"memory MiB by fifth: {', '.join(f'{statistics.median(part):.1f}' for part in sizes)}; most {max(memory):.1f}",
-        f"files {soak.footprints[0].files} to {soak.footprints[-1].files}",
-        f"threads {soak.footprints[0].threads} to {soak.footprints[-1].threads}",
-    ]
-    of: list[tuple[str, Callable[[Sequence[float]], float]]] = [("median", statistics.median), ("p95", p95)]
-    work = [(each.at, each.work) for each in soak.footprints]
-    spent = [part[-1] - part[0] for part in fifths(work, soak.seconds)]
-    counts = [(each.at, each.answered) for each in soak.footprints]
-    done = [part[-1] - part[0] for part in fifths(counts, soak.seconds)]
-    lines += [
-        "work ms a request by fifth: " + ", ".join(f"{1000 * a / b:.2f}" for a, b in zip(spent, done, strict=True))
-    ]
-    lines += [f"{name} ms by fifth: " + ", ".join(f"{1000 * take(part):.2f}" for part in parts) for name, take in of]
-    return "\n".join(lines)

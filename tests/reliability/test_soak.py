@@ -17,7 +17,7 @@ from tests.reliability.soak_checks import (
     require_flat_work,
 )
 from tests.reliability.soak_requests import LIMITS, bad_requests, good_requests
-from tests.reliability.soak_world import Line, Soak, lines_open, shown
+from tests.reliability.soak_world import Line, Soak, lines_open
 from tests.tried import Tried
 
 pytestmark = pytest.mark.skipif(
@@ -37,7 +37,6 @@ def soaked(served: Served, seconds: float) -> Soak:
     good_requests(), bad_requests()  # made before the clock starts
     soak = Soak(port_of(served), seconds, served.process.pid or 0)
     asyncio.run(soak.run(clients=4, pause=0.02))
-    print(shown(soak))  # noqa: T201  # figures, for where the test fails or -s asks for them
     return soak
 
 

@@ -227,8 +227,13 @@ class DriftMonitor:
     def _require_whole(self, wealth: Tensor) -> None:
         """Raise `ValueError` if what was read cannot be the state of a monitor."""
         new, samples, state = DriftTest(), self.samples, self._test.state
-        wanted = (torch.zeros(len(self._calibration) + 1, dtype=torch.int64), new.counts, new.state.log_active)
-        for tensor, pattern in zip((self._counts, self._test.counts, state.log_active), wanted, strict=True):
+        pairs = (
+            (self._counts, torch.zeros(len(self._calibration) + 1, dtype=torch.int64)),
+            (self._test.counts, new.counts),
+            (state.log_active, new.state.log_active),
+            (wealth, torch.zeros(2, dtype=torch.float64)),
+        )
+        for tensor, pattern in pairs:
             if tensor.shape != pattern.shape or tensor.dtype != pattern.dtype:
                 raise ValueError(f"a tensor of shape {tuple(pattern.shape)} was expected, got {tuple(tensor.shape)}")
         for counts in (self._counts, self._test.counts):

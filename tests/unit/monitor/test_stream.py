@@ -92,12 +92,15 @@ def test_a_stored_monitor_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert not resumed.is_calibrated_by(normal(80))
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (2, 3)])
 @pytest.mark.parametrize("name", ["cells", "bins", "log_active", "wealth", "calibration"])
-def test_a_stored_monitor_that_does_not_fit_together_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_stored_monitor_that_does_not_fit_together_is_refused(
+    tmp_path: Path, name: str, shape: tuple[int, int]
+) -> None:
     path = tmp_path / "state.safetensors"
     DriftMonitor(normal(5)).save(path)
     tensors, metadata = read_artifact(path, kind="monitor", format_version=2)
-    tensors[name] = torch.zeros(3, 2)
+    tensors[name] = torch.zeros(shape)
     write_artifact(path, kind="monitor", format_version=2, tensors=tensors, metadata=metadata)
     with pytest.raises(ArtifactError, match="holds no monitor that can be read"):
         DriftMonitor.load(path)
