@@ -249,7 +249,7 @@ class DriftTest:
         >>> test = DriftTest(level=0.01)
         >>> _ = test.update(torch.full((30,), 0.004))
         >>> test.alarm_at
-        3
+        7
 
     """
 

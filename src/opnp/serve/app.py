@@ -81,7 +81,7 @@ def serve_app(
         >>> model, inputs = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), torch.rand(100, 3, 4, 4)
         >>> detector = OPNP(ratios=Ratios(w_min=0.1)).fit(model, [inputs]).calibrate([inputs])
         >>> app = serve_app(detector, model, Preprocessing(size=4, resize=4, mean=(0.5,) * 3, std=(0.25,) * 3))
-        >>> sorted(route.path for route in app.routes if route.path != "/openapi.json")
+        >>> sorted({route.path for route in app.routes if route.path != "/openapi.json"})
         ['/', '/healthz', '/metrics', '/score']
 
     """
