@@ -104,7 +104,6 @@ NO_DETECTORS: Mapping[str, str] = {
     "opnp.adapters.timm_model": "opens models",
     "opnp.adapters.torchvision_model": "opens models",
     "opnp.adapters.transformers_model": "opens models",
-    "opnp.export.files.require_onnx": "looks what is installed",
     "opnp.adapters.toolkits.bytes_of": "writes a detector, which the adapters' copies are made of",
     "opnp.adapters.toolkits.detector_from": "reads a detector, which the adapters' copies are made of",
     "opnp.adapters.toolkits.EncodedClassifier": "the model inside two adapters, under which it is tested",

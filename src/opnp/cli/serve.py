@@ -67,7 +67,6 @@ def serve(
     stops the service once the requests in work are answered.
     """
     from opnp.detector import OPNP
-    from opnp.detector.storage import read_detector
     from opnp.serve.app import listening_socket, require_serving, run_service, serve_app
     from opnp.serve.limits import Limits
 
@@ -82,7 +81,6 @@ def serve(
     )
     names = None if class_names is None else _lines(class_names)
     place = checked_device(device)
-    head_name = read_detector(detector).head_name
     loaded = OPNP.load(detector)
     network, transform = ModelOptions(model, weights, image_size, resize, mean, std).opened()
     if place is not None:
@@ -91,7 +89,6 @@ def serve(
         loaded,
         network,
         transform,
-        head_name=head_name,
         class_names=names,
         is_explained=explain,
         limits=limits,

@@ -38,7 +38,6 @@ def serve_app(
     model: nn.Module,
     transform: Transform,
     *,
-    head_name: str | None = None,
     class_names: Sequence[str] | None = None,
     is_explained: bool = False,
     limits: Limits = DEFAULT_LIMITS,
@@ -55,10 +54,9 @@ def serve_app(
     one thread; between batches it is as it was.
 
     Args:
-        detector: Fitted and calibrated.
+        detector: Fitted and calibrated; it is tied to the model.
         model: The model that it was fitted on.
         transform: What makes the model's inputs, as `opnp.adapters.model_from_name` gives it.
-        head_name: Dotted name of the head, preferred where several layers of the model are equal.
         class_names: Names of the classes, for the answers; those of the model where it has some and none are given.
         is_explained: Whether answers give each fused score's own p-value and its share of the score, as ``members``.
         limits: How much is taken on.
@@ -92,9 +90,7 @@ def serve_app(
 
     log = None if log_scores is None else ScoreLog(log_scores)
 
-    engine = Engine.opened(
-        detector, model, transform, head_name=head_name, class_names=class_names, is_explained=is_explained
-    )
+    engine = Engine.opened(detector, model, transform, class_names=class_names, is_explained=is_explained)
     return application(engine, limits=limits, log=log)
 
 

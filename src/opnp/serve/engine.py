@@ -13,7 +13,6 @@ from opnp.adapters import model_failure_text
 from opnp.core.checks import require_finite
 from opnp.data import ModelInputs, Transform
 from opnp.detector import OPNP
-from opnp.detector.attachment import ModelLink, linked_by_digest
 from opnp.errors import ModelRunError, NotCalibratedError, OpnpError, OptionError
 
 __all__ = ["Answer", "Engine"]
@@ -66,7 +65,7 @@ class Engine:
 
     Attributes:
         detector: Fitted and calibrated.
-        link: Its model; it is as it was after each batch.
+        model: Its model; it is as it was after each batch.
         transform: What makes the model's inputs.
         head: The original head.
         class_names: Names of the classes, or None.
@@ -75,7 +74,7 @@ class Engine:
     """
 
     detector: OPNP
-    link: ModelLink
+    model: nn.Module
     transform: Transform
     head: nn.Linear
     class_names: tuple[str, ...] | None
@@ -88,7 +87,6 @@ class Engine:
         model: nn.Module,
         transform: Transform,
         *,
-        head_name: str | None = None,
         class_names: Sequence[str] | None = None,
         is_explained: bool = False,
     ) -> Self:
@@ -109,9 +107,9 @@ class Engine:
             )
         if class_names is not None and len(class_names) != head.out_features:
             raise OptionError(f"`class_names` must be {head.out_features}, one a class, got {len(class_names)}.")
-        link = linked_by_digest(model, weight=head.weight, bias=head.bias, name=head_name, axes=None)
+        detector.attach(model)
         names = names_in_model(model, head.out_features) if class_names is None else tuple(class_names)
-        return cls(detector, link, transform, head, names, is_explained)
+        return cls(detector, model, transform, head, names, is_explained)
 
     def answers(self, inputs: Sequence[ModelInputs]) -> list[Answer | Exception]:
         """Return the answer to each input, in their order; in the place of one that fails, the error.
@@ -139,7 +137,7 @@ class Engine:
             raise
         except (Exception, SystemExit) as error:
             place = f"a first {self.transform.kind}"
-            raise ModelRunError(model_failure_text(error, self.link.model, place=place)) from error
+            raise ModelRunError(model_failure_text(error, self.model, place=place)) from error
         return made
 
     def _answered_or_error(self, inputs: Sequence[ModelInputs]) -> Sequence[Answer | Exception]:
@@ -152,7 +150,7 @@ class Engine:
             return [*self._answered_or_error(inputs[:half]), *self._answered_or_error(inputs[half:])]
 
     def _answered(self, inputs: Sequence[ModelInputs]) -> list[Answer]:
-        features, _ = self.link.features_of(self.transform.batch(inputs))
+        features = self.detector.features(self.transform.batch(inputs))
         verdict = self.detector.verdict_features(features)
         confidence = self._confidence(features, verdict.predicted_class)
         columns = (verdict.predicted_class, confidence, verdict.score, verdict.p_value, verdict.is_ood)
