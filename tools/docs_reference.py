@@ -41,7 +41,6 @@ AREAS = (
             "opnp.detector.compact",
             "opnp.detector.checkpoint",
             "opnp.fitted",
-            "opnp.export",
         ),
     ),
     Area(
@@ -98,12 +97,6 @@ AREAS = (
         "Adapters",
         "Other libraries, one a module of `opnp.adapters`. An error names the extra that one needs.",
         ("opnp.adapters",),
-    ),
-    Area(
-        "export",
-        "Export",
-        "A fitted detector for other programs: as a module with its model, as a file, and as a model card.",
-        ("opnp.export",),
     ),
     Area(
         "services",

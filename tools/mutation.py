@@ -2,7 +2,8 @@
 
     python tools/mutation.py docs/records/mutation.json
 
-Files that were not run keep what the record says of them. The exit code is 1 below a score of 90 %.
+Files that were not run keep what the record says of them; those that are gone are left out. The exit code is 1 below a
+score of 90 %.
 """
 
 import json
@@ -73,6 +74,8 @@ def main(path: Path) -> int:
     results = mutmut("results", "--all", "true")
     alive = [each["mutant"] for each in RESULT.finditer(results) if each["status"] in {"survived", "no tests"}]
     old = json.loads(path.read_text(encoding="utf-8"))
+    old["files"] = {file: each for file, each in old["files"].items() if Path(file).exists()}
+    old["survivors"] = [each for each in old["survivors"] if each["file"] in old["files"]]
     record = updated(old, results, {mutant: change(mutant) for mutant in alive})
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     sys.stdout.writelines(f"survived: {mutant}\n" for mutant in alive)

@@ -7,8 +7,10 @@ from . import detector as detector
 from . import errors as errors
 from . import export as export
 from . import model as model
+from . import monitor as monitor
 from . import report as report
 from . import serve as serve
+from . import values as values
 from .core import ASHS as ASHS
 from .core import MEMBERS as MEMBERS
 from .core import PANEL as PANEL

@@ -40,7 +40,7 @@ def test_the_detector_costs_little_beyond_torch() -> None:
     "code",
     [
         "import opnp",
-        "import opnp; opnp.errors.OpnpError; opnp.OptionError",
+        "import opnp; opnp.OpnpError; opnp.errors.OptionError",
         "import opnp.cli",
         "import opnp.report as report; [getattr(report, name) for name in report.__all__]",
         "import opnp.values.bench, opnp.values.fit, opnp.values.pictures, opnp.values.sweep",

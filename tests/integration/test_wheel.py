@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from tests.integration.core_environment import core_environment, finished
 
 ROOT = Path(__file__).parents[2]
-CORE = {"lazy-loader", "numpy", "rich", "safetensors", "torch", "typer"}
+CORE = {"filelock", "lazy-loader", "msgspec", "numpy", "rich", "safetensors", "torch", "typer"}
 EXTRAS = {
     "bench": {"pillow", "pyarrow", "pytorch-ood", "scikit-learn"},
     "hf": {"datasets", "pillow", "transformers"},

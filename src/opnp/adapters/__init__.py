@@ -10,9 +10,15 @@ from opnp.adapters.baselines import (
     require_odin,
     require_pytorch_ood,
 )
-from opnp.adapters.hubs import chosen_preprocessing, folder_name, model_failure_text, model_from_name
-from opnp.adapters.timm_models import TimmTransform, timm_model
-from opnp.adapters.torchvision_models import torchvision_model
+from opnp.adapters.hubs import (
+    TimmTransform,
+    chosen_preprocessing,
+    folder_name,
+    model_failure_text,
+    model_from_name,
+    timm_model,
+    torchvision_model,
+)
 from opnp.adapters.transformers_models import (
     TokenizerTransform,
     TransformersImageTransform,

@@ -1,35 +1,219 @@
-"""Models by name, with what makes their inputs and what is said where they fail.
+"""Models by name, of timm and torchvision too, with what makes their inputs and what is said where they fail.
 
 A name is ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER`` or ``module:callable``.
 """
 
+import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import import_module, invalidate_caches
+from importlib.metadata import version
+from importlib.util import find_spec
+from math import floor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from opnp.adapters.timm_models import timm_model
-from opnp.adapters.torchvision_models import torchvision_model
 from opnp.adapters.transformers_models import named_weights, transformers_model
-from opnp.data import Preprocessing, Transform, load_weights, read_weights
+from opnp.data import Interpolation, Preprocessing, Transform, load_weights, read_weights
 from opnp.data.inputs import is_lost_worker, lost_worker_text
-from opnp.errors import OptionError
+from opnp.errors import MissingExtraError, OptionError
 from opnp.model import head_layers, is_out_of_memory
 
-__all__ = ["chosen_preprocessing", "folder_name", "model_failure_text", "model_from_name"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "TimmTransform",
+    "chosen_preprocessing",
+    "folder_name",
+    "model_failure_text",
+    "model_from_name",
+    "timm_model",
+    "torchvision_model",
+]
+
+_KINDS = "`timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, or `module:callable` such as `mymodels:resnet`"
+_EXAMPLE = "`--image-size 32 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010`"
+
+
+class TimmTransform:
+    """Image in, tensor out, by timm's own transform for tests. Satisfies `opnp.data.Transform`.
+
+    It serves configurations that `opnp.data.Preprocessing` has no words for, such as inputs that are no squares.
+
+    Args:
+        config: What timm's `resolve_data_config` gave.
+
+    Raises:
+        MissingExtraError: If timm is not installed.
+
+    """
+
+    kind: Literal["image"] = "image"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Make the transform."""
+        self.config = dict(config)
+        self._transform = _timm().data.create_transform(**self.config, is_training=False)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """What the channels are divided by."""
+        return tuple(self.config["std"])
+
+    def __call__(self, sample: "Image") -> Tensor:
+        """Return the model's input of one image, shape ``(channels, height, width)``, float32."""
+        inputs: Tensor = self._transform(sample.convert("L" if self.config["input_size"][0] == 1 else "RGB"))
+        return inputs
+
+    def batch(self, items: Sequence[Tensor]) -> Tensor:
+        """Return inputs of several images as one tensor, shape ``(batch, channels, height, width)``."""
+        return torch.stack(list(items))
+
+    def facts(self) -> Mapping[str, object]:
+        """Return what makes these inputs the same as others: timm's configuration and version."""
+        return {"timm": version("timm"), "config": json.loads(json.dumps(self.config, default=str))}
+
+
+def timm_model(
+    name: str, *, classes: int | None = None, is_pretrained: bool
+) -> tuple[nn.Module, Preprocessing | TimmTransform]:
+    """Return a model of timm, and the preprocessing of its test images.
+
+    Args:
+        name: Its name in timm, with a tag or without, such as ``resnet18`` or ``resnet18.a1_in1k``.
+        classes: Rows of the head; None for those of the pretrained model.
+        is_pretrained: Whether timm shall give it its pretrained weights, which may be downloaded; random ones else.
+
+    Returns:
+        The model, and the preprocessing from timm's `resolve_data_config`; timm's own transform where that cannot be
+        said as `opnp.data.Preprocessing`.
+
+    Raises:
+        OptionError: If timm has no such model, it has no classes, or its weights cannot be had.
+        MissingExtraError: If timm is not installed.
+
+    """
+    timm = _timm()
+    # A tag names weights, so that timm refuses a wrong one by itself.
+    if not timm.is_model(name):
+        similar = ", ".join(timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:8])
+        raise OptionError(
+            f"timm has no model {name!r}.{f' It has {similar}.' if similar else ''} "
+            f"`python -c 'import timm; print(timm.list_models())'` lists them all.",
+        )
+    options = {} if classes is None else {"num_classes": classes}
+    with _making("timm", name, is_pretrained=is_pretrained):
+        model: nn.Module = timm.create_model(name, pretrained=is_pretrained, **options)
+    return model, _timm_preprocessing(timm.data.resolve_data_config(model=model))
+
+
+def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | TimmTransform:
+    """Return the preprocessing of a resolved configuration, as timm's own transform for tests does it."""
+    channels, height, width = config["input_size"]
+    mode = config["crop_mode"]
+    is_usual = height == width and mode in ("center", "squash") and len(config["mean"]) == channels
+    if not is_usual or config["interpolation"] not in get_args(Interpolation):
+        return TimmTransform(config)
+    return Preprocessing(
+        size=height,
+        resize=floor(height / config["crop_pct"]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        is_squashed=mode == "squash",
+    )
+
+
+def _timm() -> Any:  # noqa: ANN401  # a module
+    if find_spec("timm") is None:
+        raise MissingExtraError("`timm:` models need timm, which is not installed: `pip install 'opnp[vision]'`.")
+    import timm
+    import timm.data
+
+    return timm
+
+
+def torchvision_model(name: str, *, classes: int | None = None, is_pretrained: bool) -> tuple[nn.Module, Preprocessing]:
+    """Return an image classifier of torchvision, and the preprocessing of its test images.
+
+    Args:
+        name: Its name in torchvision, such as ``resnet18``.
+        classes: Rows of the head; None for the 1000 of ImageNet.
+        is_pretrained: Whether torchvision shall give it its default weights, which may be downloaded; random ones else.
+
+    Returns:
+        The model, and the preprocessing that belongs to its default weights, whether or not it has them.
+
+    Raises:
+        OptionError: If torchvision has no such classifier, or its weights cannot be had.
+        MissingExtraError: If torchvision is not installed.
+
+    """
+    models = _torchvision()
+    known: list[str] = models.list_models(module=models)
+    if name not in known:
+        similar = ", ".join(item for item in known if item.startswith(name[:3]))
+        raise OptionError(
+            f"torchvision has no classifier {name!r}. It has {similar or ', '.join(known)}.",
+        )
+    weights = models.get_model_weights(name).DEFAULT
+    options = {} if classes is None else {"num_classes": classes}
+    with _making("torchvision", name, is_pretrained=is_pretrained), warnings.catch_warnings():
+        # Inception and GoogLeNet announce another initialisation; the weights are replaced or given anyway.
+        warnings.simplefilter("ignore", FutureWarning)
+        model: nn.Module = models.get_model(name, weights=weights if is_pretrained else None, **options)
+    return model, _torchvision_preprocessing(weights.transforms())
+
+
+def _torchvision_preprocessing(preset: Any) -> Preprocessing:  # noqa: ANN401  # the package ships no types
+    (size,), (resize,) = preset.crop_size, preset.resize_size
+    return Preprocessing(
+        size=size,
+        resize=resize,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+    )
+
+
+def _torchvision() -> Any:  # noqa: ANN401  # a module without types
+    if find_spec("torchvision") is None:
+        raise MissingExtraError(
+            "`torchvision:` models need torchvision, which is not installed: `pip install 'opnp[vision]'`.",
+        )
+    from torchvision import models
+
+    return models
+
+
+@contextmanager
+def _making(hub: str, name: str, *, is_pretrained: bool) -> Iterator[None]:
+    """Keep the random state, and say what to do where a hub cannot make a model."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        if not is_pretrained:
+            raise OptionError(f"{hub} could not make {name!r}: {reason}") from error
+        raise OptionError(
+            f"{hub} could not get the pretrained weights of {name!r} ({reason}). Give weights that are on this "
+            f"machine: `--weights FILE`.",
+        ) from error
+
 
 _Builder = Callable[..., tuple[nn.Module, Transform]]
 _HUBS: dict[str, _Builder] = {"timm": timm_model, "torchvision": torchvision_model, "hf": transformers_model}
-_KINDS = "`timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, or `module:callable` such as `mymodels:resnet`"
-_EXAMPLE = "`--image-size 32 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010`"
 
 
 def model_from_name(text: str, *, weights: str | os.PathLike[str] | None = None) -> tuple[nn.Module, Transform | None]:

@@ -1,5 +1,6 @@
 """Models by name: from timm, from torchvision, from a module of the user's."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +9,30 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision import models
 
-from opnp.adapters import chosen_preprocessing, folder_name, hubs, model_from_name, transformers_model
-from opnp.data import Preprocessing
-from opnp.errors import DataFileError, MissingFileError, OptionError
-from opnp.model import head_layers
+from opnp.adapters import (
+    TimmTransform,
+    chosen_preprocessing,
+    hubs,
+    model_from_name,
+    timm_model,
+    torchvision_model,
+    transformers_model,
+)
+from opnp.data import Preprocessing, Transform, channel_std
+from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OptionError
+from opnp.model import head_layers, linear_layers
 from tests.unit.adapters.hub_folders import write_bert, write_vit
 from tests.unit.bench.image_world import tiny_model, write_module
+from tests.unit.data.image_files import pixels
+
+KNOWN = Preprocessing(size=224, resize=256, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bicubic")
+GIVEN: dict[str, Any] = {"image_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
+_DATA: Any = timm.data  # typed in parts only
 
 
 @pytest.fixture(autouse=True)
@@ -39,16 +54,13 @@ def saved(model: nn.Module, path: Path) -> Path:
     return path
 
 
-def test_a_callable_of_the_current_folder() -> None:
+def test_a_callable_of_the_current_folder_and_weights_for_it(tmp_path: Path) -> None:
     paths, state = list(sys.path), torch.random.get_rng_state()
     model, preprocessing = model_from_name("tinynets:net")
     assert same(model, tiny_model())
     assert preprocessing is None
     assert sys.path == paths
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_weights_replace_those_of_the_callable(tmp_path: Path) -> None:
     torch.save(tiny_model(seed=1).state_dict(), tmp_path / "other.pt")
     assert same(model_from_name("tinynets:net", weights=tmp_path / "other.pt")[0], tiny_model(seed=1))
 
@@ -107,11 +119,11 @@ def test_own_code_of_a_hub_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) 
 def test_without_weights_the_hub_is_asked_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def timm_model(name: str, *, is_pretrained: bool) -> tuple[nn.Module, Preprocessing]:
+    def asked_for(name: str, *, is_pretrained: bool) -> tuple[nn.Module, Preprocessing]:
         asked.append((name, is_pretrained))
         return nn.Identity(), KNOWN
 
-    monkeypatch.setitem(hubs._HUBS, "timm", timm_model)
+    monkeypatch.setitem(hubs._HUBS, "timm", asked_for)
     assert model_from_name("timm:resnet10t")[1] == KNOWN
     assert asked == [("resnet10t", True)]
 
@@ -148,28 +160,24 @@ def test_names_of_no_model_say_why(tmp_path: Path, text: str, message: str) -> N
         model_from_name(text)
 
 
-def test_attributes_of_attributes_are_found() -> None:
-    assert isinstance(model_from_name("torch:nn.Identity")[0], nn.Identity)
-
-
-KNOWN = Preprocessing(size=224, resize=256, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bicubic")
-
-
-def test_without_options_the_known_preprocessing_stays() -> None:
-    assert chosen_preprocessing(KNOWN, model="timm:some") == KNOWN
-
-
-def test_options_replace_what_is_known() -> None:
-    changed = chosen_preprocessing(KNOWN, model="timm:some", image_size=112, mean=[0.1] * 3)
-    assert changed == Preprocessing(size=112, resize=128, mean=(0.1,) * 3, std=(0.25,) * 3, interpolation="bicubic")
-    assert chosen_preprocessing(KNOWN, model="timm:some", resize=232) == replace(KNOWN, resize=232)
-
-
-def test_options_alone_will_do() -> None:
-    given = chosen_preprocessing(None, model="a:b", image_size=32, mean=[0.5], std=[0.5])
-    assert given == Preprocessing(size=32, resize=32, mean=(0.5,), std=(0.5,))
-    larger = chosen_preprocessing(None, model="a:b", image_size=32, resize=36, mean=[0.5], std=[0.5])
-    assert larger == replace(given, resize=36)
+@pytest.mark.parametrize(
+    ("known", "given", "expected"),
+    [
+        (KNOWN, {}, {}),
+        (KNOWN, {"resize": 232}, {"resize": 232}),
+        (KNOWN, {"image_size": 112, "mean": [0.1] * 3}, {"size": 112, "resize": 128, "mean": (0.1,) * 3}),
+        (None, GIVEN, {"size": 32, "resize": 32, "interpolation": "bilinear"}),
+        (
+            None,
+            {**GIVEN, "resize": 36},
+            {"size": 32, "resize": 36, "interpolation": "bilinear"},
+        ),
+    ],
+)
+def test_options_replace_what_is_known(
+    known: Preprocessing | None, given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert chosen_preprocessing(known, model="a:b", **given) == replace(KNOWN, **expected)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +193,109 @@ def test_nothing_known_and_something_missing(given: dict[str, Any], missing: str
         chosen_preprocessing(None, model="a:b", **given)
 
 
-@pytest.mark.parametrize("text", ["timm:resnet18.a1_in1k", "a.b:c.d", "torchvision:vit_b_16", ":", "../x:y"])
-def test_names_of_folders_are_plain(text: str) -> None:
-    name = folder_name(text)
-    assert name == Path(name).name
-    assert not name.startswith(".")
-    assert ":" not in name
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit.r160_in1k", "test_efficientnet"])
+def test_inputs_are_those_of_timms_own_transform(name: str) -> None:
+    model, preprocessing = timm_model(name, is_pretrained=False)
+    assert isinstance(preprocessing, Preprocessing)
+    transform = _DATA.create_transform(**_DATA.resolve_data_config(model=model), is_training=False)
+    for width, height in ((260, 190), (64, 300)):
+        picture = Image.fromarray(pixels(1, height=height, width=width)[0].numpy())
+        assert torch.equal(preprocessing(picture), transform(picture))
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_own"),
+    [
+        ({"crop_mode": "squash", "crop_pct": 0.9, "interpolation": "bicubic"}, False),
+        ({"crop_pct": 1.15, "interpolation": "bicubic"}, False),
+        ({"crop_pct": 1.0, "interpolation": "bicubic"}, False),
+        ({"crop_mode": "border"}, True),
+        ({"input_size": (3, 32, 64)}, True),
+        ({"input_size": (1, 32, 32), "mean": (0.5,), "std": (0.25,), "crop_mode": "border"}, True),
+    ],
+)
+def test_other_ways_of_cropping_are_timms_too(changes: dict[str, Any], is_own: bool) -> None:
+    config = _DATA.resolve_data_config(pretrained_cfg={"input_size": (3, 48, 48), **changes})
+    made = hubs._timm_preprocessing(config)
+    assert isinstance(made, TimmTransform if is_own else Preprocessing)
+    assert isinstance(made, Transform)
+    transform = _DATA.create_transform(**config, is_training=False)
+    pictures = [Image.fromarray(pixels(1, height=40, width=width)[0].numpy()) for width in (30, 90)]
+    inputs = made.batch([made(picture) for picture in pictures])
+    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    assert torch.equal(inputs, torch.stack([transform(picture.convert(mode)) for picture in pictures]))
+    assert channel_std(made) == tuple(config["std"])
+    assert json.loads(json.dumps(made.facts())) == made.facts()
+
+
+def test_every_pretrained_classifier_of_timm_has_a_preprocessing() -> None:
+    timm_models: Any = timm.models
+    configs = {name: timm_models.get_pretrained_cfg(name) for name in timm.list_pretrained()}
+    classifiers = {name: config.to_dict() for name, config in configs.items() if config.num_classes}
+    assert len(classifiers) > 1000
+    for name, config in classifiers.items():
+        preprocessing = hubs._timm_preprocessing(_DATA.resolve_data_config(pretrained_cfg=config))
+        assert isinstance(preprocessing, Preprocessing), name
+        assert preprocessing.size == config["input_size"][1]
+
+
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_inputs_are_those_of_the_preset_of_torchvision(name: str) -> None:
+    preset = models.get_model_weights(name).DEFAULT.transforms()
+    picture = Image.fromarray(pixels(1, height=75, width=110)[0].numpy())
+    assert torch.equal(hubs._torchvision_preprocessing(preset)(picture), preset(picture))
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "head", "classes"),
+    [
+        (timm_model, "resnet10t", "fc", 7),
+        (torchvision_model, "mobilenet_v3_small", "classifier.3", 7),
+        (torchvision_model, "googlenet", "fc", 1000),  # its warning of another initialisation is not seen
+    ],
+)
+def test_models_have_the_classes_and_leave_the_random_state(build: Any, name: str, head: str, classes: int) -> None:
+    before = torch.random.get_rng_state()
+    model, preprocessing = build(name, is_pretrained=False, classes=None if classes == 1000 else classes)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert linear_layers(model)[head].out_features == classes
+    assert preprocessing.size == 224 or build is timm_model
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "message"),
+    [
+        (timm_model, "resnet18d_x", r"timm has no model 'resnet18d_x'\."),
+        (timm_model, "resnet10", r"timm has no model 'resnet10'\. It has .*resnet10t"),
+        (timm_model, "resnet10t.no_tag", r"timm could not make 'resnet10t\.no_tag'"),
+        (torchvision_model, "resnet19", r"torchvision has no classifier 'resnet19'\. It has resnet101, .*resnet18"),
+        (torchvision_model, "fasterrcnn_resnet50_fpn", "no classifier 'fasterrcnn_resnet50_fpn'"),
+    ],
+)
+def test_an_unknown_name_lists_similar_ones(build: Any, name: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        build(name, is_pretrained=False)
+
+
+@pytest.mark.parametrize("is_pretrained", [True, False])
+@pytest.mark.parametrize(("build", "name"), [(timm_model, "resnet10t"), (torchvision_model, "resnet18")])
+def test_weights_that_cannot_be_had_name_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, build: Any, name: str, is_pretrained: bool
+) -> None:
+    def offline(*_: object, pretrained: bool = False, weights: object = None, **__: object) -> object:
+        assert is_pretrained == bool(pretrained or weights)
+        message = "cannot reach the hub"
+        raise OSError(message)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(models, "get_model", offline)
+    remedy = rf"weights of '{name}' \(OSError: cannot reach the hub\).*--weights FILE"
+    with pytest.raises(OptionError, match=remedy if is_pretrained else f"not make '{name}': OSError: cannot reach"):
+        build(name, is_pretrained=is_pretrained)
+
+
+@pytest.mark.parametrize("build", [timm_model, torchvision_model])
+def test_without_its_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
+    monkeypatch.setattr(hubs, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"need t.*pip install 'opnp\[vision\]'"):
+        build("resnet18", is_pretrained=False)

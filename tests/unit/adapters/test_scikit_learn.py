@@ -16,7 +16,6 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier, SGDClassifier
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -186,18 +185,6 @@ def test_scores_are_fused_where_no_option_of_the_papers_method_is_given(load: An
         assert alone.detector_.members == ("opnp",), options
 
 
-def test_a_pipeline_gives_the_features_that_its_last_step_receives() -> None:
-    piped = OPNPOutlierDetector(make_pipeline(StandardScaler(), LogisticRegression()), w_min=0.2, random_state=0)
-    scores = piped.fit(X, Y).score_samples(QUERY)
-    scaler, classifier = piped.estimator_[0], piped.estimator_[1]
-    by_hand = OPNPOutlierDetector(FrozenEstimator(classifier), w_min=0.2, random_state=0)
-    by_hand.fit(scaler.transform(X))  # without labels the rows of a split are the same here: each class has many
-    np.testing.assert_allclose(by_hand.score_samples(scaler.transform(QUERY)), scores, rtol=1e-12)
-    single = OPNPOutlierDetector(make_pipeline(LogisticRegression()), w_min=0.2, random_state=0).fit(X, Y)
-    bare = OPNPOutlierDetector(LogisticRegression(), w_min=0.2, random_state=0).fit(X, Y)
-    np.testing.assert_array_equal(single.score_samples(QUERY), bare.score_samples(QUERY))
-
-
 def test_a_trained_classifier_stays_as_it_is_and_needs_no_labels() -> None:
     classifier = LogisticRegression().fit(X[:200], Y[:200])
     before = classifier.coef_.copy()
@@ -235,24 +222,6 @@ def test_sparse_rows_give_what_dense_ones_give(monkeypatch: pytest.MonkeyPatch) 
     svc.sparsify()
     thin = OPNPOutlierDetector(FrozenEstimator(svc), w_min=0.2, random_state=0).fit(rows).score_samples(query)
     np.testing.assert_allclose(thin, dense, rtol=1e-12)
-
-
-def test_a_grid_search_over_shares_finds_the_best_of_them() -> None:
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(200, 6))
-
-    def auroc(detector: OPNPOutlierDetector, rows: np.ndarray, labels: np.ndarray) -> float:
-        is_known = np.repeat([1, 0], [len(rows), len(noise)])
-        return float(roc_auc_score(is_known, detector.score_samples(np.concatenate([rows, noise]))))
-
-    grid = {"w_min": [0.0, 0.25, 0.5], "estimator__C": [0.01, 1.0]}
-    search = GridSearchCV(OPNPOutlierDetector(LogisticRegression(), random_state=0), grid, scoring=auroc, cv=3)
-    search.fit(X, Y)
-    means = search.cv_results_["mean_test_score"]
-    assert len(set(means)) > 3
-    assert search.best_params_ == search.cv_results_["params"][int(np.argmax(means))]
-    best = search.best_estimator_.detector_.settings.ratios
-    assert best == Ratios(w_min=search.best_params_["w_min"])
 
 
 def test_fitting_again_leaves_nothing_of_before() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from opnp import OPNP, PANEL, SCALE, Ratios, Settings
 from opnp.adapters.toolkits import (
@@ -21,9 +21,7 @@ from opnp.adapters.toolkits import (
     settings_of,
 )
 from opnp.errors import ArtifactError, InputTypeError, NotFittedError, OptionError
-from tests.contract.snapshot import unchanged
 from tests.unit.adapters.encoder_world import Net, inputs_and_labels
-from tests.unit.bench.bench_world import world_features, world_weight
 
 INPUTS = inputs_and_labels(40)[0]
 
@@ -86,36 +84,13 @@ def test_logits_are_those_of_the_head_in_its_dtype() -> None:
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("is_named", [True, False])
-def test_features_are_taken_in_eval_mode_where_the_module_is_known(is_named: bool) -> None:
-    net = Net()
-
-    def encoder(inputs: Tensor) -> Tensor:
-        assert not torch.is_grad_enabled()
-        assert net.training != is_named
-        return net.features(inputs)
-
-    if is_named:
-        with unchanged(net, "encoding"):
-            found = encoded(encoder, INPUTS, owner=net)
-        torch.testing.assert_close(found, net.quiet_features(INPUTS))
-    else:
-        assert encoded(encoder, INPUTS).shape == net.quiet_features(INPUTS).shape
-
-
 def test_an_encoder_of_something_else_is_refused() -> None:
     for encoder in (nn.Identity(), lambda inputs: inputs):
         with pytest.raises(InputTypeError, match=r"must return a tensor of features, .*got list"):
             encoded(lambda inputs, inner=encoder: [inner(inputs)], INPUTS)  # type: ignore[arg-type, misc]  # wrong on purpose
 
 
-@pytest.mark.parametrize("ratios", [Ratios(w_min=0.3), None], ids=["paper", "fusion"])
-def test_from_its_bytes_a_detector_answers_alike(ratios: Ratios | None) -> None:
-    features, _ = world_features(200, seed=0)
-    detector = OPNP(ratios=ratios).fit_features(features, weight=world_weight(), bias=None)
-    found = detector_from(bytes_of(detector))
-    assert bytes_of(found) == bytes_of(detector)
-    assert found.score_features(features).equal(detector.score_features(features))
+def test_bytes_of_no_detector_are_refused() -> None:
     with pytest.raises(ArtifactError):
         detector_from(b"something else")
     with pytest.raises(NotFittedError):
