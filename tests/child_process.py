@@ -15,7 +15,9 @@ import torch
 __all__ = ["command_line", "rank_environments", "started"]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["opnp.bench", "opnp.cli.cache", "opnp.cli.fit", "tests.child_process"])
+_CONTEXT.set_forkserver_preload(
+    ["opnp.bench", "opnp.cli.bench", "opnp.cli.fit", "opnp.cli.running", "tests.child_process"]
+)
 
 
 def started(task: Callable[..., Any], *arguments: object, log: Path) -> BaseProcess:

@@ -9,7 +9,7 @@ import pytest
 
 from opnp.cli import main
 
-__all__ = ["Opnp", "Outcome", "command_line"]
+__all__ = ["Opnp", "Outcome", "command_line", "done", "refused"]
 
 
 class Outcome(NamedTuple):
@@ -35,3 +35,19 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
             code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
     captured = capsys.readouterr()
     return Outcome(code, captured.out, captured.err)
+
+
+def done(opnp: Opnp, *arguments: object) -> Outcome:
+    """Return what a run left that must not fail."""
+    outcome = opnp(*arguments)
+    assert outcome.code == 0, (outcome.out, outcome.err)
+    return outcome
+
+
+def refused(opnp: Opnp, *arguments: object) -> str:
+    """Return the message of a run that must fail with exit code 2 and nothing but a message."""
+    outcome = opnp(*arguments)
+    assert outcome.code == 2, (outcome.out, outcome.err)
+    assert outcome.err.startswith("opnp: ")
+    assert "Traceback" not in outcome.err
+    return outcome.err

@@ -16,8 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from opnp.cli.app import COMMANDS
-from opnp.cli.lazy_group import imported_command
+from opnp.cli.app import COMMANDS, imported_command
 
 __all__ = ["AREAS", "MODULES", "Area", "DocstringSections", "on_files", "pages", "readable"]
 
@@ -238,7 +237,8 @@ def _command(name: str) -> str:
     command = imported_command(name)
     context = command.make_context(name, [], resilient_parsing=True)
     parts = [f"## opnp {name} {{#opnp-{name}}}\n", _marked(" ".join(str(command.help).split())) + "\n"]
-    for item in sorted(command.params, key=lambda item: not item.required):  # what must be given first
+    shown = [item for item in command.params if not getattr(item, "hidden", False)]
+    for item in sorted(shown, key=lambda item: not item.required):  # what must be given first
         written, text = item.get_help_record(context)
         anchor = f"opnp-{name}-{item.opts[0].lstrip('-').replace('_', '-')}"
         parts.append(f'<span id="{anchor}">`{written}`</span>\n:   {_marked(text)}\n')

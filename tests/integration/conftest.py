@@ -6,22 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from opnp.data import write_features, write_head
+from tests.integration.cli_world import write_cached
 
 
 @pytest.fixture
 def cached(tmp_path: Path) -> Path:
     """Return a folder with features and a head: 5 classes, 32 features."""
-    generator = torch.Generator().manual_seed(0)
-    for name, rows in {"train": 400, "validation": 200, "test": 50}.items():
-        features = torch.rand(rows, 32, generator=generator)
-        write_features(tmp_path / f"{name}.safetensors", features, labels=torch.arange(rows) % 5)
-    weight, bias = torch.randn(5, 32, generator=generator), torch.randn(5, generator=generator)
-    write_head(tmp_path / "head.safetensors", weight, bias=bias)
-    write_head(tmp_path / "head_without_bias.safetensors", weight)
-    return tmp_path
+    return write_cached(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from torch import Tensor, nn
 
-from opnp.cli.lazy_group import imported_command
+from opnp.cli.app import imported_command
 from tests.child_process import started
 from tests.unit.bench.image_world import OPTIONS, tiny_model
 from tests.unit.serve.serve_world import fitted

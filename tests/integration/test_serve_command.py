@@ -11,7 +11,7 @@ import pytest
 
 import opnp.serve.app as app_module
 from opnp import OPNP, Ratios
-from opnp.cli.lazy_group import imported_command
+from opnp.cli.app import imported_command
 from opnp.cli.serve import bytes_from
 from opnp.errors import MissingExtraError, MissingFileError, NotCalibratedError, OpnpError, OptionError
 from opnp.serve.app import listening_socket, run_service

@@ -5,10 +5,8 @@ import random
 import shutil
 import zlib
 from collections.abc import Iterator
-from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -16,13 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from opnp.bench.demo import DigitsData, digits_data, small_cnn
-from opnp.cli.app import COMMANDS
-from opnp.cli.lazy_group import imported_command
+from opnp.cli.app import COMMANDS, command_function, imported_command
 from tests.reliability.inputs_world import LINES, is_told, run_opnp, write_world
 from tests.tried import Tried
 
 _MANY = "9" * 5000
-_ODD: dict[type, tuple[str, ...]] = {
+_ODD: dict[Any, tuple[str, ...]] = {
     int: (
         *("-1", "0", "1", "-0", "2147483648", "9223372036854775807", "9223372036854775808", "18446744073709551616"),
         *(
@@ -59,7 +56,7 @@ _ODD: dict[type, tuple[str, ...]] = {
         *("../e=copy.safetensors", "a/b=copy.safetensors", "\udcff=copy.safetensors", "cuda", "meta", "cpu:99", "xla"),
         "privateuseone",
     ),
-    StrEnum: ("", "x", "\udcff", "\u0661"),
+    Literal: ("", "x", "\udcff", "\u0661"),
 }
 """Values by what an option takes; `_paths` makes of the paths what their names say."""
 
@@ -71,7 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = write_world(tmp_path_factory.mktemp("options") / "world")
         patched.chdir(folder)
         patched.setattr("opnp.serve.app.run_service", lambda app, listening, **_: listening.close())
-        patched.setattr("opnp.detector.program.write_program", lambda out, *_, **__: Path(out).write_bytes(b"graph"))
+        patched.setattr("opnp.export.write_program", lambda out, *_, **__: Path(out).write_bytes(b"graph"))
         patched.setattr("opnp.report.write_figures", lambda results, out, **_: [])
         patched.setattr("opnp.bench.demo.trained_cnn", _untrained)
         patched.setattr("opnp.bench.demo.digits_data", _few_digits)
@@ -108,15 +105,13 @@ def _few_digits(*, seed: int) -> DigitsData:
     return DigitsData(train, validation, test, {name: images[:30] for name, images in data.ood.items()})
 
 
-def _taken(annotation: Any) -> set[type]:
+def _taken(annotation: Any) -> set[Any]:
     """Return the types of `_ODD` that an annotation names; none for a flag."""
-    named = {annotation} if isinstance(annotation, type) else set()
+    named = {get_origin(annotation) or annotation}
     for part in get_args(annotation):
         named |= _taken(part) if not isinstance(part, str) else set()
     if bool in named:
         return set()
-    if any(issubclass(each, StrEnum) for each in named):
-        return {StrEnum}
     return named & set(_ODD)
 
 
@@ -124,7 +119,7 @@ def _lines(name: str, trials: int) -> list[tuple[str, list[str]]]:
     """Return lines of a command in each of which one option has an odd value, some of the values for each option."""
     line = list(LINES[name])
     command = line[0]
-    hints = get_type_hints(getattr(import_module(f"opnp.cli.{command}"), command), include_extras=True)
+    hints = get_type_hints(command_function(command), include_extras=True)
     generator = random.Random(zlib.crc32(name.encode()))  # noqa: S311  # a choice, no secret
     found = []
     for parameter in imported_command(command).params:

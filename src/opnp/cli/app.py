@@ -1,19 +1,29 @@
-"""The commands together, and what becomes of their errors: the message alone, and exit code 2."""
+"""The commands together: imported when they are called; errors and signals end them in one line and an exit code."""
 
+import inspect
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from importlib import import_module
 from io import TextIOWrapper
-from typing import Annotated
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperGroup
 
 from opnp import __version__
-from opnp.cli.lazy_group import LazyGroup
-from opnp.cli.stopping import Stopped, stopped_by_signals
-from opnp.errors import OpnpError
+from opnp.errors import OpnpError, OptionError
+from opnp.values.files import FEATURE_FILE
 
-__all__ = ["COMMANDS", "app", "main"]
+__all__ = ["COMMANDS", "app", "command_function", "imported_command", "main", "require_distinct_files"]
 
 COMMANDS = {
     "demo": "Train a small CNN on the digits 0 to 6, fit detectors, and ask them about digits 7 to 9 and photographs.",
@@ -26,10 +36,7 @@ COMMANDS = {
         "Store what the last layer of a model takes in on images or texts; what is there of the same inputs is kept."
     ),
     "bench": "Compare OPNP with other detectors: all are fitted on train and judged by test and the OOD sets.",
-    "sweep": (
-        "Show what each setting changes, on cached features: ratios, scope, reading, temperature, "
-        "training samples, score."
-    ),
+    "sweep": "Show what each setting of the paper's method changes, on cached features.",
     "report": (
         "Write results as one page: verdict, methods, thresholds, figures, gallery, and what is needed to repeat them."
     ),
@@ -41,14 +48,193 @@ COMMANDS = {
         "with few false alarms."
     ),
 }
-"""The commands in the order of the help, each with the first line of its docstring; a test compares the two.
+"""The commands in the order of the help, each with the first line of its docstring; a test compares the two."""
 
-A command ``name`` is the function ``name`` of the module ``opnp.cli.name``, which is imported when it is called.
-"""
+_MODULES = {"inspect": "fit", "cache": "bench", "sweep": "bench", "demo": "report"}
+"""Modules of commands that have none of their own name."""
+
+_WRITTEN = ("out", "checkpoint", "report", "figures", "state", "log_scores")
+"""Options that name what a command writes."""
+
+_SIGNALS = ("SIGTERM", "SIGHUP")
+"""Ctrl-C, SIGINT, is a `KeyboardInterrupt` of Python's own already. Windows has no SIGHUP."""
+
+# ------------------------------------------------------------------------------------------------- signals that stop
+
+
+class Stopped(BaseException):
+    """A signal came that asks the process to end; not an `Exception`, so that nothing takes it for a failed step.
+
+    Attributes:
+        number: Number of the signal.
+
+    """
+
+    def __init__(self, number: int) -> None:
+        """Keep the number."""
+        super().__init__(number)
+        self.number = number
+
+    def __str__(self) -> str:
+        """Return the signal in words."""
+        name = signal.Signals(self.number).name
+        return "interrupted" if name == "SIGINT" else f"stopped by {name}"
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Raise `Stopped` where a signal arrives inside that would end the process without unwinding, or for Ctrl-C.
+
+    A second such signal ends the process at once. Handlers that others have set are left alone.
+    """
+    owner, changed = os.getpid(), []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != owner:  # a worker that was forked: it has nothing to give back
+            signal.raise_signal(number)
+            sys.exit(128 + number)
+        raise Stopped(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in _SIGNALS if is_main and hasattr(signal, name)]
+    try:
+        for number in numbers:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                changed.append(number)
+                signal.signal(number, stop)
+        yield
+    except KeyboardInterrupt as error:
+        raise Stopped(signal.SIGINT) from error
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+# -------------------------------------------------------------------------------------- commands, imported when called
+
+
+class _LazyGroup(TyperGroup):
+    """A group that lists commands by stand-ins with name and help line, and imports the one that is called."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # as below
+        """Run the command; Ctrl-C in it is not for typer, some versions of which take it for an answer."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Stopped(signal.SIGINT) from error
+
+    def resolve_command(
+        self,
+        ctx: Any,  # noqa: ANN401  # click's context, which newer versions of typer bring along as their own
+        args: list[str],
+    ) -> tuple[str | None, Any, list[str]]:
+        """Return name, command and arguments of what is called; the command is the real one."""
+        name, stand_in, rest = super().resolve_command(ctx, args)
+        return name, stand_in if name is None else imported_command(name), rest
+
+
+def imported_command(name: str) -> Any:  # noqa: ANN401  # a command of click, or of the click in typer
+    """Return the command of this name, imported now."""
+    alone = typer.Typer(add_completion=False)
+    alone.command(name)(command_function(name))
+    return typer.main.get_command(alone)
+
+
+def command_function(name: str) -> Callable[..., None]:
+    """Return the function of a command, with each field of its groups of options as a parameter, as typer reads them.
+
+    A group is a dataclass, the type of a parameter; the function of the module is given one made of the fields.
+    """
+    run = getattr(import_module(f"opnp.cli.{_MODULES.get(name, name)}"), name)
+    signature = inspect.signature(run, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in signature.parameters.values():
+        if not is_dataclass(group := parameter.annotation):
+            parameters.append(parameter)
+            continue
+        groups[parameter.name], hints = group, get_type_hints(group, include_extras=True)
+        parameters += [
+            parameter.replace(name=each.name, default=each.default, annotation=hints[each.name])
+            for each in fields(group)
+        ]
+
+    @wraps(run)
+    def checked(**given: object) -> None:
+        require_distinct_files(given)
+        for place, group in groups.items():
+            given[place] = group(**{each.name: given.pop(each.name) for each in fields(group)})
+        run(**given)
+
+    checked.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # as `inspect` asks
+    checked.__annotations__ = {each.name: each.annotation for each in parameters}
+    return checked
+
+
+# ---------------------------------------------------------------------------------- no file is read and written at once
+
+
+def require_distinct_files(given: Mapping[str, object]) -> None:
+    """Raise if a file to write is one to read, or one file is to be written for two options.
+
+    Links are followed. Folders to read are left out: results may lie beside what they were made from, but a folder of
+    features may hold no file to read that has the name of one to write.
+
+    Args:
+        given: Arguments of a command by name, paths or lists of such among them.
+
+    Raises:
+        OptionError: If two are the same; the message names both.
+
+    Example:
+        >>> require_distinct_files({"weights": Path(__file__), "out": Path("detector.safetensors")})
+        >>> require_distinct_files({"out": Path("one.html"), "report": Path("one.html")})
+        Traceback (most recent call last):
+            ...
+        opnp.errors.OptionError: `--report` names the file of `--out`, one.html: give each a name of its own.
+
+    """
+    written: dict[str, str] = {}
+    for name in _WRITTEN:
+        option = f"--{name.replace('_', '-')}"
+        for path in _paths(given.get(name)):
+            place = os.path.realpath(path)
+            if place in written:
+                raise OptionError(
+                    f"`{option}` names the file of `{written[place]}`, {path}: give each a name of its own."
+                )
+            written[place] = option
+    for name, value in given.items():
+        for path in _paths(value) if name not in _WRITTEN else ():
+            place = os.path.realpath(path)
+            over = written.get(place) or _over_features(place, written)
+            if over is not None and os.path.isfile(place):  # noqa: PTH113  # raises nothing for names that are none
+                raise OptionError(
+                    f"`{over}` would write over {path}, which is given as `{name.replace('_', '-')}`: name another.",
+                )
+
+
+def _over_features(place: str, written: Mapping[str, str]) -> str | None:
+    """Return `--out` if it is the folder of a file that has the name of one that is written there."""
+    folder, name = os.path.split(place)
+    return "--out" if FEATURE_FILE.fullmatch(name) and written.get(folder) == "--out" else None
+
+
+def _paths(value: object) -> Iterator[Path]:
+    """Return what may be a path: paths, texts, and what follows the name in texts of the form NAME=PATH."""
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, Path):
+            yield each
+        elif isinstance(each, str) and "\0" not in each:
+            yield from (Path(each), Path(each.partition("=")[2]))
+
+
+# ------------------------------------------------------------------------------------------------------ the application
 
 app = typer.Typer(
     name="opnp",
-    cls=LazyGroup,
+    cls=_LazyGroup,
     help="Turn a trained classifier into an out-of-distribution detector without retraining it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -57,7 +243,7 @@ app = typer.Typer(
 
 
 def _not_imported() -> None:
-    """Stand for a command in lists of them; `LazyGroup` puts the command in its place."""
+    """Stand for a command in lists of them; `_LazyGroup` puts the command in its place."""
 
 
 for name, line in COMMANDS.items():
@@ -88,26 +274,22 @@ def main() -> None:
     warnings.showwarning = _shown
     _print_any_name()
     try:
-        with stopped_by_signals():
+        with _stopped_by_signals():
             app(prog_name="opnp")
     except Stopped as stopped:
         typer.echo(f"{_speaker()}: {stopped}.", err=True)
-        sys.exit(stopped.exit_code)
+        sys.exit(128 + stopped.number)  # what shells report: 143 for SIGTERM
     except (OpnpError, OSError) as error:
         typer.echo(f"{_speaker()}: {error}", err=True)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        from opnp.model import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0] or "no more was given"
         typer.echo(f"{_speaker()}: not enough memory ({reason}): give a smaller `--batch-size`.", err=True)
         sys.exit(2)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    from opnp.model import is_out_of_memory
-
-    return is_out_of_memory(error)
 
 
 def _print_any_name() -> None:

@@ -1,110 +1,238 @@
-"""``opnp bench``: every method on some models, from features or from inputs, and the tables of what came of it."""
+"""``opnp cache``, ``opnp bench`` and ``opnp sweep``: features of a model, methods on them, and the paper's curves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opnp.cli.model_options import (
-    AmpName,
-    AmpOption,
-    AutoBatch,
-    BatchSize,
-    ChannelsLast,
-    DeviceName,
-    DtypeName,
-    FeaturesDtype,
-    HeadName,
-    ImageSize,
-    LogitsPlace,
-    Means,
-    ModelOptions,
-    Resize,
-    StandardDeviations,
-    Strict,
-    WeightsFile,
-    Workers,
-    logits_place,
-    named_paths,
+from opnp.cli.options import (
+    CacheOptions,
+    FeaturesFolder,
+    JsonFlag,
+    ModelName,
+    ModelNameOrNone,
+    Neuron,
+    OodPaths,
+    RankTimeout,
+    ReportFile,
+    Scope,
+    detector_option,
+    given_options,
+    head_layer_name,
+    input_option,
+    listed,
+    ood_paths,
+    require_form,
+    require_out_folder,
+    require_report,
+    running_option,
+    tell_report,
 )
-from opnp.cli.options import JsonFlag
-from opnp.cli.out_checks import require_out_folder
-from opnp.cli.output import print_table, progress_bar
-from opnp.cli.report_option import ReportFile, require_report, tell_report
+from opnp.cli.output import print_json, print_table, progress_bar
 from opnp.errors import OptionError
 
 if TYPE_CHECKING:
+    from opnp.bench import CacheReport
+    from opnp.cli.running import OpenedModel
+    from opnp.data import InputSet
     from opnp.values.bench import BenchRecord, MethodRow, ModelResult
     from opnp.values.figures import DetectionFigures
+    from opnp.values.sweep import SweepCurve, SweepPoint, SweepRecord, SweptModel
 
-__all__ = ["bench"]
+__all__ = ["bench", "cache", "sweep"]
+
+_INPUTS = (
+    "folder of images (subfolders are classes), list of files (.txt, .csv), .safetensors, .npy, .npz, texts (.jsonl, "
+    ".csv), or a data set of Hugging Face saved to disk"
+)
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+def cache(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for the features.")],
+    train: Annotated[Path | None, input_option(help=f"Training inputs: {_INPUTS}.")] = None,
+    test: Annotated[Path | None, input_option(help="Held-out ID inputs, as --train.")] = None,
+    ood: OodPaths = None,
+    model: ModelName,
+    options: CacheOptions,
+    odin: Annotated[
+        bool,
+        running_option(
+            help="Compute the scores of ODIN for test and OOD images, which need the model, for opnp bench."
+        ),
+    ] = True,
+    rank_timeout: RankTimeout = 1800,
+    json: JsonFlag = False,
+) -> None:
+    """Store what the last layer of a model takes in on images or texts; what is there of the same inputs is kept.
+
+    --out then holds head, train, test and ood_NAME as .safetensors files, for opnp fit, tune, bench and sweep.
+    Several processes share the inputs: `torchrun --nproc-per-node 2 -m opnp cache --no-odin ...`.
+    """
+    from opnp.distributed import launched, together
+
+    given = {"train": train, "test": test, **{f"ood_{name}": path for name, path in ood_paths(ood).items()}}
+    paths = {name: path for name, path in given.items() if path is not None}
+    if not paths:
+        raise OptionError("Give inputs: at least one of `--train PATH`, `--test PATH` and `--ood NAME=PATH`.")
+    with launched(device=options.device or "cpu", timeout=rank_timeout) as ranks:
+        with together(ranks):
+            if ranks.is_first:
+                require_out_folder(out)
+            opened, sets = _opened(model, options, paths)
+        is_quiet = json or not ranks.is_first
+        report = _cached(
+            opened, sets, out, options, name=model, has_odin=odin, is_alone=ranks.is_alone, is_quiet=is_quiet
+        )
+        if not ranks.is_first:
+            return
+    _tell_unreadable(report, sets)
+    if json:
+        print_json(_facts(report) | {"out": str(out)})
+        return
+    _print_cached(report)
+    typer.echo(f"Features are in {out}.")
+
+
+def _opened(model: str, options: CacheOptions, paths: Mapping[str, Path]) -> "tuple[OpenedModel, dict[str, InputSet]]":
+    """Return a model and the inputs it is to be run on; those of OOD sets have no labels."""
+    from opnp.cli.running import OpenedModel
+
+    opened = OpenedModel.of(model, options)
+    return opened, {name: opened.inputs(path, is_labelled=not name.startswith("ood_")) for name, path in paths.items()}
+
+
+def _cached(
+    opened: "OpenedModel",
+    sets: "Mapping[str, InputSet]",
+    out: Path,
+    options: CacheOptions,
+    *,
+    name: str,
+    has_odin: bool,
+    is_replacing: bool = False,
+    is_alone: bool = True,
+    is_quiet: bool,
+) -> "CacheReport":
+    """Compute the features of inputs that are not in a folder yet, and return what it holds then."""
+    import torch
+
+    from opnp.bench import cache_features
+
+    return cache_features(
+        opened.model,
+        sets,
+        out,
+        name=name,
+        weights=options.weights,
+        head=head_layer_name(options.head_layer, old=options.head),
+        logits=options.logits_place,
+        device=opened.device,
+        batch_size=options.inputs_a_batch,
+        dtype=getattr(torch, options.dtype),
+        is_odin_wanted=has_odin,
+        is_replacing=is_replacing,
+        workers=options.workers,
+        amp=options.amp,
+        is_channels_last=options.channels_last,
+        auto_batch=options.auto_batch,
+        distributed=not is_alone,
+        progress=progress_bar("caching", is_quiet=is_quiet),
+    )
+
+
+def _tell_unreadable(report: "CacheReport", names: Sequence[str] | Mapping[str, object]) -> None:
+    """Print what could not be read, one line a set, on standard error."""
+    from opnp.data import unreadable_summary
+
+    for name in names:
+        source = report.source.sets[name]
+        if source.unreadable:
+            typer.echo(f"opnp: {name}: {unreadable_summary(source.unreadable, total=source.total)}", err=True)
+
+
+def _facts(report: "CacheReport") -> dict[str, object]:
+    return {
+        "model": report.source.model.model,
+        "head": report.source.head,
+        "dtype": report.source.model.dtype,
+        "sets": {
+            name: {
+                "samples": report.source.sets[name].samples,
+                "unreadable": len(report.source.sets[name].unreadable),
+                "accuracy": report.source.sets[name].accuracy,
+                "is_new": name in report.computed,
+            }
+            for name in (*report.kept, *report.computed)
+        },
+        "odin": [] if report.odin is None else sorted(report.odin.scores),
+        "odin_reason": "" if report.odin is None else report.odin.about.reason,
+    }
+
+
+def _print_cached(report: "CacheReport") -> None:
+    rows = []
+    for name, source in report.source.sets.items():
+        if name in report.computed or name in report.kept:
+            accuracy = "" if source.accuracy is None else f"{100 * source.accuracy:.2f}"
+            has_odin = report.odin is not None and name in report.odin.scores
+            state = "new" if name in report.computed else "kept"
+            rows.append([name, source.images, str(source.samples), accuracy, state, "yes" if has_odin else ""])
+    print_table(
+        f"{report.source.model.model}, head {report.source.head or '(the model itself)'}",
+        ["set", "inputs", "samples", "accuracy %", "features", "ODIN"],
+        rows,
+    )
+    if report.odin is not None and report.odin.about.reason:
+        typer.echo(f"ODIN has no scores: {report.odin.about.reason}", err=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- bench
 
 
 def bench(
     *,
     out: Annotated[Path, typer.Option(help="Folder for results.json, results.md, scores.parquet and timings.json.")],
-    features: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with head, train, test and ood_*, each .safetensors; or a folder of such folders, one a model."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead of --features: timm:NAME, torchvision:NAME, hf:FOLDER, or module:callable; with --id, --ood."
-        ),
-    ] = None,
+    features: Annotated[Path | None, FeaturesFolder] = None,
     inside: Annotated[
         Path | None,
-        typer.Option(
-            "--id", help="ID test inputs, in any form that opnp cache takes; or a folder with train and test in it."
+        input_option(
+            "--id",
+            help="With --model: ID test inputs, in any form that opnp cache takes; or a folder with train and test in "
+            "it.",
         ),
     ] = None,
-    train: Annotated[Path | None, typer.Option(help="Training inputs. Default: train in --id.")] = None,
-    ood: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="OOD inputs; may be given several times."),
+    train: Annotated[Path | None, input_option(help="With --model: training inputs. Default: train in --id.")] = None,
+    ood: OodPaths = None,
+    near: Annotated[
+        str | None,
+        input_option(help="OOD sets that are near, separated by commas; MODEL:SET for one model alone. Default: none."),
     ] = None,
-    weights: WeightsFile = None,
-    head: HeadName = None,
-    logits: LogitsPlace = None,
-    batch_size: BatchSize = 64,
-    device: DeviceName = None,
-    image_size: ImageSize = None,
-    resize: Resize = None,
-    mean: Means = None,
-    std: StandardDeviations = None,
-    dtype: DtypeName = FeaturesDtype.float16,
-    workers: Workers = 0,
-    amp: AmpOption = AmpName.none,
-    channels_last: ChannelsLast = False,
-    strict: Strict = False,
-    auto_batch: AutoBatch = False,
+    model: ModelNameOrNone = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option(
+        detector_option(
             help="What to run, separated by commas: reference, baselines, combinations, product, or names of methods. "
-            "Default: all.",
+            "Default: all."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split of the ID test samples.")] = 0,
     validation_samples: Annotated[
         int | None,
-        typer.Option(
+        detector_option(
             help="ID test samples that OPNP() is calibrated on; the product rows are judged by the rest. "
             "Default: 30 %, at most 2000."
         ),
     ] = None,
-    rho_w_min: Annotated[float, typer.Option(help="Of the pruned head that baselines are combined with.")] = 0.3,
-    rho_w_max: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
-    rho_o_min: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
-    rho_o_max: Annotated[float, typer.Option(help="As --rho-w-min.")] = 0.0,
-    near: Annotated[
-        str,
-        typer.Option(help="OOD sets that are near, separated by commas; MODEL:SET for one model alone. Default: none."),
-    ] = "",
+    rho_w_min: Annotated[float, detector_option(help="Of the pruned head that baselines are combined with.")] = 0.3,
+    rho_w_max: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.0,
+    rho_o_min: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.0,
+    rho_o_max: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.0,
+    options: CacheOptions,
+    seed: Annotated[int, running_option(help="Seed of the split of the ID test samples.")] = 0,
     report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:
@@ -112,53 +240,26 @@ def bench(
 
     From --features as they are, or from --model and its inputs: its features are cached in --out, once.
     """
-    from opnp.bench import Forward, run_bench
-    from opnp.cli.bench_images import cached_for_bench
+    from opnp.bench import run_bench
     from opnp.detector import Ratios
 
     require_report(report, made=out)
     require_out_folder(out)
-    chosen = None if methods is None else [name for text in methods for name in _listed(text)]
+    require_form(
+        features=features,
+        model=model,
+        inputs="`--id PATH` and `--ood NAME=PATH`",
+        of_model={"--id": inside, "--train": train, "--ood": ood, **given_options(options)},
+    )
+    chosen = None if methods is None else listed(methods)
     pruned = Ratios(w_min=rho_w_min, w_max=rho_w_max, o_min=rho_o_min, o_max=rho_o_max)
     places, sets = None, None
-    if features is None and model is not None:
-        places = named_paths(ood or (), option="--ood")
-        features, sets = cached_for_bench(
-            ModelOptions(model, weights, image_size, resize, mean, std),
-            inside=inside,
-            train=train,
-            outside=places,
-            out=out / "features",
-            methods=chosen,
-            validation_samples=validation_samples,
-            head=head,
-            logits=logits_place(logits),
-            device=device,
-            batch_size=batch_size,
-            dtype=dtype,
-            workers=workers,
-            forward=Forward(amp=amp.value, is_channels_last=channels_last),
-            is_strict=strict,
-            auto_batch=auto_batch,
-            is_quiet=json,
+    if features is None:
+        places = ood_paths(ood)
+        paths = _bench_paths(inside, train, places)
+        features, sets = _features_for_bench(
+            str(model), paths, out, options, methods=chosen, validation_samples=validation_samples, is_quiet=json
         )
-    elif features is None or model is not None:
-        raise OptionError(
-            "Give exactly one of `--features DIR`, for features that are there, and `--model NAME`, with `--id PATH` "
-            "and `--ood NAME=PATH` for its inputs.",
-        )
-    else:
-        data: dict[str, object] = {"--id": inside, "--train": train, "--ood": ood}
-        network: dict[str, object] = {"--weights": weights, "--head": head, "--logits": logits, "--device": device}
-        inputs: dict[str, object] = {"--image-size": image_size, "--resize": resize, "--mean": mean, "--std": std}
-        run: dict[str, object] = {
-            "--workers": workers or None,
-            "--amp": None if amp is AmpName.none else amp,
-            "--channels-last": channels_last or None,
-            "--strict": strict or None,
-            "--auto-batch": auto_batch or None,
-        }
-        _require_none(data | network | inputs | run)
     record = run_bench(
         features,
         out,
@@ -166,31 +267,76 @@ def bench(
         seed=seed,
         validation_samples=validation_samples,
         pruned=pruned,
-        near=_listed(near),
+        near=listed([near or ""]),
         ood=places,
         inputs=sets,
         progress=progress_bar("benchmarking", is_quiet=json),
     )
     if json:
-        tell_report(out, report, is_quiet=True)
         typer.echo(record.to_json())
-        return
-    _print_record(record)
-    typer.echo("FPR95 / AUROC in %, ID positive; the best mean AUROC first.")
-    typer.echo("Regret: the AUROC of the best published single score, chosen with hindsight, less the row's own.")
-    typer.echo(f"Everything else is in {out}: start with results.md.")
-    tell_report(out, report, is_quiet=False)
+    else:
+        _print_record(record)
+        typer.echo("FPR95 / AUROC in %, ID positive; the best mean AUROC first.")
+        typer.echo("Regret: the AUROC of the best published single score, chosen with hindsight, less the row's own.")
+        typer.echo(f"Everything else is in {out}: start with results.md.")
+    tell_report(out, report, is_quiet=json)
 
 
-def _listed(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _bench_paths(inside: Path | None, train: Path | None, ood: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the inputs that a model is judged by, and those that it was trained on, by the names of their sets."""
+    from opnp.data import train_and_test
+
+    if inside is None or not ood:
+        missing = "`--id PATH`" if inside is None else "`--ood NAME=PATH`"
+        raise OptionError(f"`--model` needs inputs to judge by: give {missing}.")
+    if train is None:
+        if not inside.is_dir():
+            raise OptionError(
+                f"`--id` {inside} holds test inputs alone: give the training inputs with `--train PATH`, or an `--id` "
+                f"folder with train and test (or val) in it.",
+            )
+        train, inside = train_and_test(inside)
+    return {"train": train, "test": inside, **{f"ood_{name}": path for name, path in ood.items()}}
 
 
-def _require_none(options: Mapping[str, object]) -> None:
-    """Raise if an option was given that says something of a model, while its features are there."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise OptionError(f"{', '.join(given)} belong to `--model`, and `--features` need no model: leave them out.")
+def _features_for_bench(
+    model: str,
+    paths: Mapping[str, Path],
+    out: Path,
+    options: CacheOptions,
+    *,
+    methods: Sequence[str] | None,
+    validation_samples: int | None,
+    is_quiet: bool,
+) -> "tuple[Path, dict[str, InputSet]]":
+    """Return the folder in `out` that holds a model's features, as ``opnp cache`` leaves it, and the model's inputs.
+
+    Features of another model of this name are replaced. What would keep the benchmark from running is raised first.
+    """
+    from opnp.adapters import folder_name
+    from opnp.bench import includes_odin, require_bench
+
+    opened, sets = _opened(model, options, paths)
+    require_bench(out, methods, test_samples=len(sets["test"]), validation_samples=validation_samples)
+    folder = out / "features" / folder_name(model)
+    report = _cached(
+        *(opened, sets, folder, options),
+        name=model,
+        has_odin=includes_odin(methods),
+        is_replacing=True,
+        is_quiet=is_quiet,
+    )
+    _tell_unreadable(report, sets)
+    if not is_quiet:
+        states = {"computed": report.computed, "kept": report.kept}
+        text = "; ".join(f"{', '.join(names)} {state}" for state, names in states.items() if names)
+        typer.echo(f"Features in {folder}: {text}.", err=True)
+    for name, inputs in sets.items():  # of features that were kept, their record knows what could not be read
+        reasons = dict(report.source.sets[name].unreadable)
+        for row, each in enumerate(inputs.names if reasons else ()):
+            if each in reasons:
+                inputs.skip(row, reasons[each])
+    return folder, sets
 
 
 def _print_record(record: "BenchRecord") -> None:
@@ -221,3 +367,100 @@ def _cells(row: "MethodRow", regret: float | None) -> list[str]:
 
 def _pair(figures: "DetectionFigures | None") -> str:
     return "" if figures is None else f"{100 * figures.fpr95:.2f} / {100 * figures.auroc:.2f}"
+
+
+# --------------------------------------------------------------------------------------------------------------- sweep
+
+
+def sweep(
+    *,
+    features: Annotated[Path, FeaturesFolder],
+    out: Annotated[Path, typer.Option(help="Folder for sweep.json and sweep.md.")],
+    curves: Annotated[
+        list[str] | None,
+        detector_option(
+            help="What to vary, separated by commas: parts, paper, ratios, pairs, temperature, samples, scores, or "
+            "names of curves such as w_min-class. Default: all."
+        ),
+    ] = None,
+    seed: Annotated[int, running_option(help="Seed of the first draw of training samples.")] = 0,
+    rho_w_min: Annotated[
+        float, detector_option(help="Base: ratio at which temperature, training samples and scores are varied.")
+    ] = 0.3,
+    rho_w_max: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.0,
+    rho_o_min: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.1,
+    rho_o_max: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.0,
+    scope: Annotated[Scope, detector_option(help="Ranking of the weights at the base.")] = "layer",
+    neuron: Annotated[Neuron, detector_option(help="Reading of the neuron sensitivity at the base.")] = "gradient",
+    near: Annotated[
+        str | None, input_option(help="OOD sets that are near, separated by commas. Default: none.")
+    ] = None,
+    report: ReportFile = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show what each setting of the paper's method changes, on cached features.
+
+    Curves over ratios, scope, reading, temperature, training samples and score. Every point is fitted on train and
+    judged by test and ood_*, so that the best is known with hindsight only.
+
+    `OPNP()`, the fusion, takes nothing from it. `opnp tune` chooses the paper's ratios on OOD validation data, and
+    measures the gain on samples that it did not choose by.
+    """
+    from opnp.bench import run_sweep
+    from opnp.detector import Ratios
+
+    require_report(report, made=out)
+    require_out_folder(out)
+    record = run_sweep(
+        features,
+        out,
+        curves=None if curves is None else listed(curves),
+        seed=seed,
+        base=Ratios(w_min=rho_w_min, w_max=rho_w_max, o_min=rho_o_min, o_max=rho_o_max),
+        scope=scope,
+        neuron=neuron,
+        near=listed([near or ""]),
+        progress=progress_bar("sweeping", is_quiet=json),
+    )
+    if json:
+        typer.echo(record.to_json())
+    else:
+        for model in record.models:
+            _print_model(record, model)
+        typer.echo("FPR95 / AUROC in %, ID positive; the best by AUROC, known with hindsight only. Draws are averaged.")
+        typer.echo(f"Every point is in {out}: start with sweep.md.")
+    tell_report(out, report, is_quiet=json)
+
+
+def _print_model(record: "SweepRecord", model: "SweptModel") -> None:
+    energy = [cell for side in ("far", "near") for cell in (_pair(getattr(model.energy, side)), "")]
+    rows = [["Energy (original head)", "", *energy]]
+    for curve in record.curves:
+        points = model.curve(curve.name)
+        ran = [point for point in points if point.status == "ok"]
+        rows.append(
+            [curve.name, str(len(ran)), *(cell for side in ("far", "near") for cell in _best(curve, ran, side))]
+        )
+        failed = len(points) - len(ran)
+        if failed:
+            typer.echo(f"{model.model}: {failed} points of {curve.name} did not run; sweep.md says why.", err=True)
+    print_table(
+        f"{model.model}: {model.classes} classes, {model.features} features",
+        ["curve", "points", "far OOD", "at", "near OOD", "at"],
+        rows,
+    )
+
+
+def _best(curve: "SweepCurve", points: "Sequence[SweepPoint]", side: str) -> tuple[str, str]:
+    """Return figures and place of the largest AUROC on one side, means over draws; empty where there is none."""
+    from opnp.values.figures import mean_figures
+
+    found: list[tuple[DetectionFigures, str]] = []
+    for labels, draws in groupby(points, key=lambda point: point.labels(curve.varies)):
+        figures = mean_figures([each for each in (getattr(point, side) for point in draws) if each is not None])
+        if figures is not None:
+            found.append((figures, ", ".join(labels)))
+    if not found:
+        return "", ""
+    best, place = max(found, key=lambda each: each[0].auroc)
+    return _pair(best), place

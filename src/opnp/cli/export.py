@@ -1,13 +1,12 @@
 """``opnp export``: a model and its detector as one file for other programs, with a model card beside it."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opnp.cli.model_options import ImageSize, Means, ModelOptions, Resize, StandardDeviations, WeightsFile
-from opnp.cli.options import DetectorFile, JsonFlag
+from opnp.cli.options import DetectorFile, JsonFlag, ModelName, ModelOptions, require_out_file
+from opnp.cli.output import print_result
 from opnp.errors import NotCalibratedError, OptionError
 
 if TYPE_CHECKING:
@@ -28,38 +27,20 @@ _IMAGES = 3
 _SIDE = 256
 
 
-class FormatName(StrEnum):
-    """Formats of exported files."""
-
-    onnx = "onnx"
-    torch = "torch"
-
-    @property
-    def ending(self) -> str:
-        """The ending of such a file."""
-        return {"onnx": ".onnx", "torch": ".pt2"}[self.value]
+_ENDINGS: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+"""Endings of exported files by their format."""
 
 
 def export(
     *,
     detector: DetectorFile,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="The model it was fitted on: timm:NAME, torchvision:NAME, hf:FOLDER (a folder of transformers on this "
-            "machine), or module:callable that returns it."
-        ),
-    ],
+    model: ModelName,
     out: Annotated[Path, typer.Option(help="File to write, ending in .onnx or .pt2.")],
     file_format: Annotated[
-        FormatName | None,
+        Literal["onnx", "torch"] | None,
         typer.Option("--format", help="onnx, or torch for a program of torch.export. Default: by the ending of --out."),
     ] = None,
-    weights: WeightsFile = None,
-    image_size: ImageSize = None,
-    resize: Resize = None,
-    mean: Means = None,
-    std: StandardDeviations = None,
+    options: ModelOptions,
     tolerance: Annotated[
         float,
         typer.Option(
@@ -73,27 +54,25 @@ def export(
     The outputs are logits, score, p_value and is_ood; calibration and threshold are in the graph. Larger score = more
     OOD. The file gets its name once it was run and gave the numbers of the detector.
     """
-    from opnp.cli.out_checks import require_out_file
-    from opnp.cli.output import print_facts, print_json
     from opnp.detector import OPNP
     from opnp.export import OUTPUT_NAMES, require_onnx, write_onnx, write_program
     from opnp.files import write_atomically
 
     chosen, card = _format(file_format, out), out.with_suffix(".card.md")
     require_out_file(out, card)
-    _require_tolerance(tolerance)
+    if not 0 <= tolerance < 1:
+        raise OptionError(f"`--tolerance` must be a share in [0, 1), such as 1e-5, got {tolerance:g}.")
     loaded = OPNP.load(detector)
     if not loaded.is_calibrated:
         raise NotCalibratedError(
             f"{detector} is not calibrated, and an exported file holds p-values and verdicts: fit with `--validation`."
         )
-    if chosen is FormatName.onnx:
+    if chosen == "onnx":
         require_onnx()
-    options = ModelOptions(name=model, weights=weights, image_size=image_size, resize=resize, mean=mean, std=std)
-    opened, transform = options.opened()
+    opened, transform = options.opened(model)
     example, is_text = _example(transform), transform.kind == "text"
     module = loaded.to_module(opened)
-    if chosen is FormatName.onnx:
+    if chosen == "onnx":
         write_onnx(out, module, example, is_length_dynamic=is_text, tolerance=tolerance)
     else:
         write_program(out, module, example, is_length_dynamic=is_text)
@@ -104,7 +83,7 @@ def export(
         raise
     facts: dict[str, object] = {
         "out": str(out),
-        "format": chosen.value,
+        "format": chosen,
         "bytes": out.stat().st_size,
         "card": str(card),
         "outputs": list(OUTPUT_NAMES),
@@ -112,27 +91,16 @@ def export(
         "threshold": loaded.threshold,
         "calibration_samples": len(loaded.calibration_scores),
     }
-    if json:
-        print_json(facts)
-    else:
-        print_facts(facts)
+    print_result(facts, json=json)
 
 
-def _format(given: FormatName | None, out: Path) -> FormatName:
+def _format(given: str | None, out: Path) -> str:
     """Return the format that was asked for, or that the ending says."""
-    by_ending = next((each for each in FormatName if each.ending == out.suffix), None)
-    chosen = given or by_ending
-    if chosen is None or chosen is not by_ending:
-        wanted = " or ".join(each.ending for each in FormatName) if given is None else given.ending
-        raise OptionError(
-            f"`--out` must end in {wanted}{'' if given is None else f' with --format {given}'}, got {out}."
-        )
-    return chosen
-
-
-def _require_tolerance(tolerance: float) -> None:
-    if not 0 <= tolerance < 1:
-        raise OptionError(f"`--tolerance` must be a share in [0, 1), such as 1e-5, got {tolerance:g}.")
+    by_ending = next((name for name, ending in _ENDINGS.items() if ending == out.suffix), None)
+    if by_ending is None or given not in (None, by_ending):
+        wanted = " or ".join(_ENDINGS.values()) if given is None else f"{_ENDINGS[given]} with --format {given}"
+        raise OptionError(f"`--out` must end in {wanted}, got {out}.")
+    return by_ending
 
 
 def _example(transform: "Transform") -> "Tensor | Mapping[str, Tensor]":

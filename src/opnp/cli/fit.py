@@ -1,116 +1,156 @@
-"""``opnp fit``: from a model and inputs, or from cached features and a head, to a detector on disk."""
+"""``opnp fit`` and ``opnp inspect``: from a model or cached features to a detector on disk, and what a detector is."""
 
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opnp.cli.model_options import (
-    AutoBatch,
-    DataPath,
-    ImageSize,
-    LogitsPlace,
-    Means,
-    ModelName,
-    ModelOptions,
-    Resize,
-    StandardDeviations,
-    Strict,
-    WeightsFile,
-    Workers,
-    logits_place,
-)
 from opnp.cli.options import (
-    MEMBERS_HELP,
+    DataPath,
     FeaturesFileOrNone,
+    HeadOptions,
     JsonFlag,
-    NeuronReadingName,
-    PrecisionName,
+    ModelNameOrNone,
+    Neuron,
     RankTimeout,
-    ScopeName,
-    ScoreNameOption,
+    ReportFile,
+    Scope,
+    Score,
+    checked_device,
+    detector_option,
+    given_options,
+    head_layer_name,
+    input_option,
+    require_form,
+    require_out_file,
+    require_report,
+    running_option,
     shaping_from,
+    tell_report,
 )
-from opnp.cli.output import print_facts, print_json, settings_text
-from opnp.cli.report_option import ReportFile, require_report, tell_report
-from opnp.cli.summary import summary, summary_texts
+from opnp.cli.output import print_result, progress_bar, settings_text
 from opnp.errors import OptionError
 
 if TYPE_CHECKING:
-    from opnp.detector import OPNP
+    from opnp.detector import OPNP, Checkpoint
+    from opnp.distributed import Ranks
 
-__all__ = ["fit"]
+__all__ = ["fit", "inspect", "print_detector"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FitOptions(HeadOptions):
+    """How a model, or cached features, are run through."""
+
+    batch_size: Annotated[
+        int | None,
+        running_option(help="Rows that are read and multiplied at once, 8192; with --model, inputs a batch, 64."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CheckpointOptions:
+    """How a pass that was killed goes on."""
+
+    checkpoint: Annotated[
+        Path | None,
+        running_option(
+            help="With --features: file to write down how far the pass is, and to go on from; removed once --out is "
+            "written."
+        ),
+    ] = None
+    checkpoint_every: Annotated[int, running_option(help="Batches between two writings of --checkpoint.")] = 16
+
+    def opened(self) -> "Checkpoint | None":
+        """Return the checkpoint, or None where none is asked for."""
+        from opnp.detector import Checkpoint
+
+        return None if self.checkpoint is None else Checkpoint(self.checkpoint, every=self.checkpoint_every)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DetectorOptions:
+    """What is fitted."""
+
+    members: Annotated[
+        str | None,
+        detector_option(
+            help="Names of the scores to fuse, separated by commas: gen, energy, react, scale, ash_s, fdbd, nci, "
+            "mahalanobis, relative_mahalanobis, vim, opnp, opnp_gen, norm. Default: "
+            "gen,react,fdbd,mahalanobis,vim,opnp,norm."
+        ),
+    ] = None
+    rho_w_min: Annotated[
+        float | None, detector_option(help="Share of the least sensitive weights to remove, in [0, 1).")
+    ] = None
+    rho_w_max: Annotated[
+        float | None, detector_option(help="Share of the most sensitive weights to remove, in [0, 1).")
+    ] = None
+    rho_o_min: Annotated[
+        float | None, detector_option(help="Share of the least sensitive neurons to remove, in [0, 1).")
+    ] = None
+    rho_o_max: Annotated[
+        float | None, detector_option(help="Share of the most sensitive neurons to remove, in [0, 1).")
+    ] = None
+    neuron: Annotated[Neuron | None, detector_option(help="Reading of the neuron sensitivity. Default: gradient.")] = (
+        None
+    )
+    scope: Annotated[
+        Scope | None, detector_option(help="Rank all weights together, or each class's row by itself. Default: layer.")
+    ] = None
+    temperature: Annotated[float | None, detector_option(help="Temperature of the energy, above 0. Default: 1.")] = None
+    score: Annotated[Score | None, detector_option(help="Score on the pruned head's logits. Default: energy.")] = None
+    shaping: Annotated[
+        str | None, detector_option(help="Shaping of the features: none, react:0.9, ash-s:0.9 or scale:0.85.")
+    ] = None
+    precision: Annotated[Literal["float32", "float64"], detector_option(help="Precision of the products.")] = "float32"
+
+    def detector(self) -> "OPNP":
+        """Return the detector, not fitted yet.
+
+        Raises:
+            OptionError: If the options do not go together, or one is out of range.
+
+        """
+        from opnp.detector import OPNP, Ratios
+
+        shares = {name: getattr(self, f"rho_{name}") for name in ("w_min", "w_max", "o_min", "o_max")}
+        given = {name: value for name, value in shares.items() if value is not None}
+        is_plain = self.shaping == "none" and not given
+        return OPNP(
+            members=None if self.members is None else tuple(name.strip() for name in self.members.split(",")),
+            ratios=Ratios(**given) if given or is_plain else None,
+            neuron=self.neuron,
+            scope=self.scope,
+            temperature=self.temperature,
+            score=self.score,
+            shaping=None if self.shaping is None else shaping_from(self.shaping),
+            precision=self.precision,
+        )
 
 
 def fit(
     *,
     out: Annotated[Path, typer.Option(help="Detector to write, a safetensors file.")],
     features: FeaturesFileOrNone = None,
-    model: ModelName = None,
-    data: DataPath = None,
     head: Annotated[
-        str | None,
-        typer.Option(
-            help="With --features: safetensors file with `weight` (classes, features), and perhaps `bias`. With "
-            "--model: dotted name of the head. Default: found by itself."
-        ),
+        Path | None,
+        input_option(help="With --features: safetensors file with `weight` (classes, features), and perhaps `bias`."),
     ] = None,
+    data: DataPath = None,
     validation: Annotated[
-        Path | None,
-        typer.Option(help="Held-out ID samples to calibrate on: as --features, or as --data."),
+        Path | None, input_option(help="Held-out ID samples to calibrate on: as --features, or as --data.")
     ] = None,
-    keep: Annotated[float, typer.Option(help="Share of ID to keep, with --validation.")] = 0.95,
-    members: Annotated[str | None, typer.Option(help=MEMBERS_HELP)] = None,
-    rho_w_min: Annotated[
-        float | None, typer.Option(help="Share of the least sensitive weights to remove, in [0, 1).")
-    ] = None,
-    rho_w_max: Annotated[
-        float | None, typer.Option(help="Share of the most sensitive weights to remove, in [0, 1).")
-    ] = None,
-    rho_o_min: Annotated[
-        float | None, typer.Option(help="Share of the least sensitive neurons to remove, in [0, 1).")
-    ] = None,
-    rho_o_max: Annotated[
-        float | None, typer.Option(help="Share of the most sensitive neurons to remove, in [0, 1).")
-    ] = None,
-    neuron: Annotated[
-        NeuronReadingName | None, typer.Option(help="Reading of the neuron sensitivity. Default: gradient.")
-    ] = None,
-    scope: Annotated[
-        ScopeName | None,
-        typer.Option(help="Rank all weights together, or each class's row by itself. Default: layer."),
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Temperature of the energy, above 0. Default: 1.")] = None,
-    score: Annotated[
-        ScoreNameOption | None, typer.Option(help="Score on the pruned head's logits. Default: energy.")
-    ] = None,
-    shaping: Annotated[
-        str | None, typer.Option(help="Shaping of the features: none, react:0.9, ash-s:0.9 or scale:0.85.")
-    ] = None,
-    precision: Annotated[PrecisionName, typer.Option(help="Precision of the products.")] = PrecisionName.float32,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help="Rows that are read and multiplied at once, 8192; with --model, inputs a batch, 64."),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1. Default: cpu.")] = None,
-    weights: WeightsFile = None,
-    logits: LogitsPlace = None,
-    workers: Workers = 0,
-    image_size: ImageSize = None,
-    resize: Resize = None,
-    mean: Means = None,
-    std: StandardDeviations = None,
-    strict: Strict = False,
-    auto_batch: AutoBatch = False,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --features: file to write down how far the pass is, and to go on from; removed once --out is "
-            "written."
-        ),
-    ] = None,
-    checkpoint_every: Annotated[int, typer.Option(help="Batches between two writings of --checkpoint.")] = 16,
+    model: ModelNameOrNone = None,
+    keep: Annotated[float, detector_option(help="Share of ID to keep, with --validation.")] = 0.95,
+    kind: _DetectorOptions,
+    options: _FitOptions,
+    position: _CheckpointOptions,
     rank_timeout: RankTimeout = 1800,
     report: ReportFile = None,
     json: JsonFlag = False,
@@ -121,94 +161,198 @@ def fit(
     --score or --shaping, asks for the paper's method instead: the energy of the pruned head. `opnp tune` chooses
     ratios. Several processes fit together: `torchrun --nproc-per-node 2 -m opnp fit ...`.
     """
-    from opnp.cli.fit_features import FeaturesForm
-    from opnp.cli.fit_model import ModelForm
-    from opnp.cli.held_out import HeldOut
-    from opnp.cli.model_inputs import RunOptions, require_form
-    from opnp.cli.out_checks import require_out_file
-    from opnp.detector import OPNP, Checkpoint, Ratios
+    from opnp.core.conformal import minimum_samples
     from opnp.distributed import launched, together
 
     require_report(report)
     require_form(
         features=features,
         model=model,
-        of_features={"--checkpoint": checkpoint},
-        of_model={
-            "--data": data,
-            "--weights": weights,
-            "--logits": logits,
-            "--workers": workers,
-            "--image-size": image_size,
-            "--resize": resize,
-            "--mean": mean,
-            "--std": std,
-            "--strict": strict,
-            "--auto-batch": auto_batch,
-        },
+        inputs="`--data PATH`",
+        of_features={"--checkpoint": position.checkpoint},
+        of_model={"--data": data, **given_options(options, but=("--batch-size", "--device"))},
     )
-    beside = HeldOut(validation, keep)
-    shares = {"w_min": rho_w_min, "w_max": rho_w_max, "o_min": rho_o_min, "o_max": rho_o_max}
-    given = {name: value for name, value in shares.items() if value is not None}
-    is_plain = shaping == "none" and not given
-    detector = OPNP(
-        members=None if members is None else tuple(name.strip() for name in members.split(",")),
-        ratios=Ratios(**given) if given or is_plain else None,
-        neuron=None if neuron is None else neuron.value,
-        scope=None if scope is None else scope.value,
-        temperature=temperature,
-        score=None if score is None else score.value,
-        shaping=None if shaping is None else shaping_from(shaping),
-        precision=precision.value,
-    )
-    position = None if checkpoint is None else Checkpoint(checkpoint, every=checkpoint_every)
-    form: FeaturesForm | ModelForm
+    minimum_samples(keep=keep)
+    detector, checkpoint = kind.detector(), position.opened()
+    run: Callable[..., dict[str, object]]
     if features is not None:
         if head is None:
             raise OptionError("`--features` need the head they belong to: give `--head FILE`.")
-        form = FeaturesForm(features, Path(head), device, batch_size, position)
+        run = partial(_fit_features, features, head, checkpoint=checkpoint)
     elif model is not None and data is not None:
-        options = ModelOptions(model, weights, image_size, resize, mean, std)
-        form = ModelForm(
-            RunOptions(options, data, device, batch_size, workers, strict, auto_batch), head, logits_place(logits)
-        )
+        layer = head_layer_name(options.head_layer, old=head)
+        run = partial(_fit_model, model, data, head=layer, logits=options.logits_place)
     else:
         raise OptionError("`--model` needs the inputs that it was trained on: give `--data PATH`.")
-    with launched(device=device or "cpu", timeout=rank_timeout) as ranks:
+    with launched(device=options.device or "cpu", timeout=rank_timeout) as ranks:
         with together(ranks):
             if ranks.is_first:
-                require_out_file(out, checkpoint)
-        facts = form.fit(detector, ranks, beside=beside, is_quiet=json or not ranks.is_first)
+                require_out_file(out, position.checkpoint)
+        is_quiet = json or not ranks.is_first
+        # The first rank alone needs held-out samples, which may lie on its machine alone.
+        known = validation if ranks.is_first else None
+        facts = run(detector, ranks, options=options, validation=known, keep=keep, is_quiet=is_quiet)
         with together(ranks):
             if ranks.is_first:
                 detector.save(out)
-        if position is not None:
-            position.remove(ranks)
-        if ranks.is_first:
-            _tell(detector, facts, out=out, json=json)
-            _report(detector, report, name=model or str(features), is_quiet=json)
+        if checkpoint is not None:
+            checkpoint.remove(ranks)
+        if not ranks.is_first:
+            return
+        print_detector(detector, {"out": str(out)} | facts, json=json)
+        if not detector.is_calibrated and not json:
+            typer.echo("No --validation: the detector scores, but gives no p-value and no verdict.", err=True)
+        if report is not None:
+            from opnp.bench import record_fit
+
+            with TemporaryDirectory() as folder:
+                record_fit(
+                    detector, folder, model=model or str(features), settings_text=settings_text(detector.settings)
+                )
+                tell_report(Path(folder), report, is_quiet=json)
 
 
-def _report(detector: "OPNP", path: Path | None, *, name: str, is_quiet: bool) -> None:
-    """Write the report of the fit, if one is asked for."""
-    if path is None:
-        return
-    from opnp.bench import record_fit
+def _fit_features(
+    features: Path,
+    head: Path,
+    detector: "OPNP",
+    ranks: "Ranks",
+    *,
+    options: HeadOptions,
+    validation: Path | None,
+    checkpoint: "Checkpoint | None",
+    keep: float,
+    is_quiet: bool,
+) -> dict[str, object]:
+    """Fit a detector on cached features with all ranks, and return facts of this form alone: none."""
+    from opnp.core.conformal import flagged_rank
+    from opnp.data import feature_part, open_features, read_head
+    from opnp.detector.blocks import BLOCK_ROWS
+    from opnp.distributed import local_device, require_equal, together
 
-    with TemporaryDirectory() as folder:
-        record_fit(detector, folder, model=name, settings_text=settings_text(detector.settings))
-        tell_report(Path(folder), path, is_quiet=is_quiet)
+    with together(ranks):
+        training, classifier = open_features(features), read_head(head)
+        place = local_device(checked_device(options.device) or "cpu")
+        held_out = None if validation is None else open_features(validation)
+        if held_out is not None:
+            flagged_rank(held_out.rows, keep=keep)  # raises if these are too few, before the pass
+    require_equal(f"({training.rows}, {training.width})", ranks, what="features of shape")
+    detector.fit_features(
+        feature_part(training, *ranks.part(training.rows)),
+        weight=classifier.weight.to(place),
+        bias=None if classifier.bias is None else classifier.bias.to(place),
+        validation=held_out,
+        keep=keep,
+        batch_size=BLOCK_ROWS if options.batch_size is None else options.batch_size,
+        checkpoint=checkpoint,
+        distributed=not ranks.is_alone,
+        progress=progress_bar("fitting", is_quiet=is_quiet),
+    )
+    return {}
 
 
-def _tell(detector: "OPNP", facts: dict[str, object], *, out: Path, json: bool) -> None:
-    found = summary(detector) | {"out": str(out)} | facts
-    if json:
-        print_json(found)
-        return
-    counts = facts.get("unreadable")
-    texts = summary_texts(detector)
-    if isinstance(counts, dict):
+def _fit_model(
+    model: str,
+    data: Path,
+    detector: "OPNP",
+    ranks: "Ranks",
+    *,
+    options: HeadOptions,
+    validation: Path | None,
+    head: str | None,
+    logits: int | str | None,
+    keep: float,
+    is_quiet: bool,
+) -> dict[str, object]:
+    """Fit a detector by a model with all ranks, and return how many inputs of each set could not be read."""
+    from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all
+    from opnp.core.conformal import flagged_rank
+    from opnp.distributed import Ranks, require_equal, together
+
+    with together(ranks):
+        opened = OpenedModel.of(model, options)
+        training = opened.inputs(data)
+        held_out = None if validation is None else opened.inputs(validation)
+        if held_out is not None:
+            flagged_rank(len(held_out), keep=keep)  # raises if these are too few, before the model is run
+    require_equal(str(len(training)), ranks, what="inputs in number")
+    with model_errors(opened.model, data):
+        detector.fit(
+            opened.model,
+            opened.batches(training, rows=range(*ranks.part(len(training)))),
+            head=head,
+            logits=logits,
+            validation=None if held_out is None else opened.batches(held_out),
+            keep=keep,
+            device=opened.device,
+            auto_batch=options.auto_batch,
+            distributed=not ranks.is_alone,
+            progress=progress_bar("fitting", is_quiet=is_quiet),
+        )
+    counts = {"data": unreadable_of_all(training, ranks)}
+    if held_out is not None:
+        counts["validation"] = unreadable_of_all(held_out, Ranks())
+    return {"unreadable": counts}
+
+
+def inspect(
+    detector: Annotated[Path, typer.Argument(help="Detector that `opnp fit` wrote.")],
+    json: JsonFlag = False,
+) -> None:
+    """Print what a detector holds: settings, what it pruned, its sensitivities and its calibration."""
+    from opnp.detector import OPNP
+
+    loaded = OPNP.load(detector)
+    values = {
+        "weight": loaded.sensitivity.weight,
+        "neuron_gradient": loaded.sensitivity.neuron_gradient,
+        "neuron_aggregate": loaded.sensitivity.neuron_aggregate,
+    }
+    statistics = {
+        f"{name}_sensitivity_{kind}": float(value)
+        for name, each in values.items()
+        for kind, value in {"mean": each.mean(), "max": each.max()}.items()
+    }
+    print_detector(loaded, statistics, json=json)
+
+
+def print_detector(detector: "OPNP", more: Mapping[str, object], *, json: bool) -> None:
+    """Print what there is to say of a fitted detector, and more, as JSON or as text for people."""
+    texts = {"settings": settings_text(detector.settings)}
+    if detector.settings.is_fusion:
+        texts["members"] = ", ".join(detector.members)
+        texts["left_out"] = "; ".join(f"{name}: {reason}" for name, reason in detector.left_out.items()) or "none"
+    if (tuning := detector.tuning) is not None:
+        texts["tuned"] = (
+            f"{tuning.tried} settings tried; on samples not searched AUROC {100 * tuning.auroc:.2f}, plain energy "
+            f"{100 * tuning.energy_auroc:.2f}, gain {100 * tuning.gain:+.2f}"
+        )
+    if isinstance(counts := more.get("unreadable"), dict):
         texts["unreadable"] = ", ".join(f"{count} of {name}" for name, count in counts.items())
-    print_facts(found | texts)
-    if not detector.is_calibrated:
-        typer.echo("No --validation: the detector scores, but gives no p-value and no verdict.", err=True)
+    print_result({**_summary(detector), **more}, json=json, texts=texts)
+
+
+def _summary(detector: "OPNP") -> dict[str, object]:
+    """Return what there is to say of a fitted detector, as JSON values; a threshold that nothing exceeds is "inf"."""
+    classes, features = detector.masks.weight.shape
+    facts: dict[str, object] = {
+        "training_samples": detector.samples,
+        "classes": classes,
+        "features": features,
+        "settings": detector.settings.to_json(),
+        "pruned_weights": int((~detector.masks.weight).sum()),
+        "pruned_neurons": int((~detector.masks.neuron).sum()),
+        "kept_share": float(detector.masks.kept.double().mean()),
+        "calibration_samples": 0,
+    }
+    if detector.settings.is_fusion:
+        facts |= {"members": list(detector.members), "left_out": dict(detector.left_out)}
+    if detector.tuning is not None:
+        facts["tuned"] = detector.tuning.to_json() | {"gain": detector.tuning.gain}
+    if detector.is_calibrated:
+        facts |= {
+            "calibration_samples": len(detector.calibration_scores),
+            "keep": detector.keep,
+            "threshold": detector.threshold if math.isfinite(detector.threshold) else str(detector.threshold),
+        }
+    return facts

@@ -1,81 +1,367 @@
-"""Options that several commands share, and their reading."""
+"""Options that several commands share, each declared once; their reading, and what is asked before anything runs."""
 
-from enum import StrEnum
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opnp.errors import OptionError
+from opnp.errors import MissingExtraError, OptionError
+from opnp.files import require_writable
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from opnp.core import ASHS, SCALE, ReAct, Shaping
+    from opnp.data import Transform
 
 __all__ = [
-    "MEMBERS_HELP",
+    "CacheOptions",
+    "DataPath",
     "DetectorFile",
     "FeaturesFile",
     "FeaturesFileOrNone",
+    "FeaturesFolder",
+    "HeadFile",
+    "HeadOptions",
     "JsonFlag",
-    "NeuronReadingName",
-    "PrecisionName",
+    "ModelName",
+    "ModelNameOrNone",
+    "ModelOptions",
+    "Neuron",
+    "OodPaths",
     "RankTimeout",
-    "ScopeName",
-    "ScoreNameOption",
+    "ReportFile",
+    "RunOptions",
+    "Scope",
+    "Score",
+    "checked_device",
+    "detector_option",
+    "given_options",
+    "head_layer_name",
+    "input_option",
+    "listed",
+    "model_option",
+    "ood_paths",
+    "require_form",
+    "require_out_file",
+    "require_out_folder",
+    "require_report",
+    "running_option",
     "shaping_from",
     "shaping_text",
+    "tell_report",
 ]
 
-MEMBERS_HELP = (
-    "Names of the scores to fuse, separated by commas: gen, energy, react, scale, ash_s, fdbd, nci, mahalanobis, "
-    "relative_mahalanobis, vim, opnp, opnp_gen, norm. Default: gen,react,fdbd,mahalanobis,vim,opnp,norm."
+input_option, model_option, detector_option, running_option = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("Inputs", "Model", "Detector", "Running")
 )
+"""Declare an option of a group in the help."""
+
 _FEATURES = "Safetensors file with `features` (batch, features), and perhaps `labels`; or a folder of feature shards."
+_NAMES = (
+    "timm:NAME, torchvision:NAME, hf:FOLDER (a folder of transformers on this machine), or module:callable that "
+    "returns the model"
+)
+_PLACE_DIGITS = 5
+_REPORT_PACKAGES = ("jinja2", "matplotlib", "plotly", "pyarrow")
+
+# ------------------------------------------------------------------------------------------------------ single options
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-FeaturesFile = Annotated[
-    Path,
-    typer.Option(help=_FEATURES),
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", help="HTML page with tables and figures of the results to write as well.")
 ]
-FeaturesFileOrNone = Annotated[
+FeaturesFile = Annotated[Path, input_option(help=_FEATURES)]
+FeaturesFileOrNone = Annotated[Path | None, input_option(help=_FEATURES)]
+FeaturesFolder = input_option(
+    help="Folder with head, train, test and ood_*, each .safetensors; or a folder of such folders, one a model."
+)
+DataPath = Annotated[
     Path | None,
-    typer.Option(help=_FEATURES),
+    input_option(
+        help="With --model: inputs, as a folder of images (subfolders are classes), a list of files, .safetensors, "
+        ".npy, a data set of Hugging Face saved to disk, or .jsonl and .csv with texts."
+    ),
 ]
+OodPaths = Annotated[
+    list[str] | None, input_option(metavar="NAME=PATH", help="OOD inputs, as --train; may be given several times.")
+]
+DetectorFile = Annotated[Path, input_option(help="Detector that `opnp fit` wrote.")]
+HeadFile = Annotated[Path, input_option(help="Safetensors file with `weight` (classes, features), and perhaps `bias`.")]
+ModelName = Annotated[str, model_option(help=f"The model: {_NAMES}.")]
+ModelNameOrNone = Annotated[str | None, model_option(help=f"Instead of --features, the model: {_NAMES}.")]
 RankTimeout = Annotated[
-    float, typer.Option(help="Under torchrun: seconds that a rank waits for the others before it gives up.")
+    float, running_option(help="Under torchrun: seconds that a rank waits for the others before it gives up.")
 ]
-DetectorFile = Annotated[Path, typer.Option(help="Detector that `opnp fit` wrote.")]
 
 
-class NeuronReadingName(StrEnum):
-    """Readings of the neuron sensitivity."""
+Neuron = Literal["gradient", "aggregate"]
+Scope = Literal["layer", "class"]
+Score = Literal["energy", "msp", "max_logit", "entropy", "gen"]
 
-    gradient = "gradient"
-    aggregate = "aggregate"
-
-
-class ScopeName(StrEnum):
-    """What the weights are ranked within."""
-
-    layer = "layer"
-    by_class = "class"
+# ------------------------------------------------------- groups of options: a command takes each field as an option
 
 
-class ScoreNameOption(StrEnum):
-    """Scores on the pruned head's logits."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """What is said of a model beside its name, and of its inputs."""
 
-    energy = "energy"
-    msp = "msp"
-    max_logit = "max_logit"
-    entropy = "entropy"
-    gen = "gen"
+    weights: Annotated[
+        Path | None,
+        model_option(
+            help="State dict of the model: a .safetensors file, or one of torch.save. Without it, timm and "
+            "torchvision give their pretrained weights, and hf those of its folder."
+        ),
+    ] = None
+    image_size: Annotated[
+        int | None, model_option(help="Side of the model's input in pixels. Default: the model's own.")
+    ] = None
+    resize: Annotated[
+        int | None,
+        model_option(help="Shorter side of images before the crop. Default: the model's own, or --image-size."),
+    ] = None
+    mean: Annotated[
+        str | None,
+        model_option(
+            metavar="R,G,B", help="Mean of pixels in [0, 1]; one number for grey inputs. Default: the model's."
+        ),
+    ] = None
+    std: Annotated[str | None, model_option(metavar="R,G,B", help="Standard deviation, as --mean.")] = None
+
+    def opened(self, name: str) -> "tuple[nn.Module, Transform]":
+        """Return the model of a name and what makes its inputs.
+
+        Raises:
+            OpnpError: If there is no such model, or nothing says how to make its inputs.
+
+        """
+        from opnp.adapters import chosen_preprocessing, model_from_name
+
+        mean, std = _numbers("--mean", self.mean), _numbers("--std", self.std)
+        model, known = model_from_name(name, weights=self.weights)
+        return model, chosen_preprocessing(
+            known, model=name, image_size=self.image_size, resize=self.resize, mean=mean, std=std
+        )
 
 
-class PrecisionName(StrEnum):
-    """Precision of products."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions(ModelOptions):
+    """How a model is run on inputs."""
 
-    float32 = "float32"
-    float64 = "float64"
+    batch_size: Annotated[int | None, running_option(help="Inputs a batch. Default: 64.")] = None
+    device: Annotated[
+        str | None, running_option(help="Where to compute, such as cuda or cuda:1. Default: the CPU.")
+    ] = None
+    workers: Annotated[
+        int, running_option(help="Processes that read and prepare images ahead of time. The features are the same.")
+    ] = 0
+    strict: Annotated[bool, running_option("--strict", help="Stop at the first input that cannot be read.")] = False
+    auto_batch: Annotated[
+        bool,
+        running_option(
+            "--auto-batch", help="Where a batch needs more memory than there is, warn, and run it in halves."
+        ),
+    ] = False
+
+    @property
+    def inputs_a_batch(self) -> int:
+        """Inputs that the model is run on at once."""
+        return 64 if self.batch_size is None else self.batch_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadOptions(RunOptions):
+    """Where features are taken from."""
+
+    head_layer: Annotated[
+        str | None, model_option(metavar="NAME", help="Dotted name of the model's head. Default: found by itself.")
+    ] = None
+    logits: Annotated[
+        str | None,
+        model_option(
+            help="Where the logits are in the model's output, if that is no tensor: a number for a place in a tuple, "
+            "else a key or attribute."
+        ),
+    ] = None
+
+    @property
+    def logits_place(self) -> int | str | None:
+        """Where the logits are: an index of a tuple, a key or attribute, or None where that is plain.
+
+        Raises:
+            OptionError: If it is a number of more than five characters.
+
+        Example:
+            >>> [HeadOptions(logits=text).logits_place for text in ("0", "-1", "logits")]
+            [0, -1, 'logits']
+
+        """
+        text = self.logits
+        if text is None or not text.removeprefix("-").isdecimal():
+            return text
+        if len(text) > _PLACE_DIGITS:
+            raise OptionError(
+                f"`--logits` must be a place in a tuple or a name, got a number of {len(text)} characters."
+            )
+        return int(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheOptions(HeadOptions):
+    """How features are computed and stored."""
+
+    head: Annotated[str | None, typer.Option(help="The old name of --head-layer.", hidden=True)] = None
+    dtype: Annotated[Literal["float16", "float32"], running_option(help="Type to store features in.")] = "float16"
+    amp: Annotated[
+        Literal["none", "bf16"],
+        running_option(help="Precision of the forward pass: none as the model is, bf16 by autocast of torch."),
+    ] = "none"
+    channels_last: Annotated[
+        bool,
+        running_option("--channels-last", help="Run convolutions with channels last in memory, mostly faster on GPUs."),
+    ] = False
+
+
+def given_options(group: Any, *, but: Iterable[str] = ()) -> dict[str, object]:  # noqa: ANN401  # any group above
+    """Return the options of a group that differ from their defaults, by the name that they have in a command.
+
+    Example:
+        >>> given_options(RunOptions(image_size=8, strict=True, device="cpu"), but=["--device"])
+        {'--image-size': 8, '--strict': True}
+
+    """
+    values = {f"--{each.name.replace('_', '-')}": (getattr(group, each.name), each.default) for each in fields(group)}
+    return {name: value for name, (value, default) in values.items() if value != default and name not in but}
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def require_form(
+    *,
+    features: object,
+    model: object,
+    inputs: str,
+    of_model: Mapping[str, object],
+    of_features: Mapping[str, object] | None = None,
+) -> None:
+    """Raise unless exactly one of ``--features`` and ``--model`` is given, with options of its own form alone.
+
+    Args:
+        features: What was given for ``--features``, or None.
+        model: What was given for ``--model``, or None.
+        inputs: The options that name the inputs of ``--model``, for the message.
+        of_model: What was given for options that belong to ``--model``, None where nothing was.
+        of_features: The same of ``--features``.
+
+    Raises:
+        OptionError: If so.
+
+    Example:
+        >>> require_form(features="a", model=None, inputs="`--data PATH`", of_model={"--data": None})
+
+    """
+    if (features is None) == (model is None):
+        raise OptionError(
+            f"Give exactly one of `--features PATH`, for features that are there, and `--model NAME` with {inputs}, "
+            f"to run the model: got {'neither' if features is None else 'both'}.",
+        )
+    here, other, foreign = (
+        ("--model", "--features", of_features or {}) if features is None else ("--features", "--model", of_model)
+    )
+    wrong = [name for name, value in foreign.items() if value is not None]
+    if wrong:
+        raise OptionError(f"{', '.join(wrong)} cannot go with `{here}`: only `{other}` has a use for it.")
+
+
+def head_layer_name(name: str | None, *, old: object) -> str | None:
+    """Return the name of a model's head: ``--head-layer``, or what the old ``--head`` says, with a warning.
+
+    Raises:
+        OptionError: If both are given.
+
+    """
+    if old is None:
+        return name
+    if name is not None:
+        raise OptionError("`--head` is the old name of `--head-layer`: give `--head-layer` alone.")
+    warnings.warn(
+        f"with `--model`, `--head` is now `--head-layer`, and will go: give `--head-layer {old}`.",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return str(old)
+
+
+def checked_device(name: str | None) -> str | None:
+    """Return the name of a device that tensors can be on, or None for None.
+
+    Raises:
+        OptionError: If there is no such device.
+
+    """
+    import torch
+
+    if name is not None:
+        try:
+            is_real = torch.empty(0, device=name).device.type != "meta"
+        except (RuntimeError, AssertionError, ImportError) as error:  # the last where torch knows a name and no more
+            reason = str(error).partition("\n")[0]
+            raise OptionError(f"`--device` must be a device of this machine, got {name!r} ({reason}).") from error
+        if not is_real:
+            raise OptionError(f"`--device` must be a device that computes, got {name!r}, which holds no numbers.")
+    return name
+
+
+def listed(texts: Iterable[str]) -> list[str]:
+    """Return names that are separated by commas, of an option that may be given several times.
+
+    Example:
+        >>> listed(["msp, energy", "knn,"])
+        ['msp', 'energy', 'knn']
+
+    """
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+
+
+def ood_paths(texts: Iterable[str] | None) -> dict[str, Path]:
+    """Return the paths of OOD sets by name, from texts ``NAME=PATH``.
+
+    Raises:
+        OptionError: If a text is not of this form, or a name occurs twice.
+
+    Example:
+        >>> sorted(ood_paths(["dtd=images/dtd", "noise=noise.safetensors"]))
+        ['dtd', 'noise']
+
+    """
+    found: dict[str, Path] = {}
+    for text in texts or ():
+        name, separator, path = text.partition("=")
+        if not separator or not name or not path:
+            raise OptionError(f"`--ood` must be NAME=PATH, such as `--ood textures=images/dtd`, got {text!r}.")
+        if name in found:
+            raise OptionError(f"`--ood` names must differ, got {name!r} twice.")
+        found[name] = Path(path)
+    return found
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise OptionError(
+            f"`{option}` must be numbers separated by commas, such as 0.485,0.456,0.406, got {text!r}."
+        ) from None
 
 
 def shaping_from(text: str) -> "Shaping | None":
@@ -116,8 +402,74 @@ def shaping_text(shaping: "Shaping") -> str:
     return f"{name}:{shaping.quantile:g}"
 
 
-def _shapings() -> "dict[str, type[ReAct | ASHS | SCALE]]":
+def _shapings() -> "Mapping[str, type[ReAct | ASHS | SCALE]]":
     """Return the shapings by the names that they have on the command line."""
     from opnp.core import ASHS, SCALE, ReAct
 
     return {"react": ReAct, "ash-s": ASHS, "scale": SCALE}
+
+
+# --------------------------------------------------------------------------------- what is written, and asked for first
+
+
+def require_out_file(*paths: Path | None) -> None:
+    """Raise unless each of these files, None left out, can be begun; what is there stays as it was.
+
+    Raises:
+        MissingFileError: If a folder does not exist, or a path is a folder itself.
+        OSError: If no file can be made there.
+
+    """
+    for path in paths:
+        if path is not None:
+            require_writable(path)
+
+
+def require_out_folder(path: Path) -> None:
+    """Raise unless files can be made in the folder ``--out``, or, before it exists, in the nearest that does.
+
+    Raises:
+        OptionError: If it, or what it shall lie in, is a file.
+        OSError: If nothing can be made there.
+
+    """
+    there = next((each for each in (path, *path.absolute().parents) if os.path.lexists(each)), path)
+    if not there.is_dir():
+        raise OptionError(f"`--out` must be a folder, or a name for a new one, got {path}: {there} is a file.")
+    with tempfile.TemporaryDirectory(dir=there, prefix=".opnp."):
+        pass
+
+
+def require_report(path: Path | None, *, made: Path | None = None) -> None:
+    """Raise, before anything is computed, what would keep a report from being written.
+
+    Args:
+        path: The report, or None where none is asked for.
+        made: Folder that the command makes if it does not exist yet; a report may be written there.
+
+    Raises:
+        MissingExtraError: If a package that reports need is not installed.
+        MissingFileError: If its folder does not exist, or it is a folder itself.
+        OSError: If no file can be made there.
+
+    """
+    if path is None:
+        return
+    missing = [name for name in _REPORT_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"`--report` needs {' and '.join(missing)}, not installed: `pip install 'opnp[report]'`.",
+        )
+    if path.parent.is_dir() or made is None or path.parent.absolute() != made.absolute():
+        require_out_file(path)
+
+
+def tell_report(folder: Path, path: Path | None, *, is_quiet: bool) -> None:
+    """Write the report of a folder of results, if one is asked for, and say where it is."""
+    if path is None:
+        return
+    from opnp.report import write_report
+
+    write_report(folder, path)
+    if not is_quiet:
+        typer.echo(f"Report: {path}")

@@ -21,19 +21,13 @@ if TYPE_CHECKING:
 __all__ = [
     "print_facts",
     "print_json",
+    "print_result",
     "print_table",
     "progress_bar",
     "readers_may_leave",
     "settings_text",
     "show_table",
 ]
-
-
-class _RateColumn(TextColumn):
-    """Steps a second, once there is something to measure."""
-
-    def __init__(self) -> None:
-        super().__init__("{task.fields[rate]}")
 
 
 def progress_bar(description: str, *, is_quiet: bool) -> Any:  # noqa: ANN401  # the type of a wrapper of any iterable
@@ -56,7 +50,7 @@ def progress_bar(description: str, *, is_quiet: bool) -> Any:  # noqa: ANN401  #
             TextColumn(description),
             BarColumn(),
             MofNCompleteColumn(),
-            _RateColumn(),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
@@ -87,6 +81,14 @@ def readers_may_leave() -> Iterator[None]:
 def print_json(values: Mapping[str, object]) -> None:
     """Print values as JSON on standard output."""
     typer.echo(json.dumps(values, indent=2, sort_keys=True, allow_nan=False))
+
+
+def print_result(facts: Mapping[str, object], *, json: bool, texts: Mapping[str, str] | None = None) -> None:
+    """Print facts as JSON for programs, or for people, with what reads better as text in its place."""
+    if json:
+        print_json(facts)
+    else:
+        print_facts({**facts, **(texts or {})})
 
 
 def print_facts(facts: Mapping[str, object]) -> None:

@@ -1,33 +1,39 @@
 """``opnp score``: a detector's verdict on inputs of a model, or on cached features, one row a sample."""
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opnp.cli.model_options import (
-    AutoBatch,
+from opnp.cli.options import (
     DataPath,
-    DeviceName,
-    ImageSize,
-    Means,
-    ModelName,
-    ModelOptions,
-    Resize,
-    StandardDeviations,
-    Strict,
-    WeightsFile,
-    Workers,
+    DetectorFile,
+    FeaturesFileOrNone,
+    JsonFlag,
+    ModelNameOrNone,
+    RankTimeout,
+    RunOptions,
+    given_options,
+    require_form,
+    require_out_file,
 )
-from opnp.cli.options import DetectorFile, FeaturesFileOrNone, JsonFlag, RankTimeout
-from opnp.cli.output import print_facts, print_json
-from opnp.errors import NotCalibratedError, OptionError, UncalibratedWarning
+from opnp.cli.output import print_result, progress_bar
+from opnp.errors import EmptyDataError, NotCalibratedError, OptionError, UncalibratedWarning
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from opnp.detector import OPNP
+    from opnp.distributed import Ranks
+
+    Table = dict[str, list[object]]
 
 __all__ = ["score"]
+
+_COLUMNS = {"predicted_class": "int64", "score": "float32", "p_value": "float64", "is_ood": "bool"}
+"""Columns of a score file, with the dtype that one has where there is no row."""
 
 
 def score(
@@ -35,18 +41,9 @@ def score(
     detector: DetectorFile,
     out: Annotated[Path, typer.Option(help="Score file to write, ending in .csv or .parquet.")],
     features: FeaturesFileOrNone = None,
-    model: ModelName = None,
     data: DataPath = None,
-    weights: WeightsFile = None,
-    batch_size: Annotated[int | None, typer.Option(help="With --model: inputs a batch. Default: 64.")] = None,
-    device: DeviceName = None,
-    workers: Workers = 0,
-    image_size: ImageSize = None,
-    resize: Resize = None,
-    mean: Means = None,
-    std: StandardDeviations = None,
-    strict: Strict = False,
-    auto_batch: AutoBatch = False,
+    model: ModelNameOrNone = None,
+    options: RunOptions,
     explain: Annotated[
         bool, typer.Option("--explain", help="Add each member's p-value and its share of the score.")
     ] = False,
@@ -59,29 +56,20 @@ def score(
     table names the inputs, and leaves those out that cannot be read. Several processes score together:
     `torchrun --nproc-per-node 2 -m opnp score ...`; the table is in the order of the rows.
     """
-    from opnp.cli.model_inputs import RunOptions, require_form
-    from opnp.cli.out_checks import require_out_file
-    from opnp.cli.score_tables import feature_scores, input_scores
     from opnp.data import require_score_file, write_score_table
     from opnp.detector import OPNP
     from opnp.distributed import launched, together
 
-    of_model: dict[str, object] = {
-        "--data": data,
-        "--weights": weights,
-        "--batch-size": batch_size,
-        "--device": device,
-        "--workers": workers,
-        "--image-size": image_size,
-        "--resize": resize,
-        "--mean": mean,
-        "--std": std,
-        "--strict": strict,
-        "--auto-batch": auto_batch,
-    }
-    require_form(features=features, model=model, of_features={}, of_model=of_model)
+    require_form(
+        features=features,
+        model=model,
+        inputs="`--data PATH`",
+        of_model={"--data": data, **given_options(options)},
+    )
+    if model is not None and data is None:
+        raise OptionError("`--model` needs the inputs to score: give `--data PATH`.")
     require_score_file(out)
-    with launched(device=device or "cpu", timeout=rank_timeout) as ranks:
+    with launched(device=options.device or "cpu", timeout=rank_timeout) as ranks:
         with together(ranks):
             if ranks.is_first:
                 require_out_file(out)
@@ -94,31 +82,119 @@ def score(
         is_quiet = json or not ranks.is_first
         facts: dict[str, object] = {}
         if features is not None:
-            table = feature_scores(loaded, features, ranks, is_explained=explain, is_quiet=is_quiet)
+            table = _of_features(loaded, features, ranks, is_explained=explain, is_quiet=is_quiet)
         elif model is not None and data is not None:
-            options = ModelOptions(model, weights, image_size, resize, mean, std)
-            run = RunOptions(options, data, device, batch_size, workers, strict, auto_batch)
-            table, facts = input_scores(loaded, detector, run, ranks, is_explained=explain, is_quiet=is_quiet)
-        else:
-            raise OptionError("`--model` needs the inputs to score: give `--data PATH`.")
+            table, unreadable = _of_inputs(
+                *(loaded, model, data, ranks), options=options, is_explained=explain, is_quiet=is_quiet
+            )
+            facts["unreadable"] = unreadable
         with together(ranks):
             if ranks.is_first:
                 write_score_table(out, table)
-        if ranks.is_first:
-            _tell(loaded, table, facts, out=out, json=json)
-
-
-def _tell(detector: "OPNP", table: dict[str, list[object]], facts: dict[str, object], *, out: Path, json: bool) -> None:
+        if not ranks.is_first:
+            return
     samples = len(table["score"])
-    found: dict[str, object] = {"samples": samples, "out": str(out)} | facts
-    if detector.is_calibrated:
+    facts = {"samples": samples, "out": str(out)} | facts
+    if loaded.is_calibrated:
         flagged = sum(map(bool, table["is_ood"]))
-        found |= {"flagged": flagged, "flagged_share": flagged / samples, "keep": detector.keep}
+        facts |= {"flagged": flagged, "flagged_share": flagged / samples, "keep": loaded.keep}
     else:
         warnings.warn(
             "this detector is not calibrated: p_value and is_ood are left empty.", UncalibratedWarning, stacklevel=1
         )
-    if json:
-        print_json(found)
-    else:
-        print_facts(found)
+    print_result(facts, json=json)
+
+
+def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: bool, is_quiet: bool) -> "Table":
+    """Return the score table of cached features, on every rank."""
+    from opnp.data import feature_part, open_features
+    from opnp.detector.blocks import feature_blocks
+    from opnp.distributed import require_equal, together
+
+    with together(ranks):
+        source = open_features(path)
+        if source.rows == 0:
+            raise EmptyDataError(f"{path} holds no rows: at least one sample is needed.")
+    require_equal(f"({source.rows}, {source.width})", ranks, what="features of shape")
+    with together(ranks):
+        part = feature_part(source, *ranks.part(source.rows))
+        blocks = feature_blocks(part, detector.sensitivity.weight, is_part=True)
+        bar = progress_bar("scoring", is_quiet=is_quiet)
+        own = _columns(detector, blocks if bar is None else bar(blocks), is_explained=is_explained)
+    return {"index": [*range(source.rows)], **_joined(own, ranks)}
+
+
+def _of_inputs(
+    detector: "OPNP",
+    model: str,
+    data: Path,
+    ranks: "Ranks",
+    *,
+    options: RunOptions,
+    is_explained: bool,
+    is_quiet: bool,
+) -> "tuple[Table, int]":
+    """Return the score table of inputs, and how many of them could not be read, on every rank."""
+    import torch
+
+    from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all
+    from opnp.distributed import gathered, require_equal, together
+
+    with together(ranks):
+        opened = OpenedModel.of(model, options)
+        inputs = opened.inputs(data, is_labelled=False)
+    require_equal(str(len(inputs)), ranks, what="inputs in number")
+    start, stop = ranks.part(len(inputs))
+    own, index = _columns(detector, [], is_explained=is_explained), torch.empty(0, dtype=torch.int64)
+    with together(ranks), model_errors(opened.model, data):
+        detector.attach(opened.model, device=opened.device, auto_batch=options.auto_batch)
+        bar = progress_bar("scoring", is_quiet=is_quiet)
+        batches = opened.batches(inputs, rows=range(start, stop))
+        place = detector.sensitivity.weight.device
+        try:
+            with detector.feature_batches(batches if bar is None else bar(batches)) as found:
+                own = _columns(detector, (rows.to(place) for rows in found), is_explained=is_explained)
+        except EmptyDataError:  # other ranks may have some that can be read
+            if ranks.is_alone:
+                raise
+        readable = inputs.readable
+        index = readable[(readable >= start) & (readable < stop)]
+    rows: list[int] = torch.cat(gathered(index, ranks)).tolist()
+    if not rows:
+        raise EmptyDataError(f"{data} holds nothing to work on: none of {len(inputs)} inputs could be read.")
+    table: Table = {"index": [*rows], "name": [inputs.names[row] for row in rows], **_joined(own, ranks)}
+    return table, unreadable_of_all(inputs, ranks)
+
+
+def _columns(detector: "OPNP", blocks: "Iterable[Tensor]", *, is_explained: bool) -> "dict[str, Tensor]":
+    """Return the columns of a score file for blocks of features."""
+    import torch
+
+    names = _COLUMNS if detector.is_calibrated else ("predicted_class", "score")
+    dtypes = {name: getattr(torch, _COLUMNS[name]) for name in names}
+    if is_explained:
+        dtypes |= {f"{what}_{name}": torch.float64 for name in detector.explained for what in ("p_value", "share")}
+    parts: dict[str, list[Tensor]] = {name: [] for name in dtypes}
+    for rows in blocks:
+        if detector.is_calibrated:
+            found = detector.verdict_features(rows)._asdict()
+        else:
+            found = {"predicted_class": detector.classify_features(rows), "score": detector.score_features(rows)}
+        if is_explained:
+            why = detector.explain_features(rows)
+            for place, name in enumerate(why.members):
+                found |= {f"p_value_{name}": why.p_value[:, place], f"share_{name}": why.share[:, place]}
+        for name, values in found.items():
+            parts[name].append(values)
+    return {name: torch.cat(found) if found else torch.empty(0, dtype=dtypes[name]) for name, found in parts.items()}
+
+
+def _joined(own: "dict[str, Tensor]", ranks: "Ranks") -> "Table":
+    """Return the columns of all ranks in the order of the rows; None in those that the detector has no values for."""
+    import torch
+
+    from opnp.distributed import gathered
+
+    columns = {name: torch.cat(gathered(values, ranks)).tolist() for name, values in own.items()}
+    rows = len(columns["score"])
+    return {name: columns.get(name, [None] * rows) for name in dict.fromkeys((*_COLUMNS, *columns))}

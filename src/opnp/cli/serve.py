@@ -6,17 +6,7 @@ from typing import Annotated
 
 import typer
 
-from opnp.cli.model_options import (
-    DeviceName,
-    ImageSize,
-    Means,
-    ModelOptions,
-    Resize,
-    StandardDeviations,
-    WeightsFile,
-    checked_device,
-)
-from opnp.cli.options import DetectorFile
+from opnp.cli.options import DetectorFile, ModelName, ModelOptions, checked_device
 from opnp.errors import DataFileError, OptionError
 from opnp.files import existing_file
 
@@ -28,17 +18,8 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 def serve(
     *,
     detector: DetectorFile,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Model that the detector was fitted on: timm:NAME, torchvision:NAME, hf:FOLDER, or module:callable."
-        ),
-    ],
-    weights: WeightsFile = None,
-    image_size: ImageSize = None,
-    resize: Resize = None,
-    mean: Means = None,
-    std: StandardDeviations = None,
+    model: ModelName,
+    options: ModelOptions,
     class_names: Annotated[
         Path | None, typer.Option(help="Text file with the name of one class a line. Default: those of the model.")
     ] = None,
@@ -46,7 +27,7 @@ def serve(
         bool,
         typer.Option("--explain", help="Answer each fused score's own p-value and its share of the score as well."),
     ] = False,
-    device: DeviceName = None,
+    device: Annotated[str | None, typer.Option(help="Where to run, such as cuda. Default: the CPU.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 for one that is free.")] = 8000,
     max_bytes: Annotated[str, typer.Option(help="Largest body of a request, such as 10MB or 512KiB.")] = "10MB",
@@ -82,7 +63,7 @@ def serve(
     names = None if class_names is None else _lines(class_names)
     place = checked_device(device)
     loaded = OPNP.load(detector)
-    network, transform = ModelOptions(model, weights, image_size, resize, mean, std).opened()
+    network, transform = options.opened(model)
     if place is not None:
         network.to(place)
     app = serve_app(

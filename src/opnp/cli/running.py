@@ -1,0 +1,106 @@
+"""A model and the inputs it is run on, as the commands open them; what goes wrong in the model is told in one line."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import typer
+from torch import nn
+
+from opnp.adapters import model_failure_text
+from opnp.cli.options import RunOptions, checked_device
+from opnp.data import InputSet, Transform, open_inputs, unreadable_summary
+from opnp.data.inputs import InputBatches
+from opnp.distributed import Ranks, gathered_bytes, local_device
+from opnp.errors import ModelRunError, OpnpError
+from opnp.model import device_of
+
+__all__ = ["OpenedModel", "model_errors", "unreadable_of_all"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class OpenedModel:
+    """A model, ready to be run.
+
+    Attributes:
+        model: The model.
+        transform: What makes its inputs.
+        device: Where to run; None for where the model is.
+        options: How it is run.
+
+    """
+
+    model: nn.Module
+    transform: Transform
+    device: str | None
+    options: RunOptions
+
+    @classmethod
+    def of(cls, name: str, options: RunOptions) -> Self:
+        """Return the model of a name.
+
+        Raises:
+            OpnpError: If the options name no model, no device, or do not say how to make its inputs.
+
+        """
+        place = checked_device(options.device)
+        model, transform = options.opened(name)
+        return cls(model, transform, None if place is None else local_device(place), options)
+
+    def inputs(self, path: Path, *, is_labelled: bool = True) -> InputSet:
+        """Return the inputs at a path, with their labels if there are any, or without."""
+        return open_inputs(path, self.transform, is_strict=self.options.strict, is_labelled=is_labelled)
+
+    def batches(self, inputs: InputSet, *, rows: range | None = None) -> "_Unlabelled":
+        """Return batches of all rows of the inputs or of some, without their labels."""
+        place = self.device or str(device_of(self.model))
+        made = inputs.batches(
+            self.options.inputs_a_batch,
+            rows=rows,
+            workers=self.options.workers,
+            is_pinned=place.startswith("cuda"),
+        )
+        return _Unlabelled(made, has_labels=inputs.labels is not None)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Unlabelled:
+    """Batches of inputs without the labels that they come with; as many of them are known beforehand."""
+
+    made: InputBatches
+    has_labels: bool
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (inputs for inputs, _ in self.made) if self.has_labels else iter(self.made)
+
+
+@contextmanager
+def model_errors(model: nn.Module, place: Path) -> Iterator[None]:
+    """Turn what the model itself raises on the inputs at a path into one message; leaving the process, too.
+
+    Raises:
+        ModelRunError: If it raises anything but an error of opnp or of the file system.
+
+    """
+    try:
+        yield
+    except (OpnpError, OSError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise ModelRunError(model_failure_text(error, model, place=place)) from error
+
+
+def unreadable_of_all(inputs: InputSet, ranks: Ranks) -> int:
+    """Return how many inputs the ranks together could not read; the first rank says which, on standard error."""
+    mine = json.dumps([*inputs.reasons.items()]).encode()
+    reasons = {row: reason for part in gathered_bytes(mine, ranks) for row, reason in json.loads(part)}
+    if reasons and ranks.is_first:
+        pairs = [(inputs.names[row], reasons[row]) for row in sorted(reasons)]
+        typer.echo(f"opnp: {inputs.source.path}: {unreadable_summary(pairs, total=len(inputs))}", err=True)
+    return len(reasons)
