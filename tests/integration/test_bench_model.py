@@ -8,7 +8,7 @@ import pytest
 
 from opnp.data import InputSet
 from opnp.values.bench import BenchRecord
-from tests.in_process import Opnp
+from tests.in_process import Opnp, done, refused
 from tests.unit.bench.image_world import OPTIONS, class_images, write_images, write_module
 from tests.unit.data.image_files import save_image, write_tensors
 
@@ -36,8 +36,7 @@ def test_twice_gives_the_same_bytes_and_no_absolute_path(
     assert opnp(*MODEL, *DATA, *METHODS, "--out", "one").code == 0
     absolute = [here / text if (here / str(text)).exists() else text for text in DATA]
     absolute[-1] = f"noise={here / 'noise.safetensors'}"
-    outcome = opnp(*MODEL, *absolute, *METHODS, "--out", here / "deep" / "other")
-    assert outcome.code == 0, outcome.err
+    done(opnp, *MODEL, *absolute, *METHODS, "--out", here / "deep" / "other")
     monkeypatch.delattr(InputSet, "read")  # no image is decoded again
     again = opnp(*MODEL, *DATA, *METHODS, "--out", "one")
     assert "train, test, ood_noise kept" in again.err
@@ -73,13 +72,11 @@ def test_an_id_folder_may_hold_train_and_test(opnp: Opnp, here: Path) -> None:
         for index, (image, label) in enumerate(zip(*class_images(24, seed=seed), strict=True)):
             save_image(here / "id" / name / str(int(label)) / f"{index:02d}.png", image)
     arguments = (*MODEL, "--ood", "noise=noise.safetensors", "--methods", "energy", "--out", "out")
-    outcome = opnp(*arguments, "--id", "id")
-    assert outcome.code == 0, outcome.err
+    done(opnp, *arguments, "--id", "id")
     (model,) = record_in(here / "out").models
     assert model.data["test"].samples == 24
-    alone = opnp(*arguments, "--id", "id/val")
-    assert alone.code == 2
-    assert "val holds no train: it must hold both train and test (or val)" in alone.err
+    alone = refused(opnp, *arguments, "--id", "id/val")
+    assert "val holds no train: it must hold both train and test (or val)" in alone
     file = opnp(*arguments, "--id", "test.safetensors")
     assert "holds test inputs alone: give the training inputs with `--train PATH`" in file.err
 
@@ -114,50 +111,8 @@ def test_odin_is_computed_if_it_is_asked_for(opnp: Opnp, here: Path) -> None:
     assert opnp(*MODEL, *DATA, "--methods", "energy,knn", "--out", "out").code == 0
     features = here / "out" / "features" / "tinynets-net"
     assert not (features / "odin.safetensors").exists()
-    outcome = opnp(*MODEL, *DATA, "--methods", "odin", "--out", "out", "--json")
-    assert outcome.code == 0, outcome.err
+    outcome = done(opnp, *MODEL, *DATA, "--methods", "odin", "--out", "out", "--json")
     assert outcome.err == ""
     assert BenchRecord.from_json(outcome.out) == record_in(here / "out")
     assert [row.method for row in record_in(here / "out").models[0].methods] == [ODIN]
     assert record_in(here / "out").models[0].row(ODIN).settings["norm_std"] == [0.25, 0.2, 0.1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("bench",), "Give exactly one of `--features DIR`, for features that are there, and `--model NAME`"),
-        ((*MODEL, *DATA, "--features", "."), "Give exactly one of `--features DIR`"),
-        (("bench", "--features", ".", "--id", "x", "--mean", "0.5"), "--id, --mean belong to `--model`"),
-        (
-            ("bench", "--features", ".", "--amp", "bf16", "--channels-last"),
-            "--amp, --channels-last belong to `--model`",
-        ),
-        ((*MODEL, "--ood", "noise=noise.safetensors"), "`--model` needs inputs to judge by: give `--id PATH`"),
-        ((*MODEL, "--id", "test.safetensors", "--train", "train.safetensors"), "give `--ood NAME=PATH`"),
-        ((*MODEL, *DATA, "--methods", "gram"), "`methods` must be groups"),
-        ((*MODEL, *DATA, "--validation-samples", 120), "`validation_samples` must lie in 1 to 119"),
-        ((*MODEL, *DATA, "--rho-w-min", 30), "`w_min` must be a fraction in [0, 1)"),
-        ((*MODEL, *DATA, "--device", "abacus"), "`--device` must be a device of this machine"),
-        (("bench", "--model", "tinynets:net", *DATA), "No preprocessing is known for the model 'tinynets:net'"),
-    ],
-)
-def test_mistakes_are_one_message_before_anything_is_computed(
-    opnp: Opnp, here: Path, arguments: tuple[object, ...], message: str
-) -> None:
-    outcome = opnp(*arguments, "--out", "out")
-    assert outcome.code == 2, outcome.out
-    assert outcome.err.startswith("opnp: ")
-    assert message in outcome.err
-    assert "Traceback" not in outcome.err
-    assert not (here / "out").exists()
-
-
-@pytest.mark.parametrize("module", ["opnp.bench.records", "opnp.adapters.baselines"])
-def test_what_is_not_installed_is_told_before_anything_is_computed(
-    opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch, module: str
-) -> None:
-    monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
-    outcome = opnp(*MODEL, *DATA, "--out", "out")
-    assert outcome.code == 2
-    assert "pip install 'opnp[bench]'" in outcome.err
-    assert not (here / "out").exists()
