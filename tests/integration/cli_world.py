@@ -16,6 +16,16 @@ MODULES = ("exitnets", "oddnets", "tinynets")
 TINY = f"--model tinynets:net {' '.join(OPTIONS)}"
 FEATURES = "--features f/train.safetensors --head f/head.safetensors"
 
+_SHORT = {
+    "FEATURES": FEATURES,
+    "FIT": "fit --out d.st",
+    "HEAD": "--head f/head.safetensors",
+    "OPTIONS": " ".join(OPTIONS),
+    "SCORE": "score --out s.csv",
+    "TINY": TINY,
+    "TRAIN": "--data train.safetensors",
+}
+
 _MODULE = """
 import sys
 import torch
@@ -82,8 +92,8 @@ class Failing(nn.Module):
 
 
 def line(text: str) -> list[str]:
-    """Return the words of a command line in which TINY, OPTIONS and FEATURES stand for what they say in the world."""
-    for name, value in {"TINY": TINY, "OPTIONS": " ".join(OPTIONS), "FEATURES": FEATURES}.items():
+    """Return the words of a command line in which some capital words stand for what is said often."""
+    for name, value in _SHORT.items():
         text = text.replace(name, value)
     return text.split()
 
