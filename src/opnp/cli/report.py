@@ -33,7 +33,7 @@ def report(
 ) -> None:
     """Write results as one page: verdict, methods, thresholds, figures, gallery, and what is needed to repeat them."""
     from opnp.report import write_figures, write_report
-    from opnp.report.writing import require_figures_folder
+    from opnp.report.figures import require_figures_folder
 
     if figures is not None:
         require_figures_folder(figures)

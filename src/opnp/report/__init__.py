@@ -1,9 +1,8 @@
 """Records and scores in, figures and pages out. Nothing here touches a tensor or a model."""
 
-from opnp.report.named_figures import NamedFigure, named_figures
-from opnp.report.page.page_file import write_report
+from opnp.report.figures import NamedFigure, named_figures, write_figures
+from opnp.report.page import write_report
 from opnp.report.results import ReportedModel, ReportedRow, Results, read_results
-from opnp.report.writing import write_figures
 from opnp.values.figures import DetectionFigures
 
 __all__ = [

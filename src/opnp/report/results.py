@@ -1,17 +1,20 @@
-"""What a results folder holds, read into records and scores."""
+"""What a results folder holds, read into records and scores; and records that do not fit together."""
 
+import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 
-from opnp.errors import DataFileError, MissingFileError
-from opnp.report.score_reading import csv_scores, parquet_scores
+from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OpnpError
+from opnp.files import require_few_rows
 from opnp.values.bench import DEMO_MODEL, BenchRecord, DataSource, DemoRecord, DemoRow, MethodRow, ModelResult
 from opnp.values.figures import Nearness, means_by_side
 from opnp.values.files import FIT_FILE, PICTURES_FILE, RECORD_FILES, RESULTS_FILE, SWEEP_FILE
@@ -20,7 +23,19 @@ from opnp.values.pictures import ModelPictures, PictureRecord
 from opnp.values.reading import Record, Share, json_values
 from opnp.values.sweep import SweepRecord, SweptModel
 
-__all__ = ["ReportedModel", "ReportedRow", "Results", "models_of_bench", "models_of_demo", "read_results"]
+__all__ = [
+    "ReportedModel",
+    "ReportedRow",
+    "Results",
+    "Scores",
+    "fitting_records",
+    "models_of_bench",
+    "models_of_demo",
+    "read_results",
+]
+
+Scores = Mapping[str, NDArray[np.float64]]
+"""Scores by set, ``test`` first, then ``ood_*``, each of shape ``(samples,)``; larger = more OOD."""
 
 _CHOSEN = ("OPNP()", "OPNP(shaping=None)", "OPNP")
 """Rows of opnp as it is used, the first that ran first: of a benchmark, of one by version 0.1, and of the demo."""
@@ -122,7 +137,7 @@ class Results:
             models = models_of_demo(self.demo)
         object.__setattr__(self, "models", models)
 
-    def scores(self, model: str, method: str) -> Mapping[str, NDArray[np.float64]] | None:
+    def scores(self, model: str, method: str) -> Scores | None:
         """Return the scores of one method on one model by set, ``test`` first, then ``ood_*``; larger = more OOD.
 
         Args:
@@ -138,11 +153,27 @@ class Results:
 
         """
         if (path := self.folder / "scores.parquet").is_file():
-            return parquet_scores(path, model=model, method=method)
+            return _parquet_scores(path, model, method)
         if (path := self.folder / "scores.csv").is_file():
-            fallback = next((each.chosen for each in self.models if each.model == model), None)
-            return csv_scores(path, model=model, method=method, only_model=self._only_model, only_method=fallback)
+            only = {"model": self._only_model}
+            only["method"] = next((each.chosen for each in self.models if each.model == model), None)
+            return _csv_scores(path, {"model": model, "method": method}, only)
         return None
+
+    def scores_to_compare(self, model: ReportedModel) -> dict[str, Scores]:
+        """Return scores by method: those of the energy, then of opnp as it is used, as far as they have ID scores.
+
+        Args:
+            model: One of the models.
+
+        Raises:
+            DataFileError: If the file of scores cannot be read.
+            MissingExtraError: If pyarrow, which Parquet needs, is not installed.
+
+        """
+        methods = [method for method in (model.baseline, model.chosen) if method is not None]
+        found = {method: self.scores(model.model, method) for method in methods}
+        return {method: scores for method, scores in found.items() if scores is not None and "test" in scores}
 
     def pictures_of(self, model: str) -> ModelPictures | None:
         """Return the pictures of a model: those of its name, or the only ones where there is only one model."""
@@ -194,6 +225,30 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
         pictures=_read(folder / PICTURES_FILE, PictureRecord),
         fit=_read(folder / FIT_FILE, FitRecord),
     )
+
+
+@contextmanager
+def fitting_records(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what goes wrong while the records of a folder are drawn into one message.
+
+    A record is checked part by part when it is read. That its parts agree, as the points of a curve with its name or
+    the edges of bins with their counts, is seen where they are used.
+
+    Args:
+        folder: The folder of results.
+
+    Raises:
+        DataFileError: If the records do not fit together.
+
+    """
+    try:
+        yield
+    except OpnpError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise DataFileError(
+            f"{folder} holds records that do not fit together ({type(error).__name__}: {error}). Make them again."
+        ) from error
 
 
 def models_of_bench(record: BenchRecord) -> tuple[ReportedModel, ...]:
@@ -280,3 +335,79 @@ def _read(path: Path, kind: type[_Record]) -> _Record | None:
         return kind.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, DataFileError) as error:
         raise DataFileError(f"{path}: {error}") from error
+
+
+def _parquet_scores(path: Path, model: str, method: str) -> Scores | None:
+    """Return scores by set from the columns model, set, method, score of a Parquet file, or None of none."""
+    if find_spec("pyarrow") is None:
+        raise MissingExtraError(
+            f"{path} is a Parquet file, which needs pyarrow, which is not installed: `pip install 'opnp[report]'`."
+        )
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with path.open("rb") as file:  # opened here: pyarrow takes no name that is not UTF-8
+            require_few_rows(parquet.read_metadata(file).num_rows, file_bytes=path.stat().st_size)
+            table = parquet.read_table(
+                file,
+                columns=["set", "score"],
+                filters=[("model", "==", model), ("method", "==", method)],
+                page_checksum_verification=True,
+            )
+        names = table["set"].cast(pa.string()).to_numpy()
+        scores = table["score"].cast(pa.float64()).to_numpy()
+    except (OSError, KeyError, TypeError, ValueError, MemoryError, pa.ArrowException) as error:
+        raise DataFileError(f"{path} cannot be read as a file of scores ({type(error).__name__}: {error}).") from error
+    return _by_set(names, scores, path)
+
+
+def _csv_scores(path: Path, wanted: Mapping[str, str], only: Mapping[str, str | None]) -> Scores | None:
+    """Return scores by set from a CSV file, or None of none.
+
+    Args:
+        path: File with the columns set and score, and model and method where there are several.
+        wanted: Names of the model and of the row.
+        only: What the file is about where it has no such column.
+
+    """
+    names, scores = [], []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in _rows(file):
+                if all(row.get(column, only[column]) == name for column, name in wanted.items()):
+                    names.append(row["set"])
+                    scores.append(float(row["score"]))
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise DataFileError(f"{path} cannot be read as a file of scores ({type(error).__name__}: {error}).") from error
+    return _by_set(np.array(names, dtype=object), np.array(scores, dtype=np.float64), path)
+
+
+def _rows(lines: Iterable[str]) -> Iterator[Mapping[str, str]]:
+    """Yield rows by name of the column; raise KeyError if a column that is needed is missing."""
+    rows = csv.DictReader(_whole_lines(lines))
+    missing = {"set", "score"} - set(rows.fieldnames or ())
+    if missing:
+        raise KeyError(min(missing))
+    yield from rows
+
+
+def _whole_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines, and raise ValueError at one without an end: a number that is cut short is still a number."""
+    for line in lines:
+        if not line.endswith(("\n", "\r")):
+            message = "its last line is cut short"
+            raise ValueError(message)
+        yield line
+
+
+def _by_set(names: NDArray[Any], scores: NDArray[np.float64], path: Path) -> Scores | None:
+    if len(scores) == 0:
+        return None
+    if not (scores > -np.inf).all():  # +inf is a score: the input lies beyond all that was seen
+        raise DataFileError(f"{path} holds NaN or -inf as a score: score the data again, or leave these inputs out.")
+    distinct, codes = np.unique(names.astype(str), return_inverse=True)
+    found = {str(name): scores[codes == code] for code, name in enumerate(distinct)}
+    if "id_test" in found:  # as the demo calls it
+        found["test"] = found.pop("id_test")
+    return {name: found[name] for name in sorted(found, key=lambda name: (name != "test", name))}

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from opnp.errors import DataFileError, MissingExtraError, OptionError
 from opnp.report import NamedFigure, named_figures, read_results, write_figures
-from opnp.report.figures.page_figure import page_figure, plotly_script
-from opnp.report.figures.page_layout import PAGE_TEMPLATES
-from opnp.report.figures.print_figure import print_figure
-from opnp.report.figures.print_style import write_figure
+from opnp.report.figures_page import page_figure, plotly_script
+from opnp.report.page_panels import PAGE_TEMPLATES
+from opnp.report.figures_print import print_figure
+from opnp.report.print_style import write_figure
 from opnp.report.palette import ROLES
 from opnp.report.series import CalibrationSeries, CurveSeries, RankingSeries, RatioSeries, ScoreSeries
 from tests.unit.report.report_world import (
@@ -295,7 +295,7 @@ def test_matplotlib_is_loaded_for_print_alone_and_plotly_for_its_script_alone(tm
     program = (
         "import sys\n"
         "from opnp.report import named_figures, read_results, write_figures\n"
-        "from opnp.report.figures.page_figure import page_figure\n"
+        "from opnp.report.figures_page import page_figure\n"
         "figures = named_figures(read_results(sys.argv[1]))\n"
         "[page_figure(named.series) for named in figures]\n"
         "assert not {'matplotlib', 'plotly'} & set(sys.modules)\n"

@@ -11,12 +11,13 @@ from msgspec.structs import replace
 
 from opnp.core import fpr_at_tpr
 from opnp.errors import DataFileError, EmptyDataError
-from opnp.report.page.explorer import KEEPS, threshold_explorer
-from opnp.report.page.fits import fit_explorer, fit_verdict
-from opnp.report.page.galleries import fitting_galleries, galleries
-from opnp.report.page.noise import auroc_noise, share_noise
-from opnp.report.page.tables import methods_table, sets_table, sweep_table
-from opnp.report.page.verdict import fusion_sentences, model_verdict
+from opnp.report.explorer import KEEPS, threshold_explorer
+from opnp.report.verdict import fit_verdict
+from opnp.report.explorer import fit_explorer
+from opnp.report.gallery import fitting_galleries, galleries
+from opnp.report.verdict import auroc_noise, share_noise
+from opnp.report.tables import methods_table, sets_table, sweep_table
+from opnp.report.verdict import fusion_sentences, model_verdict
 from opnp.report.results import ReportedModel, models_of_bench, models_of_demo
 from opnp.values.bench import BenchRecord, DataSource, DemoRecord, DemoRow
 from opnp.values.figures import DetectionFigures

@@ -11,7 +11,7 @@ import pytest
 
 from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OptionError
 from opnp.report import write_figures, write_report
-from opnp.report.page.rendering import script_json
+from opnp.report.page import script_json
 from opnp.values.bench import BenchRecord
 from opnp.values.fit import FitRecord
 from opnp.values.pictures import PictureRecord

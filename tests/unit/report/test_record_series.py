@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from opnp.report.figures.page_figure import page_figure
+from opnp.report.figures_page import page_figure
 from opnp.report.results import ReportedModel, models_of_bench, models_of_demo
 from opnp.report.series import (
     calibration_series,

@@ -216,6 +216,6 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
 
 def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = read_results(bench_folder(tmp_path))
-    monkeypatch.setattr("opnp.report.score_reading.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.report.results.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[report\]'"):
         results.scores(MODEL, "OPNP()")

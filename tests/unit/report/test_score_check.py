@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from opnp.data import write_score_table
 from opnp.report import read_results, write_report
-from opnp.report.score_check import score_faults
+from opnp.report.content import score_faults
 from opnp.values.figures import DetectionFigures
 from tests.unit.report.report_world import demo_record, scores_by_set
 

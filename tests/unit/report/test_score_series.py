@@ -12,7 +12,7 @@ from sklearn.metrics import auc
 from opnp.core import aupr, auroc, fpr_at_tpr
 from opnp.errors import EmptyDataError, OptionError
 from opnp.report.series import curve_series, score_series
-from opnp.report.series.score_arithmetic import (
+from opnp.report.score_series import (
     area_under_roc,
     keeping_threshold,
     precision_points,

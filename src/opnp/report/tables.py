@@ -1,17 +1,38 @@
-"""Tables of the page: columns, rows, and the values that they are sorted by."""
+"""Tables of the page, with the values that they are sorted by; and what is needed to make a run again."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from opnp.report.page.wording import GROUP_TITLES, count_text
-from opnp.report.results import ReportedModel, ReportedRow
-from opnp.report.series.ratio_series import chosen_ratios, has_shaping
-from opnp.report.series.wording import fused_members, set_label
+from opnp.report.results import ReportedModel, ReportedRow, Results
+from opnp.report.wording import (
+    GROUP_TITLES,
+    brief_percent,
+    chosen_ratios,
+    count_text,
+    fused_members,
+    has_shaping,
+    ratio_text,
+    set_label,
+)
 from opnp.values.figures import DetectionFigures, Nearness
+from opnp.values.fit import FitRecord
 from opnp.values.sweep import SweepCurve, SweepPoint, SweepRecord, SweptModel
 
-__all__ = ["Cell", "Column", "Row", "Table", "methods_table", "sets_table", "sweep_table"]
+__all__ = [
+    "Cell",
+    "Column",
+    "DataRow",
+    "Fact",
+    "Row",
+    "Table",
+    "data_rows",
+    "fit_facts",
+    "methods_table",
+    "run_facts",
+    "sets_table",
+    "sweep_table",
+]
 
 FPR95_ID = "FPR95, ID positive"
 FPR95_OOD = "FPR95, OOD positive"
@@ -223,3 +244,112 @@ def _number(count: int | None) -> Cell:
 
 def _share(value: float | None) -> Cell:
     return Cell("\N{EN DASH}" if value is None else f"{100 * value:.2f}", value)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A fact: its name, and its value as text."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataRow:
+    """A data set.
+
+    Attributes:
+        name: Its name.
+        nearness: ``near`` or ``far``; empty for data that are not OOD.
+        samples: How many there are, as text.
+        sha256: Digest of its file; empty where the record has none.
+
+    """
+
+    name: str
+    nearness: str
+    samples: str
+    sha256: str
+
+
+def run_facts(results: Results, *, keep: float) -> Iterator[Fact]:
+    """Yield seeds, versions and options of a run, and of this report.
+
+    Args:
+        results: Records of a results folder.
+        keep: Share of ID kept at the thresholds that figures draw.
+
+    """
+    if (bench := results.bench) is not None:
+        yield Fact("seed", str(bench.seed))
+        yield Fact("bins of calibration errors", str(bench.calibration_bins))
+    if (demo := results.demo) is not None:
+        yield Fact("seed", str(demo.seed))
+        yield Fact("share of ID that thresholds are calibrated to keep", brief_percent(demo.keep))
+    if (sweep := results.sweep) is not None:
+        yield Fact("seed of the sweep", str(sweep.seed))
+        base = sweep.base
+        ratios = (base.w_min, base.w_max, base.o_min, base.o_max)
+        yield Fact(
+            "base of the sweep",
+            f"rho_w_min, rho_w_max, rho_o_min, rho_o_max = {', '.join(map(ratio_text, ratios))}; "
+            f"scope {base.scope}, neuron {base.neuron}",
+        )
+    yield Fact("share of ID kept at the thresholds of figures", brief_percent(keep))
+    records = (results.bench, results.demo, results.sweep, results.fit)
+    versions = _merged(record.versions for record in records if record is not None)
+    for package, version in sorted(versions.items()):
+        yield Fact(f"{package} version", version)
+
+
+def fit_facts(record: FitRecord) -> tuple[Fact, ...]:
+    """Return what the detector was fitted on and with."""
+    return (
+        Fact("training samples", count_text(record.training_samples)),
+        Fact("calibration samples", count_text(len(record.calibration_scores))),
+        Fact("settings in words", record.settings_text),
+        Fact("SHA-256 of the head", record.head_sha256),
+        *_facts_of_values(record.settings),
+    )
+
+
+def data_rows(results: Results, name: str) -> tuple[DataRow, ...]:
+    """Return the data of a model, from the benchmark, the sweep or the demo."""
+    models = (*results.models, results.swept(name))
+    model = next((each for each in models if each is not None and each.model == name), None)
+    if model is None:
+        return ()
+    return tuple(
+        DataRow(each, model.nearness.get(each.removeprefix("ood_"), ""), count_text(source.samples), source.sha256)
+        for each, source in model.data.items()
+    )
+
+
+def _facts_of_values(values: Mapping[str, object], prefix: str = "") -> Iterator[Fact]:
+    """Return JSON values as facts, one for each that is no list or mapping; long texts and lists are counted.
+
+    Example:
+        >>> [(fact.name, fact.value) for fact in _facts_of_values({"keep": 0.95, "counts": {"train": 7}, "x": [1, 2]})]
+        [('keep', '0.95'), ('counts: train', '7'), ('x', '2 values')]
+
+    """
+    for key, value in values.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _facts_of_values(value, f"{name}: ")
+        elif isinstance(value, list | tuple):
+            yield Fact(name, f"{len(value)} values")
+        else:
+            text = "none" if value is None else str(value)
+            yield Fact(name, text if len(text) <= 400 else f"{len(text)} letters")
+
+
+def _merged(versions: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return versions by package; those that differ between records stand beside each other."""
+    found: dict[str, list[str]] = {}
+    for each in versions:
+        for package, version in each.items():
+            known = found.setdefault(package, [])
+            if version not in known:
+                known.append(version)
+    return {package: ", ".join(known) for package, known in found.items()}

@@ -1,24 +1,34 @@
 """What the page shows of each model, in its order: verdict, methods, thresholds, figures, gallery, data."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-from opnp.report.named_figures import NamedFigure, named_figures, scores_to_compare
-from opnp.report.page.explorer import Explorer, threshold_explorer
-from opnp.report.page.fits import fit_explorer, fit_facts, fit_verdict
-from opnp.report.page.galleries import Gallery, fitting_galleries, galleries
-from opnp.report.page.origins import DataRow, Fact, MethodOrigin, data_rows, method_origins, run_facts
-from opnp.report.page.tables import Table, methods_table, sets_table, sweep_table
-from opnp.report.page.verdict import Verdict, fusion_sentences, model_verdict
-from opnp.report.page.wording import count_text
-from opnp.report.results import ReportedModel, Results
-from opnp.report.score_check import score_faults
-from opnp.report.series.wording import percent
+import numpy as np
+
+from opnp.report.explorer import Explorer, fit_explorer, threshold_explorer
+from opnp.report.figures import NamedFigure, named_figures
+from opnp.report.gallery import Gallery, fitting_galleries, galleries
+from opnp.report.results import ReportedModel, ReportedRow, Results, Scores
+from opnp.report.score_series import keeping_threshold
+from opnp.report.tables import (
+    DataRow,
+    Fact,
+    Table,
+    data_rows,
+    fit_facts,
+    methods_table,
+    run_facts,
+    sets_table,
+    sweep_table,
+)
+from opnp.report.verdict import Verdict, fit_verdict, fusion_sentences, model_verdict
+from opnp.report.wording import count_text, listed, method_label, percent, set_label
 from opnp.values.fit import FitRecord
 from opnp.values.pictures import ModelPictures
 from opnp.values.sweep import SweepRecord, SweptModel
 
-__all__ = ["ModelSection", "PageContent", "page_content"]
+__all__ = ["ModelSection", "PageContent", "page_content", "score_faults"]
 
 _TITLE = "Out-of-distribution report"
 _GALLERY_BYTES = 2_000_000
@@ -43,7 +53,7 @@ class ModelSection:
         galleries: Its images.
         facts: What else it was made with.
         data: Its data.
-        origins: What each of its rows was run with.
+        origins: Its rows, for what each was run with.
 
     """
 
@@ -61,7 +71,7 @@ class ModelSection:
     galleries: tuple[Gallery, ...]
     facts: tuple[Fact, ...]
     data: tuple[DataRow, ...]
-    origins: tuple[MethodOrigin, ...]
+    origins: tuple[ReportedRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,7 @@ def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
             pictures=pictures,
         )
         models.append(section)
-    return PageContent(_TITLE, keep, tuple(models), run_facts(results, keep=keep))
+    return PageContent(_TITLE, keep, tuple(models), tuple(run_facts(results, keep=keep)))
 
 
 def _model_names(results: Results) -> list[str]:
@@ -144,7 +154,9 @@ def _section(
         tables += (sweep_table(results.sweep, swept),)
     verdict, explorer, sentence = None, None, ""
     if model is not None:
-        verdict, explorer = model_verdict(model), _explorer(results, model)
+        verdict, scores = model_verdict(model), results.scores_to_compare(model)
+        if scores:
+            explorer = threshold_explorer({method: scores[method] for method in reversed(scores)}, model.nearness)
     elif fit is not None:
         verdict, explorer = fit_verdict(fit), fit_explorer(fit)
     else:
@@ -164,15 +176,8 @@ def _section(
         galleries=shown,
         facts=() if fit is None else fit_facts(fit),
         data=data_rows(results, name),
-        origins=() if model is None else method_origins(model),
+        origins=() if model is None else model.methods,
     )
-
-
-def _explorer(results: Results, model: ReportedModel) -> Explorer | None:
-    scores = scores_to_compare(results, model)
-    if not scores:
-        return None
-    return threshold_explorer({method: scores[method] for method in reversed(list(scores))}, model.nearness)
 
 
 def _subtitle(model: ReportedModel | None, swept: SweptModel | FitRecord | None) -> str:
@@ -210,3 +215,56 @@ def _picture_sentence(pictures: ModelPictures | None) -> str:
         f"weights included, and {count_text(neurons.removed_lowest + neurons.removed_highest)} of "
         f"{count_text(neurons.neurons)} neurons.{hidden} What it gains or costs needs results of `opnp bench`."
     )
+
+
+def score_faults(results: Results, model: ReportedModel) -> tuple[str, ...]:
+    """Return what is missing or stale in the scores of the rows that are compared, a sentence each.
+
+    Scores are stale where their FPR95 on a set is not that of the record. A folder without any scores of the model has
+    no faults: nothing is drawn of them.
+
+    Args:
+        results: Records of a results folder; its scores are read.
+        model: One of its models.
+
+    Raises:
+        DataFileError: If the file of scores cannot be read.
+        MissingExtraError: If pyarrow, which Parquet needs, is not installed.
+
+    """
+    methods = [method for method in (model.chosen, model.baseline) if method is not None]
+    scores = {method: results.scores(model.model, method) for method in methods}
+    found = {method: by_set for method, by_set in scores.items() if by_set is not None}
+    return tuple(_faults(model, methods, found)) if found else ()
+
+
+def _faults(model: ReportedModel, methods: list[str], scores: Mapping[str, Scores]) -> Iterator[str]:
+    stale = []
+    for method in methods:
+        label, by_set = method_label(method), scores.get(method)
+        if by_set is None or "test" not in by_set:
+            what = "any scores" if by_set is None else "scores of ID samples"
+            yield f"The file of scores lacks {what} of {label}: the figures of scores leave it out."
+            continue
+        missing = [name for name in model.nearness if f"ood_{name}" not in by_set]
+        if missing:
+            names = listed([set_label(name) for name in sorted(missing)])
+            yield (
+                f"The file of scores lacks {names} for {label}: thresholds and figures of scores leave out what the "
+                f"table includes."
+            )
+        stale += [f"{label} on {set_label(name)}" for name in _stale(model, method, by_set)]
+    if stale:
+        yield (
+            f"The file of scores is not the one that the results were made of: FPR95 differs for {listed(stale)}. "
+            f"Thresholds and figures of scores do not belong to the table."
+        )
+
+
+def _stale(model: ReportedModel, method: str, by_set: Scores) -> Iterator[str]:
+    """Return the sets whose recorded FPR95 is not that of the scores."""
+    threshold = keeping_threshold(by_set["test"], 0.95)
+    for name, figures in sorted((model.row(method).detection or {}).items()):
+        outside = by_set.get(f"ood_{name}")
+        if outside is not None and abs(float(np.mean(outside <= threshold)) - figures.fpr95) > 1e-9:
+            yield name

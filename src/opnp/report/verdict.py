@@ -1,16 +1,35 @@
-"""What a run says, in a sentence: what was chosen, what it gains over the plain energy, and what it costs."""
+"""What a run says, in a sentence: what was chosen, what it gains over the plain energy, and what it costs.
 
+What no more than two standard errors show is put down to chance. Both rows of a comparison are judged by the same
+samples, whose chance they share, so the true error of a difference is rather smaller: what is beyond these bounds is
+told from chance with some room.
+
+References:
+    Hanley and McNeil, "The meaning and use of the area under a receiver operating characteristic curve", 1982.
+
+"""
+
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from opnp.report.page.noise import auroc_noise, mean_noise, share_noise
-from opnp.report.page.wording import LEAST_CHANGE, count_text, settings_words, share_change
 from opnp.report.results import ReportedModel, ReportedRow
-from opnp.report.series.wording import fused_members, listed, method_label, percent
+from opnp.report.wording import (
+    LEAST_CHANGE,
+    brief_percent,
+    count_text,
+    fused_members,
+    listed,
+    method_label,
+    percent,
+    settings_words,
+    share_change,
+)
 from opnp.values.figures import DetectionFigures, Nearness
+from opnp.values.fit import FitRecord
 
-__all__ = ["Outcome", "Verdict", "fusion_sentences", "model_verdict", "settings_source"]
+__all__ = ["Verdict", "auroc_noise", "fit_verdict", "fusion_sentences", "model_verdict", "share_noise"]
 
 Outcome = Literal["gain", "mixed", "none", "loss", "unknown"]
 _TITLES: dict[Outcome, str] = {
@@ -21,7 +40,8 @@ _TITLES: dict[Outcome, str] = {
     "unknown": "No comparison",
 }
 _SIDES: tuple[Nearness, ...] = ("far", "near")
-_FALLS = ("falls", "rises")
+_ERRORS = 2
+"""Standard errors that chance is believed to reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +146,14 @@ def model_verdict(model: ReportedModel) -> Verdict:
     if model.chosen is None:
         return _without_choice(model)
     row = model.row(model.chosen)
-    chosen = (f"{row.method}: {settings_words(row.settings)}", settings_source(row.settings))
+    chosen = (f"{row.method}: {settings_words(row.settings)}", _settings_source(row.settings))
     samples = model.id_samples.get(row.split, 0)
-    head, flagged = tuple(_head_changes(row, samples)), tuple(_flagged(row))
+    head = tuple(_head_changes(row, samples))
+    flagged, answers = tuple(_flagged(row)), tuple(_kept_answers(row))
     if model.baseline is None:
         sentence = f"{row.method} uses {settings_words(row.settings)}; no energy was judged by the same ID samples."
-        costs = (*_worse(head), *flagged)
-        return Verdict(
-            "unknown", _TITLES["unknown"], sentence, chosen, _better(head), costs, (*_equal(head), *_kept_answers(row))
-        )
+        gains, costs, unchanged = (_words(head, step) for step in (1, -1, 0))
+        return Verdict("unknown", _TITLES["unknown"], sentence, chosen, gains, costs + flagged, unchanged + answers)
     baseline = model.row(model.baseline)
     sides = [
         _Side(name, before, after, samples, tuple(model.counts.get(f"ood_{each}", 0) for each in model.sets(name)))
@@ -143,14 +162,15 @@ def model_verdict(model: ReportedModel) -> Verdict:
     ]
     changes = [change for side in sides for change in side.changes]
     outcome = _outcome(changes)
+    gains, costs, unchanged = (_words([*changes, *head], step) for step in (1, -1, 0))
     return Verdict(
         outcome,
         _TITLES[outcome],
         _sentence(model, row, sides, outcome, head),
         chosen,
-        (*_better(changes), *_better(head)),
-        (*_worse(changes), *_worse(head), *flagged),
-        (*_equal(changes), *_equal(head), *_kept_answers(row)),
+        gains,
+        costs + flagged,
+        unchanged + answers,
     )
 
 
@@ -193,7 +213,7 @@ def _sentence(
     if outcome == "unknown":
         return f"{start}; there are no figures to compare with the energy."
     word = {"gain": "it gains", "mixed": "it gains and loses", "none": "it gains nothing", "loss": "it loses"}[outcome]
-    worse = [change.words for change in head if change.step < 0]
+    worse = _words(head, -1)
     price = f"; its cost: {listed(worse)}" if worse else ""
     slight = [change.words for change in head if change.step == 0 and change.gain <= -LEAST_CHANGE]
     if slight and not worse:
@@ -205,7 +225,7 @@ def _sentence(
     return f"{start}: {word} {against}: {parts}{price}."
 
 
-def settings_source(settings: Mapping[str, object], *, is_tuned: bool = False) -> str:
+def _settings_source(settings: Mapping[str, object], *, is_tuned: bool = False) -> str:
     """Return what settings were chosen by.
 
     Args:
@@ -213,11 +233,11 @@ def settings_source(settings: Mapping[str, object], *, is_tuned: bool = False) -
         is_tuned: Whether ratios were chosen on OOD validation data.
 
     Example:
-        >>> settings_source({"members": ["gen", "vim"]})
+        >>> _settings_source({"members": ["gen", "vim"]})
         'the same for every model: nothing is tuned, and no OOD data are used'
-        >>> settings_source({"tuning": {"samples": 2000, "source": "validation", "tried": 85}})
+        >>> _settings_source({"tuning": {"samples": 2000, "source": "validation", "tried": 85}})
         'chosen without OOD data, by 2000 validation samples, 85 settings tried'
-        >>> settings_source({})
+        >>> _settings_source({})
         'fixed settings, not chosen by data'
 
     """
@@ -252,23 +272,15 @@ def _flagged(row: ReportedRow) -> Iterator[str]:
         yield f"{percent(row.flagged_id)} of ID test inputs are flagged at the calibrated threshold {row.threshold:.4g}"
 
 
-def _better(changes: Iterable[_Change]) -> tuple[str, ...]:
-    return tuple(change.words for change in changes if change.step > 0)
-
-
-def _worse(changes: Iterable[_Change]) -> tuple[str, ...]:
-    return tuple(change.words for change in changes if change.step < 0)
-
-
-def _equal(changes: Iterable[_Change]) -> tuple[str, ...]:
-    return tuple(change.words for change in changes if change.step == 0)
+def _words(changes: Iterable[_Change], step: int) -> tuple[str, ...]:
+    return tuple(change.words for change in changes if change.step == step)
 
 
 def _change(
     name: str, before: float, after: float, *, sign: Literal[-1, 1], noise: float = 0.0, samples: int = 0
 ) -> _Change:
     """Return a change; `sign` is 1 where more is better. It counts from a tenth of a per cent and beyond the noise."""
-    what, size = share_change(before, after, verbs=_FALLS), abs(after - before)
+    what, size = share_change(before, after), abs(after - before)
     if LEAST_CHANGE <= size <= noise:
         what += f" (within the noise of {count_text(samples)} samples)"
     return _Change(name, what, sign * (after - before), size >= LEAST_CHANGE and size > noise)
@@ -281,3 +293,74 @@ def _outcome(changes: Sequence[_Change]) -> Outcome:
     if is_better:
         return "mixed" if is_worse else "gain"
     return "loss" if is_worse else "none"
+
+
+def fit_verdict(record: FitRecord) -> Verdict:
+    """Return what a fit says of itself: of OOD only what ratios gained that were chosen on OOD validation data."""
+    verb = "uses" if record.tuning is None else "chose"
+    sentence = f"The detector {verb} {settings_words(record.settings)}"
+    if record.keep is not None and record.threshold is not None:
+        scores = count_text(len(record.calibration_scores))
+        sentence += (
+            f", and flags inputs that score above {record.threshold:.6g}, calibrated by {scores} held-out scores to "
+            f"keep {brief_percent(record.keep)} of ID"
+        )
+    known, tuned = "No OOD data were given, so what it gains and misses is not known.", []
+    if (tuning := record.tuning) is not None:
+        known = "What it gains on other OOD data than those that its ratios were chosen on is not known."
+        name = "against the plain energy, AUROC on OOD validation samples that were not searched"
+        tuned = [_change(name, tuning.energy_auroc, tuning.auroc, sign=1)]
+    return Verdict(
+        "unknown",
+        "No OOD data" if record.tuning is None else "Chosen on OOD data",
+        f"{sentence}. {known}",
+        (settings_words(record.settings), _settings_source(record.settings, is_tuned=record.tuning is not None)),
+        _words(tuned, 1),
+        (*_words(tuned, -1), *_costs(record)),
+        (*_words(tuned, 0), "answers come from the original head and keep its ID accuracy"),
+    )
+
+
+def _costs(record: FitRecord) -> Iterator[str]:
+    if record.expected_flagged is not None:
+        yield f"{percent(record.expected_flagged)} of ID inputs are flagged, in expectation"
+    for name, reason in record.left_out.items():
+        yield f"{name} is left out: {reason}"
+
+
+def share_noise(share: float, samples: int) -> float:
+    """Return two standard errors of a share of samples, 0 where their number is not known.
+
+    Example:
+        >>> share_noise(0.5, 100)
+        0.1
+
+    """
+    return _ERRORS * math.sqrt(share * (1 - share) / samples) if samples > 0 else 0.0
+
+
+def auroc_noise(auroc: float, id_samples: int, ood_samples: int) -> float:
+    """Return two standard errors of an AUROC, by Hanley and McNeil, 0 where a number of samples is not known.
+
+    Example:
+        >>> round(auroc_noise(0.9, 250, 250), 4)
+        0.0286
+
+    """
+    if id_samples <= 0 or ood_samples <= 0:
+        return 0.0
+    square = auroc * auroc
+    both_ood, both_id = auroc / (2 - auroc) - square, 2 * square / (1 + auroc) - square
+    spread = auroc * (1 - auroc) + (ood_samples - 1) * both_ood + (id_samples - 1) * both_id
+    return _ERRORS * math.sqrt(max(spread, 0.0) / (id_samples * ood_samples))
+
+
+def mean_noise(noises: Sequence[float]) -> float:
+    """Return two standard errors of the mean of figures over different samples, 0 of none.
+
+    Example:
+        >>> mean_noise([0.3, 0.4])
+        0.25
+
+    """
+    return math.hypot(*noises) / len(noises) if noises else 0.0

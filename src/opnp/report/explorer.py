@@ -5,27 +5,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from opnp.errors import EmptyDataError, OptionError
-from opnp.report.series.wording import method_label, set_title
+from opnp.report.results import Scores
+from opnp.report.score_series import ordered_sets
+from opnp.report.wording import method_label, set_title
 from opnp.values.figures import Nearness
+from opnp.values.fit import FitRecord
 
 __all__ = [
     "KEEPS",
     "ExploredMethod",
     "ExploredSet",
     "Explorer",
-    "explored",
     "explorer_values",
+    "fit_explorer",
     "require_keep",
     "threshold_explorer",
 ]
 
 KEEPS = range(500, 1000)
 """Shares of ID kept, in thousandths."""
-
-_Scores = NDArray[np.float64]
 
 
 def require_keep(keep: float) -> None:
@@ -99,10 +99,7 @@ class Explorer:
 
 
 def threshold_explorer(
-    scores: Mapping[str, Mapping[str, _Scores]],
-    nearness: Mapping[str, Nearness],
-    *,
-    keeps: Iterable[int] = KEEPS,
+    scores: Mapping[str, Scores], nearness: Mapping[str, Nearness], *, keeps: Iterable[int] = KEEPS
 ) -> Explorer:
     """Return what every threshold does to every set.
 
@@ -125,32 +122,15 @@ def threshold_explorer(
 
     """
     shares = tuple(keeps)
-    names = [name for name in nearness if all(f"ood_{name}" in by_set for by_set in scores.values())]
-    names.sort(key=lambda name: (nearness[name] != "near", name))
-    return Explorer(
-        keeps=shares,
-        methods=tuple(explored(method, by_set, {name: nearness[name] for name in names}, shares)
-                      for method, by_set in scores.items()),
-    )  # fmt: skip
+    titles = {name: set_title(name, nearness[name]) for name in ordered_sets(scores, nearness)}
+    return Explorer(shares, tuple(_explored(method, by_set, titles, shares) for method, by_set in scores.items()))
 
 
-def explored(
-    method: str, by_set: Mapping[str, _Scores], nearness: Mapping[str, Nearness], keeps: Iterable[int]
-) -> ExploredMethod:
+def _explored(method: str, by_set: Scores, titles: Mapping[str, str], keeps: Iterable[int]) -> ExploredMethod:
     """Return what the thresholds of one method do.
 
     The threshold at a share of k thousandths is the smallest ID score that at least k of 1000 ID scores do not exceed,
     as in `opnp.core.fpr_at_tpr`; an input is flagged where its score is above it.
-
-    Args:
-        method: Name of the row.
-        by_set: Scores by set.
-        nearness: The OOD sets in their order, with their nearness.
-        keeps: Shares of ID to keep, in thousandths.
-
-    Raises:
-        EmptyDataError: If there are no ID scores.
-
     """
     inside = np.sort(by_set["test"])
     if len(inside) == 0:
@@ -158,12 +138,19 @@ def explored(
     needed = [-(-keep * len(inside) // 1000) for keep in keeps]  # rounded up, in whole numbers: exact
     thresholds = inside[np.array(needed, dtype=np.int64) - 1]
     sets = []
-    for name, side in nearness.items():
+    for name, title in titles.items():
         outside = np.sort(by_set[f"ood_{name}"])
         missed = np.searchsorted(outside, thresholds, side="right")
-        sets.append(ExploredSet(name, set_title(name, side), len(outside), tuple(missed.tolist())))
+        sets.append(ExploredSet(name, title, len(outside), tuple(missed.tolist())))
     flagged = len(inside) - np.searchsorted(inside, thresholds, side="right")
     return ExploredMethod(method, len(inside), tuple(thresholds.tolist()), tuple(flagged.tolist()), tuple(sets))
+
+
+def fit_explorer(record: FitRecord) -> Explorer | None:
+    """Return what each threshold flags of the calibration samples, or None without calibration."""
+    if not record.calibration_scores:
+        return None
+    return threshold_explorer({"OPNP": {"test": np.array(record.calibration_scores, dtype=np.float64)}}, {})
 
 
 def explorer_values(explorer: Explorer) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from opnp.errors import DataFileError
-from opnp.report.series.wording import set_label
+from opnp.report.wording import set_label
 from opnp.values.pictures import BEYOND, GalleryItem, GallerySet
 
 __all__ = ["Gallery", "Thumbnail", "fitting_galleries", "galleries"]

@@ -1,1 +1,0 @@
-"""Drawers: for print by matplotlib, for pages by plotly."""

@@ -1,0 +1,128 @@
+"""The page of a results folder: from what it says to one HTML file that needs no other."""
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opnp.errors import DataFileError, MissingExtraError
+from opnp.files import write_atomically
+from opnp.report.content import PageContent, page_content
+from opnp.report.explorer import explorer_values, require_keep
+from opnp.report.figures_page import page_figure, plotly_script
+from opnp.report.page_panels import PAGE_TEMPLATES
+from opnp.report.results import fitting_records, read_results
+from opnp.report.wording import count_text, method_label, unbroken
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["script_json", "write_report"]
+
+_TEMPLATES = "templates"
+
+
+def write_report(
+    results_folder: str | os.PathLike[str], out_html: str | os.PathLike[str], *, keep: float = 0.95
+) -> Path:
+    """Write what a results folder holds as one HTML file that needs no network; return its path.
+
+    Args:
+        results_folder: Folder of `opnp bench`, `opnp sweep`, `opnp fit` or `opnp demo`.
+        out_html: File to write; an existing one is replaced. The same results give the same bytes.
+        keep: Share of ID to keep at the thresholds that are shown first, in [0.5, 0.999].
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        MissingExtraError: If jinja2 or plotly, or pyarrow for scores in Parquet, is not installed.
+        MissingFileError: If there is no such results folder, or no folder to write into.
+        DataFileError: If it holds no results, a file in it cannot be read, or `out_html` is a folder.
+        OptionError: If `keep` lies outside [0.5, 0.999].
+
+    """
+    require_keep(keep)
+    path = Path(out_html)
+    if path.is_dir():
+        raise DataFileError(f"{path} is a folder: name a file for the report, such as {path / 'report.html'}.")
+    results = read_results(results_folder)
+    with fitting_records(results_folder):
+        html = _page_html(page_content(results, keep=keep)).encode()
+    write_atomically(path, html)
+    return path
+
+
+def _page_html(content: PageContent) -> str:
+    """Return the page. The same content gives the same text.
+
+    Scripts and styles stand in it; a policy in its head forbids everything from elsewhere, and scripts that are not its
+    own. Values from records are escaped.
+    """
+    environment = _environment()
+    plotly, script = plotly_script(), _resource("report.js")
+    figures = {figure.name: page_figure(figure.series) for model in content.models for figure in model.figures}
+    explorers = {model.key: explorer_values(model.explorer) for model in content.models if model.explorer is not None}
+    page = environment.get_template("report.html.j2").render(
+        content=content,
+        style=_resource("report.css"),
+        script=script,
+        plotly=_packed(plotly),
+        script_hashes=[_digest(script), _digest(plotly)],
+        data=script_json({"templates": PAGE_TEMPLATES, "figures": figures, "explorers": explorers}),
+        layouts={name: figure["layout"] for name, figure in figures.items()},
+    )
+    return page + "\n"
+
+
+def script_json(values: object) -> str:
+    r"""Return JSON that can stand in a script element: no text in it ends the element or opens a comment.
+
+    Example:
+        >>> script_json({"model": "</script>"})
+        '{"model":"\\u003c/script\\u003e"}'
+
+    """
+    text = json.dumps(values, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _environment() -> "Environment":
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise MissingExtraError(
+            "The page needs jinja2, which is not installed: `pip install 'opnp[report]'`."
+        ) from error
+    environment = Environment(
+        loader=PackageLoader("opnp.report", _TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": count_text,
+        "json": partial(json.dumps, sort_keys=True, ensure_ascii=False),
+        "method_label": method_label,
+        "unbroken": unbroken,
+    }
+    return environment
+
+
+def _resource(name: str) -> str:
+    return files("opnp.report").joinpath(_TEMPLATES, name).read_text(encoding="utf-8")
+
+
+def _packed(script: str) -> str:
+    """Return a script compressed, as base64: a third of its size, and nothing to parse before the page is shown."""
+    return base64.b64encode(gzip.compress(script.encode(), compresslevel=9, mtime=0)).decode("ascii")
+
+
+def _digest(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

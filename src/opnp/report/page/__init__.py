@@ -1,1 +1,0 @@
-"""The page: what it says as plain values, and the file that they become."""
