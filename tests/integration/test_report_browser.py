@@ -12,8 +12,7 @@ import torch
 
 from opnp.core import fpr_at_tpr
 from opnp.report import read_results, write_report
-from tests.unit.report.page_world import EVIL, METHODS, large_folder, page_folder
-from tests.unit.report.report_world import MODEL
+from tests.unit.report.report_world import EVIL, METHODS, MODEL, large_folder, page_folder
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright")
 axe = pytest.importorskip("axe_core_python.sync_playwright", reason="needs axe-core-python")

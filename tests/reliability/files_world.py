@@ -23,8 +23,7 @@ from opnp.values.bench import BenchRecord
 from opnp.values.fit import FitRecord, TuningFigures
 from opnp.values.sweep import SweepRecord
 from tests.unit.bench.bench_world import world_features, world_weight, write_world
-from tests.unit.report.page_world import picture_record
-from tests.unit.report.report_world import RECORDS, demo_folder, scores_by_set
+from tests.unit.report.report_world import RECORDS, demo_folder, picture_record, scores_by_set
 
 __all__ = ["KINDS", "Kind", "chance", "flipped", "kind", "world"]
 

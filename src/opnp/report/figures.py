@@ -8,8 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from opnp.errors import DataFileError, OptionError
-from opnp.report.figures_print import print_figure
-from opnp.report.print_style import FORMATS, require_matplotlib, write_figure
+from opnp.report.figures_print import FORMATS, print_figure, require_matplotlib, write_figure
 from opnp.report.record_series import (
     Series,
     calibration_series,

@@ -8,7 +8,7 @@ from typing import Any
 
 from opnp.errors import MissingExtraError
 from opnp.report.page_panels import REFERENCE_LINE, PageFigure, Panels, line_trace, rounded
-from opnp.report.palette import GREEN, HEAT, VERMILLION, Role, style
+from opnp.report.palette import GREEN, HEAT, ROLES, VERMILLION, Role
 from opnp.report.record_series import (
     CalibrationPanel,
     CalibrationSeries,
@@ -91,7 +91,7 @@ def _sensitivities(panels: Panels, column: int, panel: SensitivityPanel, shown: 
     for role, word, counts in parts:
         if not any(counts):
             continue
-        look = style(role)
+        look = ROLES[role]
         marker: dict[str, Any] = {"color": look.color, "opacity": 0.5 if role == "kept" else 1}
         if look.hatch:
             marker["pattern"] = {"shape": look.hatch, "fgcolor": look.color, "bgcolor": "rgba(0,0,0,0)", "size": 5}
@@ -161,7 +161,7 @@ def _neurons(panels: Panels, series: PruningSeries) -> None:
     for (first, past), role in zip(series.removed_ranks, roles, strict=True):
         if past > first:
             for row in (0, 1):
-                look = {"fillcolor": style(role).color, "opacity": 0.25, "line": {"width": 0}, "layer": "below"}
+                look = {"fillcolor": ROLES[role].color, "opacity": 0.25, "line": {"width": 0}, "layer": "below"}
                 panels.box(row, 1, (first + 0.5, past + 0.5, 0, 0), **look)
 
 
@@ -210,7 +210,7 @@ def _ratio(panels: Panels, row: int, column: int, panel: RatioPanel, metric: Met
             "name": f"Energy, {role}",
             "legendgroup": f"energy-{role}",
             "showlegend": is_first,
-            "line": {"color": style(role).color, "dash": "dash" if role == "far" else "dot", "width": 1.3},
+            "line": {"color": ROLES[role].color, "dash": "dash" if role == "far" else "dot", "width": 1.3},
             "hovertemplate": f"Energy, {role}: %{{y:.2f}} %<extra></extra>",
         }
         panels.trace(row, column, reference)
@@ -293,7 +293,7 @@ def calibration_page(series: CalibrationSeries) -> PageFigure:
 def _reliability(panels: Panels, column: int, panel: CalibrationPanel, *, is_last: bool) -> None:
     role: Role = "before" if panel.name == "before" else "after"
     middles = rounded([(left + right) / 2 for left, right in pairwise(panel.edges)], 100)
-    fill = {"color": style(role).color, "opacity": 0.75}
+    fill = {"color": ROLES[role].color, "opacity": 0.75}
     panels.trace(
         0,
         column,
@@ -323,7 +323,7 @@ def _reliability(panels: Panels, column: int, panel: CalibrationPanel, *, is_las
             "hovertemplate": "mean confidence %{customdata:.1f} %: %{y:.1f} % right<extra></extra>",
         },
     )
-    look = style("ood")
+    look = ROLES["ood"]
     pattern = {"shape": "/", "fgcolor": look.color, "bgcolor": "rgba(0,0,0,0)", "size": 6}
     panels.trace(
         1,
@@ -364,7 +364,7 @@ def scores_page(series: ScoreSeries) -> PageFigure:
             "x": [None],
             "y": [None],
             "name": f"threshold: {brief_percent(series.keep)} of ID is kept, left of it",
-            "line": {"color": style("before").color, "dash": "dash", "width": 1.2},
+            "line": {"color": ROLES["before"].color, "dash": "dash", "width": 1.2},
         }
     )
     return panels.figure(min_width=330 * len(series.methods), barmode="overlay", bargap=0)
@@ -375,7 +375,7 @@ def _histogram(panels: Panels, row: int, column: int, panel: ScorePanel, *, is_f
     middles = [(left + right) / 2 for left, right in pairwise(edges)]
     sets: tuple[tuple[Role, tuple[float, ...]], ...] = (("id", panel.id_shares), ("ood", panel.ood_shares))
     for role, shares in sets:
-        look = style(role)
+        look = ROLES[role]
         marker: dict[str, Any] = {"color": look.color, "opacity": 1 if look.hatch else 0.55, "line": {"width": 0}}
         if look.hatch:
             marker["pattern"] = {"shape": look.hatch, "fgcolor": look.color, "bgcolor": "rgba(0,0,0,0)", "size": 5}
@@ -468,7 +468,7 @@ def ranking_page(series: RankingSeries) -> PageFigure:
         y |= {"showticklabels": column == 0, "tickfont": {"size": 11}}
         panels.axes(0, column, x={"title": {"text": f"{metric.upper()} (%), {words}"}, "showgrid": True}, y=y)
         for place, mark in series.marked.items():
-            look = {"fillcolor": style(mark).color, "opacity": 0.2, "line": {"width": 0}, "layer": "below"}
+            look = {"fillcolor": ROLES[mark].color, "opacity": 0.2, "line": {"width": 0}, "layer": "below"}
             panels.box(0, column, (0, 1, place - 0.5, place + 0.5), **look, xref=f"x{'' if column == 0 else 2} domain")
     return panels.figure(min_width=640, margin_left=20)
 

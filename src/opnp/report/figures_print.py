@@ -1,12 +1,18 @@
-"""Figures for print: from what is drawn to a figure of matplotlib."""
+"""Figures for print, by matplotlib: a paper's width, small sans serif; files are equal for equal data."""
 
-from collections.abc import Callable
+import io
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opnp.report.palette import GREEN, GREY, HEAT, Role, style
-from opnp.report.print_style import bar_options, line_options, new_figure, only_whole_counts, print_style
+from opnp.errors import MissingExtraError, OptionError
+from opnp.files import write_atomically
+from opnp.report.palette import GREEN, GREY, HEAT, ROLES, Role
 from opnp.report.record_series import (
     CalibrationPanel,
     CalibrationSeries,
@@ -24,8 +30,41 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["print_figure"]
+__all__ = ["FORMATS", "print_figure", "require_matplotlib", "write_figure"]
 
+FORMATS = ("svg", "png", "pdf")
+"""Formats of files."""
+
+_WIDTH = 6.75
+"""Width of a figure in inches: two columns of a paper."""
+
+_RESOLUTION = 200
+_TITLE_LETTERS = 88
+_SETTINGS = {
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 8,
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "hatch.linewidth": 0.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "opnp",
+    "xtick.labelsize": 7.5,
+    "xtick.major.width": 0.6,
+    "ytick.labelsize": 7.5,
+    "ytick.major.width": 0.6,
+}
+_DASHES = {"solid": "-", "dash": (0, (5, 2)), "dot": ":"}
+_MARKS = {"circle": "o", "square": "s", "diamond": "D"}
+_NO_DATE: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 _SCORE_ROW, _CURVE_ROW, _METHOD_ROW = 1.25, 1.75, 0.155
 """Heights in inches of an OOD set among histograms and among curves, and of a method in the ranking."""
 
@@ -43,13 +82,46 @@ def print_figure(series: Series) -> "Figure":
         MissingExtraError: If matplotlib is not installed.
 
     """
-    with print_style():
+    with _print_style():
         return _DRAWERS[type(series)](series)
+
+
+def write_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Write a figure in the format of the file's ending; equal figures give equal bytes.
+
+    Raises:
+        OptionError: If the ending is none of `FORMATS`.
+        MissingExtraError: If matplotlib is not installed.
+        MissingFileError: If the folder does not exist.
+
+    """
+    ending = os.fspath(path).rpartition(".")[2].lower()
+    if ending not in FORMATS:
+        raise OptionError(f"`path` must end in {', '.join('.' + name for name in FORMATS)}, got {os.fspath(path)!r}.")
+    content = io.BytesIO()
+    with _print_style():
+        figure.savefig(content, format=ending, dpi=_RESOLUTION, metadata=_NO_DATE[ending])
+    write_atomically(path, content.getvalue())
+
+
+def require_matplotlib() -> None:
+    """Raise if matplotlib is not installed.
+
+    Raises:
+        MissingExtraError: If it is not; the message names the command that installs it.
+
+    """
+    try:
+        found = find_spec("matplotlib") is not None
+    except ValueError:  # a module without a spec, such as one that was blocked
+        found = False
+    if not found:
+        raise MissingExtraError("Figures need matplotlib, which is not installed: `pip install 'opnp[report]'`.")
 
 
 def sensitivity_figure(series: SensitivitySeries) -> "Figure":
     """Return the histograms of sensitivities: weights left, neurons right."""
-    figure = new_figure(2.3, series.title)
+    figure = _new_figure(2.3, series.title)
     grid = figure.subplots(1, len(series.panels), squeeze=False)
     for axes, panel in zip(grid[0], series.panels, strict=True):
         _sensitivities(axes, panel)
@@ -66,7 +138,7 @@ def _sensitivities(axes: "Axes", panel: SensitivityPanel) -> None:
         ("highest", panel.picture.highest),
     )
     floor = 0.5 if panel.is_log else 0
-    axes.stairs(panel.picture.total, edges, fill=True, baseline=floor, label="kept", **bar_options("kept"))
+    axes.stairs(panel.picture.total, edges, fill=True, baseline=floor, label="kept", **_bar_options("kept"))
     for role, counts in ends:
         if any(counts):
             shown = np.where(np.array(counts) > 0, counts, np.nan)
@@ -77,8 +149,8 @@ def _sensitivities(axes: "Axes", panel: SensitivityPanel) -> None:
                 bottom=floor,
                 align="edge",
                 facecolor="white",
-                edgecolor=style(role).color,
-                hatch=3 * style(role).hatch,
+                edgecolor=ROLES[role].color,
+                hatch=3 * ROLES[role].hatch,
                 linewidth=0.4,
                 label=f"{role}, removed",
             )
@@ -87,7 +159,7 @@ def _sensitivities(axes: "Axes", panel: SensitivityPanel) -> None:
     axes.set(xlim=(0, 1), xlabel=f"sensitivity / maximum ({panel.picture.maximum:.3g})")
     axes.set_ylim(floor, None)
     axes.set_ylabel(f"{panel.name}{', log scale' if panel.is_log else ''}")
-    only_whole_counts(axes)
+    _only_whole_counts(axes)
     axes.set_title(f"{panel.name}: {panel.removed_text}")
     axes.axvline(panel.picture.mean, color="black", linewidth=0.9, linestyle=(0, (4, 2)), label="mean")
     top = axes.get_ylim()[1]
@@ -104,7 +176,7 @@ def _sensitivities(axes: "Axes", panel: SensitivityPanel) -> None:
 
 def pruning_figure(series: PruningSeries) -> "Figure":
     """Return weights (left) and neurons (right) before and after, with their sensitivities below."""
-    figure = new_figure(3.6, series.title)
+    figure = _new_figure(3.6, series.title)
     grid = figure.subplots(2, 2, sharex="col", height_ratios=(3, 2))
     _weights(grid[0, 0], grid[1, 0], series)
     _neurons(grid[0, 1], grid[1, 1], series)
@@ -114,11 +186,11 @@ def pruning_figure(series: PruningSeries) -> "Figure":
 def _weights(above: "Axes", below: "Axes", series: PruningSeries) -> None:
     weights = series.weights
     edges = np.array(weights.edges)
-    above.stairs(weights.before, edges, color=style("before").color, linewidth=1.2, linestyle=(0, (5, 2)))
-    above.stairs(weights.after, edges, fill=True, color=style("after").color, alpha=0.45)
-    above.stairs(weights.after, edges, color=style("after").color, linewidth=0.9)
+    above.stairs(weights.before, edges, color=ROLES["before"].color, linewidth=1.2, linestyle=(0, (5, 2)))
+    above.stairs(weights.after, edges, fill=True, color=ROLES["after"].color, alpha=0.45)
+    above.stairs(weights.after, edges, color=ROLES["after"].color, linewidth=0.9)
     above.set(title="weights", ylabel="weights", ylim=(0, None))
-    only_whole_counts(above)
+    _only_whole_counts(above)
     values = np.array([np.nan if value is None else value for value in weights.sensitivity])
     below.plot((edges[:-1] + edges[1:]) / 2, values, color=GREY, linewidth=1.2, marker=".", markersize=3)
     below.set(xlabel="value of the weight", ylabel="mean sensitivity\n/ maximum", ylim=(0, None))
@@ -128,8 +200,8 @@ def _weights(above: "Axes", below: "Axes", series: PruningSeries) -> None:
 def _neurons(above: "Axes", below: "Axes", series: PruningSeries) -> None:
     neurons = series.neurons
     ranks = np.array(neurons.ranks) + 1
-    above.plot(ranks, neurons.norm_before, label="before", **line_options("before", has_marks=False))
-    above.plot(ranks, neurons.norm_after, label="after", linewidth=0.9, **line_options("after", has_marks=False))
+    above.plot(ranks, neurons.norm_before, label="before", **_line_options("before", has_marks=False))
+    above.plot(ranks, neurons.norm_after, label="after", linewidth=0.9, **_line_options("after", has_marks=False))
     above.set(title="neurons, by sensitivity", ylabel="norm of the\nneuron's weights", ylim=(0, None))
     below.plot(ranks, neurons.sensitivity, color=GREY, linewidth=1.2)
     below.set(xlabel="rank of the neuron by sensitivity", ylabel="sensitivity\n/ maximum", ylim=(0, None))
@@ -138,7 +210,7 @@ def _neurons(above: "Axes", below: "Axes", series: PruningSeries) -> None:
     for (first, past), role in zip(series.removed_ranks, roles, strict=True):
         if past > first:
             for axes in (above, below):
-                axes.axvspan(first + 0.5, past + 0.5, color=style(role).color, alpha=0.25, linewidth=0)
+                axes.axvspan(first + 0.5, past + 0.5, color=ROLES[role].color, alpha=0.25, linewidth=0)
             is_low = role == "lowest"
             below.annotate(
                 f"{past - first} {role} removed",
@@ -146,7 +218,7 @@ def _neurons(above: "Axes", below: "Axes", series: PruningSeries) -> None:
                 xycoords="axes fraction",
                 ha="left" if is_low else "right",
                 va="top" if is_low else "bottom",
-                color=style(role).color,
+                color=ROLES[role].color,
             )
     handles, labels = above.get_legend_handles_labels()
     above.figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=2.4)
@@ -154,7 +226,7 @@ def _neurons(above: "Axes", below: "Axes", series: PruningSeries) -> None:
 
 def ratios_figure(series: RatioSeries) -> "Figure":
     """Return FPR95 (above) and AUROC (below) against each ratio."""
-    figure = new_figure(3.6, series.title)
+    figure = _new_figure(3.6, series.title)
     grid = figure.subplots(2, len(series.panels), sharex="col", sharey="row", squeeze=False)
     for row, metric in enumerate(METRICS):
         for column, panel in enumerate(series.panels):
@@ -171,10 +243,10 @@ def _ratio(axes: "Axes", panel: RatioPanel, metric: Metric) -> None:
     places = [panel.position(value) for value in panel.values]
     for line in panel.lines:
         role = line.nearness
-        axes.plot(places, 100 * np.array(line.values(metric)), label=f"{role} OOD", **line_options(role))
+        axes.plot(places, 100 * np.array(line.values(metric)), label=f"{role} OOD", **_line_options(role))
         axes.axhline(
             100 * getattr(line.energy, metric),
-            color=style(role).color,
+            color=ROLES[role].color,
             linewidth=0.9,
             linestyle=(0, (5, 2)) if role == "far" else (0, (1, 1.5)),
             label=f"Energy, {role}",
@@ -195,7 +267,7 @@ def grid_figure(series: GridSeries) -> "Figure":
     columns = len({panel.nearness for panel in series.panels})
     rows = len(series.panels) // columns
     height = 0.27 * len(series.y_values) + 0.55
-    figure = new_figure(rows * height + 0.4, series.title)
+    figure = _new_figure(rows * height + 0.4, series.title)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for place, panel in enumerate(series.panels):
         axes = grid[place // columns, place % columns]
@@ -221,7 +293,7 @@ def _heat(axes: "Axes", panel: GridPanel, series: GridSeries) -> None:
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7)
     row, column = panel.best
     frame: dict[str, Any] = {"fill": False, "linewidth": 1.6, "clip_on": False}
-    axes.add_patch(Rectangle((column - 0.48, row - 0.47), 0.96, 0.94, edgecolor=style("ood").color, **frame))
+    axes.add_patch(Rectangle((column - 0.48, row - 0.47), 0.96, 0.94, edgecolor=ROLES["ood"].color, **frame))
     if series.chosen is not None:
         place = series.chosen[0] - 0.44, series.chosen[1] - 0.42
         axes.add_patch(Rectangle(place, 0.88, 0.84, edgecolor="black", linestyle=(0, (2, 1.5)), **frame))
@@ -235,7 +307,7 @@ def _heat(axes: "Axes", panel: GridPanel, series: GridSeries) -> None:
 
 def calibration_figure(series: CalibrationSeries) -> "Figure":
     """Return confidence histograms above reliability diagrams, before left, after right."""
-    figure = new_figure(3.9, series.title)
+    figure = _new_figure(3.9, series.title)
     count = len(series.panels)
     grid = figure.subplots(2, count, sharex=True, sharey="row", squeeze=False, height_ratios=(1, 2))
     for column, panel in enumerate(series.panels):
@@ -251,7 +323,7 @@ def calibration_figure(series: CalibrationSeries) -> "Figure":
 
 def _confidence(axes: "Axes", panel: CalibrationPanel, role: Role) -> None:
     axes.stairs(
-        100 * np.array(panel.shares), 100 * np.array(panel.edges), fill=True, color=style(role).color, alpha=0.7
+        100 * np.array(panel.shares), 100 * np.array(panel.edges), fill=True, color=ROLES[role].color, alpha=0.7
     )
     lines = (panel.figures.accuracy, "accuracy", "-"), (panel.mean_confidence, "mean confidence", "--")
     for value, word, dash in lines:
@@ -264,14 +336,14 @@ def _reliability(axes: "Axes", panel: CalibrationPanel, role: Role) -> None:
     middle, width = 50 * (left + right), 100 * (right - left)
     accuracy = np.array([np.nan if value is None else 100 * value for value in panel.right])
     confidence = np.array([np.nan if value is None else 100 * value for value in panel.confidence])
-    axes.bar(middle, accuracy, width, facecolor=style(role).color, alpha=0.7, edgecolor="white", linewidth=0.5)
+    axes.bar(middle, accuracy, width, facecolor=ROLES[role].color, alpha=0.7, edgecolor="white", linewidth=0.5)
     axes.bar(
         middle,
         confidence - accuracy,
         width,
         bottom=accuracy,
         facecolor="none",
-        edgecolor=style("ood").color,
+        edgecolor=ROLES["ood"].color,
         hatch="////",
         linewidth=0.6,
         label="gap to the mean confidence",
@@ -282,7 +354,7 @@ def _reliability(axes: "Axes", panel: CalibrationPanel, role: Role) -> None:
 
 def scores_figure(series: ScoreSeries) -> "Figure":
     """Return the histograms of scores: a row for each OOD set, a column for each method."""
-    figure = new_figure(_SCORE_ROW * len(series.sets) + 0.5, series.title)
+    figure = _new_figure(_SCORE_ROW * len(series.sets) + 0.5, series.title)
     grid = figure.subplots(len(series.sets), len(series.methods), sharex="col", squeeze=False)
     for row, name in enumerate(series.sets):
         for column, method in enumerate(series.methods):
@@ -298,9 +370,9 @@ def scores_figure(series: ScoreSeries) -> "Figure":
 def _histogram(axes: "Axes", panel: ScorePanel, keep: float) -> None:
     edges = np.array(panel.edges)
     inside, outside = 100 * np.array(panel.id_shares), 100 * np.array(panel.ood_shares)
-    axes.stairs(inside, edges, fill=True, label="ID", **bar_options("id"))
-    axes.stairs(outside, edges, fill=True, label="OOD", **bar_options("ood"))
-    axes.stairs(outside, edges, color=style("ood").color, linewidth=1.0)
+    axes.stairs(inside, edges, fill=True, label="ID", **_bar_options("id"))
+    axes.stairs(outside, edges, fill=True, label="OOD", **_bar_options("ood"))
+    axes.stairs(outside, edges, color=ROLES["ood"].color, linewidth=1.0)
     label = f"threshold: {brief_percent(keep)} of ID is kept, left of it"
     axes.axvline(panel.threshold, color="black", linewidth=0.9, linestyle=(0, (4, 2)), label=label)
     name = f"{method_label(panel.method)}, {set_title(panel.set, panel.nearness)}"
@@ -312,7 +384,7 @@ def _histogram(axes: "Axes", panel: ScorePanel, keep: float) -> None:
 
 def curves_figure(series: CurveSeries) -> "Figure":
     """Return ROC (left) and precision-recall curves (right): a row for each OOD set."""
-    figure = new_figure(_CURVE_ROW * len(series.panels) + 0.2, series.title)
+    figure = _new_figure(_CURVE_ROW * len(series.panels) + 0.2, series.title)
     grid = figure.subplots(len(series.panels), 2, squeeze=False)
     for row, panel in enumerate(series.panels):
         _roc(grid[row, 0], panel)
@@ -329,7 +401,7 @@ def _roc(axes: "Axes", panel: CurvePanel) -> None:
             100 * np.array(curve.kept_ood),
             100 * np.array(curve.kept_id),
             label=f"{method_label(curve.method)}: AUROC {percent(curve.auroc)}",
-            **line_options(curve_role(column, len(panel.curves)), has_marks=False),
+            **_line_options(curve_role(column, len(panel.curves)), has_marks=False),
         )
     axes.set(xlim=(0, 100), ylim=(0, 101), ylabel="ID kept (%)", title=set_title(panel.set, panel.nearness))
     axes.legend(loc="lower right", handlelength=2.4)
@@ -344,7 +416,7 @@ def _precision(axes: "Axes", panel: CurvePanel) -> None:
             100 * np.array(curve.precision),
             where="pre",
             label=f"{method_label(curve.method)}: AUPR {percent(curve.aupr)}",
-            **line_options(curve_role(column, len(panel.curves)), has_marks=False),
+            **_line_options(curve_role(column, len(panel.curves)), has_marks=False),
         )
     axes.set(xlim=(0, 100), ylim=(0, 101))
     axes.set_ylabel("ID among the kept:\nprecision (%)")
@@ -354,7 +426,7 @@ def _precision(axes: "Axes", panel: CurvePanel) -> None:
 def ranking_figure(series: RankingSeries) -> "Figure":
     """Return a dot plot: AUROC left, FPR95 right, the best method at the top."""
     methods = series.methods
-    figure = new_figure(_METHOD_ROW * len(methods) + 0.9, series.title)
+    figure = _new_figure(_METHOD_ROW * len(methods) + 0.9, series.title)
     left, right = figure.subplots(1, 2, sharey=True)
     _dots(left, series, "auroc")
     _dots(right, series, "fpr95")
@@ -379,12 +451,72 @@ def _dots(axes: "Axes", series: RankingSeries, metric: Metric) -> None:
     for role, values in by_side.items():
         points = [(100 * value, place) for place, value in enumerate(values) if value is not None]
         if points:
-            options = line_options(role) | {"linestyle": "none", "label": f"mean of the {role} OOD sets"}
+            options = _line_options(role) | {"linestyle": "none", "label": f"mean of the {role} OOD sets"}
             axes.plot(*zip(*points, strict=True), **options, zorder=2)
     for place, mark in series.marked.items():
-        axes.axhspan(place - 0.5, place + 0.5, color=style(mark).color, alpha=0.15, linewidth=0, zorder=0)
+        axes.axhspan(place - 0.5, place + 0.5, color=ROLES[mark].color, alpha=0.15, linewidth=0, zorder=0)
     axes.grid(axis="x", linewidth=0.4, alpha=0.5)
     axes.tick_params(axis="y", length=0)
+
+
+@contextmanager
+def _print_style() -> Iterator[None]:
+    """Set matplotlib's settings for a figure, and put them back.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+
+    """
+    require_matplotlib()
+    import matplotlib as mpl
+
+    with mpl.rc_context(_SETTINGS):  # type: ignore[arg-type]  # names of settings, as text
+        yield
+
+
+def _new_figure(height: float, title: str) -> "Figure":
+    """Return an empty figure with its title at the top left.
+
+    Args:
+        height: In inches, without the title.
+        title: The finding.
+
+    Returns:
+        The figure, laid out when it is drawn.
+
+    """
+    from matplotlib.figure import Figure
+
+    lines = textwrap.wrap(title.replace(" %", "\N{NO-BREAK SPACE}%"), _TITLE_LETTERS)
+    figure = Figure(figsize=(_WIDTH, height + 0.16 * len(lines) + 0.1), layout="constrained")
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8.5, fontweight="bold")
+    return figure
+
+
+def _line_options(role: Role, *, has_marks: bool = True) -> dict[str, Any]:
+    """Return matplotlib's options for a line of a role."""
+    look = ROLES[role]
+    return {
+        "color": look.color,
+        "linestyle": _DASHES[look.dash],
+        "marker": _MARKS[look.mark] if has_marks else "",
+        "markerfacecolor": look.color if look.is_filled else "white",
+    }
+
+
+def _bar_options(role: Role) -> dict[str, Any]:
+    """Return matplotlib's options for filled areas of a role."""
+    look = ROLES[role]
+    if not look.hatch:
+        return {"facecolor": look.color, "alpha": 0.55, "linewidth": 0}
+    return {"facecolor": "none", "edgecolor": look.color, "hatch": 3 * look.hatch, "linewidth": 0.8}
+
+
+def _only_whole_counts(axes: "Axes") -> None:
+    """Write large counts with a thin space between thousands."""
+    from matplotlib.ticker import FuncFormatter
+
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\N{THIN SPACE}")))
 
 
 _DRAWERS: dict[type, Callable[[Any], "Figure"]] = {

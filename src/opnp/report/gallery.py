@@ -69,7 +69,13 @@ def galleries(sets: Sequence[GallerySet]) -> tuple[Gallery, ...]:
 
     """
     ordered = sorted((each for each in sets if each.items), key=lambda each: each.set != "test")
-    return tuple(Gallery(_title(each.set), tuple(map(_thumbnail, each.items))) for each in ordered)
+    titles = [
+        "ID images that look most OOD" if each.set == "test" else f"{set_label(each.set)}: OOD images that look most ID"
+        for each in ordered
+    ]
+    return tuple(
+        Gallery(title, tuple(map(_thumbnail, each.items))) for title, each in zip(titles, ordered, strict=True)
+    )
 
 
 def fitting_galleries(found: Sequence[tuple[Gallery, ...]], *, most_bytes: int) -> list[tuple[Gallery, ...]]:
@@ -82,21 +88,17 @@ def fitting_galleries(found: Sequence[tuple[Gallery, ...]], *, most_bytes: int) 
     """
     most = max((len(each.thumbnails) for model in found for each in model), default=0)
     while True:
-        cut = [tuple(_first(each, most) for each in model) for model in found]
+        cut = [
+            tuple(
+                replace(each, thumbnails=each.thumbnails[:most], left_out=max(len(each.thumbnails) - most, 0))
+                for each in model
+            )
+            for model in found
+        ]
         size = sum(len(item.image) for model in cut for each in model for item in each.thumbnails)
         if size <= most_bytes or most == 0:
             return cut
         most -= 1
-
-
-def _first(gallery: Gallery, most: int) -> Gallery:
-    return replace(gallery, thumbnails=gallery.thumbnails[:most], left_out=max(len(gallery.thumbnails) - most, 0))
-
-
-def _title(name: str) -> str:
-    if name == "test":
-        return "ID images that look most OOD"
-    return f"{set_label(name)}: OOD images that look most ID"
 
 
 def _thumbnail(item: GalleryItem) -> Thumbnail:

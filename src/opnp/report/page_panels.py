@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from opnp.report.palette import GREY, Role, style
+from opnp.report.palette import GREY, ROLES, Role
 
 __all__ = ["PAGE_TEMPLATES", "REFERENCE_LINE", "PageFigure", "Panels", "line_trace", "rounded"]
 
@@ -171,7 +171,7 @@ def line_trace(role: Role, *, has_marks: bool = True, width: float = 2) -> dict[
         {'color': '#0072B2', 'dash': 'solid', 'width': 2}
 
     """
-    look = style(role)
+    look = ROLES[role]
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines+markers" if has_marks else "lines",

@@ -11,7 +11,7 @@ References:
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["BLUE", "GREEN", "GREY", "HEAT", "ROLES", "VERMILLION", "Role", "Style", "style"]
+__all__ = ["BLUE", "GREEN", "GREY", "HEAT", "ROLES", "VERMILLION", "Role", "Style"]
 
 BLUE = "#0072B2"
 GREEN = "#009E73"
@@ -57,14 +57,3 @@ ROLES: dict[Role, Style] = {
     "highest": Style(VERMILLION, hatch="x"),
 }
 """Style by role."""
-
-
-def style(role: Role) -> Style:
-    """Return how a role is drawn.
-
-    Example:
-        >>> style("id").color, style("ood").hatch
-        ('#0072B2', '/')
-
-    """
-    return ROLES[role]

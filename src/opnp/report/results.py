@@ -374,22 +374,16 @@ def _csv_scores(path: Path, wanted: Mapping[str, str], only: Mapping[str, str | 
     names, scores = [], []
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for row in _rows(file):
+            rows = csv.DictReader(_whole_lines(file))
+            if missing := {"set", "score"} - set(rows.fieldnames or ()):
+                raise KeyError(min(missing))  # noqa: TRY301  # one message for all that a file may lack
+            for row in rows:
                 if all(row.get(column, only[column]) == name for column, name in wanted.items()):
                     names.append(row["set"])
                     scores.append(float(row["score"]))
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataFileError(f"{path} cannot be read as a file of scores ({type(error).__name__}: {error}).") from error
     return _by_set(np.array(names, dtype=object), np.array(scores, dtype=np.float64), path)
-
-
-def _rows(lines: Iterable[str]) -> Iterator[Mapping[str, str]]:
-    """Yield rows by name of the column; raise KeyError if a column that is needed is missing."""
-    rows = csv.DictReader(_whole_lines(lines))
-    missing = {"set", "score"} - set(rows.fieldnames or ())
-    if missing:
-        raise KeyError(min(missing))
-    yield from rows
 
 
 def _whole_lines(lines: Iterable[str]) -> Iterator[str]:
@@ -409,5 +403,5 @@ def _by_set(names: NDArray[Any], scores: NDArray[np.float64], path: Path) -> Sco
     distinct, codes = np.unique(names.astype(str), return_inverse=True)
     found = {str(name): scores[codes == code] for code, name in enumerate(distinct)}
     if "id_test" in found:  # as the demo calls it
-        found["test"] = found.pop("id_test")
+        found.setdefault("test", found.pop("id_test"))
     return {name: found[name] for name in sorted(found, key=lambda name: (name != "test", name))}

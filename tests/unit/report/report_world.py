@@ -1,97 +1,37 @@
-"""Records to draw: pictures of a head made from arrays, and small results."""
+"""Results folders to draw: real records, pictures of a small head, a gallery, and scores that are made up."""
 
+import base64
+import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from msgspec.structs import replace
 from numpy.typing import NDArray
+from PIL import Image
 
+from opnp.bench.gallery import detector_pictures
 from opnp.data import write_score_table
-from opnp.values.bench import BenchRecord, DemoRecord, DemoRow
+from opnp.detector import OPNP, Ratios
+from opnp.values.bench import BenchRecord, DemoRecord, DemoRow, ModelResult
 from opnp.values.figures import DetectionFigures
-from opnp.values.pictures import ModelPictures, NeuronPicture, PictureRecord, SensitivityPicture, WeightPicture
+from opnp.values.fit import FitRecord
+from opnp.values.pictures import GalleryItem, GallerySet, ModelPictures, PictureRecord
+from opnp.values.sweep import SweepRecord
 
 Array = NDArray[np.float64]
-BINS = 50
-
-
-def sensitivities(features: Array, weight: Array, bias: Array) -> tuple[Array, Array]:
-    """Return the sensitivity of each weight, and of each neuron by its gradient."""
-    logits = features @ weight.T + bias
-    probabilities = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities /= probabilities.sum(1, keepdims=True)
-    return probabilities.T @ np.abs(features) / len(features), np.abs(probabilities @ weight).mean(0)
-
-
-def ends(values: Array, lowest: float, highest: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which entries have the smallest and which the largest values, by share."""
-    order = np.argsort(values.ravel(), kind="stable")
-    low, high = np.zeros(values.size, dtype=bool), np.zeros(values.size, dtype=bool)
-    low[order[: round(lowest * values.size)]] = True
-    high[order[values.size - round(highest * values.size) :]] = True
-    return low.reshape(values.shape), high.reshape(values.shape)
-
-
-def sensitivity_picture(values: Array, low: NDArray[np.bool_], high: NDArray[np.bool_]) -> SensitivityPicture:
-    edges = np.linspace(0, 1, BINS + 1)
-    shares = values / values.max()
-    counts = [np.histogram(shares[mask], edges)[0].tolist() for mask in (~(low | high), low, high)]
-    return SensitivityPicture(
-        maximum=float(values.max()),
-        mean=float(shares.mean()),
-        edges=tuple(edges.tolist()),
-        kept=tuple(counts[0]),
-        lowest=tuple(counts[1]),
-        highest=tuple(counts[2]),
-    )
-
-
-def pictures_of_head(
-    model: str,
-    features: Array,
-    weight: Array,
-    bias: Array,
-    ratios: tuple[float, float, float, float] = (0.3, 0.002, 0.1, 0.02),
-) -> ModelPictures:
-    """Return the pictures of a head pruned at `ratios`: w_min, w_max, o_min, o_max."""
-    of_weights, of_neurons = sensitivities(features, weight, bias)
-    weight_ends = ends(of_weights, ratios[0], ratios[1])
-    neuron_ends = ends(of_neurons, ratios[2], ratios[3])
-    stays = ~(weight_ends[0] | weight_ends[1] | neuron_ends[0] | neuron_ends[1])
-    edges = np.linspace(weight.min(), weight.max(), BINS + 1)
-    place = np.clip(np.digitize(weight, edges) - 1, 0, BINS - 1)
-    before = np.histogram(weight, edges)[0]
-    sums = np.bincount(place.ravel(), of_weights.ravel() / of_weights.max(), minlength=BINS)
-    order = np.argsort(of_neurons, kind="stable")
-    return ModelPictures(
-        model=model,
-        method="OPNP()",
-        weight_sensitivity=sensitivity_picture(of_weights, *weight_ends),
-        neuron_sensitivity=sensitivity_picture(of_neurons, *neuron_ends),
-        weights=WeightPicture(
-            edges=tuple(edges.tolist()),
-            before=tuple(before.tolist()),
-            after=tuple(np.histogram(weight[stays], edges)[0].tolist()),
-            sensitivity=tuple(
-                float(total / count) if count else None for total, count in zip(sums, before, strict=True)
-            ),
-        ),
-        neurons=NeuronPicture(
-            neurons=len(of_neurons),
-            removed_lowest=int(neuron_ends[0].sum()),
-            removed_highest=int(neuron_ends[1].sum()),
-            ranks=tuple(range(len(of_neurons))),
-            sensitivity=tuple((of_neurons[order] / of_neurons.max()).tolist()),
-            norm_before=tuple(np.linalg.norm(weight[:, order], axis=0).tolist()),
-            norm_after=tuple(np.linalg.norm((weight * stays)[:, order], axis=0).tolist()),
-        ),
-    )
-
 
 RECORDS = Path(__file__).parents[3] / "docs" / "records"
 """Records of real runs."""
-
 MODEL = "densenet_cifar100"
+METHODS = ("Energy, rest of test", "OPNP()")
+"""Rows that the scores of a benchmark are made up for."""
+FUSED = ("gen", "vim")
+"""Members of the fusion in `fusion_record`."""
+EVIL = "<script>alert(1)</script>"
+"""A name that must stay a name."""
+ITEMS = 5
 
 
 def bench_record() -> BenchRecord:
@@ -99,14 +39,15 @@ def bench_record() -> BenchRecord:
     return BenchRecord.from_json((RECORDS / "bench.json").read_text(encoding="utf-8"))
 
 
+def sweep_record() -> SweepRecord:
+    """Return the real sweep's record."""
+    return SweepRecord.from_json((RECORDS / "sweep.json").read_text(encoding="utf-8"))
+
+
 def first_version_record() -> BenchRecord:
     """Return some rows of one model as version 0.1 recorded them: it chose ratios and shaping without OOD data."""
     path = Path(__file__).with_name("first_version.json")
     return BenchRecord.from_json(path.read_text(encoding="utf-8"))
-
-
-FUSED = ("gen", "vim")
-"""Members of the fusion in `fusion_record`."""
 
 
 def fusion_record() -> BenchRecord:
@@ -134,10 +75,65 @@ def fusion_record() -> BenchRecord:
     return replace(record, models=tuple(models))
 
 
-def small_head(seed: int = 0) -> tuple[Array, Array, Array]:
-    """Return features, weight and bias: 200 samples, 12 classes, 40 neurons."""
-    draw = np.random.default_rng(seed)
-    return draw.gamma(0.5, 1.0, (200, 40)), draw.normal(0, 0.5, (12, 40)), draw.normal(0, 0.1, 12)
+def fit_record() -> FitRecord:
+    """Return the record of a calibrated fusion that one member was left out of."""
+    return FitRecord(
+        model="mine",
+        classes=3,
+        features=4,
+        training_samples=1234,
+        settings={"members": list(FUSED), "ratios": {"w_min": 0.5}, "shaping": {"name": "scale", "quantile": 0.85}},
+        settings_text="--members gen,vim",
+        left_out={"vim": "it has no room"},
+        tuning=None,
+        keep=0.75,
+        threshold=3.0,
+        expected_flagged=0.2,
+        calibration_scores=(1.0, 2.0, 3.0, 9.0),
+        head_sha256="0",
+        versions={"opnp": "9.9"},
+    )
+
+
+def head_pictures(model: str, ratios: Ratios) -> ModelPictures:
+    """Return the pictures of a head of 12 classes and 40 neurons."""
+    draw = np.random.default_rng(0)
+    features = torch.from_numpy(draw.gamma(0.5, 1.0, (200, 40)))
+    weight = torch.from_numpy(draw.normal(0, 0.5, (12, 40)))
+    detector = OPNP(ratios=ratios).fit_features(features, weight=weight, bias=None)
+    return detector_pictures(detector, weight, model=model, method="OPNP()")
+
+
+def picture_record(model: str, *, items: int = ITEMS) -> PictureRecord:
+    pictures = head_pictures(model, Ratios(w_min=0.3, w_max=0.002, o_min=0.1, o_max=0.02))
+    sets = (gallery("ood_dtd", items), gallery("test", items)) if items else ()
+    return PictureRecord(models=(replace(pictures, gallery=sets),))
+
+
+def gallery(name: str, items: int = ITEMS) -> GallerySet:
+    return GallerySet(
+        set=name,
+        items=tuple(
+            GalleryItem(
+                name=f"{EVIL} {place}.png",
+                index=place,
+                score=-3.0 - place,
+                p_value=0.01 * (place + 1),
+                is_ood=place % 2 == 0,
+                predicted_class=place,
+                predicted_name=None if place else EVIL,
+                true_class=place if name == "test" else None,
+                image=_image_uri(40 * place % 256),
+            )
+            for place in range(items)
+        ),
+    )
+
+
+def _image_uri(shade: int) -> str:
+    content = io.BytesIO()
+    Image.new("RGB", (96, 96), (shade, 80, 160)).save(content, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
 def scores_by_set(seed: int = 0, *, samples: int = 300) -> dict[str, Array]:
@@ -148,6 +144,18 @@ def scores_by_set(seed: int = 0, *, samples: int = 300) -> dict[str, Array]:
         "ood_far": draw.normal(-3, 2, samples - 40),
         "ood_near": draw.normal(-6, 2, samples - 20),
     }
+
+
+def write_scores(path: Path, scores: Mapping[tuple[str, str], Mapping[str, Array]]) -> None:
+    """Write scores by model and method, and by set."""
+    rows = [
+        (model, name, method, place, value)
+        for (model, method), by_set in scores.items()
+        for name, values in by_set.items()
+        for place, value in enumerate(values.tolist())
+    ]
+    columns = zip(*rows, strict=True)
+    write_score_table(path, dict(zip(("model", "set", "method", "index", "score"), map(list, columns), strict=True)))
 
 
 def demo_record(scores: dict[str, Array]) -> DemoRecord:
@@ -174,40 +182,63 @@ def demo_folder(folder: Path) -> Path:
     scores = scores_by_set()
     folder.mkdir(exist_ok=True)
     (folder / "results.json").write_text(demo_record(scores).to_json(), encoding="utf-8")
-    pictures = PictureRecord(models=(pictures_of_head("digits", *small_head()),))
-    (folder / "pictures.json").write_text(pictures.to_json(), encoding="utf-8")
-    names = {"test": "id_test"}
+    (folder / "pictures.json").write_text(picture_record("digits", items=0).to_json(), encoding="utf-8")
     rows = [
-        (names.get(name, name), place, value) for name, values in scores.items() for place, value in enumerate(values)
+        ("id_test" if name == "test" else name, place, value)
+        for name, values in scores.items()
+        for place, value in enumerate(values)
     ]
-    write_score_table(
-        folder / "scores.csv",
-        dict(zip(("set", "index", "score"), (list(column) for column in zip(*rows, strict=True)), strict=True)),
-    )
+    columns = zip(*rows, strict=True)
+    write_score_table(folder / "scores.csv", dict(zip(("set", "index", "score"), map(list, columns), strict=True)))
     return folder
 
 
 def bench_folder(folder: Path, record: BenchRecord | None = None) -> Path:
     """Return a folder as a benchmark leaves it: the real record or another, the real sweep, and made-up scores."""
     folder.mkdir(exist_ok=True)
-    for source, name in (("bench.json", "results.json"), ("sweep.json", "sweep.json")):
-        (folder / name).write_bytes((RECORDS / source).read_bytes())
-    if record is not None:
-        (folder / "results.json").write_text(record.to_json(), encoding="utf-8")
-    columns: dict[str, list[object]] = {"model": [], "set": [], "method": [], "index": [], "score": []}
-    for seed, method in enumerate(("Energy, rest of test", "OPNP()")):
+    (folder / "results.json").write_text((record or bench_record()).to_json(), encoding="utf-8")
+    (folder / "sweep.json").write_bytes((RECORDS / "sweep.json").read_bytes())
+    scores = {}
+    for seed, method in enumerate(METHODS):
         given = scores_by_set(seed)
-        for name, values in {
+        scores[MODEL, method] = {
             "test": given["test"],
             "ood_cifar10": given["ood_near"],
             "ood_dtd": given["ood_far"],
             "ood_mnist": given["ood_far"] + 1,
             "ood_tiny_imagenet_crop": given["ood_far"] - 1,
-        }.items():
-            columns["model"] += [MODEL] * len(values)
-            columns["set"] += [name] * len(values)
-            columns["method"] += [method] * len(values)
-            columns["index"] += range(len(values))
-            columns["score"] += values.tolist()
-    write_score_table(folder / "scores.parquet", columns)
+        }
+    write_scores(folder / "scores.parquet", scores)
+    return folder
+
+
+def page_folder(folder: Path) -> Path:
+    """Return a folder of a benchmark with scores and pictures: a model, and one with an evil name and failed rows."""
+    record = bench_record()
+    by_name = {model.model: _with_few_methods(model) for model in record.models}
+    evil = replace(by_name["mobilenet_v2_imagenet"], model=EVIL)
+    bench_folder(folder, replace(record, models=(by_name[MODEL], evil)))
+    (folder / "sweep.json").unlink()
+    (folder / "pictures.json").write_text(picture_record(MODEL).to_json(), encoding="utf-8")
+    return folder
+
+
+def _with_few_methods(model: ModelResult) -> ModelResult:
+    few = [row for row in model.methods if row.group == "product" or row.status == "failed"]
+    return replace(model, methods=(*model.methods[:3], *few))
+
+
+def large_folder(folder: Path, *, samples: int) -> Path:
+    """Return a folder of one model with so many samples in each of its sets."""
+    folder.mkdir()
+    record = bench_record()
+    model = next(each for each in record.models if each.model == MODEL)
+    (folder / "results.json").write_text(replace(record, models=(model,)).to_json(), encoding="utf-8")
+    draw = np.random.default_rng(0)
+    middles = {"test": -8.0, **{f"ood_{name}": -5.0 for name in model.nearness}}
+    scores = {
+        (MODEL, method): {name: draw.normal(middle, 2, samples) for name, middle in middles.items()}
+        for method in METHODS
+    }
+    write_scores(folder / "scores.parquet", scores)
     return folder

@@ -1,3 +1,5 @@
+"""Records and scores of a folder, as they are read."""
+
 import re
 from pathlib import Path
 
@@ -18,87 +20,44 @@ from tests.unit.report.report_world import (
     demo_record,
     first_version_record,
     fusion_record,
-    pictures_of_head,
     scores_by_set,
-    small_head,
 )
 
-_RECORDS = pytest.mark.parametrize(
+
+@pytest.mark.parametrize(
     "record", [bench_record(), first_version_record(), fusion_record()], ids=["real", "version 0.1", "fusion"]
 )
-
-
-@_RECORDS
 def test_a_bench_is_reported_with_every_row_and_figure(record: BenchRecord) -> None:
     for source, model in zip(record.models, models_of_bench(record), strict=True):
         assert (model.model, model.classes, model.features) == (source.model, source.classes, source.features)
-        assert [row.method for row in model.methods] == [row.method for row in source.methods]
         for row, given in zip(model.methods, source.methods, strict=True):
-            assert {name: asdict(each) for name, each in (row.detection or {}).items()} == {
-                name: asdict(each) for name, each in (given.detection or {}).items()
-            }
-            for side in ("mean", "near", "far"):
-                mine, theirs = getattr(row, side), getattr(given, side)
-                assert (mine is None) == (theirs is None)
-                assert mine is None or asdict(mine) == asdict(theirs)
+            assert {name: getattr(row, name) for name in asdict(given)} == asdict(given)
             assert row.accuracy == (None if given.before is None else given.before.accuracy)
-
-
-@_RECORDS
-def test_the_chosen_row_stands_beside_the_energy_on_the_same_samples(record: BenchRecord) -> None:
-    for model in models_of_bench(record):
         assert (model.chosen, model.baseline) == ("OPNP()", "Energy, rest of test")
         assert model.row("OPNP()").split == model.row("Energy, rest of test").split
 
 
-def test_the_chosen_row_of_the_demo_stands_beside_its_energy() -> None:
+def test_the_demo_is_reported_with_its_rows() -> None:
     [model] = models_of_demo(demo_record(scores_by_set()))
     assert (model.chosen, model.baseline) == ("OPNP", "Energy")
+    with pytest.raises(KeyError, match="nothing"):
+        model.row("nothing")
 
 
 def test_without_a_chosen_row_the_energy_is_still_the_baseline() -> None:
-    record = bench_record()
-    [first, *_] = record.models
-    rows = tuple(row for row in first.methods if row.group == "reference")
-    [model] = models_of_bench(replace(record, models=(replace(first, methods=rows),)))
+    [first, *_] = models_of_bench(bench_record())
+    model = replace(first, methods=tuple(row for row in first.methods if row.group == "reference"))
     assert (model.chosen, model.baseline) == (None, "Energy")
 
 
-def test_a_failed_row_is_not_chosen() -> None:
-    record = first_version_record()
-    [first, *_] = record.models
-    rows = tuple(
-        replace(
-            row,
-            status="failed",
-            settings={"ratios": "auto", "shaping": "auto"},
-            detection=None,
-            mean=None,
-            near=None,
-            far=None,
-        )
-        if row.method == "OPNP()"
-        else row
-        for row in first.methods
-    )
-    [model] = models_of_bench(replace(record, models=(replace(first, methods=rows),)))
-    assert model.chosen == "OPNP(shaping=None)"
-    assert model.row("OPNP()").detection is None
-
-
-def test_no_member_stands_in_for_a_fusion_that_failed() -> None:
-    record = fusion_record()
-    [first, *_] = record.models
-    rows = tuple(replace(row, status="failed", mean=None) if row.method == "OPNP()" else row for row in first.methods)
-    [model] = models_of_bench(replace(record, models=(replace(first, methods=rows),)))
-    assert model.row("vim alone").status == "ok"
-    assert model.chosen is None
-
-
-def test_an_unknown_row_is_a_key_error() -> None:
-    [model] = models_of_demo(demo_record(scores_by_set()))
-    with pytest.raises(KeyError, match="nothing"):
-        model.row("nothing")
+@pytest.mark.parametrize(
+    ("record", "chosen"), [(first_version_record(), "OPNP(shaping=None)"), (fusion_record(), None)]
+)
+def test_a_row_that_failed_is_not_chosen_nor_a_member_in_its_place(record: BenchRecord, chosen: str | None) -> None:
+    [first] = models_of_bench(record)
+    failed = {"status": "failed", "detection": None, "mean": None, "near": None, "far": None}
+    rows = (replace(row, **failed) if row.method == "OPNP()" else row for row in first.methods)
+    assert replace(first, methods=tuple(rows)).chosen == chosen
 
 
 def test_scores_of_a_bench_come_by_model_and_method(tmp_path: Path) -> None:
@@ -111,6 +70,8 @@ def test_scores_of_a_bench_come_by_model_and_method(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scores["test"], scores_by_set(1)["test"])
     assert results.scores(MODEL, "KNN") is None
     assert results.scores("densenet_cifar10", "OPNP()") is None
+    compared = results.scores_to_compare(next(model for model in results.models if model.model == MODEL))
+    assert list(compared) == ["Energy, rest of test", "OPNP()"]
 
 
 def test_scores_of_the_demo_belong_to_its_chosen_row(tmp_path: Path) -> None:
@@ -121,6 +82,8 @@ def test_scores_of_the_demo_belong_to_its_chosen_row(tmp_path: Path) -> None:
     for name, values in scores_by_set().items():
         np.testing.assert_array_equal(scores[name], values)
     assert results.scores("demo", "Energy") is None
+    (tmp_path / "scores.csv").unlink()
+    assert results.scores("demo", "OPNP") is None
 
 
 def test_columns_of_model_and_method_are_heeded_in_csv_as_well(tmp_path: Path) -> None:
@@ -137,60 +100,45 @@ def test_pictures_of_the_only_model_need_no_equal_name(tmp_path: Path) -> None:
     pictures = results.pictures_of("demo")
     assert pictures is not None
     assert pictures.model == "digits"
-    several = PictureRecord(models=tuple(pictures_of_head(name, *small_head()) for name in ("a", "b")))
+    several = PictureRecord(models=tuple(replace(pictures, model=name) for name in ("a", "b")))
     assert Results(results.folder, demo=results.demo, pictures=several).pictures_of("demo") is None
 
 
-def test_a_folder_without_scores_has_none(tmp_path: Path) -> None:
-    (demo_folder(tmp_path) / "scores.csv").unlink()
-    assert read_results(tmp_path).scores("demo", "OPNP") is None
-
-
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_what_is_no_folder_of_results_is_named_and_told_what_it_must_hold(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"none: no such folder of results\."):
         read_results(tmp_path / "none")
-
-
-def test_a_folder_without_results_says_what_it_must_hold(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=r"must have one of results\.json, sweep\.json") as caught:
         read_results(tmp_path)
     assert "`opnp bench`, `opnp sweep` and `opnp demo` write them" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["{", '{"record_version": 9, "models": []}', '{"record_version": 9}', "[]"])
-def test_an_unreadable_record_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "results.json").write_text(content, encoding="utf-8")
-    with pytest.raises(DataFileError, match=r"results\.json"):
-        read_results(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["results.json", "sweep.json", "pictures.json"])
+@pytest.mark.parametrize("name", ["results.json", "sweep.json", "pictures.json", "fit.json"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("{", ""),
+        ('{"record_version": 9, "models": []}', ""),
+        ("[]", ""),
         ('{"record_version": 1, "models": [], "x": NaN}', "it holds NaN, and every number must be finite"),
         ('{"record_version": 1, "models": [], "x": -Infinity}', "it holds -Infinity"),
         ('{"record_version": 1, "models": [], "x": 1e999}', "it holds 1e999"),
         ("[" * 100_000, "it is nested too deeply"),
     ],
 )
-def test_a_record_with_numbers_that_are_none_or_nested_without_end_is_named(
-    tmp_path: Path, name: str, content: str, message: str
-) -> None:
+def test_an_unreadable_record_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(DataFileError, match=message) as caught:
+    with pytest.raises(DataFileError, match=re.escape(name) + f".*{message}"):
         read_results(tmp_path)
-    assert name in str(caught.value)
 
 
-def test_no_number_of_a_real_record_may_become_nan(tmp_path: Path) -> None:
-    bench_folder(tmp_path)
-    for name in ("results.json", "sweep.json"):
-        text = (tmp_path / name).read_text(encoding="utf-8")
-        (tmp_path / name).write_text(re.sub(r'("auroc": )[0-9.]+', r"\1NaN", text, count=1), encoding="utf-8")
-        with pytest.raises(DataFileError, match=rf"{name}.*NaN"):
-            read_results(tmp_path)
-        (tmp_path / name).write_text(text, encoding="utf-8")
+@pytest.mark.parametrize("name", ["results.json", "sweep.json"])
+def test_no_number_of_a_real_record_may_become_nan(tmp_path: Path, name: str) -> None:
+    path = bench_folder(tmp_path) / name
+    text, changed = re.subn(r'("auroc": )[0-9.]+', r"\1NaN", path.read_text(encoding="utf-8"), count=1)
+    assert changed
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataFileError, match=rf"{name}.*NaN"):
+        read_results(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +146,7 @@ def test_no_number_of_a_real_record_may_become_nan(tmp_path: Path) -> None:
     [
         ("set,index\ntest,0\n", r"scores\.csv cannot be read as a file of scores \(KeyError: 'score'\)"),
         ("set,score\ntest,many\n", r"could not convert string to float"),
+        ("set,score\ntest,1.25", r"its last line is cut short"),
         ("set,score\ntest,nan\n", r"holds NaN or -inf as a score"),
         ("set,score\ntest,-inf\n", r"holds NaN or -inf as a score"),
     ],
@@ -208,14 +157,11 @@ def test_unreadable_scores_are_named(tmp_path: Path, text: str, message: str) ->
         read_results(tmp_path).scores("demo", "OPNP")
 
 
-def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
-    (bench_folder(tmp_path) / "scores.parquet").write_bytes(b"nothing of the kind")
-    with pytest.raises(DataFileError, match=r"scores\.parquet cannot be read as a file of scores"):
-        read_results(tmp_path).scores(MODEL, "OPNP()")
-
-
-def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_that_is_none_or_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = read_results(bench_folder(tmp_path))
+    (tmp_path / "scores.parquet").write_bytes(b"nothing of the kind")
+    with pytest.raises(DataFileError, match=r"scores\.parquet cannot be read as a file of scores"):
+        results.scores(MODEL, "OPNP()")
     monkeypatch.setattr("opnp.report.results.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[report\]'"):
         results.scores(MODEL, "OPNP()")

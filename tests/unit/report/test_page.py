@@ -9,22 +9,24 @@ from pathlib import Path
 
 import pytest
 
+from opnp.detector import Ratios
 from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OptionError
 from opnp.report import write_figures, write_report
 from opnp.report.page import script_json
 from opnp.values.bench import BenchRecord
-from opnp.values.fit import FitRecord
 from opnp.values.pictures import PictureRecord
-from tests.unit.report.page_world import EVIL, page_folder, picture_record
 from tests.unit.report.report_world import (
+    EVIL,
     MODEL,
     RECORDS,
     bench_folder,
     demo_folder,
     first_version_record,
+    fit_record,
     fusion_record,
-    pictures_of_head,
-    small_head,
+    head_pictures,
+    page_folder,
+    picture_record,
 )
 
 MOST_BYTES = 6_000_000
@@ -136,29 +138,13 @@ def test_a_folder_may_hold_a_sweep_pictures_or_a_fit_alone(tmp_path: Path) -> No
         folder.mkdir()
     shutil.copy(RECORDS / "sweep.json", sweep)
     (pictures / "pictures.json").write_text(picture_record(MODEL).to_json(), encoding="utf-8")
-    record = FitRecord(
-        model="mine",
-        classes=3,
-        features=4,
-        training_samples=1234,
-        settings={},
-        settings_text="",
-        left_out={"vim": "too few samples"},
-        tuning=None,
-        keep=0.9,
-        threshold=2.5,
-        expected_flagged=0.1,
-        calibration_scores=(1.0, 2.5),
-        head_sha256="0",
-        versions={"opnp": "9.9"},
-    )
-    (fit / "fit.json").write_text(record.to_json(), encoding="utf-8")
+    (fit / "fit.json").write_text(fit_record().to_json(), encoding="utf-8")
     texts = {folder.name: write_report(folder, tmp_path / "out.html").read_text() for folder in (sweep, pictures, fit)}
     assert "known with hindsight only" in texts["sweep"]
     assert "ID images that look most OOD" in texts["pictures"]
     assert "OPNP() removes" in texts["pictures"]
-    assert "flags inputs that score above 2.5" in texts["fit"]
-    assert "vim is left out: too few samples" in texts["fit"]
+    assert "flags inputs that score above 3" in texts["fit"]
+    assert "vim is left out: it has no room" in texts["fit"]
     assert "9.9" in texts["fit"]
 
 
@@ -195,7 +181,7 @@ def test_a_record_without_models_says_so(tmp_path: Path) -> None:
 
 
 def test_pictures_of_a_head_that_is_not_pruned_leave_open_what_was_chosen(tmp_path: Path) -> None:
-    pictures = PictureRecord(models=(pictures_of_head("m", *small_head(), ratios=(0, 0, 0, 0)),))
+    pictures = PictureRecord(models=(head_pictures("m", Ratios()),))
     (tmp_path / "pictures.json").write_text(pictures.to_json(), encoding="utf-8")
     text = write_report(tmp_path, tmp_path / "report.html").read_text()
     assert "Whether it shapes the features instead, the pictures do not say." in text

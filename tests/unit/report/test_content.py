@@ -1,6 +1,7 @@
-"""What the page says: verdicts, thresholds, tables and galleries, as plain values."""
+"""What the page says: verdicts, thresholds, tables, galleries and faults of scores, as plain values."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,21 +12,28 @@ from msgspec.structs import replace
 
 from opnp.core import fpr_at_tpr
 from opnp.errors import DataFileError, EmptyDataError
-from opnp.report.explorer import KEEPS, threshold_explorer
-from opnp.report.verdict import fit_verdict
-from opnp.report.explorer import fit_explorer
+from opnp.report import read_results, write_report
+from opnp.report.content import score_faults
+from opnp.report.explorer import KEEPS, fit_explorer, threshold_explorer
 from opnp.report.gallery import fitting_galleries, galleries
-from opnp.report.verdict import auroc_noise, share_noise
-from opnp.report.tables import methods_table, sets_table, sweep_table
-from opnp.report.verdict import fusion_sentences, model_verdict
 from opnp.report.results import ReportedModel, models_of_bench, models_of_demo
-from opnp.values.bench import BenchRecord, DataSource, DemoRecord, DemoRow
+from opnp.report.tables import methods_table, sets_table, sweep_table
+from opnp.report.verdict import auroc_noise, fit_verdict, fusion_sentences, model_verdict, share_noise
+from opnp.values.bench import BenchRecord, DataSource
 from opnp.values.figures import DetectionFigures
-from opnp.values.fit import FitRecord, TuningFigures
+from opnp.values.fit import TuningFigures
 from opnp.values.pictures import BEYOND
-from opnp.values.sweep import SweepRecord
-from tests.unit.report.page_world import gallery
-from tests.unit.report.report_world import RECORDS, bench_record, first_version_record, fusion_record
+from tests.unit.report.report_world import (
+    bench_record,
+    demo_record,
+    first_version_record,
+    fit_record,
+    fusion_record,
+    gallery,
+    scores_by_set,
+    sweep_record,
+    write_scores,
+)
 
 SCORES = st.lists(st.sampled_from([-2.0, -1.5, 0.0, 0.25, 3.0, 7.5]), min_size=1, max_size=40)
 
@@ -54,23 +62,25 @@ def test_the_explorer_needs_id_scores_and_leaves_out_sets_that_a_method_lacks() 
 
 
 def demo_model(
-    energy: tuple[float, float], opnp: tuple[float, float], *, pruned_accuracy: float = 0.99
+    opnp: tuple[float, float], *, pruned_accuracy: float = 0.99, samples: int | None = None
 ) -> ReportedModel:
-    """Return the demo's model with these FPR95 and AUROC on far OOD."""
+    """Return the demo's model, which goes from 40 % FPR95 and 90 % AUROC on far OOD to these, by so many samples."""
+    record = demo_record({})
     rows = [
-        DemoRow(
-            method=name,
+        replace(
+            row,
             settings={"ratios": {"w_min": 0.1}},
             detection={"far": DetectionFigures(fpr95, 0.5, auroc)},
-            accuracy=0.99,
             pruned_accuracy=pruned_accuracy,
             flagged_id=0.05,
-            threshold=-5.0,
         )
-        for name, (fpr95, auroc) in (("Energy", energy), ("OPNP", opnp))
+        for row, (fpr95, auroc) in zip(record.methods, ((0.4, 0.9), opnp), strict=True)
     ]
-    [model] = models_of_demo(DemoRecord("digits", 0, 0.95, {"test": 253}, {}, tuple(rows)))
-    return model
+    [model] = models_of_demo(replace(record, counts={"test": 253}, methods=tuple(rows)))
+    if samples is None:
+        return model
+    data = {name: DataSource(samples, "") for name in ("test", "ood_far")}
+    return replace(model, data=data, id_samples={"test": samples})
 
 
 @pytest.mark.parametrize(
@@ -85,18 +95,11 @@ def demo_model(
     ],
 )
 def test_a_verdict_says_what_is_gained_and_what_is_lost(opnp: tuple[float, float], outcome: str, words: str) -> None:
-    verdict = model_verdict(demo_model((0.4, 0.9), opnp))
+    verdict = model_verdict(demo_model(opnp))
     assert verdict.outcome == outcome
     assert words in verdict.sentence
     assert bool(verdict.gains) == (outcome in {"gain", "mixed"})
     assert any(each.startswith("far OOD") for each in verdict.costs) == (outcome in {"loss", "mixed"})
-
-
-def noisy_model(after: tuple[float, float], counts: int) -> ReportedModel:
-    """Return the demo's model from 40 % FPR95 and 90 % AUROC, with so many samples of each kind."""
-    model = demo_model((0.4, 0.9), after)
-    data = {name: DataSource(counts, "") for name in ("test", "ood_far")}
-    return replace(model, data=data, id_samples={"test": counts})
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def noisy_model(after: tuple[float, float], counts: int) -> ReportedModel:
 def test_differences_below_a_tenth_of_a_per_cent_count_for_nothing(
     after: tuple[float, float], outcome: str, fpr95: str, auroc: str
 ) -> None:
-    verdict = model_verdict(demo_model((0.4, 0.9), after))
+    verdict = model_verdict(demo_model(after))
     assert verdict.outcome == outcome
     shown = verdict.gains if outcome == "gain" else verdict.unchanged
     assert any(each.startswith(f"far OOD: FPR95 {fpr95}") for each in shown)
@@ -119,7 +122,7 @@ def test_differences_below_a_tenth_of_a_per_cent_count_for_nothing(
 
 @given(samples=st.integers(1, 100_000))
 def test_what_so_many_samples_show_by_chance_is_no_gain(samples: int) -> None:
-    verdict = model_verdict(noisy_model((0.38, 0.9), samples))
+    verdict = model_verdict(demo_model((0.38, 0.9), samples=samples))
     is_noise = 2 * (0.39 * 0.61 / samples) ** 0.5 >= 0.02
     assert verdict.outcome == ("none" if is_noise else "gain")
     assert ("(within the noise of" in verdict.sentence) == is_noise
@@ -138,20 +141,20 @@ def test_the_noise_of_an_auroc_falls_with_the_samples_and_is_that_of_a_share_at_
 
 def test_an_auroc_that_falls_is_named_whatever_fpr95_does() -> None:
     for fpr95 in (0.3, 0.4, 0.5):
-        assert "AUROC falls from 90.0 % to 85.0 %" in model_verdict(demo_model((0.4, 0.9), (fpr95, 0.85))).sentence
-    assert "AUROC" not in model_verdict(demo_model((0.4, 0.9), (0.3, 0.8995))).sentence
+        assert "AUROC falls from 90.0 % to 85.0 %" in model_verdict(demo_model((fpr95, 0.85))).sentence
+    assert "AUROC" not in model_verdict(demo_model((0.3, 0.8995))).sentence
 
 
 def test_what_stays_is_no_cost() -> None:
-    verdict = model_verdict(noisy_model((0.3, 0.95), 100_000))
+    verdict = model_verdict(demo_model((0.3, 0.95), samples=100_000))
     assert verdict.costs == ("5.0 % of ID test inputs are flagged at the calibrated threshold -5",)
     assert "ID accuracy of the head it scores with stays at 99.0 %" in verdict.unchanged
 
 
 def test_a_verdict_names_the_accuracy_that_the_pruned_head_loses() -> None:
-    verdict = model_verdict(demo_model((0.4, 0.9), (0.3, 0.92), pruned_accuracy=0.97))
+    verdict = model_verdict(demo_model((0.3, 0.92), pruned_accuracy=0.97))
     assert verdict.sentence.endswith("its cost: ID accuracy of the head it scores with falls from 99.0 % to 97.0 %.")
-    assert "no less accurate" in model_verdict(demo_model((0.4, 0.9), (0.3, 0.92))).sentence
+    assert "no less accurate" in model_verdict(demo_model((0.3, 0.92))).sentence
 
 
 def test_a_real_verdict_names_choice_gain_loss_and_calibration() -> None:
@@ -216,7 +219,7 @@ def test_the_table_of_methods_holds_every_row_and_both_conventions(record: Bench
 
 
 def test_a_sweep_shows_the_best_point_of_each_curve() -> None:
-    record = SweepRecord.from_json((RECORDS / "sweep.json").read_text(encoding="utf-8"))
+    record = sweep_record()
     model = record.models[0]
     rows = {row.cells[0].text: row for row in sweep_table(record, model).rows}
     assert len(rows) == len(record.curves) + 1
@@ -238,6 +241,9 @@ def test_galleries_put_id_first_and_fit_into_their_room() -> None:
     assert fitting_galleries([found], most_bytes=size) == [found]
     [cut] = fitting_galleries([found], most_bytes=size // 2)
     assert [(len(each.thumbnails), each.left_out) for each in cut] == [(2, 3), (2, 3)]
+    one = gallery("test", 1)
+    [beyond] = galleries([replace(one, items=(replace(one.items[0], score=BEYOND),))])
+    assert beyond.thumbnails[0].score == "infinite"
     [none] = fitting_galleries([found], most_bytes=0)
     assert [(len(each.thumbnails), each.left_out) for each in none] == [(0, 5), (0, 5)]
 
@@ -258,22 +264,7 @@ def test_only_pictures_without_script_are_shown(image: str) -> None:
 
 
 def test_a_fit_without_ood_data_says_so() -> None:
-    record = FitRecord(
-        model="mine",
-        classes=3,
-        features=4,
-        training_samples=100,
-        settings={"members": ["gen", "vim"], "ratios": {"w_min": 0.5}, "shaping": {"name": "scale", "quantile": 0.85}},
-        settings_text="--members gen,vim",
-        left_out={"vim": "it has no room"},
-        tuning=None,
-        keep=0.75,
-        threshold=3.0,
-        expected_flagged=0.2,
-        calibration_scores=(1.0, 2.0, 3.0, 9.0),
-        head_sha256="0",
-        versions={},
-    )
+    record = fit_record()
     verdict = fit_verdict(record)
     assert verdict.sentence == (
         "The detector uses a fusion of gen and vim, and flags inputs that score above 3, calibrated by 4 held-out "
@@ -301,22 +292,9 @@ def test_a_fit_without_ood_data_says_so() -> None:
 def test_a_fit_with_tuned_ratios_says_what_they_gained_where_they_were_not_searched(
     auroc: float, place: str, words: str
 ) -> None:
-    record = FitRecord(
-        model="mine",
-        classes=3,
-        features=4,
-        training_samples=100,
-        settings={"ratios": {"w_min": 0.3}, "shaping": None},
-        settings_text="--rho-w-min 0.3",
-        left_out={},
-        tuning=TuningFigures(85, (100, 40), (100, 40), auroc, 0.8),
-        keep=None,
-        threshold=None,
-        expected_flagged=None,
-        calibration_scores=(),
-        head_sha256="0",
-        versions={},
-    )
+    settings = {"ratios": {"w_min": 0.3}, "shaping": None}
+    tuning = TuningFigures(85, (100, 40), (100, 40), auroc, 0.8)
+    record = replace(fit_record(), settings=settings, left_out={}, tuning=tuning, keep=None, expected_flagged=None)
     verdict = fit_verdict(record)
     assert verdict.title == "Chosen on OOD data"
     assert verdict.sentence == (
@@ -346,9 +324,61 @@ def test_the_fusion_and_its_members_are_compared_with_the_best_published_single_
     place = [column.title for column in table.columns].index("Regret")
     assert {row.cells[0].text: row.cells[place].value for row in table.rows if not row.reason} == regrets
     assert fusion_sentences(replace(model, methods=tuple(row for row in model.methods if row.group == "product"))) == ()
-    assert (
-        galleries([replace(gallery("test", 1), items=(replace(gallery("test", 1).items[0], score=BEYOND),))])[0]
-        .thumbnails[0]
-        .score
-        == "infinite"
-    )
+
+
+def folder_with(
+    folder: Path, *, without: tuple[tuple[str, str], ...] = (), stale: tuple[tuple[str, str], ...] = ()
+) -> Path:
+    """Return a folder whose record is that of its scores, but for sets that are left out and sets that are stale."""
+    record = demo_record(scores_by_set())
+    rows, written = [], {}
+    for seed, row in enumerate(record.methods):
+        scores = scores_by_set(seed)
+        threshold = np.sort(scores["test"])[285 - 1]  # 95 % of 300
+        detection = {}
+        for name in ("ood_far", "ood_near"):
+            off = 1 / len(scores[name]) if (row.method, name) in stale else 0.0
+            fpr95 = float(np.mean(scores[name] <= threshold)) + off
+            detection[name.removeprefix("ood_")] = DetectionFigures(fpr95, 0.5, 0.9)
+        written["demo", row.method] = {
+            name: values for name, values in scores.items() if (row.method, name) not in without
+        }
+        rows.append(replace(row, detection=detection))
+    folder.mkdir()
+    (folder / "results.json").write_text(replace(record, methods=tuple(rows)).to_json(), encoding="utf-8")
+    write_scores(folder / "scores.csv", written)
+    return folder
+
+
+def faults(folder: Path) -> tuple[str, ...]:
+    results = read_results(folder)
+    return score_faults(results, results.models[0])
+
+
+@pytest.mark.parametrize("method", ["Energy", "OPNP"])
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["ood_far"], "far for"),
+        (["test"], "scores of ID samples of"),
+        (["test", "ood_far", "ood_near"], "any scores of"),
+    ],
+)
+def test_missing_sets_and_methods_are_named(tmp_path: Path, method: str, sets: list[str], words: str) -> None:
+    [fault] = faults(folder_with(tmp_path / "results", without=tuple((method, name) for name in sets)))
+    assert fault.startswith(f"The file of scores lacks {words} {method}: ")
+
+
+def test_one_sample_s_difference_to_the_record_is_stale_and_the_page_says_so(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "results", stale=(("OPNP", "ood_near"), ("Energy", "ood_far")))
+    [fault] = faults(folder)
+    assert "FPR95 differs for OPNP on near and Energy on far." in fault
+    page = write_report(folder, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f'<p class="notice fault">{fault}</p>' in page
+
+
+def test_scores_of_the_record_have_no_faults_nor_have_none(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "results")
+    assert faults(folder) == ()
+    (folder / "scores.csv").unlink()
+    assert faults(folder) == ()
