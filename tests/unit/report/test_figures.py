@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from opnp.errors import DataFileError, MissingExtraError, OptionError
 from opnp.report import NamedFigure, named_figures, read_results, write_figures
-from opnp.report.figures_page import page_figure, plotly_script
+from opnp.report.figures_page import page_figure
 from opnp.report.figures_print import print_figure, write_figure
 from opnp.report.page_panels import PAGE_TEMPLATES
 from opnp.report.palette import ROLES
@@ -271,13 +271,6 @@ def test_without_matplotlib_the_command_that_installs_it_is_named(
     with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[report\]'"):
         print_figure(figures[0].series)
     assert page_figure(figures[0].series)["data"]
-
-
-def test_without_plotly_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "Plotly" in plotly_script()
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(MissingExtraError, match=r"need plotly.*pip install 'opnp\[report\]'"):
-        plotly_script()
 
 
 def test_matplotlib_is_loaded_for_print_alone_and_plotly_for_its_script_alone(tmp_path: Path) -> None:

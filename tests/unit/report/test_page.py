@@ -69,6 +69,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_page_is_whole_small_and_in_its_order(page: str) -> None:
     outline = Outline(page)
     assert len(page.encode()) < MOST_BYTES
+    assert "Failed: Mahalanobis inverts the covariance" in page
     first, *rest = outline.levels
     assert first == 1
     assert all(level <= before + 1 for before, level in zip(outline.levels, rest, strict=False))
@@ -105,10 +106,6 @@ def test_names_from_data_stay_names(page: str) -> None:
     assert not set("<>&\u2028") & set(script_json({EVIL: "&<!--\u2028"}))
 
 
-def test_failed_methods_stand_there_with_their_reason(page: str) -> None:
-    assert "Failed: Mahalanobis inverts the covariance" in page
-
-
 def test_a_page_of_a_fusion_shows_its_members_and_no_head_that_it_is_read_off(tmp_path: Path) -> None:
     pages = []
     for record in (first_version_record(), fusion_record()):
@@ -125,11 +122,13 @@ def test_a_page_of_a_fusion_shows_its_members_and_no_head_that_it_is_read_off(tm
         assert (words in old, words in new) == (is_old, is_new), words
 
 
-def test_equal_results_give_equal_pages(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", [0.5, 0.999])
+def test_equal_results_give_equal_pages_whose_thresholds_start_at_either_end(tmp_path: Path, keep: float) -> None:
     folder = demo_folder(tmp_path / "one")
     shutil.copytree(folder, tmp_path / "other")
-    first, second = (write_report(tmp_path / name, tmp_path / f"{name}.html") for name in ("one", "other"))
+    first, second = (write_report(tmp_path / name, tmp_path / f"{name}.html", keep=keep) for name in ("one", "other"))
     assert first.read_bytes() == second.read_bytes()
+    assert f'value="{100 * keep:.1f}"' in first.read_text(encoding="utf-8")
 
 
 def test_a_folder_may_hold_a_sweep_pictures_or_a_fit_alone(tmp_path: Path) -> None:
@@ -167,16 +166,9 @@ def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path / "fit", tmp_path / "report.html")
 
 
-@pytest.mark.parametrize("keep", [0.5, 0.999])
-def test_thresholds_may_start_at_either_end(tmp_path: Path, keep: float) -> None:
-    text = write_report(demo_folder(tmp_path / "results"), tmp_path / "report.html", keep=keep).read_text()
-    assert f'value="{100 * keep:.1f}"' in text
-
-
 def test_a_record_without_models_says_so(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(
-        BenchRecord(seed=0, calibration_bins=15, versions={}, models=()).to_json(), encoding="utf-8"
-    )
+    record = BenchRecord(seed=0, calibration_bins=15, versions={}, models=())
+    (tmp_path / "results.json").write_text(record.to_json(), encoding="utf-8")
     assert "there is nothing to report" in write_report(tmp_path, tmp_path / "report.html").read_text()
 
 

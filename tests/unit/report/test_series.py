@@ -1,5 +1,7 @@
 """What figures are drawn from: every number is that of the record, or that of the core."""
 
+from typing import TypeVar
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,6 @@ from opnp.report.score_series import (
     precision_points,
     roc_points,
     score_series,
-    thinned,
 )
 from opnp.report.sweep_series import grid_series, ratio_series
 from opnp.values.figures import Nearness
@@ -39,6 +40,7 @@ from tests.unit.report.report_world import (
     sweep_record,
 )
 
+Found = TypeVar("Found")
 Scores = NDArray[np.float64]
 # Few levels, so that ties are common.
 scores_with_ties = arrays(np.float64, st.integers(1, 60), elements=st.integers(-4, 4).map(float))
@@ -48,6 +50,11 @@ SWEEP = sweep_record()
 SWEPT: SweptModel = next(model for model in SWEEP.models if model.model == MODEL)
 GRID = next(curve for curve in SWEEP.curves if curve.name == "w_min-o_min")
 RATIOS = ("w_min", "w_max", "o_min", "o_max")
+
+
+def there(found: Found | None) -> Found:
+    assert found is not None
+    return found
 
 
 def chosen(**ratios: float) -> dict[str, object]:
@@ -134,12 +141,11 @@ def test_the_calibration_error_stands_in_the_title(
 ) -> None:
     [model] = models_of_bench(first_version_record())
     row = model.row("OPNP()")
-    heads = row.before, row.after
-    assert heads[0] is not None
-    assert heads[1] is not None
+    heads = there(row.before), there(row.after)
     settings = row.settings if given_settings is None else given_settings
-    series = calibration_series(MODEL, replace(row, settings=settings, before=heads[order[0]], after=heads[order[1]]))
-    assert series is not None
+    series = there(
+        calibration_series(MODEL, replace(row, settings=settings, before=heads[order[0]], after=heads[order[1]]))
+    )
     assert series.title == title.format(100 * heads[0].ece, 100 * heads[1].ece)
 
 
@@ -149,10 +155,9 @@ def test_a_fusion_is_read_off_no_head_and_marks_no_ratios() -> None:
     assert row.before is not None
     assert calibration_series(MODEL, row) is None
     assert calibration_series(MODEL, replace(row, after=row.before)) is None
-    grid, ratios = grid_series(SWEPT, GRID, settings=row.settings), ratio_series(SWEPT, settings=row.settings)
-    assert grid is not None
+    grid = there(grid_series(SWEPT, GRID, settings=row.settings))
+    ratios = there(ratio_series(SWEPT, settings=row.settings))
     assert (grid.chosen, grid.is_shaped) == (None, False)
-    assert ratios is not None
     assert [panel.chosen_text for panel in ratios.panels] == [""] * 4
 
 
@@ -164,8 +169,7 @@ def test_without_labels_there_is_no_calibration_and_without_figures_no_ranking()
 
 def test_methods_are_ranked_by_their_mean_auroc() -> None:
     for model in (*MODELS, *models_of_bench(first_version_record()), *models_of_bench(fusion_record())):
-        series = ranking_series(model)
-        assert series is not None
+        series = there(ranking_series(model))
         aurocs = [row.mean.auroc for row in series.methods if row.mean is not None]
         assert aurocs == sorted(aurocs, reverse=True)
         assert len(series.methods) + len(series.failed) == len(model.methods)
@@ -187,8 +191,7 @@ def test_methods_are_ranked_by_their_mean_auroc() -> None:
 
 def test_points_of_each_ratio_are_those_of_the_sweep() -> None:
     for model in SWEEP.models:
-        series = ratio_series(model, settings=chosen(w_min=0.3))
-        assert series is not None
+        series = there(ratio_series(model, settings=chosen(w_min=0.3)))
         assert {panel.ratio: panel.chosen for panel in series.panels} == dict.fromkeys(RATIOS, 0.0) | {"w_min": 0.3}
         for panel in series.panels:
             points = model.curve(panel.ratio)
@@ -201,8 +204,7 @@ def test_points_of_each_ratio_are_those_of_the_sweep() -> None:
 
 
 def test_the_reading_that_was_chosen_is_drawn() -> None:
-    series = ratio_series(SWEPT, settings={"neuron": "aggregate", "scope": "class"})
-    assert series is not None
+    series = there(ratio_series(SWEPT, settings={"neuron": "aggregate", "scope": "class"}))
     curves = ("w_min-class", "w_max-class", "o_min-aggregate", "o_max-aggregate")
     for panel, curve in zip(series.panels, curves, strict=True):
         assert panel.lines[-1].means == tuple(point.far for point in SWEPT.curve(curve))
@@ -210,8 +212,7 @@ def test_the_reading_that_was_chosen_is_drawn() -> None:
 
 
 def test_places_on_the_axis_ascend_and_zero_is_among_the_marks() -> None:
-    series = ratio_series(SWEPT)
-    assert series is not None
+    series = there(ratio_series(SWEPT))
     assert [panel.is_log for panel in series.panels] == [False, True, False, True]
     for panel in series.panels:
         places = [panel.position(value) for value in panel.values]
@@ -221,21 +222,18 @@ def test_places_on_the_axis_ascend_and_zero_is_among_the_marks() -> None:
 
 
 def test_the_best_ratio_stands_in_the_title() -> None:
-    series = ratio_series(SWEPT)
-    assert series is not None
+    series = there(ratio_series(SWEPT))
     points = [(point.far.auroc, name) for name in RATIOS for point in SWEPT.curve(name) if point.far is not None]
     assert f"far AUROC {100 * max(points)[0]:.1f} % at rho_{max(points)[1]} = " in series.title
     points_alike = tuple(replace(point, far=SWEPT.energy.far) for point in SWEPT.points)
-    harmless = ratio_series(replace(SWEPT, points=points_alike))
-    assert harmless is not None
+    harmless = there(ratio_series(replace(SWEPT, points=points_alike)))
     assert "far AUROC no ratio gains" in harmless.title
     assert ratio_series(replace(SWEPT, points=SWEPT.curve("temperature"))) is None
 
 
 def test_cells_of_the_heat_map_are_those_of_the_sweep() -> None:
     for model in SWEEP.models:
-        series = grid_series(model, GRID, settings=chosen(w_min=0.3, o_min=0.1))
-        assert series is not None
+        series = there(grid_series(model, GRID, settings=chosen(w_min=0.3, o_min=0.1)))
         points = model.curve(GRID.name)
         assert series.chosen == (series.x_values.index(0.3), series.y_values.index(0.1))
         for panel in series.panels:
@@ -252,8 +250,7 @@ def test_cells_of_the_heat_map_are_those_of_the_sweep() -> None:
 def test_a_failed_point_leaves_its_cell_empty() -> None:
     [first, *others] = SWEPT.curve(GRID.name)
     failed = replace(first, status="failed", near=None, far=None)
-    series = grid_series(replace(SWEPT, points=(failed, *others)), GRID)
-    assert series is not None
+    series = there(grid_series(replace(SWEPT, points=(failed, *others)), GRID))
     assert [panel.values[0][0] for panel in series.panels] == [None] * 4
 
 
@@ -261,8 +258,7 @@ def test_a_failed_point_leaves_its_cell_empty() -> None:
     "given_settings", [chosen(w_min=0.31), chosen(w_min=0.3, w_max=0.01), {"ratios": "auto"}, None]
 )
 def test_ratios_off_the_grid_are_not_marked(given_settings: dict[str, object] | None) -> None:
-    series = grid_series(SWEPT, GRID, settings=given_settings)
-    assert series is not None
+    series = there(grid_series(SWEPT, GRID, settings=given_settings))
     assert series.chosen is None
     assert page_figure(series)["layout"]["annotations"][-1]["text"] == "orange frame: the best"
 
@@ -270,9 +266,8 @@ def test_ratios_off_the_grid_are_not_marked(given_settings: dict[str, object] | 
 @pytest.mark.parametrize(("shaping", "words"), [(None, ""), ({"name": "scale"}, ", without the shaping")])
 def test_ratios_that_were_chosen_with_shaping_say_that_it_is_not_drawn(shaping: object, words: str) -> None:
     given_settings = chosen() | {"shaping": shaping}
-    grid, ratios = grid_series(SWEPT, GRID, settings=given_settings), ratio_series(SWEPT, settings=given_settings)
-    assert grid is not None
-    assert ratios is not None
+    grid = there(grid_series(SWEPT, GRID, settings=given_settings))
+    ratios = there(ratio_series(SWEPT, settings=given_settings))
     assert grid.frames == f"framed: the best; dashed: ratios chosen by OPNP{words}"
     titles = [page_figure(ratios)["layout"][f"xaxis{number}"]["title"]["text"] for number in ("", "2")]
     assert all(title.endswith(f"lowest, chosen 0{words}") for title in titles)
@@ -310,21 +305,12 @@ def test_thinning_moves_no_area_visibly(seed: int, shift: float, digits: int) ->
     curve = curve_series("m", {"a": {"test": inside, "ood_far": outside}}, {"far": "far"}).panels[0].curves[0]
     tensors = torch.from_numpy(inside), torch.from_numpy(outside)
     assert max(len(curve.kept_ood), len(curve.recall)) <= 512
+    assert (curve.kept_ood[0], curve.kept_id[0], curve.kept_ood[-1], curve.kept_id[-1]) == (0, 0, 1, 1)
     assert auc(curve.kept_ood, curve.kept_id) == pytest.approx(auroc(*tensors), abs=1e-3)
     area = (np.diff(curve.recall) * np.array(curve.precision)[1:]).sum()
     assert area == pytest.approx(aupr(*tensors), abs=4e-3)
     assert curve.auroc == auroc(*tensors)
     assert curve.aupr == pytest.approx(aupr(*tensors), abs=1e-12)
-
-
-def test_thinned_points_are_points_of_the_curve_and_keep_its_ends() -> None:
-    draw = np.random.default_rng(3)
-    whole = roc_points(draw.normal(0, 1, 5000), draw.normal(1, 1, 5000))
-    part = thinned(whole, 100)
-    places = {*zip(whole.x.tolist(), whole.y.tolist(), strict=True)}
-    assert {*zip(part.x.tolist(), part.y.tolist(), strict=True)} <= places
-    assert len(part.x) <= 100
-    assert (part.x[0], part.y[0], part.x[-1], part.y[-1]) == (0.0, 0.0, 1.0, 1.0)
 
 
 @given(scores_with_ties, scores_with_ties, st.integers(1, 20))
