@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
@@ -107,7 +106,7 @@ def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
     """
     figures, fit = named_figures(results, keep=keep), results.fit
     fitted = () if fit is None else (fit.model,)
-    names = list(dict.fromkeys(chain(_model_names(results), (figure.model for figure in figures), fitted)))
+    names = list(dict.fromkeys((*results.model_names, *fitted)))
     pictured = [results.pictures_of(name) for name in names]
     shown = fitting_galleries(
         [() if each is None else galleries(each.gallery) for each in pictured], most_bytes=_GALLERY_BYTES
@@ -126,15 +125,6 @@ def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
         )
         models.append(section)
     return PageContent(_TITLE, keep, tuple(models), tuple(run_facts(results, keep=keep)))
-
-
-def _model_names(results: Results) -> list[str]:
-    names = [model.model for model in results.models]
-    if results.sweep is not None:
-        names += [model.model for model in results.sweep.models]
-    if results.pictures is not None and not results.models:
-        names += [model.model for model in results.pictures.models]
-    return names
 
 
 def _section(
@@ -253,18 +243,13 @@ def _faults(model: ReportedModel, methods: list[str], scores: Mapping[str, Score
                 f"The file of scores lacks {names} for {label}: thresholds and figures of scores leave out what the "
                 f"table includes."
             )
-        stale += [f"{label} on {set_label(name)}" for name in _stale(model, method, by_set)]
+        threshold = keeping_threshold(by_set["test"], 0.95)
+        for name, figures in sorted((model.row(method).detection or {}).items()):
+            outside = by_set.get(f"ood_{name}")
+            if outside is not None and abs(float(np.mean(outside <= threshold)) - figures.fpr95) > 1e-9:
+                stale.append(f"{label} on {set_label(name)}")
     if stale:
         yield (
             f"The file of scores is not the one that the results were made of: FPR95 differs for {listed(stale)}. "
             f"Thresholds and figures of scores do not belong to the table."
         )
-
-
-def _stale(model: ReportedModel, method: str, by_set: Scores) -> Iterator[str]:
-    """Return the sets whose recorded FPR95 is not that of the scores."""
-    threshold = keeping_threshold(by_set["test"], 0.95)
-    for name, figures in sorted((model.row(method).detection or {}).items()):
-        outside = by_set.get(f"ood_{name}")
-        if outside is not None and abs(float(np.mean(outside <= threshold)) - figures.fpr95) > 1e-9:
-            yield name

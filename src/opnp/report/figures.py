@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from opnp.errors import DataFileError, OptionError
@@ -58,11 +57,9 @@ def named_figures(results: Results, *, keep: float = 0.95) -> tuple[NamedFigure,
 
     """
     models = {model.model: model for model in results.models}
-    swept = () if results.sweep is None else (model.model for model in results.sweep.models)
-    pictured = () if models or results.pictures is None else (model.model for model in results.pictures.models)
     figures: list[NamedFigure] = []
     used: set[str] = set()
-    for name in dict.fromkeys(chain(models, swept, pictured)):
+    for name in results.model_names:
         for stem, heading, series in _figures(results, name, models.get(name), keep):
             file_part = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
             figures.append(NamedFigure(_unique(f"{stem}-{file_part}", used), heading, name, series))

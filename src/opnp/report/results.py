@@ -175,6 +175,15 @@ class Results:
         found = {method: self.scores(model.model, method) for method in methods}
         return {method: scores for method, scores in found.items() if scores is not None and "test" in scores}
 
+    @property
+    def model_names(self) -> list[str]:
+        """Names of the models of results and sweep, and of pictures where there are no results; each once."""
+        names = [model.model for model in self.models]
+        names += [] if self.sweep is None else [model.model for model in self.sweep.models]
+        if self.pictures is not None and not self.models:
+            names += [model.model for model in self.pictures.models]
+        return list(dict.fromkeys(names))
+
     def pictures_of(self, model: str) -> ModelPictures | None:
         """Return the pictures of a model: those of its name, or the only ones where there is only one model."""
         pictures = () if self.pictures is None else self.pictures.models
@@ -259,9 +268,18 @@ def models_of_bench(record: BenchRecord) -> tuple[ReportedModel, ...]:
         ()
 
     """
-    return tuple(
-        ReportedModel(**asdict(model) | {"methods": tuple(map(_bench_row, model.methods))}) for model in record.models
-    )
+    models = []
+    for model in record.models:
+        rows = tuple(
+            ReportedRow(
+                **asdict(row),
+                accuracy=None if row.before is None else row.before.accuracy,
+                accuracy_after=None if row.after is None else row.after.accuracy,
+            )
+            for row in model.methods
+        )
+        models.append(ReportedModel(**asdict(model) | {"methods": rows}))
+    return tuple(models)
 
 
 def models_of_demo(record: DemoRecord) -> tuple[ReportedModel, ...]:
@@ -291,14 +309,6 @@ def models_of_demo(record: DemoRecord) -> tuple[ReportedModel, ...]:
         title=record.title,
     )
     return (model,)
-
-
-def _bench_row(row: MethodRow) -> ReportedRow:
-    return ReportedRow(
-        **asdict(row),
-        accuracy=None if row.before is None else row.before.accuracy,
-        accuracy_after=None if row.after is None else row.after.accuracy,
-    )
 
 
 def _demo_row(row: DemoRow, nearness: Mapping[str, Nearness]) -> ReportedRow:

@@ -144,17 +144,18 @@ def sets_table(model: ReportedModel) -> Table:
     """Return the methods of a model on each OOD set."""
     titles = (FPR95_ID, FPR95_OOD, "AUROC", "AUPR, ID positive", "AUPR, OOD positive")
     texts = [Column(title, is_number=False) for title in ("Method", "OOD set", "Side")]
+    rows = []
+    for row in model.methods:
+        for name, figures in (row.detection or {}).items():
+            first = map(_text, (row.method, set_label(name), model.nearness.get(name, "")))
+            auprs = map(_share, (figures.aupr_id_positive, figures.aupr_ood_positive))
+            rows.append(Row((*first, *_figures(figures), *auprs), mark=_mark(model, row)))
     return Table(
         title="Methods on each OOD set",
         note=CONVENTIONS,
         columns=(*texts, *map(Column, titles)),
-        rows=tuple(
-            Row((*map(_text, (row.method, set_label(name), model.nearness.get(name, ""))), *_all_figures(figures)),
-                mark=_mark(model, row))
-            for row in model.methods
-            for name, figures in (row.detection or {}).items()
-        ),
-    )  # fmt: skip
+        rows=tuple(rows),
+    )
 
 
 def sweep_table(record: SweepRecord, model: SweptModel) -> Table:
@@ -228,10 +229,6 @@ def _figures(figures: DetectionFigures | None) -> tuple[Cell, ...]:
     if figures is None:
         return (_share(None),) * 3
     return tuple(map(_share, (figures.fpr95, figures.fpr95_ood_positive, figures.auroc)))
-
-
-def _all_figures(figures: DetectionFigures) -> tuple[Cell, ...]:
-    return (*_figures(figures), _share(figures.aupr_id_positive), _share(figures.aupr_ood_positive))
 
 
 def _text(text: str) -> Cell:
