@@ -16,7 +16,6 @@ from opnp.core.checks import require_finite
 from opnp.errors import HeadNotFoundError, InputTypeError, ShapeError
 from opnp.model.borrow import borrowed
 from opnp.model.forward import Inputs, LogitsSelector, logits_of, plain_tensor
-from opnp.model.messages import token_message
 
 __all__ = [
     "Head",
@@ -30,6 +29,7 @@ __all__ = [
     "require_module",
     "require_values",
     "tensor_of",
+    "token_message",
     "weight_of",
 ]
 
@@ -353,6 +353,16 @@ def _require_row_for_each(inputs: Inputs, labels: Tensor | None, features: Tenso
         f"or tokens? Cache one vector of features a sample, and use the `*_features` methods. If a sample is several "
         f'inputs, a bag or a pair, give the batch as a mapping, `{{"x": bag}}`, or with one label a sample, '
         f"`(bag, labels)`.",
+    )
+
+
+def token_message(label: str, shape: tuple[int, ...], *, read: str = "") -> str:
+    """Return what to say of a layer that runs on every token; `read` is what the model does with its output."""
+    return (
+        f"{label} received features of shape {shape}: it runs on every token or position, but a head must get one "
+        f"vector a sample, (batch, features).{read} Cache the features of the token whose logits the model returns "
+        f"(in GPT-2 and Llama the last one that is not padding), or pool them as the model does, and use "
+        f"`fit_features` and the other `*_features` methods with this layer's weight and bias."
     )
 
 

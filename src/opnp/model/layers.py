@@ -29,8 +29,15 @@ from opnp.errors import (
     OptionError,
     ShapeError,
 )
-from opnp.model.batches import inputs_of, is_empty, opened
-from opnp.model.borrow import borrowed, in_this_thread, set_eval_mode, unwrapped
+from opnp.model.borrow import (
+    LAYER_KINDS,
+    borrowed,
+    in_this_thread,
+    listed_layers,
+    named_layer,
+    set_eval_mode,
+    unwrapped,
+)
 from opnp.model.forward import (
     Inputs,
     LogitsSelector,
@@ -42,8 +49,8 @@ from opnp.model.forward import (
     sole_input,
 )
 from opnp.model.head import Head, HeadLayer, is_as_its_kind, require_values, weight_of
-from opnp.model.pruning import LAYER_KINDS, listed_layers, named_layer
 from opnp.model.search import find_head
+from opnp.model.stream import inputs_of, is_empty, opened
 
 __all__ = ["sensitivity", "sensitivity_sums"]
 
