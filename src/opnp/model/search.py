@@ -177,9 +177,7 @@ _MESSAGES = {
         "{what} is of type {kind}, not nn.Linear, nor a 1x1 convolution with stride 1, one group and no padding. "
         "{listed}"
     ),
-    "several match": (
-        "{count} layers have the model's output as theirs: {names}. Choose one with `head=\"{last}\"`."
-    ),
+    "several match": ('{count} layers have the model\'s output as theirs: {names}. Choose one with `head="{last}"`.'),
     "no logits": "{no_logits} Or name the head itself: `head=...`. {listed}",
     "none": "No nn.Linear has the model's output, of shape {shape}, as its own",
     "none fits": (
@@ -349,7 +347,7 @@ def _is_one_token(call: _Call, logits: Tensor) -> bool:
     return bool((rows == logits[:, None].to(rows.dtype)).all(2).any(1).all())
 
 
-# ------------------------------------------------------------------------------------------------ outputs that are logits
+# ---------------------------------------------------------------------------------------------- outputs that are logits
 def _matching(
     layers: Mapping[str, HeadLayer],
     calls: Mapping[str, list[_Call]],
@@ -363,7 +361,9 @@ def _matching(
         (name, call.output)
         for name, made in calls.items()
         for call in made
-        if _version(call.output) == call.version and call.output.numel() == logits.numel() and call.output.device == logits.device
+        if _version(call.output) == call.version
+        and call.output.numel() == logits.numel()
+        and call.output.device == logits.device
     ]
     same = [
         name
