@@ -3,7 +3,6 @@
 What one forward pass leaves of it are features and logits, once it is seen that they belong together.
 """
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from opnp.core.checks import require_finite
 from opnp.errors import HeadNotFoundError, InputTypeError, ShapeError
@@ -243,8 +243,8 @@ def _of_hook(module: nn.Module, name: str) -> Tensor | None:
             return pruned
         compute: Any = getattr(hook, "compute_weight", None)
         if compute is not None and getattr(hook, "name", None) == name:
-            has_iteration = "do_power_iteration" in inspect.signature(compute).parameters
-            made: Tensor = compute(module, **({"do_power_iteration": False} if has_iteration else {}))
+            is_iterated = isinstance(hook, SpectralNorm)
+            made: Tensor = compute(module, do_power_iteration=False) if is_iterated else compute(module)
             return made
     return None
 

@@ -146,16 +146,8 @@ def head_run(
             outcome = head_outcome(found, [call.received for call in made], answer, inputs, labels)
             OwnLogits(found).require(*outcome)
             if is_random:
-                _tell_random_features(outcome[0], partial(_features_again, found, run))
+                _tell_random_features(found, outcome[0], run)
         return found, outcome
-
-
-def _features_again(head: Head, run: Callable[[], object]) -> Tensor | None:
-    """Return the features that the head has in a further run; None if it has none."""
-    with _recorded({head.name: head.module}) as calls:
-        run()
-    made = calls[head.name]
-    return made[0].received.flatten(1) if len(made) == 1 else None
 
 
 # ------------------------------------------------------------------------------------- what is said where there is none
@@ -451,30 +443,25 @@ def _call(module: HeadLayer, received: Tensor, output: Tensor) -> _Call:
 
 def _random_state(device: torch.device | None) -> tuple[object, ...]:
     """Return the states of the generators of random numbers that a forward may draw from, as values that compare."""
-    state: list[object] = [torch.random.get_rng_state().numpy().tobytes(), random.getstate()]
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # the generator that a model would draw from
-    state += [name, np.asarray(keys).tobytes(), *rest]
+    of_torch = [torch.random.get_rng_state()]
     if device is not None and device.type == "cuda":
-        state.append(torch.cuda.get_rng_state(device).numpy().tobytes())
-    return tuple(state)
+        of_torch.append(torch.cuda.get_rng_state(device))
+    of_numpy = repr(np.random.get_state(legacy=True))  # noqa: NPY002  # the generator that a model would draw from
+    return *(state.numpy().tobytes() for state in of_torch), random.getstate(), of_numpy
 
 
-def _tell_random_features(first: Tensor, again: Callable[[], Tensor | None]) -> None:
+def _tell_random_features(head: Head, first: Tensor, run: Callable[[], object]) -> None:
     """Warn if the features of a batch are others in a second run.
 
-    Args:
-        first: The features.
-        again: Runs the same batch again and returns its features, or None if there are none.
-
     Warns:
-        OpnpWarning: If they are others.
+        OpnpWarning: If they are.
 
     """
-    second = again()
-    if second is not None and second.shape == first.shape:
-        tolerance = _SAME * float(first.abs().max()) if first.numel() else 0.0
-        if torch.allclose(first, second, rtol=0, atol=tolerance, equal_nan=True):
-            return
+    with _recorded({head.name: head.module}) as calls:
+        run()
+    again = [call.received.flatten(1) for call in calls[head.name]]
+    if len(again) == 1 and again[0].shape == first.shape and _is_close(again[0], first, _SAME):
+        return
     warnings.warn(
         "The model draws random numbers in eval mode, and has other features for the same inputs in a second run: a "
         "dropout that ignores eval mode (`functional.dropout` with `training=True`), noise, or random crops in its "

@@ -507,7 +507,6 @@ def test_tensors_of_inference_mode() -> None:
         ),
         (lambda logits: logits[..., None], ShapeError, r"`logits` must have shape \(batch, classes\), got \(8, 3, 1\)"),
         (lambda logits: logits[:, :1], ShapeError, "The model has one output"),
-        (lambda logits: logits[:0], EmptyDataError, "The model made no logits of the inputs in batch 0"),
     ],
 )
 def test_outputs_without_logits(after: Callable[[Tensor], object], error: type[Exception], message: str) -> None:
