@@ -73,13 +73,11 @@ def test_an_image_of_the_right_size_keeps_its_pixels_in_one_channel_or_three() -
     ("changes", "message"),
     [
         ({"size": 0}, "`size` must lie in 1 to 8192 pixels, got 0"),
-        ({"resize": 0}, "`resize` must lie in 1 to 8192 pixels, got 0"),
         ({"mean": (0.5, 0.5)}, r"three values each \(red, green, blue\), or one each for grey inputs, got 2 and 3"),
         ({"std": (0.5,)}, "got 3 and 1"),
         ({"std": (0.5, 0.0, 0.5)}, "`std` must be finite and above 0"),
         ({"mean": (float("nan"), 0.5, 0.5)}, "`mean` must be finite"),
         ({"mean": (123.7, 116.3, 103.5)}, "must be of pixels in.*Divide values of pixels in 0 to 255 by 255"),
-        ({"std": (58.4, 57.1, 57.4)}, "Divide"),
         ({"interpolation": "sinc"}, "must be one of nearest, box, bilinear, hamming, bicubic, lanczos, got 'sinc'"),
     ],
 )
