@@ -5,7 +5,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -282,22 +281,6 @@ def test_autocast_around_the_call() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16), unchanged(model, "sensitivity"):
         found = sensitivity(model, [images().float()])
     assert_equal(found, exact, tolerance=0.1)
-
-
-@pytest.mark.parametrize("head", [None, "2"])
-def test_other_threads_use_the_model_meanwhile(head: str | None) -> None:
-    expected, model = sensitivity(mlp(), batches()), mlp()
-    outputs: list[Tensor] = []
-
-    def answer(*_args: object) -> None:
-        thread = Thread(target=lambda: outputs.append(model[2](torch.ones(1, 5))))
-        thread.start()
-        thread.join(20)
-
-    model[1].register_forward_hook(answer)
-    assert_equal(sensitivity(model, batches(), head=head), expected)
-    assert all(torch.equal(each, mlp()[2](torch.ones(1, 5))) for each in outputs)
-    assert outputs
 
 
 @pytest.mark.parametrize("chunk", [1, 3000, None])
