@@ -103,31 +103,28 @@ def test_labels_of(loaded: object, has_labels: bool) -> None:
         assert found.tolist() == LABELS.tolist()
 
 
-def test_one_input_gets_a_batch_axis() -> None:
-    axes = axes_of(torch.ones(5, 3, 8, 8))
-    one, is_single = as_batch(torch.ones(3, 8, 8), axes)
-    assert isinstance(one, Tensor)
-    assert (one.shape, is_single) == ((1, 3, 8, 8), True)
-    several = torch.ones(2, 3, 8, 8)
-    assert as_batch(several, axes) == (several, False)
-    assert as_batch(several, None) == (several, False)
-    odd = torch.ones(8, 8)
-    assert as_batch(odd, axes) == (odd, False)
+IDS: dict[str, object] = {"ids": torch.ones(4, 7).long(), "mask": torch.ones(4, 7), "scale": 2.0}
 
 
-def test_one_mapping_gets_a_batch_axis() -> None:
-    loaded: dict[str, object] = {"ids": torch.ones(4, 7).long(), "mask": torch.ones(4, 7), "scale": 2.0}
-    axes = axes_of(loaded)
-    assert axes == {"ids": 2, "mask": 2}
-    one, is_single = as_batch({"ids": torch.ones(7), "mask": torch.ones(7), "scale": 2.0}, axes)
+@pytest.mark.parametrize(
+    ("several", "one", "others"),
+    [
+        (torch.ones(5, 3, 8, 8), torch.ones(3, 8, 8), [torch.ones(8, 8)]),
+        (
+            IDS,
+            {"ids": torch.ones(7), "mask": torch.ones(7), "scale": 2.0},
+            [{"ids": torch.ones(7), "mask": torch.ones(1, 7)}, {"scale": 2.0}],
+        ),
+    ],
+    ids=["tensor", "mapping"],
+)
+def test_one_input_gets_a_batch_axis(several: Any, one: Any, others: list[Any]) -> None:
+    axes = axes_of(several)
+    found, is_single = as_batch(one, axes)
     assert is_single
-    assert isinstance(one, dict)
-    assert (one["ids"].shape, one["mask"].shape, one["scale"]) == ((1, 7), (1, 7), 2.0)
-    assert as_batch(loaded, axes) == (loaded, False)
-    half = {"ids": torch.ones(7), "mask": torch.ones(1, 7)}
-    assert as_batch(half, axes) == (half, False)
-    assert as_batch(loaded, None) == (loaded, False)
-    assert as_batch({"scale": 2.0}, axes) == ({"scale": 2.0}, False)
+    assert axes_of(found) == axes
+    for given, known in [(several, axes), (several, None), *((other, axes) for other in others)]:
+        assert as_batch(given, known) == (given, False)
 
 
 # --------------------------------------------------------------------------------------------------------- streams
