@@ -57,7 +57,7 @@ AREAS = (
         "pruning",
         "Pruning",
         "From sensitivities to masks, and masks on a model.",
-        ("opnp.core.masks", "opnp.model.pruning"),
+        ("opnp.core.masks", "opnp.model.borrow"),
     ),
     Area("scores", "Scores", "What is read off the logits. Larger = more OOD, everywhere.", ("opnp.core.scores",)),
     Area("shaping", "Shaping", "What is done to the features before the pruned head.", ("opnp.core.shaping",)),

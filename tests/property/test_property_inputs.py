@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from opnp.data import InputSet
-from opnp.data.files import Names
+from opnp.data.samples import Names
 from opnp.distributed import row_part
 from opnp.errors import DataFileError, EmptyDataError
 from tests.unit.data.text_world import LETTERS, texts_of

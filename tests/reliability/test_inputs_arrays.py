@@ -3,7 +3,6 @@
 import itertools
 import pickle
 import sys
-import tracemalloc
 import zipfile
 import zlib
 from io import BytesIO
@@ -18,7 +17,7 @@ from safetensors.torch import save, save_file
 
 from opnp.data import load_weights, open_inputs, read_weights
 from opnp.errors import DataFileError, OpnpError
-from tests.reliability.inputs_world import Ran, damaged, is_told, run_opnp
+from tests.reliability.inputs_world import Ran, damaged, is_told, memory_bounded, run_opnp
 from tests.tried import Tried
 from tests.unit.bench.image_world import OPTIONS, tiny_model, write_module
 from tests.unit.data.image_files import PLAIN
@@ -138,45 +137,36 @@ def test_headers_that_declare_anything_take_no_memory_and_run_nothing(here: Path
     path = here / f"some{packed}"
     for index, content in enumerate(cases):
         path.write_bytes(content if packed == ".npy" else _zipped({"images.npy": content}))
-        assert _peak_of_refusal(path) < 10_000_000
+        _refused_in_little_memory(path)
         if index % 4 == 0:
             ran = _fitted(here, path)
             assert is_told(ran), (content[:200], ran)
     assert not (here / "marker").exists()
 
 
-def _zipped(contents: dict[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> bytes:
+def _zipped(contents: dict[str, bytes]) -> bytes:
     made = BytesIO()
-    with zipfile.ZipFile(made, "w", kind) as archive:
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
     return made.getvalue()
 
 
-def _peak_of_refusal(path: Path) -> int:
-    """Return the most bytes that Python and NumPy held while inputs were refused."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(OpnpError):
-            open_inputs(path, PLAIN)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+def _refused_in_little_memory(path: Path) -> None:
+    with memory_bounded(2**29), pytest.raises(OpnpError):
+        open_inputs(path, PLAIN)
 
 
 @pytest.mark.reliability
 def test_archives_that_lie_about_their_size_take_no_memory(here: Path, tried: Tried) -> None:
-    zeros = _header("(100000, 8, 8, 3)", body=bytes(19_200_000))
     cases = [
-        _zipped({"images.npy": zeros}, zipfile.ZIP_BZIP2),
-        _zipped({"images.npy": zeros}, zipfile.ZIP_LZMA),
         _lying(_header("(90000000, 8, 8, 3)", body=bytes(100)), 17_280_000_000 % 2**32),
         _zipped({"images.npy": _header("(90000000, 8, 8, 3)", body=bytes(100))}),
     ]
     tried("inputs", "zip archives of arrays that grow or lie about their size", len(cases))
     for content in cases:
         (here / "some.npz").write_bytes(content)
-        assert _peak_of_refusal(here / "some.npz") < 10_000_000
+        _refused_in_little_memory(here / "some.npz")
         assert is_told(_fitted(here, here / "some.npz"))
 
 

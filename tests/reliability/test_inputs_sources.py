@@ -55,7 +55,7 @@ def test_damaged_data_sets_are_read_or_refused(saved: Path, tried: Tried, name: 
 def test_indices_of_splits_that_are_none_are_told(tmp_path: Path, tried: Tried, splits: str) -> None:
     tried("inputs", "indices of splits of data sets that are odd")
     (tmp_path / "dataset_dict.json").write_text(splits, encoding="utf-8")
-    with pytest.raises(DataFileError, match=r"holds the splits|cannot be read"):
+    with pytest.raises(DataFileError, match=r"holds the splits|is no readable data set"):
         open_inputs(tmp_path, LETTERS)
 
 

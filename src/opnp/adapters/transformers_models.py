@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from opnp.data import file_digest
-from opnp.data.preprocessing import require_area
+from opnp.data.samples import require_area
 from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OpnpError, OptionError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from opnp.artifact import tensors_digest
 from opnp.bench.odin import ODIN_FILE
 from opnp.data import FeatureSet, InputSet, Transform, file_digest, write_features, write_head
-from opnp.data.files import printable_name
+from opnp.data.samples import printable_name
 from opnp.errors import DataFileError, InputTypeError, OptionError
 from opnp.files import existing_file, write_atomically
 from opnp.model import Head, plain_tensor, require_values

@@ -8,26 +8,27 @@ from opnp.data.features import (
     MappedFeatures,
     block_edges,
     feature_part,
+    load_weights,
     open_features,
     read_features,
     read_head,
+    read_weights,
     write_features,
     write_head,
 )
-from opnp.data.files import file_digest
 from opnp.data.inputs import InputSet, InputSource, open_inputs, train_and_test, unreadable_summary
-from opnp.data.preprocessing import (
+from opnp.data.samples import (
     Interpolation,
     ModelInputs,
     Preprocessing,
     SampleKind,
     Transform,
     channel_std,
+    file_digest,
     require_pillow,
 )
 from opnp.data.shards import FeatureShardWriter
 from opnp.data.tables import require_score_file, write_score_table
-from opnp.data.weights import load_weights, read_weights
 
 __all__ = [
     "FeaturePart",

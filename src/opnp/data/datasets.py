@@ -1,7 +1,6 @@
 """Images or texts of a data set of Hugging Face that was saved to disk: decoded one by one, when they are asked for."""
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from opnp.data.files import LABEL_COLUMNS, Names, class_labels, file_digest
 from opnp.data.images import decoded_image
-from opnp.data.preprocessing import SampleKind, require_pillow
+from opnp.data.samples import LABEL_COLUMNS, Names, SampleKind, class_labels, file_digest, require_pillow
 from opnp.data.texts import checked_text
 from opnp.errors import DataFileError, EmptyDataError, InputTypeError, MissingExtraError
 
@@ -68,21 +66,25 @@ class SavedDataset:
         path = Path(path)
         if kind == "image":
             require_pillow()
-        _require_one_split(path)
         if find_spec("datasets") is None:
             raise MissingExtraError(
                 f"{path} is a data set of Hugging Face, which needs datasets: `pip install 'opnp[hf]'`.",
             )
         import datasets
 
-        if not any(path.glob("*.arrow")):  # which the package itself stumbles over
+        has_splits = (path / _SPLITS).is_file()
+        if not has_splits and not any(path.glob("*.arrow")):  # which the package itself stumbles over
             raise EmptyDataError(f"{path} has no rows.")
         try:
             data = datasets.load_from_disk(str(path.resolve())).with_format(None)
-            data.data.table.validate(full=True)  # Arrow ends the process where offsets lead out of a damaged file
+            if not has_splits:
+                data.data.table.validate(full=True)  # Arrow ends the process where offsets lead out of a damaged file
         except Exception as error:  # Arrow, JSON and the package itself fail in their own ways
             reason = str(error).partition("\n")[0]
             raise DataFileError(f"{path} is no readable data set ({type(error).__name__}: {reason}).") from error
+        if has_splits:
+            first = path / next(iter(data), "train")
+            raise DataFileError(f"{path} holds the splits {', '.join(data)}: give one of them, such as {first}.")
         if len(data) == 0:
             raise EmptyDataError(f"{path} has no rows.")
         label = next((name for name in LABEL_COLUMNS if name in data.features), None)
@@ -129,19 +131,6 @@ class SavedDataset:
 def is_saved_dataset(path: Path) -> bool:
     """Return whether a folder was written by `save_to_disk`, of one split or of several."""
     return (path / _SPLITS).is_file() or all((path / name).is_file() for name in _FILES)
-
-
-def _require_one_split(path: Path) -> None:
-    if not (path / _SPLITS).is_file():
-        return
-    try:
-        splits = [str(name) for name in json.loads((path / _SPLITS).read_text(encoding="utf-8"))["splits"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataFileError(f"{path / _SPLITS} cannot be read ({error}).") from error
-    first = path / splits[0] if splits else path / "train"
-    raise DataFileError(
-        f"{path} holds the splits {', '.join(splits) or 'of nothing'}: give one of them, such as {first}."
-    )
 
 
 def _column(path: Path, features: Any, kind: SampleKind, label: str | None) -> str:  # noqa: ANN401  # the package ships no types

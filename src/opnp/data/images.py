@@ -1,33 +1,41 @@
-"""Images in files: one decoded completely, those of a folder, and those that a list names."""
+"""Images in files: one decoded completely, those of a folder, those that a list names, and those of an array."""
 
 import csv
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from opnp.data.files import (
+import numpy as np
+from numpy.lib import format as numpy_format
+from numpy.typing import NDArray
+
+from opnp.artifact import opened_tensors
+from opnp.data.samples import (
     LABEL_COLUMNS,
     Names,
+    SampleKind,
     class_index,
     class_labels,
     column_names,
+    file_digest,
     printable_name,
     readable_digest,
+    require_pillow,
     shown_text,
 )
-from opnp.data.preprocessing import SampleKind, require_pillow
-from opnp.errors import DataFileError, EmptyDataError, MissingFileError
+from opnp.errors import DataFileError, EmptyDataError
 from opnp.files import existing_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_ENDINGS", "FileList", "ImageFolder", "decoded_image"]
+__all__ = ["IMAGE_ENDINGS", "FileList", "ImageArrays", "ImageFolder", "decoded_image"]
 
 IMAGE_ENDINGS = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pbm", ".pgm"),
@@ -107,20 +115,16 @@ class ImageFolder:
             is_labelled: Whether subfolders are classes; else all images count, at any depth, without labels.
 
         Raises:
-            MissingFileError: If there is no such folder.
             EmptyDataError: If there is no image in it, or none in the folder of a class.
-            DataFileError: If images stand both in it and in its subfolders, two subfolders are the same class, or a
-                link beside subfolders leads nowhere and may stand for a folder: its name has no ending, or those of the
-                subfolders have one too, and it is no file of git-annex.
+            DataFileError: If images stand both in it and in its subfolders, or two subfolders are the same class.
             MissingExtraError: If Pillow is not installed.
 
         """
         require_pillow()
         path = Path(path)
-        if not path.is_dir():
-            raise MissingFileError(f"{path} is no folder: expected one with images.")
-        loose = tuple(sorted(file for file in path.iterdir() if _is_image(file)))
-        classes = _by_class(path)
+        entries = sorted(path.iterdir())
+        loose = [entry for entry in entries if _is_image(entry)]
+        classes = {entry.name: sorted(_walked(entry)) for entry in entries if _is_class(entry)}
         if not loose and not any(classes.values()):
             raise EmptyDataError(f"{path} holds no image: expected files ending in {', '.join(IMAGE_ENDINGS)}.")
         is_numbered = all(name.isascii() and name.isdigit() for name in classes)
@@ -182,32 +186,21 @@ class ImageFolder:
         return self.files[index].relative_to(self.path).as_posix()
 
 
-def _by_class(path: Path) -> dict[str, tuple[Path, ...]]:
-    """Return the images by name of the subfolder, at any depth in it."""
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    folders = [entry for entry in entries if entry.is_dir()]
-    has_endings = any(folder.suffix for folder in folders)
-    lost = next((each for each in entries if _is_lost_folder(each, has_endings=has_endings)), None)
-    if folders and lost is not None:
-        raise DataFileError(
-            f"{path} holds {printable_name(lost.name)}, a link that leads nowhere: if it stands for a folder of "
-            f"images, these would be missed. Mend or remove it.",
-        )
-    seen = {os.path.realpath(folder) for folder in (path, *folders)}  # a link to one of them leads back
-    return {folder.name: tuple(sorted(_walked(folder, seen))) for folder in folders}
+def _is_class(entry: Path) -> bool:
+    """Return whether an entry is a folder, or a link that leads nowhere and has the name of one: an empty class."""
+    is_lost = entry.is_symlink() and not entry.exists() and not entry.suffix
+    return (entry.is_dir() or is_lost) and not entry.name.startswith(".")
 
 
-def _walked(start: Path, seen: set[str]) -> Iterator[Path]:
-    """Yield the images below a folder, through links too; each folder is entered once."""
+def _walked(start: Path) -> Iterator[Path]:
+    """Yield the images below a folder, through links too; each folder is entered once, wherever links lead back to."""
+    seen = {os.path.realpath(start.parent)}
     for place, subfolders, names in os.walk(start, followlinks=True):
-        yield from (file for file in (Path(place, name) for name in names) if _is_image(file))
-        entered = []
-        for name in sorted(name for name in subfolders if not name.startswith(".")):
-            real = os.path.realpath(Path(place, name))
-            if real not in seen:
-                seen.add(real)
-                entered.append(name)
-        subfolders[:] = entered
+        real = os.path.realpath(place)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and real not in seen)
+        if real not in seen:
+            seen.add(real)
+            yield from (file for name in names if _is_image(file := Path(place, name)))
 
 
 def _is_image(file: Path) -> bool:
@@ -215,19 +208,6 @@ def _is_image(file: Path) -> bool:
     if file.suffix.lower() not in IMAGE_ENDINGS or file.name.startswith("."):
         return False
     return file.is_file() or (file.is_symlink() and not file.exists())
-
-
-def _is_lost_folder(entry: Path, *, has_endings: bool) -> bool:
-    """Return whether an entry is a link that leads nowhere, and may stand for a folder of images.
-
-    Args:
-        entry: What stands beside the folders.
-        has_endings: Whether the names of folders have endings, so that one does not tell a file.
-
-    """
-    if not entry.is_symlink() or entry.exists() or _is_image(entry) or (entry.suffix and not has_endings):
-        return False
-    return ("annex", "objects") not in pairwise(entry.readlink().parts)  # git-annex puts links for files alone
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -341,3 +321,117 @@ def _is_unlike(rows: Sequence[Sequence[str]]) -> bool:
 
 def _field(row: Sequence[str], column: int) -> str:
     return row[column].strip() if 0 <= column < len(row) else ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ImageArrays:
+    """Images of a file of arrays, in its order.
+
+    Those of a .npy file stay on disk until they are asked for, those of a .safetensors file are pages of it that the
+    system loads and drops as it likes, and those of a .npz file are held in memory as a whole.
+
+    Attributes:
+        path: The file.
+        pixels: Shape ``(images, height, width, 3)``, or ``(images, height, width)`` for grey ones; uint8.
+        labels: Their classes, or None.
+        class_names: None: the labels are the classes.
+
+    """
+
+    path: Path
+    pixels: NDArray[np.uint8]
+    labels: tuple[int, ...] | None
+    class_names: None = None
+    kind: ClassVar[SampleKind] = "image"
+
+    @classmethod
+    def from_path(cls, path: str | os.PathLike[str], *, is_labelled: bool = True) -> "ImageArrays":
+        """Return the images of a .npy file, or of `images` and, where they are known, `labels` in another file.
+
+        Args:
+            path: The file, ending in .npy, .npz or .safetensors.
+            is_labelled: Whether labels are read; else they may be anything.
+
+        Raises:
+            MissingFileError: If there is no such file.
+            DataFileError: If it is unreadable, holds pickled objects, lacks `images`, or an array has the wrong shape
+                or dtype.
+            EmptyDataError: If it holds no image.
+            MissingExtraError: If Pillow is not installed.
+
+        """
+        require_pillow()
+        path = existing_file(path, content="images")
+        arrays, held = _arrays(path)
+        if "images" not in arrays:
+            raise DataFileError(f"{path} must hold `images`, but it holds {shown_text(', '.join(held)) or 'nothing'}.")
+        pixels, labels = arrays["images"], arrays.get("labels") if is_labelled else None
+        _require_pixels(path, pixels)
+        if labels is None:
+            return cls(path, pixels, None)
+        if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
+            raise DataFileError(
+                f"{path}: `labels` must be integers of shape ({len(pixels)},), got {labels.dtype.name} of shape "
+                f"{labels.shape}."
+            )
+        return cls(path, pixels, tuple(class_index(label, path=path) for label in labels.tolist()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what opens the file again in another process, instead of its pixels."""
+        return partial(ImageArrays.from_path, is_labelled=self.labels is not None), (self.path,)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.pixels)
+
+    @property
+    def names(self) -> Names:
+        """Rows of the images."""
+        return Names(len(self.pixels), str)
+
+    def sample(self, index: int) -> "Image":
+        """Return an image, RGB or grey."""
+        from PIL import Image
+
+        return Image.fromarray(np.ascontiguousarray(self.pixels[index]))
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the file."""
+        return file_digest(self.path)
+
+
+def _arrays(path: Path) -> tuple[Mapping[str, NDArray[Any]], list[str]]:
+    """Return `images` and `labels`, as far as a file holds them, and the names of all it holds."""
+    ending = path.suffix.lower()
+    try:
+        if ending == ".safetensors":
+            found = opened_tensors(path, wanted=("images", "labels"))
+            return {name: tensor.numpy() for name, tensor in found.tensors.items()}, sorted(found.names)
+        if ending == ".npy":
+            return {"images": numpy_format.open_memmap(path, mode="r")}, ["images"]
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # noqa: TID251  # without pickles
+            return {name: archive[name] for name in ("images", "labels") if name in archive}, sorted(archive)
+    except Exception as error:  # NumPy, zipfile and the parser of headers fail in their own ways on damaged files
+        kind = "safetensors file" if ending == ".safetensors" else "file of NumPy"
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DataFileError(
+            f"{path} is no readable {kind} ({reason}): expected images in uint8, written by `numpy.save`, "
+            f"`numpy.savez` or safetensors, or a folder of images.",
+        ) from error
+
+
+def _require_pixels(path: Path, pixels: NDArray[Any]) -> None:
+    """Raise if an array cannot be images of 8 bits a channel, a single image in colours too."""
+    shape = pixels.shape
+    if pixels.dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
+        raise DataFileError(
+            f"{path}: `images` must be uint8 of shape (images, height, width, 3), or (images, height, width) for "
+            f"grey ones, got {pixels.dtype} of shape {shape}.",
+        )
+    if 0 in shape:
+        raise EmptyDataError(f"{path}: `images` has no pixels, got shape {shape}.")
+    if len(shape) == 3 and shape[2] == 3:
+        raise DataFileError(
+            f"{path}: `images` of shape {shape} is one image in colours, not {shape[0]} grey ones: store "
+            f"`images[None]`, of shape {(1, *shape)}.",
+        )

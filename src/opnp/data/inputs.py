@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from opnp.data.arrays import ImageArrays
 from opnp.data.datasets import SavedDataset, is_saved_dataset
-from opnp.data.files import shown_text
-from opnp.data.images import FileList, ImageFolder
-from opnp.data.preprocessing import ModelInputs, SampleKind, Transform
+from opnp.data.images import FileList, ImageArrays, ImageFolder
+from opnp.data.samples import ModelInputs, SampleKind, Transform, shown_text
 from opnp.data.texts import TextFile
 from opnp.errors import (
     DataFileError,
@@ -130,10 +128,7 @@ class InputSet(Dataset[object]):
             DataFileError: If the sample cannot be read.
 
         """
-        if not -len(self) <= index < len(self):
-            message = f"index {index} of {len(self)} inputs"
-            raise IndexError(message)  # ends a loop over the set
-        row = index % len(self)
+        row = range(len(self))[index]  # an IndexError ends a loop over the set
         try:
             inputs = self.read(row)
         except DataFileError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opnp.core.checks import checked_matrix, require_finite
 from opnp.errors import DataFileError, EmptyDataError, InputTypeError, MissingFileError, OptionError, ShapeError
-from opnp.files import existing_file, write_atomically
+from opnp.files import write_atomically
 from opnp.values.reading import Value, json_values
 
 __all__ = ["INDEX_NAME", "FeatureShardWriter", "Shard", "ShardIndex"]
@@ -114,19 +114,18 @@ class ShardIndex(Value, frozen=True):
 
         """
         path = Path(folder) / INDEX_NAME
-        if not os.path.lexists(path):
+        if not path.is_file():
             raise MissingFileError(
                 f"{folder} is a folder without {INDEX_NAME}: expected a safetensors file with cached features, or a "
                 f"folder of feature shards that was written to its end."
             )
-        existing_file(path, content="what a folder of feature shards holds")
         try:
             index = cls.from_json(path.read_text(encoding="utf-8"))
         except (DataFileError, OSError, UnicodeDecodeError) as error:
             raise DataFileError(f"{path} cannot be read: {error}. Write the folder again.") from error
         for shard in index.shards:
             file = Path(folder) / shard.file
-            if not os.path.isfile(file):  # noqa: PTH113  # False for a name that is too long, where Path may raise
+            if not file.is_file():
                 raise MissingFileError(f"{file} is missing, but {INDEX_NAME} names it. Copy or write the folder again.")
             if file.stat().st_size != shard.bytes:
                 raise DataFileError(

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, ClassVar
 
-from opnp.data.files import LABEL_COLUMNS, Names, class_labels, column_names, file_digest, shown_text
-from opnp.data.preprocessing import SampleKind
+from opnp.data.samples import LABEL_COLUMNS, Names, SampleKind, class_labels, column_names, file_digest, shown_text
 from opnp.errors import DataFileError, EmptyDataError
 from opnp.files import existing_file
 

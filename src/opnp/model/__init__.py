@@ -1,13 +1,22 @@
 """Models as they are: find the head, stream (features, logits), leave no trace."""
 
-from opnp.model.batches import BatchHalving, InputAxes, as_batch, axes_of, inputs_of, labels_of
-from opnp.model.borrow import borrowed, device_of, unwrapped
+from opnp.model.borrow import borrowed, device_of, pruned, pruned_copy, unwrapped
 from opnp.model.forward import Inputs, LogitsSelector, is_out_of_memory, logits_of, plain_tensor, run_model
 from opnp.model.head import Head, HeadLayer, head_layers, linear_layers, require_values
 from opnp.model.layers import sensitivity, sensitivity_sums
-from opnp.model.pruning import pruned, pruned_copy
 from opnp.model.search import find_head
-from opnp.model.stream import HeadStream, Tap, head_stream, head_tap
+from opnp.model.stream import (
+    BatchHalving,
+    HeadStream,
+    InputAxes,
+    Tap,
+    as_batch,
+    axes_of,
+    head_stream,
+    head_tap,
+    inputs_of,
+    labels_of,
+)
 
 __all__ = [
     "BatchHalving",

@@ -14,13 +14,13 @@ __all__ = [
     "Inputs",
     "LogitsSelector",
     "called",
-    "given_input",
     "is_out_of_memory",
     "logits_of",
     "no_logits_message",
     "plain_tensor",
     "run_model",
     "sole_input",
+    "tensors_of",
 ]
 
 Inputs = Tensor | Mapping[str, object]
@@ -29,6 +29,11 @@ LogitsSelector = int | str | Callable[[Any], Tensor]
 
 _SHOWN = 12
 _SHORTAGE = re.compile(r"out of memory|can't allocate memory|not enough memory|_STATUS_ALLOC_FAILED")
+
+
+def tensors_of(inputs: Inputs) -> list[Tensor]:
+    """Return the tensors of a batch of inputs."""
+    return [inputs] if isinstance(inputs, Tensor) else [item for item in inputs.values() if isinstance(item, Tensor)]
 
 
 def run_model(model: nn.Module, inputs: Inputs, *, device: torch.device | None) -> object:
@@ -98,7 +103,7 @@ def _wrong_dtypes(model: nn.Module, inputs: Inputs, error: RuntimeError) -> str 
     floats = sorted({str(parameter.dtype) for parameter in model.parameters() if parameter.is_floating_point()})
     if not floats or re.search(r"\b(d?type|not implemented for)\b", str(error)) is None:
         return None
-    given = [inputs] if isinstance(inputs, Tensor) else [item for item in inputs.values() if isinstance(item, Tensor)]
+    given = tensors_of(inputs)
     has = f"The model has {' and '.join(floats)} weights and refused inputs of"
     integers = sorted({str(item.dtype) for item in given if not item.is_floating_point() and not item.is_complex()})
     if integers:
@@ -127,20 +132,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     is_plain = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return is_plain or (isinstance(error, RuntimeError) and _SHORTAGE.search(str(error)) is not None)
-
-
-def given_input(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
-    """Return a copy of what a layer was called with: the model may write to it after the layer has run.
-
-    Example:
-        >>> import torch
-        >>> given = torch.zeros(1, 2)
-        >>> kept = given_input((given,), {})
-        >>> given.add_(1), kept
-        (tensor([[1., 1.]]), tensor([[0., 0.]]))
-
-    """
-    return plain_tensor(sole_input(args, kwargs)).detach().clone()
 
 
 def sole_input(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:

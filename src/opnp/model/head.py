@@ -3,7 +3,6 @@
 What one forward pass leaves of it are features and logits, once it is seen that they belong together.
 """
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from opnp.core.checks import require_finite
 from opnp.errors import HeadNotFoundError, InputTypeError, ShapeError
 from opnp.model.borrow import borrowed
 from opnp.model.forward import Inputs, LogitsSelector, logits_of, plain_tensor
-from opnp.model.messages import token_message
 
 __all__ = [
     "Head",
@@ -30,6 +29,7 @@ __all__ = [
     "require_module",
     "require_values",
     "tensor_of",
+    "token_message",
     "weight_of",
 ]
 
@@ -243,8 +243,8 @@ def _of_hook(module: nn.Module, name: str) -> Tensor | None:
             return pruned
         compute: Any = getattr(hook, "compute_weight", None)
         if compute is not None and getattr(hook, "name", None) == name:
-            has_iteration = "do_power_iteration" in inspect.signature(compute).parameters
-            made: Tensor = compute(module, **({"do_power_iteration": False} if has_iteration else {}))
+            is_iterated = isinstance(hook, SpectralNorm)
+            made: Tensor = compute(module, do_power_iteration=False) if is_iterated else compute(module)
             return made
     return None
 
@@ -353,6 +353,16 @@ def _require_row_for_each(inputs: Inputs, labels: Tensor | None, features: Tenso
         f"or tokens? Cache one vector of features a sample, and use the `*_features` methods. If a sample is several "
         f'inputs, a bag or a pair, give the batch as a mapping, `{{"x": bag}}`, or with one label a sample, '
         f"`(bag, labels)`.",
+    )
+
+
+def token_message(label: str, shape: tuple[int, ...], *, read: str = "") -> str:
+    """Return what to say of a layer that runs on every token; `read` is what the model does with its output."""
+    return (
+        f"{label} received features of shape {shape}: it runs on every token or position, but a head must get one "
+        f"vector a sample, (batch, features).{read} Cache the features of the token whose logits the model returns "
+        f"(in GPT-2 and Llama the last one that is not padding), or pool them as the model does, and use "
+        f"`fit_features` and the other `*_features` methods with this layer's weight and bias."
     )
 
 

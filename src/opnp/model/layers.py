@@ -19,7 +19,6 @@ from opnp.core.checks import checked_matrix, checked_temperature, require_finite
 from opnp.core.layers import LayerSensitivitySum
 from opnp.core.sensitivity import Precision, Sensitivity, product_dtype
 from opnp.errors import (
-    EmptyDataError,
     HeadNotFoundError,
     InputTypeError,
     LayerError,
@@ -29,8 +28,15 @@ from opnp.errors import (
     OptionError,
     ShapeError,
 )
-from opnp.model.batches import inputs_of, is_empty, opened
-from opnp.model.borrow import borrowed, in_this_thread, set_eval_mode, unwrapped
+from opnp.model.borrow import (
+    LAYER_KINDS,
+    borrowed,
+    in_this_thread,
+    listed_layers,
+    named_layer,
+    set_eval_mode,
+    unwrapped,
+)
 from opnp.model.forward import (
     Inputs,
     LogitsSelector,
@@ -42,8 +48,8 @@ from opnp.model.forward import (
     sole_input,
 )
 from opnp.model.head import Head, HeadLayer, is_as_its_kind, require_values, weight_of
-from opnp.model.pruning import LAYER_KINDS, listed_layers, named_layer
 from opnp.model.search import find_head
+from opnp.model.stream import inputs_of, is_empty, opened
 
 __all__ = ["sensitivity", "sensitivity_sums"]
 
@@ -434,8 +440,6 @@ class _Energies:
         checked_matrix(logits, name="logits", axes="(batch, classes)")
         if logits.shape[1] < 2:
             raise ShapeError("The model has one output: the energy needs the logits of at least two classes.")
-        if len(logits) == 0:
-            raise EmptyDataError(f"The model made no logits of the inputs{where}.")
         require_finite(logits, name="logits", where=where)
         return logits
 
@@ -480,7 +484,6 @@ def _chosen(
     Only where `layers` is None is anything left out: of layers that were named, each must be one that a gradient can be
     taken of.
     """
-    owners = _owners(model)
     if layers is None:
         found = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_KINDS)}
     elif isinstance(layers, str | nn.Module | Mapping) or not isinstance(layers, Iterable):
@@ -490,45 +493,26 @@ def _chosen(
         found = dict(named_layer(model, layer) for layer in layers)
     if not found:
         raise LayerNotFoundError(f"There is no layer to take the sensitivity of. {listed_layers(model)}")
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for owner in model.modules():
+        for attribute, parameter in owner._parameters.items():  # noqa: SLF001  # `named_parameters` names each tensor but once
+            owners.setdefault(id(parameter), []).append((owner, attribute))
     chosen, left_out = {}, {}
     for name, module in found.items():
-        sharing, reason = _sharing(module, owners)
+        weight, kind = weight_of(module), nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+        sharing = owners.get(id(weight), [(module, "weight")])
+        others = [owner for owner, attribute in sharing if not isinstance(owner, kind) or attribute != "weight"]
+        reason = "" if weight.is_floating_point() else f"its weight is {weight.dtype}, not floating point"
+        if others:
+            other = type(others[0]).__name__
+            reason = f"its weight belongs to a {other} as well, whose part of the gradient is not known"
         if not reason:
-            chosen[name] = sharing
+            chosen[name] = tuple(owner for owner, _ in sharing if isinstance(owner, kind))
         elif layers is None:
             left_out[name] = reason
         else:
             raise LayerError(f"The sensitivity of {name!r} cannot be taken: {reason}.")
     return chosen, left_out
-
-
-def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Return, by identity of each parameter, the modules that hold it and what they call it."""
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():  # noqa: SLF001  # `named_parameters` names each tensor but once
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append((module, name))
-    return owners
-
-
-def _sharing(
-    module: nn.Linear | nn.Conv2d, owners: Mapping[int, list[tuple[nn.Module, str]]]
-) -> tuple[tuple[nn.Linear | nn.Conv2d, ...], str]:
-    """Return the layers with this weight; or none, and why its gradient cannot be had from what they see."""
-    weight = weight_of(module)
-    sharing: list[nn.Linear | nn.Conv2d] = []
-    for owner, name in owners.get(id(weight), [(module, "weight")]):
-        kind = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
-        if not isinstance(owner, kind) or name != "weight":
-            return (
-                (),
-                f"its weight belongs to a {type(owner).__name__} as well, whose part of the gradient is not known",
-            )
-        sharing.append(owner)
-    if not weight.is_floating_point():
-        return (), f"its weight is {weight.dtype}, not floating point"
-    return tuple(sharing), ""
 
 
 def _by_reason(reasons: Mapping[str, str]) -> str:

@@ -24,8 +24,8 @@ from opnp.model.head import (
     is_as_its_kind,
     require_classifier,
     require_values,
+    token_message,
 )
-from opnp.model.messages import Candidate, absence_message, listed, no_layer_message, positions_message
 
 __all__ = ["find_head", "head_run"]
 
@@ -120,7 +120,7 @@ def head_run(
     model = unwrapped(model)
     layers = head_layers(model)
     if not layers:
-        raise HeadNotFoundError(no_layer_message(model))
+        raise _no_layer(model)
     chosen = _given(model, layers, head) if head is not None else None
     recorded = layers if chosen is None else {chosen: layers[chosen]}
     with borrowed(model, device=device) as target:
@@ -138,51 +138,128 @@ def head_run(
         found = Head(chosen, layers[chosen], is_output=chosen in matching, is_averaged=is_averaged, logits=logits)
         require_classifier(found, is_plain=all(call.is_plain for call in made))
         if isinstance(found.module, nn.Conv2d) and not found.is_output and made and _positions(made[-1]) > 1:
-            raise HeadNotFoundError(
-                no_logits_message(answer) if output is None else positions_message(found.label, made[-1].shape)
-            )
+            if output is None:
+                raise HeadNotFoundError(no_logits_message(answer))
+            raise _of_positions(found.label, made[-1])
         outcome = None
         if with_outcome:
             outcome = head_outcome(found, [call.received for call in made], answer, inputs, labels)
             OwnLogits(found).require(*outcome)
             if is_random:
-                _tell_random_features(outcome[0], partial(_features_again, found, run))
+                _tell_random_features(found, outcome[0], run)
         return found, outcome
 
 
-def _features_again(head: Head, run: Callable[[], object]) -> Tensor | None:
-    """Return the features that the head has in a further run; None if it has none."""
-    with _recorded({head.name: head.module}) as calls:
-        run()
-    made = calls[head.name]
-    return made[0].received.flatten(1) if len(made) == 1 else None
+# ------------------------------------------------------------------------------------- what is said where there is none
+_SHOWN = 20
+_NO_LAYER = "The model has no nn.Linear layer and no 1x1 convolution"
+_MESSAGES = {
+    "no layer": (
+        f"{_NO_LAYER}, so it has no linear head to prune.{{other}} Where the head is of another kind, cache its "
+        "features and use `fit_features` with the weight and bias of an equal linear layer."
+    ),
+    "other kinds": (
+        " It has layers of other kinds, as scripted, exported or quantised models do: {found}. Give the model that it "
+        "was made from."
+    ),
+    "head of no model": "`head` must be a layer of the model, but it is no part of the model. {listed}",
+    "head of no name": "`head` = {head!r} is no layer of the model. {listed}",
+    "head of several": "{what} is of type {kind} and holds {count} layers: name one. {listed}",
+    "head of another kind": (
+        "{what} is of type {kind}, not nn.Linear, nor a 1x1 convolution with stride 1, one group and no padding. "
+        "{listed}"
+    ),
+    "several match": ('{count} layers have the model\'s output as theirs: {names}. Choose one with `head="{last}"`.'),
+    "no logits": "{no_logits} Or name the head itself: `head=...`. {listed}",
+    "none": "No nn.Linear has the model's output, of shape {shape}, as its own",
+    "none fits": (
+        "{none}, nor as many rows as that has columns. If the logits are made of a layer's output in another way, name "
+        "that layer: `head=...`; if they are not linear in any features, there is nothing to prune. {listed}"
+    ),
+    "never called": (
+        "{none}. The layer `{name}` has as many rows as that has columns, and was never called: does the model take "
+        "its weight alone, by `functional.linear`? Call the layer instead. {listed}"
+    ),
+    "ran often": (
+        "{none}. The layer `{name}` has as many rows as that has columns, but ran {runs} times in one forward pass, "
+        "and the model may combine what it made: a head must run once. Cache the features, pooled as the model "
+        "combines them, and use `fit_features` with this layer's weight and bias. {listed}"
+    ),
+    "followed": (
+        "{none}. If something follows the head (a softmax, a second output), name the head yourself: "
+        '`head="{name}"`, say. {listed}'
+    ),
+    "adapter": (
+        "{none}. It is the sum of what the parts of an adapter make: {lines}. Merge the adapter into its layer first, "
+        "`model.merge_adapter()` or `model = model.merge_and_unload()` in PEFT: then that layer is the head."
+    ),
+    "several fit": (
+        "{none}. {count} layers have as many rows as the logits, {relation}{few}: {lines}. Choose one with {names}: "
+        "features, sensitivities, scores and predicted classes are then those of that layer's own logits, not of the "
+        "model's.{exact}"
+    ),
+    "mean": (
+        " For the mean itself, cache the inputs of these layers side by side and use `fit_features` with "
+        "`weight=torch.cat([...], dim=1) / {count}` and the mean of the biases."
+    ),
+    "positions": (
+        "The head {label} is a 1x1 convolution at {positions} positions, and the model's logits are not the mean of "
+        "its output: something stands between that is not linear (a ReLU, as in SqueezeNet; a maximum) or weighs "
+        "positions. So no linear layer gives these logits, and there is nothing to prune. Replace the head by pooling "
+        "and an nn.Linear, and train that."
+    ),
+}
+
+
+def _refusal(message: str, **facts: object) -> HeadNotFoundError:
+    return HeadNotFoundError(_MESSAGES[message].format(**facts))
+
+
+def _listed(layers: Mapping[str, HeadLayer]) -> str:
+    """Return the layers that can be a head in words, the last ones where there are many."""
+    few = " (the last ones)" if len(layers) > _SHOWN else ""
+    kinds = "nn.Linear layers" if all(isinstance(layer, nn.Linear) for layer in layers.values()) else "layers"
+    lines = ", ".join(f"{name!r} {_size(layer)}" for name, layer in list(layers.items())[-_SHOWN:])
+    return f"Its {kinds} that a head can be{few}: {lines}."
+
+
+def _size(layer: HeadLayer) -> str:
+    if isinstance(layer, nn.Conv2d):
+        return f"({layer.in_channels} -> {layer.out_channels}, a 1x1 convolution)"
+    return f"({layer.in_features} -> {layer.out_features})"
+
+
+def _no_layer(model: nn.Module) -> HeadNotFoundError:
+    """Return the error for a model none of whose layers can be a head, with what looks like one."""
+    kinds = {
+        name: str(getattr(module, "original_name", type(module).__name__)) for name, module in model.named_modules()
+    }
+    alike = [f"{name!r} ({kind})" for name, kind in kinds.items() if "linear" in kind.lower()]
+    other = _MESSAGES["other kinds"].format(found=", ".join(alike[-_SHOWN:])) if alike else ""
+    return _refusal("no layer", other=other)
+
+
+def _of_positions(label: str, call: _Call) -> HeadNotFoundError:
+    return _refusal("positions", label=label, positions=" x ".join(map(str, call.shape[2:])))
 
 
 def _given(model: nn.Module, layers: Mapping[str, HeadLayer], head: str | nn.Module) -> str:
     """Return the name of a head given by module or name, or as the only layer of a module given so."""
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(head, nn.Module):
-        given = unwrapped(head)
-        if not any(module is given for module in model.modules()):
-            raise HeadNotFoundError(
-                f"`head` must be a layer of the model, but it is no part of the model. {listed(layers)}"
-            )
-        what = "`head`"
+        given, what = unwrapped(head), "`head`"
+        if not any(module is given for module in modules.values()):
+            raise _refusal("head of no model", listed=_listed(layers))
     elif head in modules:
         given, what = unwrapped(modules[head]), f"`head` = {head!r}"
     else:
-        raise HeadNotFoundError(f"`head` = {head!r} is no layer of the model. {listed(layers)}")
-    parts = {id(module) for module in given.modules()}
-    inside = {name: layer for name, layer in layers.items() if id(layer) in parts}
+        raise _refusal("head of no name", head=head, listed=_listed(layers))
+    parts = set(given.modules())
+    inside = {name: layer for name, layer in layers.items() if layer in parts}
     if len(inside) == 1:
         return next(iter(inside))
-    kind = type(given).__name__
-    if inside:
-        raise HeadNotFoundError(f"{what} is of type {kind} and holds {len(inside)} layers: name one. {listed(inside)}")
-    raise HeadNotFoundError(
-        f"{what} is of type {kind}, not nn.Linear, nor a 1x1 convolution with stride 1, one group and no padding. "
-        f"{listed(layers)}",
-    )
+    facts = {"what": what, "kind": type(given).__name__, "count": len(inside), "listed": _listed(inside or layers)}
+    raise _refusal("head of several" if inside else "head of another kind", **facts)
 
 
 def _only(
@@ -196,22 +273,73 @@ def _only(
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise HeadNotFoundError(
-            f"{len(matching)} layers have the model's output as theirs: {', '.join(map(repr, matching))}. Choose one "
-            f'with `head="{matching[-1]}"`.',
-        )
+        names = ", ".join(map(repr, matching))
+        raise _refusal("several match", count=len(matching), names=names, last=matching[-1])
+    listed = _listed(layers)
     if output is None:
-        raise HeadNotFoundError(f"{no_logits_message(answer)} Or name the head itself: `head=...`. {listed(layers)}")
+        raise _refusal("no logits", no_logits=no_logits_message(answer), listed=listed)
     classes = output.flatten(1).shape[1] if output.ndim > 1 else 0
-    candidates = [
-        Candidate(name, made[-1].shape, isinstance(layers[name], nn.Conv2d), made[-1].output, len(made))
+    fitting = {
+        name: made
         for name, made in calls.items()
         if made and made[-1].output.ndim > 1 and made[-1].output.shape[-1] == classes
-    ]
+    }
+    none = _MESSAGES["none"].format(shape=tuple(output.shape))
+    if len(fitting) > 1:
+        raise _combination(none, layers, {name: made[-1] for name, made in fitting.items()}, output)
+    for name, made in fitting.items():
+        call = made[-1]
+        if len(made) > 1:
+            raise _refusal("ran often", none=none, name=name, runs=len(made), listed=listed)
+        if isinstance(layers[name], nn.Conv2d):
+            raise _of_positions(f"`{name}`", call)
+        if len(call.shape) != 2:
+            read = " The model returns its output at one token of each sequence." if _is_one_token(call, output) else ""
+            raise HeadNotFoundError(token_message(f"The layer `{name}`", call.shape, read=read))
+        raise _refusal("followed", none=none, name=name, listed=listed)
     idle = [name for name, made in calls.items() if not made and len(layers[name].weight) == classes]
-    raise HeadNotFoundError(absence_message(layers, candidates, output, idle=idle))
+    raise _refusal("never called" if idle else "none fits", none=none, name=idle[-1] if idle else "", listed=listed)
 
 
+def _combination(
+    none: str, layers: Mapping[str, HeadLayer], calls: Mapping[str, _Call], logits: Tensor
+) -> HeadNotFoundError:
+    """Return the error for logits that several layers may make together."""
+    tokens = [name for name, call in calls.items() if len(call.shape) != 2 and isinstance(layers[name], nn.Linear)]
+    lines = ", ".join(
+        f"{name!r} {_size(layers[name])}{', on every token and so none to choose' if name in tokens else ''}"
+        for name in list(calls)[-_SHOWN:]
+    )
+    if any("lora_" in name for name in calls):
+        return _refusal("adapter", none=none, lines=lines)
+    vectors = [name for name in calls if name not in tokens] or list(calls)
+    outputs = [calls[name].output for name in vectors]
+    is_mean = len(outputs) > 1 and all(each.shape == logits.shape for each in outputs)
+    if is_mean:
+        mean = torch.stack([each.to(logits.dtype) for each in outputs]).mean(0)
+        is_mean = torch.allclose(mean, logits, rtol=0, atol=1e-5 * float(logits.abs().max()))
+    return _refusal(
+        "several fit",
+        none=none,
+        count=len(calls),
+        relation="and the logits are the mean of what they make" if is_mean else "and the model may combine them",
+        few=" (the last ones)" if len(calls) > _SHOWN else "",
+        lines=lines,
+        names=" or ".join(f'`head="{name}"`' for name in (vectors if len(vectors) == 2 else vectors[-1:])),
+        exact=_MESSAGES["mean"].format(count=len(vectors)) if is_mean else "",
+    )
+
+
+def _is_one_token(call: _Call, logits: Tensor) -> bool:
+    """Return whether each row of the logits is the output at one position of that sample."""
+    output = call.output
+    if logits.ndim != 2 or len(output) != len(logits):
+        return False
+    rows = output.reshape(len(output), -1, output.shape[-1])
+    return bool((rows == logits[:, None].to(rows.dtype)).all(2).any(1).all())
+
+
+# ---------------------------------------------------------------------------------------------- outputs that are logits
 def _matching(
     layers: Mapping[str, HeadLayer],
     calls: Mapping[str, list[_Call]],
@@ -225,7 +353,9 @@ def _matching(
         (name, call.output)
         for name, made in calls.items()
         for call in made
-        if _is_intact(call) and call.output.numel() == logits.numel() and call.output.device == logits.device
+        if _version(call.output) == call.version
+        and call.output.numel() == logits.numel()
+        and call.output.device == logits.device
     ]
     same = [
         name
@@ -275,11 +405,6 @@ def _version(output: Tensor) -> int:
     return 0 if output.is_inference() else output._version  # noqa: SLF001  # torch's only counter of in-place changes
 
 
-def _is_intact(call: _Call) -> bool:
-    """Return whether an output is still what the layer put out: nothing has written to it in place."""
-    return _version(call.output) == call.version
-
-
 def _positions(call: _Call) -> int:
     """Return at how many positions of each image a convolution ran; 1 of a linear layer."""
     return call.shape[-2] * call.shape[-1] if len(call.shape) == 4 else 1
@@ -318,30 +443,25 @@ def _call(module: HeadLayer, received: Tensor, output: Tensor) -> _Call:
 
 def _random_state(device: torch.device | None) -> tuple[object, ...]:
     """Return the states of the generators of random numbers that a forward may draw from, as values that compare."""
-    state: list[object] = [torch.random.get_rng_state().numpy().tobytes(), random.getstate()]
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # the generator that a model would draw from
-    state += [name, np.asarray(keys).tobytes(), *rest]
+    of_torch = [torch.random.get_rng_state()]
     if device is not None and device.type == "cuda":
-        state.append(torch.cuda.get_rng_state(device).numpy().tobytes())
-    return tuple(state)
+        of_torch.append(torch.cuda.get_rng_state(device))
+    of_numpy = repr(np.random.get_state(legacy=True))  # noqa: NPY002  # the generator that a model would draw from
+    return *(state.numpy().tobytes() for state in of_torch), random.getstate(), of_numpy
 
 
-def _tell_random_features(first: Tensor, again: Callable[[], Tensor | None]) -> None:
+def _tell_random_features(head: Head, first: Tensor, run: Callable[[], object]) -> None:
     """Warn if the features of a batch are others in a second run.
 
-    Args:
-        first: The features.
-        again: Runs the same batch again and returns its features, or None if there are none.
-
     Warns:
-        OpnpWarning: If they are others.
+        OpnpWarning: If they are.
 
     """
-    second = again()
-    if second is not None and second.shape == first.shape:
-        tolerance = _SAME * float(first.abs().max()) if first.numel() else 0.0
-        if torch.allclose(first, second, rtol=0, atol=tolerance, equal_nan=True):
-            return
+    with _recorded({head.name: head.module}) as calls:
+        run()
+    again = [call.received.flatten(1) for call in calls[head.name]]
+    if len(again) == 1 and again[0].shape == first.shape and _is_close(again[0], first, _SAME):
+        return
     warnings.warn(
         "The model draws random numbers in eval mode, and has other features for the same inputs in a second run: a "
         "dropout that ignores eval mode (`functional.dropout` with `training=True`), noise, or random crops in its "

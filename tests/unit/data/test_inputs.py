@@ -154,10 +154,9 @@ def test_an_image_that_would_become_huge_is_counted(
 
 
 def test_the_summary_shows_five() -> None:
-    assert unreadable_summary([], total=3) == ""
     some = [(f"{index}", "why") for index in range(6)]
+    assert unreadable_summary([], total=3) == ""
     assert unreadable_summary(some[:5], total=9).endswith("3 (why), 4 (why)")
-    assert unreadable_summary(some, total=9).startswith("6 of 9 inputs could not be read: 0 (why), ")
     assert unreadable_summary(some, total=9).endswith("4 (why), ...")
 
 
@@ -206,11 +205,9 @@ def test_paths_that_hold_no_such_inputs(tmp_path: Path, name: str, error: type[E
         ("train test", "train test"),
         ("train val", "train val"),
         ("train val test", "train test"),
-        ("train.safetensors val.safetensors", "train.safetensors val.safetensors"),
         ("train train.safetensors test.safetensors", "train test.safetensors"),
         ("test", "holds no train: it must hold both train and test"),
         ("train", r"holds no test \(or val\): it must hold both train and test"),
-        ("cat", "holds no train"),
     ],
 )
 def test_training_and_test_samples_beside_each_other(tmp_path: Path, names: str, expected: str) -> None:

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from opnp.data import InputSet, open_inputs
 from opnp.data.texts import TextFile
-from opnp.errors import DataFileError, EmptyDataError, InputTypeError
-from tests.unit.data.image_files import PLAIN, pixels, write_tensors, write_tree
+from opnp.errors import DataFileError, EmptyDataError
 from tests.unit.data.text_world import LETTERS, texts_of
 
 LETTER = st.characters(codec="utf-8", exclude_characters="\0\r")
@@ -122,18 +121,3 @@ def test_a_file_that_changed_under_way_is_unreadable_and_not_read_wrongly(tmp_pa
     (tmp_path / "some.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
     assert texts(inputs) == ["a"]
     assert inputs.unreadable == (("line 2", "the file has changed ()"),)
-
-
-def test_images_for_a_model_of_texts_and_the_reverse(tmp_path: Path) -> None:
-    (tmp_path / "some.jsonl").write_text('{"text": "a"}', encoding="utf-8")
-    (tmp_path / "some.csv").write_text("text\na\n", encoding="utf-8")
-    for name in ("some.jsonl", "some.csv"):
-        with pytest.raises(InputTypeError, match=rf"{name} holds texts, and the model takes images: expected"):
-            open_inputs(tmp_path / name, PLAIN)
-    write_tree(tmp_path / "tree", {"0": 1})
-    with pytest.raises(InputTypeError, match=r"tree is a folder, and the model takes texts: expected a \.jsonl"):
-        open_inputs(tmp_path / "tree", LETTERS)
-    (tmp_path / "list.txt").write_text("tree/0/000.png", encoding="utf-8")
-    for path in (tmp_path / "list.txt", write_tensors(tmp_path / "some.safetensors", pixels(1))):
-        with pytest.raises(InputTypeError, match=rf"{path.name} holds images, and the model takes texts: expected a"):
-            open_inputs(path, LETTERS)

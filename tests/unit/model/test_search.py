@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from opnp.errors import HeadNotFoundError
 from opnp.model import find_head, head_stream, linear_layers
 from tests.contract.snapshot import unchanged
-from tests.unit.model.tiny_models import CLASSES, FEATURES, INPUTS, Answering, WithLogits, batch, compiled, mlp
+from tests.unit.model.tiny_models import CLASSES, FEATURES, INPUTS, Answering, WithLogits, batch, mlp
 
 
 def test_the_head_is_found() -> None:
@@ -37,14 +37,6 @@ def test_the_head_is_found() -> None:
 @pytest.mark.parametrize("inputs", [batch(), torch.full((2, INPUTS), float("nan"))], ids=["finite", "not a number"])
 def test_the_head_is_found_behind_every_kind_of_output(after: Callable[[Tensor], object], inputs: Tensor) -> None:
     assert find_head(Answering(after), inputs).name == "fc"
-
-
-def test_the_head_by_module_and_by_name() -> None:
-    model = mlp()
-    for head, is_output in ((model[2], True), ("2", True), ("0", False), (model[0], False)):
-        found = find_head(model, batch(), head=head)
-        assert found.is_output is is_output
-        assert found.module in (head, model[int(found.name)])
 
 
 class Bodies(nn.Module):
@@ -188,16 +180,6 @@ class Shared(nn.Module):
 def test_a_layer_under_two_names_answers_to_each(head: str | None) -> None:
     model = Shared()
     assert find_head(model, batch(), head=head).module is model.classifier
-
-
-@pytest.mark.parametrize("head", [None, "2"])
-def test_wrappers_are_looked_through(head: str | None) -> None:
-    model = mlp()
-    layer = model[2]
-    for wrapped in (nn.DataParallel(model), compiled(model), nn.DataParallel(compiled(model))):
-        assert find_head(wrapped, batch(), head=head).module is layer
-    model[2] = compiled(layer)
-    assert find_head(model, batch(), head=head or model[2]).module is layer
 
 
 def test_another_threads_forward_is_not_ours() -> None:
