@@ -38,6 +38,7 @@ VALUES: list[Any] = [
     *("\ud800", "a" * 100, [], [1], ["x"], [[]], {}, {"x": 1}, [[0.9, "x"]], [[float("nan"), 1.0]]),
 ]
 Place = tuple[str | int, ...]
+Damages = Callable[[Kind, bytes, int], Iterator[bytes]]
 
 
 @of(*KINDS)
@@ -78,7 +79,7 @@ def turned_anywhere(each: Kind, content: bytes, trials: int) -> Iterator[bytes]:
         yield damaged
 
 
-DAMAGES: list[tuple[str, list[Kind], Callable[[Kind, bytes, int], Iterator[bytes]], int]] = [
+DAMAGES: list[tuple[str, list[Kind], Damages, int]] = [
     ("cut short in their header", TENSORS, cut_in_header, 10**6),
     ("with a byte of the header turned over", TENSORS, turned_in_header, 10**6),
     ("with one to four bytes turned over", [*KINDS], turned_anywhere, 400),
@@ -226,7 +227,7 @@ def read_or_refused(each: Kind, path: Path) -> None:
 @pytest.mark.parametrize("is_of_tensors", [False, True], ids=["metadata", "tensors"])
 @of(*ARTIFACTS)
 def test_anything_under_the_right_digest(
-    own: Path, each: Kind, is_of_tensors: bool, share: float, tried: Tried, opnp: Opnp
+    own: Path, each: Kind, *, is_of_tensors: bool, share: float, tried: Tried, opnp: Opnp
 ) -> None:
     path, draw = own / each.file, chance(each.name)
     tensors, body = parts(path)
