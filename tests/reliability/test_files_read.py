@@ -98,9 +98,10 @@ DAMAGES: list[tuple[str, list[Kind], Damages, int]] = [
 )
 def test_damaged_files_are_refused_or_read_as_they_were(
     own: Path,
+    *,
     each: Kind,
     damage: str,
-    damages: Callable[[Kind, bytes, int], Iterator[bytes]],
+    damages: Damages,
     trials: int,
     tried: Tried,
 ) -> None:

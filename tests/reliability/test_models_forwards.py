@@ -143,7 +143,6 @@ def part_on_the_meta_device(part: str) -> Net:
 
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 ALL_HALF, ALL_BFLOAT = (partial(Cast, dtype, dtype, is_cast=False) for dtype in (HALF, BFLOAT))
-BUFFERS = {"mean": torch.zeros(FEATURES), "steps": torch.zeros((), dtype=torch.long)}
 RIGHT = (
     Case("a list", lambda: Net(after(lambda logits: [logits, logits.mean(1)])), choice={"logits": 0}),
     Case("a named tuple", lambda: Net(after(lambda logits: Pair(logits, None))), choice={"logits": "scores"}),
@@ -152,7 +151,7 @@ RIGHT = (
     Case("a pair later", later(lambda model, rows: (model.fc(rows), rows)), is_cached=False),
     Case("random numbers without effect", lambda: Net(doing(lambda _: torch.rand([]))), own=("random numbers",)),
     Case("counts its runs", lambda: Net(doing(lambda model: setattr(model, "last", 1))), own=("attributes of ",)),
-    Case("a moving average", lambda: Net(moving_average, **{name: each.clone() for name, each in BUFFERS.items()})),
+    Case("a moving average", lambda: Net(moving_average, mean=torch.zeros(FEATURES), steps=torch.zeros(()).long())),
     Case("detached features", lambda: Net(lambda m, inputs: m.fc(m.body(inputs).detach().clone()).clone())),
     Case("memory used again", lambda: Net(memory_used_again, place=torch.zeros(64, FEATURES)), own=("buffer place",)),
     Case("features written to after the head", lambda: Net(written_to_after_the_head)),
