@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patched:
         folder = write_world(tmp_path_factory.mktemp("options") / "world")
         patched.chdir(folder)
-        patched.setattr("opnp.serve.app.run_service", lambda app, listening, **_: listening.close())
+        patched.setattr("opnp.serve.running.run_service", lambda app, listening, **_: listening.close())
         patched.setattr("opnp.export.write_program", lambda out, *_, **__: Path(out).write_bytes(b"graph"))
         patched.setattr("opnp.report.write_figures", lambda results, out, **_: [])
         patched.setattr("opnp.bench.demo.trained_cnn", _untrained)
@@ -115,8 +115,8 @@ def _lines(name: str, trials: int) -> list[tuple[str, list[str]]]:
         values = [value for kind in sorted(kinds, key=str) for value in _ODD[kind]]
         assert values or getattr(parameter, "is_flag", False), parameter.name
         option = parameter.opts[0]
-        for value in generator.sample(values, min(trials, len(values))):
-            found.append((f"{option} {value[:40]!a}", _with(line, option, value)))
+        chosen = generator.sample(values, min(trials, len(values)))
+        found += [(f"{option} {value[:40]!a}", _with(line, option, value)) for value in chosen]
     return found
 
 
