@@ -16,7 +16,7 @@ from opnp import OPNP
 from opnp.adapters import odin_scores
 from opnp.data import read_features
 from opnp.errors import BatchSizeWarning, InsufficientMemoryError, ModelRunError
-from opnp.model import BatchHalving, Inputs, is_out_of_memory
+from opnp.model import BatchHalving, Inputs, head_stream, is_out_of_memory
 from tests.contract.snapshot import unchanged
 from tests.in_process import Opnp
 from tests.reliability.faults_world import SHORTAGES, Faulty, batches, detector
@@ -223,6 +223,23 @@ def test_odin_takes_halves_too(tried: Tried) -> None:
         halves = odin_scores(faulty.model, batches(), std=None, halving=BatchHalving(is_on=True))
     assert len(sizes) == 2
     torch.testing.assert_close(halves, whole)
+
+
+class TooLarge(nn.Linear):
+    """A layer that one device has no memory for."""
+
+    def to(self, place: object, *_: object, **__: object) -> "TooLarge":  # type: ignore[override]  # it never moves
+        """Find no memory there."""
+        if str(place) == "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self
+
+
+def test_a_model_that_does_not_fit_itself_is_not_tried_on_smaller_batches(tried: Tried) -> None:
+    tried("faults", "models that need more memory than there is")
+    opened = head_stream(TooLarge(6, 3), batches(), device="meta", halving=BatchHalving(is_on=True))
+    with pytest.raises(InsufficientMemoryError, match="not enough memory on meta for the model itself"):
+        opened.__enter__()
 
 
 class Sequences(nn.Module):
