@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from opnp.core import (
     SCORE_NAMES,
-    PositiveClass,
     Precision,
     ScoreName,
     Sensitivity,
@@ -30,6 +28,12 @@ from opnp.core import (
     scale,
     score_logits,
     weight_sensitivity,
+)
+from tests.reference.test_reference_metrics import (
+    loop_auroc,
+    loop_average_precision,
+    loop_fpr_id_positive,
+    loop_fpr_ood_positive,
 )
 from tests.reliability.numerics_world import (
     DTYPES,
@@ -254,29 +258,6 @@ def test_shaped_features_are_exact(tried: Tried, trials: int, dtype: torch.dtype
     check()
 
 
-def as_positive(inside: list[float], outside: list[float]) -> list[tuple[PositiveClass, list[float], list[float]]]:
-    """Return each class as the positive one, with scores that are larger where they speak for it."""
-    turned = [[-value for value in part] for part in (inside, outside)]
-    return [("id", turned[0], turned[1]), ("ood", outside, inside)]
-
-
-def exact_aupr(hits: list[float], misses: list[float]) -> Fraction:
-    """Return sum_k (R_k - R_(k-1)) P_k over the distinct thresholds, larger = more positive."""
-    total, before = Fraction(0), Fraction(0)
-    for threshold in sorted({*hits, *misses}, reverse=True):
-        passed_hits = sum(value >= threshold for value in hits)
-        passed = passed_hits + sum(value >= threshold for value in misses)
-        recall = Fraction(passed_hits, len(hits))
-        total, before = total + (recall - before) * Fraction(passed_hits, passed), recall
-    return total
-
-
-def exact_fpr(hits: list[float], misses: list[float], tpr: Fraction) -> Fraction:
-    """Return the share of misses that pass at the highest threshold that the share `tpr` of the hits pass."""
-    threshold = max(cut for cut in hits if Fraction(sum(value >= cut for value in hits), len(hits)) >= tpr)
-    return Fraction(sum(value >= threshold for value in misses), len(misses))
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("trials", [15, pytest.param(400, marks=pytest.mark.long)])
 def test_metrics_and_p_values_are_exact(tried: Tried, trials: int, dtype: torch.dtype) -> None:
@@ -294,14 +275,15 @@ def test_metrics_and_p_values_are_exact(tried: Tried, trials: int, dtype: torch.
         if is_endless:
             scores[0, 0], scores[1, 0], scores[1, 1] = -math.inf, math.inf, math.inf
         inside, outside = scores.tolist()
-        pairs = [Fraction(b > a) + Fraction(b == a, 2) for a in inside for b in outside]
-        assert auroc(*scores) == pytest.approx(float(sum(pairs) / len(pairs)), rel=1e-15)
-        for positive, hits, misses in as_positive(inside, outside):
-            found = aupr(*scores, positive=positive)
-            assert found == pytest.approx(float(exact_aupr(hits, misses)), rel=1e-14)
-            for tpr in ("0.95", "0.5"):
-                expected = float(exact_fpr(hits, misses, Fraction(tpr)))
-                assert fpr_at_tpr(*scores, tpr=float(tpr), positive=positive) == expected
+        assert auroc(*scores) == pytest.approx(loop_auroc(inside, outside), rel=1e-15)
+        turned = [[-value for value in part] for part in (inside, outside)]
+        assert aupr(*scores, positive="ood") == pytest.approx(loop_average_precision(outside, inside), rel=1e-14)
+        assert aupr(*scores, positive="id") == pytest.approx(loop_average_precision(*turned), rel=1e-14)
+        for tpr in ("0.95", "0.5"):
+            found = fpr_at_tpr(*scores, tpr=float(tpr), positive="id")
+            assert found == loop_fpr_id_positive(inside, outside, tpr)
+            found = fpr_at_tpr(*scores, tpr=float(tpr), positive="ood")
+            assert found == loop_fpr_ood_positive(inside, outside, tpr)
         held = calibration[0].to(dtype)
         ranks = [1 + sum(other >= value for other in held.tolist()) for value in inside]
         assert conformal_p_value(scores[0], held).tolist() == [rank / 20 for rank in ranks]
