@@ -291,7 +291,7 @@ KINDS = (
     Kind("records of demos", "demo/results.json", _results, _report("demo")),
     Kind("records of sweeps", "swept/sweep.json", _results, _report("swept")),
     Kind("records of pictures", "demo/pictures.json", _results, _report("demo")),
-    Kind("records of fits", "fit/fit.json", lambda path: repr(read_fit(path.parent)), _report("fit")),
+    Kind("records of fits", "fit/fit.json", lambda path: repr(read_results(path.parent).fit), _report("fit")),
     Kind("scores of benchmarks", "bench/scores.parquet", _scores_of_results, _report("bench")),
     Kind("scores of demos", "demo/scores.csv", _scores_of_results, _report("demo")),
     Kind("score files in CSV", "scored.csv", _scored, _watch("scored.csv")),

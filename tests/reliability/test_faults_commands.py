@@ -4,7 +4,6 @@ import errno
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -94,23 +93,6 @@ def test_a_signal_ends_a_fit_in_order_and_it_goes_on(
         assert run.parts() == []
         assert run.finished() == expected
         run.out.unlink()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.long
-def test_a_signal_to_the_module_as_a_program(tmp_path: Path, number: signal.Signals, tried: Tried) -> None:
-    tried("faults", "signals to a fit, each resumed")
-    run = Run(tmp_path, rows=100_000)
-    command = [sys.executable, "-m", "opnp", *run.arguments, "--batch-size", "8", "--checkpoint-every", "4"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        while not run.checkpoint.exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 128 + number
-    assert said.splitlines()[-1] == f"opnp: {'interrupted' if number == signal.SIGINT else 'stopped by SIGTERM'}."
-    assert "Traceback" not in said
-    assert run.parts() == []
 
 
 def filling(arguments: list[str], environment: dict[str, str], writes: int) -> None:

@@ -21,7 +21,7 @@ from numpy.lib import format as numpy_format
 from PIL import Image
 from safetensors.torch import save, save_file
 
-from opnp.bench import model_from_name
+from opnp.adapters import model_from_name
 from opnp.data import load_weights, open_inputs, read_weights
 from opnp.data.images import decoded_image
 from opnp.data.tables import read_score_table

@@ -5,8 +5,6 @@ import random
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -44,7 +42,7 @@ _ODD: dict[Any, tuple[str, ...]] = {
         *("../e=copy.safetensors", "a/b=copy.safetensors", "cuda", "meta", "cpu:99", "xla"),
         "privateuseone",
     ),
-    StrEnum: ("", "x", "\u0661"),
+    Literal: ("", "x", "\u0661"),
 }
 """Values by what an option takes; `_paths` makes of the paths what their names say."""
 
@@ -55,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patched:
         folder = write_world(tmp_path_factory.mktemp("options") / "world")
         patched.chdir(folder)
-        patched.setattr("opnp.serve.running.run_service", lambda app, listening, **_: listening.close())
+        patched.setattr("opnp.serve.app.run_service", lambda app, listening, **_: listening.close())
         patched.setattr("opnp.export.write_program", lambda out, *_, **__: Path(out).write_bytes(b"graph"))
         patched.setattr("opnp.report.write_figures", lambda results, out, **_: [])
         patched.setattr("opnp.bench.demo.trained_cnn", _untrained)

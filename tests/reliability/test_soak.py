@@ -86,7 +86,7 @@ def stop_among_stalled_senders(served: Served) -> None:
             await line.close()
         return statuses
 
-    assert asyncio.run(stop()) == [503] * 100
+    assert asyncio.run(stop()) == [408] * 100
     served.process.join(30)
     assert served.process.exitcode == 0, served.log.read_text(encoding="utf-8")
 
