@@ -6,7 +6,7 @@ import random
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from tests.in_process import Outcome
 from tests.unit.bench.image_world import CLASSES, OPTIONS, class_images, write_module
 from tests.unit.data.image_files import write_tensors
 
-__all__ = ["LINES", "damaged", "is_told", "run_opnp", "within", "write_world"]
+__all__ = ["LINES", "Trap", "damaged", "is_told", "run_opnp", "within", "write_world"]
 
 LINES: dict[str, tuple[str, ...]] = {
     "fit features": (
@@ -112,6 +112,16 @@ def within(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+class Trap:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
 
 
 def is_told(ran: Outcome) -> bool:

@@ -21,6 +21,7 @@ from opnp.errors import ArtifactError, DataFileError, OpnpError
 from opnp.report import write_figures, write_report
 from tests.in_process import Opnp
 from tests.reliability.files_world import KINDS, Kind, chance, flipped, kind
+from tests.reliability.inputs_world import Trap
 from tests.tried import Tried
 
 
@@ -335,16 +336,6 @@ def test_another_version(own: Path, each: Kind, tried: Tried) -> None:
             name = next(name for name in ("record_version", "version", "format") if isinstance(body.get(name), int))
             path.write_text(json.dumps(body | {name: version}), encoding="utf-8")
         assert each.outcome(path, "") == "refused"
-
-
-class Trap:
-    """Unpickling it leaves a file behind."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.reliability

@@ -26,7 +26,7 @@ from opnp.data import load_weights, open_inputs, read_weights
 from opnp.data.images import decoded_image
 from opnp.data.tables import read_score_table
 from opnp.errors import DataFileError, EmptyDataError, OpnpError
-from tests.reliability.inputs_world import LINES, damaged, is_told, run_opnp, within, write_world
+from tests.reliability.inputs_world import LINES, Trap, damaged, is_told, run_opnp, within, write_world
 from tests.tried import Tried
 from tests.unit.bench.image_world import OPTIONS, class_images, tiny_model
 from tests.unit.data.image_files import PLAIN, save_image
@@ -154,16 +154,6 @@ def test_odd_names_and_bad_files_in_a_folder_are_scored_or_counted(here: Path, t
     assert not (here / "strict.csv").exists()
 
 
-class Marker:
-    """Makes a file where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
 def npy(array: Any) -> bytes:
     content = BytesIO()
     np.save(content, array)
@@ -219,7 +209,7 @@ ITEMS = (
 @pytest.mark.reliability
 def test_headers_that_declare_anything_take_no_memory_and_run_nothing(here: Path, tried: Tried) -> None:
     cases = [header(shape) for shape in SHAPES]
-    cases += [header("(5, 8, 8, 3)", kind, body=pickle.dumps(Marker(here / "marker"))) for kind in ITEMS]
+    cases += [header("(5, 8, 8, 3)", kind, body=pickle.dumps(Trap(here / "marker"))) for kind in ITEMS]
     tried("inputs", "headers of arrays that declare what is not there", len(cases))
     path = here / "some.npy"
     for index, content in enumerate(cases):
@@ -239,7 +229,7 @@ def test_headers_that_declare_anything_take_no_memory_and_run_nothing(here: Path
 @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("ending", [".npy", ".npz", ".safetensors", ".pt", ".bin", ".csv", ".parquet"])
 def test_pickles_with_the_right_name_are_never_run(here: Path, tried: Tried, ending: str, step: int) -> None:
-    marker = Marker(here / "marker")
+    marker = Trap(here / "marker")
     objects = np.array([marker, marker], dtype=object)
     contents = [pickle.dumps(marker), npy(objects), npz(images=objects), npz(images=PIXELS, labels=objects)]
     for stored in (marker, {"weight": marker}, {"state_dict": {"weight": torch.ones(2), "marker": marker}}):
