@@ -44,7 +44,7 @@ class Kind:
     name: str
     file: str
     read: Callable[[Path], str]
-    arguments: Callable[[Path], list[str]] | None = None
+    arguments: Callable[[Path], list[object]] | None = None
     is_sealed: bool = False
 
     @property
@@ -238,96 +238,63 @@ def _scored(path: Path) -> str:
     return _text({"scores": found.scores, "p": found.p_values, "is_ood": found.is_ood})
 
 
-def _report(folder: Path, name: str) -> list[str]:
-    return ["report", str(folder / name), "--out", str(folder / "page.html")]
+def _report(name: str) -> Callable[[Path], list[object]]:
+    return lambda folder: ["report", folder / name, "--out", folder / "page.html"]
 
 
-def _scoring(folder: Path, *, features: str, detector: str = "detector.safetensors") -> list[str]:
-    inputs = str(folder / features)
-    return ["score", "--detector", str(folder / detector), "--features", inputs, "--out", str(folder / "out.csv")]
+def _score(features: str, detector: str = "detector.safetensors") -> Callable[[Path], list[object]]:
+    return lambda folder: [
+        *("score", "--detector", folder / detector, "--features", folder / features, "--out", folder / "out.csv")
+    ]
 
 
-def _fit(folder: Path, *more: str) -> list[str]:
-    given = ["--features", str(folder / "features" / "train.safetensors"), "--out", str(folder / "new.safetensors")]
-    return ["fit", *given, "--head", str(folder / "features" / "head.safetensors"), "--rho-w-min", "0.1", *more]
+def _fit(folder: Path, *more: object) -> list[object]:
+    given = ["--features", folder / "features" / "train.safetensors", "--out", folder / "new.safetensors"]
+    return ["fit", *given, "--head", folder / "features" / "head.safetensors", "--rho-w-min", "0.1", *more]
 
 
-def _watch(folder: Path, *files: str, state: str | None = None) -> list[str]:
-    given = (
-        [] if state is None else ["--detector", str(folder / "detector.safetensors"), "--state", str(folder / state)]
-    )
-    return ["monitor", *(str(folder / name) for name in files), *given]
+def _resume(checkpoint: str) -> Callable[[Path], list[object]]:
+    return lambda folder: _fit(folder, "--checkpoint", folder / checkpoint)
 
 
-def _reading(command: Callable[..., list[str]], *names: str, **more: str) -> Callable[[Path], list[str]]:
-    """Return the arguments of a command by the folder of a world."""
-    return lambda folder: command(folder, *names, **more)
+def _watch(name: str, *, state: str | None = None) -> Callable[[Path], list[object]]:
+    def arguments(folder: Path) -> list[object]:
+        kept = () if state is None else ("--detector", folder / "detector.safetensors", "--state", folder / state)
+        return ["monitor", folder / name, *kept]
+
+    return arguments
 
 
-def _inspect(folder: Path, *, detector: str) -> list[str]:
-    return ["inspect", str(folder / detector)]
-
-
-def _resume(folder: Path, *, checkpoint: str) -> list[str]:
-    return _fit(folder, "--checkpoint", str(folder / checkpoint))
-
-
+_TRAIN, _FUSION, _STATE = "features/train.safetensors", "fusion.safetensors", "monitor.safetensors"
+_RUN, _FUSION_RUN = "checkpoint.safetensors", "fusion_checkpoint.safetensors"
+_SHARDS = "shards/features-00000.safetensors"
 KINDS = (
     Kind(
         "detector files",
         "detector.safetensors",
         _detector,
-        _reading(_inspect, detector="detector.safetensors"),
+        lambda folder: ["inspect", folder / "detector.safetensors"],
         is_sealed=True,
     ),
-    Kind(
-        "detector files of fusions",
-        "fusion.safetensors",
-        _detector,
-        _reading(_scoring, features="features/train.safetensors", detector="fusion.safetensors"),
-        is_sealed=True,
-    ),
-    Kind(
-        "monitor states",
-        "monitor.safetensors",
-        _monitor,
-        _reading(_watch, "scored.csv", state="monitor.safetensors"),
-        is_sealed=True,
-    ),
-    Kind(
-        "checkpoints",
-        "checkpoint.safetensors",
-        _checkpoint,
-        _reading(_resume, checkpoint="checkpoint.safetensors"),
-        is_sealed=True,
-    ),
-    Kind(
-        "checkpoints of fusions",
-        "fusion_checkpoint.safetensors",
-        _checkpoint,
-        _reading(_resume, checkpoint="fusion_checkpoint.safetensors"),
-        is_sealed=True,
-    ),
-    Kind(
-        "files of features",
-        "features/train.safetensors",
-        _features,
-        _reading(_scoring, features="features/train.safetensors"),
-    ),
+    Kind("detector files of fusions", _FUSION, _detector, _score(_TRAIN, _FUSION), is_sealed=True),
+    Kind("monitor states", _STATE, _monitor, _watch("scored.csv", state=_STATE), is_sealed=True),
+    Kind("checkpoints", _RUN, _checkpoint, _resume(_RUN), is_sealed=True),
+    Kind("checkpoints of fusions", _FUSION_RUN, _checkpoint, _resume(_FUSION_RUN), is_sealed=True),
+    Kind("files of features", _TRAIN, _features, _score(_TRAIN)),
     Kind("files of heads", "features/head.safetensors", _head, _fit),
-    Kind("shards", "shards/features-00000.safetensors", _shards, _reading(_scoring, features="shards"), is_sealed=True),
-    Kind("indexes of shards", "shards/index.json", _shards, _reading(_scoring, features="shards")),
+    Kind("shards", _SHARDS, _shards, _score("shards"), is_sealed=True),
+    Kind("indexes of shards", "shards/index.json", _shards, _score("shards")),
     Kind("sources of features", "source.json", lambda path: repr(FeatureSource.read(path.parent))),
     Kind("scores of ODIN", "odin.safetensors", _odin),
-    Kind("records of benchmarks", "bench/results.json", _results, _reading(_report, "bench")),
-    Kind("records of demos", "demo/results.json", _results, _reading(_report, "demo")),
-    Kind("records of sweeps", "swept/sweep.json", _results, _reading(_report, "swept")),
-    Kind("records of pictures", "demo/pictures.json", _results, _reading(_report, "demo")),
-    Kind("records of fits", "fit/fit.json", lambda path: repr(read_results(path.parent).fit), _reading(_report, "fit")),
-    Kind("scores of benchmarks", "bench/scores.parquet", _scores_of_results, _reading(_report, "bench")),
-    Kind("scores of demos", "demo/scores.csv", _scores_of_results, _reading(_report, "demo")),
-    Kind("score files in CSV", "scored.csv", _scored, _reading(_watch, "scored.csv")),
-    Kind("score files in Parquet", "scored.parquet", _scored, _reading(_watch, "scored.parquet")),
+    Kind("records of benchmarks", "bench/results.json", _results, _report("bench")),
+    Kind("records of demos", "demo/results.json", _results, _report("demo")),
+    Kind("records of sweeps", "swept/sweep.json", _results, _report("swept")),
+    Kind("records of pictures", "demo/pictures.json", _results, _report("demo")),
+    Kind("records of fits", "fit/fit.json", lambda path: repr(read_results(path.parent).fit), _report("fit")),
+    Kind("scores of benchmarks", "bench/scores.parquet", _scores_of_results, _report("bench")),
+    Kind("scores of demos", "demo/scores.csv", _scores_of_results, _report("demo")),
+    Kind("score files in CSV", "scored.csv", _scored, _watch("scored.csv")),
+    Kind("score files in Parquet", "scored.parquet", _scored, _watch("scored.parquet")),
 )
 
 

@@ -1,72 +1,18 @@
-"""Detectors of a few numbers, through the public interface, and the checks of theory that simulations must pass."""
+"""The check of theory that simulations of splits must pass."""
 
 import math
-from collections.abc import Iterator
-from functools import cache
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-from opnp import OPNP, Ratios
-
-__all__ = [
-    "FALSE_FAILURES",
-    "KINDS",
-    "compositions",
-    "most_alarms",
-    "ordering_detector",
-    "random_features",
-    "require_beta_binomial",
-    "small_detector",
-]
+__all__ = ["FALSE_FAILURES", "require_beta_binomial"]
 
 FALSE_FAILURES = 1e-4
 """Probability with which a check by simulation fails though all is right, for each of its two statistics.
 
 Seeds are fixed, so that a check that passes today passes tomorrow.
 """
-
-WIDTH = 6
-KINDS = ("paper", "fusion")
-
-
-@cache
-def small_detector(kind: str = "paper") -> OPNP:
-    """Return a detector of random features: with a tenth of its weights removed, or a ``"fusion"``."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(4, WIDTH, generator=generator)
-    detector = OPNP() if kind == "fusion" else OPNP(ratios=Ratios(w_min=0.1))
-    return detector.fit_features(random_features(300, generator), weight=weight, bias=None)
-
-
-@cache
-def ordering_detector(kind: str = "paper") -> OPNP:
-    """Return a detector whose score falls with the only feature: equal features get equal scores.
-
-    Of the ``"fusion"`` zero has the score infinity.
-    """
-    weight = torch.tensor([[1.0], [0.0]])
-    if kind == "fusion":
-        return OPNP(members=["norm"]).fit_features(torch.arange(100.0, 160.0)[:, None], weight=weight, bias=None)
-    return OPNP(ratios=Ratios()).fit_features(torch.arange(-20.0, 20.0)[:, None], weight=weight, bias=None)
-
-
-def random_features(rows: int, generator: torch.Generator) -> Tensor:
-    """Return features of `small_detector`, as good as never with equal scores."""
-    return torch.rand(rows, WIDTH, generator=generator)
-
-
-def compositions(total: int) -> Iterator[list[int]]:
-    """Yield every list of positive numbers with this sum: the sizes of groups of equal scores, in ascending order."""
-    for cuts in range(1 << (total - 1)):
-        sizes = [1]
-        for place in range(total - 1):
-            if cuts >> place & 1:
-                sizes.append(1)
-            else:
-                sizes[-1] += 1
-        yield sizes
 
 
 def require_beta_binomial(counts: Tensor, *, of: int, samples: int, rank: int) -> None:
@@ -102,8 +48,3 @@ def require_beta_binomial(counts: Tensor, *, of: int, samples: int, rank: int) -
     distance = float(((found - wanted) ** 2 / wanted).sum())
     chance = stats.chi2.sf(distance, len(expected) - 1)
     assert chance >= FALSE_FAILURES, f"chi-squared is {distance:.1f} over {len(expected)} bins: {chance:.1g}"
-
-
-def most_alarms(runs: int, *, level: float) -> int:
-    """Return the number of alarms that a probability of `level` exceeds in one of 10 000 simulations."""
-    return int(stats.binom.isf(FALSE_FAILURES, runs, level))

@@ -3,25 +3,22 @@
 import contextlib
 import io
 import random
-import resource
 import signal
 import sys
-import traceback
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 import torch
 
 from opnp.cli import main
 from opnp.data import write_features, write_head
+from tests.in_process import Outcome
 from tests.unit.bench.image_world import CLASSES, OPTIONS, class_images, write_module
 from tests.unit.data.image_files import write_tensors
 
-__all__ = ["LINES", "Ran", "damaged", "is_told", "memory_bounded", "run_opnp", "within", "write_world"]
-
-_SECONDS = 60
+__all__ = ["LINES", "Trap", "damaged", "is_told", "run_opnp", "within", "write_world"]
 
 LINES: dict[str, tuple[str, ...]] = {
     "fit features": (
@@ -66,22 +63,6 @@ LINES: dict[str, tuple[str, ...]] = {
 """Commands that work in the folder of `write_world`, each of which leaves what later ones read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """What a run of the command line left.
-
-    Attributes:
-        code: The exit code; -1 where an error went through, which would be a traceback.
-        out: Standard output.
-        err: Standard error, with the traceback if there is one.
-
-    """
-
-    code: int
-    out: str
-    err: str
-
-
 def write_world(folder: Path) -> Path:
     """Write what `LINES` read into a folder, and return it."""
     write_module(folder)
@@ -97,31 +78,23 @@ def write_world(folder: Path) -> Path:
     return folder
 
 
-def run_opnp(*arguments: object) -> Ran:
-    """Return what ``opnp`` does with these arguments; it has a minute."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=how) for how in ("strict", "backslashreplace"))
-    before, code = sys.argv, 0
-    sys.argv = ["opnp", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-            warnings.simplefilter("default")
-            with within(_SECONDS):
-                main()
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
-    except Exception as error:  # noqa: BLE001  # whatever goes through would be a traceback on a terminal
-        code = -1
-        err.write("".join(traceback.format_exception(error)))
-    finally:
-        sys.argv = before
-    out.flush()
-    err.flush()
-    return Ran(code, _text(out), _text(err))
-
-
-def _text(stream: io.TextIOWrapper) -> str:
-    stream.seek(0)
-    return stream.read()
+def run_opnp(*arguments: object) -> Outcome:
+    """Return what ``opnp`` does with these arguments, for fixtures of a module too; it has a minute."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+        within(60),
+    ):
+        patched.setattr(sys, "argv", ["opnp", *map(str, arguments)])
+        warnings.simplefilter("default")
+        try:
+            main()
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 @contextlib.contextmanager
@@ -141,19 +114,17 @@ def within(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@contextlib.contextmanager
-def memory_bounded(more: int) -> Iterator[None]:
-    """Let this process take no more than so many bytes of addresses above what it has."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    before, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, most))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (before, most))
+class Trap:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
 
 
-def is_told(ran: Ran) -> bool:
+def is_told(ran: Outcome) -> bool:
     """Return whether a run was refused by a message with exit code 2, of opnp or of the reader of arguments."""
     told = [line for line in ran.err.splitlines() if line.startswith(("opnp: ", "Usage: opnp "))]
     return ran.code == 2 and "Traceback" not in ran.err and bool(told)

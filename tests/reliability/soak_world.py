@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import struct
 import time
@@ -9,22 +10,51 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
-
-from tests.reliability.soak_checks import Footprint, footprint
-from tests.reliability.soak_requests import Good, bad_requests, good_requests, request
-from tests.unit.bench.image_world import tiny_model
+from tests.reliability.soak_requests import Good, bad_requests, good_requests
 from tests.unit.serve.serve_world import fitted, require_equal
 
-__all__ = ["Line", "Soak", "leaking_model", "lines_open"]
+__all__ = ["Footprint", "Line", "Soak", "lines_open"]
 
 _Case = TypeVar("_Case")
 
 _PATIENCE = 60
 """Seconds after which a connection on which nothing comes must have been closed by the service."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What the process of the service takes at a moment.
+
+    Attributes:
+        at: Seconds since the soak began.
+        memory: Bytes of resident memory.
+        files: Open files, connections among them.
+        threads: Threads.
+        work: Seconds of processor time so far.
+        answered: Requests answered so far, by the clients' count.
+
+    """
+
+    at: float
+    memory: int
+    files: int
+    threads: int
+    work: float = 0.0
+    answered: int = 0
+
+
+def footprint(process: int, *, at: float, answered: int) -> Footprint:
+    """Return what a process of this machine takes now."""
+    folder = Path("/proc") / str(process)
+    facts = dict(line.split(":", 1) for line in (folder / "status").read_text(encoding="ascii").splitlines())
+    memory = int(facts["VmRSS"].split()[0]) * 1024
+    ticks = (folder / "stat").read_text(encoding="ascii").rpartition(")")[2].split()[11:13]
+    work = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    files = len(os.listdir(folder / "fd"))  # noqa: PTH208  # names alone
+    return Footprint(at, memory, files, int(facts["Threads"]), work, answered)
 
 
 class Line:
@@ -38,17 +68,17 @@ class Line:
         """Return a connection."""
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers and body of the next answer."""
+    async def answer(self) -> tuple[int, bytes]:
+        """Return status and body of the next answer."""
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
         if "content-length" in headers:
             body = await self.reader.readexactly(int(headers["content-length"]))
         else:
             body = await self.reader.read()
-        return int(head[0].split()[1]), headers, body
+        return int(head[0].split()[1]), body
 
-    async def ask(self, content: bytes) -> tuple[int, dict[str, str], bytes]:
+    async def ask(self, content: bytes) -> tuple[int, bytes]:
         """Return the answer to a request."""
         self.writer.write(content)
         await self.writer.drain()
@@ -73,10 +103,8 @@ class Soak:
         seconds: How long it lasts.
         process: Process of the service.
         good: Good requests that were answered.
-        latencies: When each good request was sent, and the seconds to its answer.
         bad: How often each kind of bad request was sent.
         wrong: What went wrong, in words.
-        controls: As `latencies`, of requests that ask for no work.
         footprints: What the process took, about ten times a second.
 
     """
@@ -84,8 +112,6 @@ class Soak:
     port: int
     seconds: float
     process: int
-    latencies: list[tuple[float, float]] = field(default_factory=list)
-    controls: list[tuple[float, float]] = field(default_factory=list)
     bad: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     footprints: list[Footprint] = field(default_factory=list)
@@ -106,17 +132,9 @@ class Soak:
         )
 
     async def _watch(self) -> None:
-        """Note what the process takes, and how long an answer takes that asks for no work: the control."""
-        content = request("/healthz", method="GET")
+        """Note what the process takes."""
         while self.now < self.seconds:
-            answered = self.good + self.bad.total()
-            self.footprints.append(footprint(self.process, at=self.now, answered=answered))
-            line, sent = await Line.opened(self.port), time.perf_counter()
-            status, _, _ = await line.ask(content)
-            self.controls.append((self.now, time.perf_counter() - sent))
-            if status != 200:
-                self.wrong.append(f"/healthz: {status}")
-            await line.close()
+            self.footprints.append(footprint(self.process, at=self.now, answered=self.good + self.bad.total()))
             await asyncio.sleep(0.1)
 
     async def _ask_well(self, number: int, pause: float) -> None:
@@ -126,13 +144,12 @@ class Soak:
         """
         cases, count = good_requests(), 0
         while self.now < self.seconds:
-            line, sent = await Line.opened(self.port), time.perf_counter()
+            line, sent = await Line.opened(self.port), self.now
             for _ in range(100):
-                if self.now >= self.seconds or time.perf_counter() - sent > 3:
+                if self.now >= self.seconds or self.now - sent > 3:
                     break
-                case, sent = cases[(7 * number + count) % len(cases)], time.perf_counter()
-                status, _, body = await line.ask(case.content)
-                self.latencies.append((self.now, time.perf_counter() - sent))
+                case, sent = cases[(7 * number + count) % len(cases)], self.now
+                status, body = await line.ask(case.content)
                 self._judge(case, status, body)
                 count += 1
                 await asyncio.sleep(pause)
@@ -145,7 +162,7 @@ class Soak:
             case = cases[count % len(cases)]
             line = await Line.opened(self.port)
             try:
-                status, _, body = await asyncio.wait_for(line.ask(case.content), _PATIENCE)
+                status, body = await asyncio.wait_for(line.ask(case.content), _PATIENCE)
                 if status != case.status:
                     self.wrong.append(f"{case.name}: {status} {body[:200]!r}")
             except (OSError, EOFError, TimeoutError) as error:
@@ -167,7 +184,7 @@ class Soak:
                 line.writer.write(case.content[start : start + step])
                 await line.writer.drain()
                 await asyncio.sleep(0.02)
-            status, _, body = await line.answer()
+            status, body = await line.answer()
             self._judge(case, status, body)
             await line.close()
 
@@ -195,7 +212,7 @@ class Soak:
             line.writer.write(b"".join(case.content for case in chosen) + bad.content)
             await line.writer.drain()
             for case in chosen:
-                status, _, body = await line.answer()
+                status, body = await line.answer()
                 self._judge(case, status, body)
             if (await line.answer())[0] != bad.status:
                 self.wrong.append(f"{bad.name}, behind good requests")
@@ -248,25 +265,3 @@ async def lines_open(port: int, contents: Sequence[bytes]) -> list[Line]:
         line.writer.write(content)
         await line.writer.drain()
     return lines
-
-
-class _Leaking(nn.Module):
-    """Keeps a mebibyte of each batch, and becomes slow after a few seconds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = tiny_model()
-        self.kept: list[Tensor] = []
-        self.began = time.monotonic()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        self.kept.append(torch.ones(1 << 18))
-        if time.monotonic() - self.began > 8:
-            time.sleep(0.25)
-        logits: Tensor = self.inner(inputs)
-        return logits
-
-
-def leaking_model() -> nn.Module:
-    """Return a model that answers as `tiny_model`, and is what a soak is to find."""
-    return _Leaking()

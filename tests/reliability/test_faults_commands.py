@@ -3,9 +3,7 @@
 import errno
 import os
 import random
-import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -97,30 +95,6 @@ def test_a_signal_ends_a_fit_in_order_and_it_goes_on(
         run.out.unlink()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.long
-def test_a_signal_to_the_module_as_a_program(tmp_path: Path, number: signal.Signals, tried: Tried) -> None:
-    tried("faults", "signals to a fit, each resumed")
-    run = Run(tmp_path, rows=100_000)
-    command = [sys.executable, "-m", "opnp", *run.arguments, "--batch-size", "8", "--checkpoint-every", "4"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        while not run.checkpoint.exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 128 + number
-    assert said.splitlines()[-1] == f"opnp: {'interrupted' if number == signal.SIGINT else 'stopped by SIGTERM'}."
-    assert "Traceback" not in said
-    assert run.parts() == []
-
-
-def limited(arguments: list[str], environment: dict[str, str], size: int) -> None:
-    """Run ``opnp`` where no file can grow beyond a size, as on a full disk; a task for `started`."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-    command_line(arguments, environment)
-
-
 def filling(arguments: list[str], environment: dict[str, str], writes: int) -> None:
     """Run ``opnp`` on a disk that is full after some writings; a task for `started`."""
     left, flush = [writes], os.fsync
@@ -155,29 +129,6 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path: Path, writes:
             assert run.checkpoint.exists() is (count > 0)
         assert run.parts() == []
         assert run.finished() == expected
-
-
-@pytest.mark.parametrize("size", [4000, pytest.param(1000, marks=pytest.mark.long)])
-def test_a_file_that_cannot_grow_is_not_left_behind(tmp_path: Path, size: int, tried: Tried) -> None:
-    """The checkpoint is larger than either; the detector is written without one, too."""
-    tried("faults", "disks full at a writing of a checkpoint, the fit then resumed", 2)
-    run = Run(tmp_path)
-    expected = run.finished()
-    run.out.write_bytes(b"of before")
-    for is_kept in (True, False):
-        if not is_kept:
-            place = run.arguments.index("--checkpoint")
-            del run.arguments[place : place + 2]
-        process = run.start(limited, size)
-        process.join(SECONDS)
-        assert process.exitcode == 2
-        assert run.said().startswith("opnp: ")
-        assert "File too large" in run.said()
-        assert "Traceback" not in run.said()
-        assert run.out.read_bytes() == b"of before"
-        assert run.parts() == []
-        assert not run.checkpoint.exists()
-    assert run.finished() == expected
 
 
 _MODULE = """
