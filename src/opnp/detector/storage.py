@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from opnp.artifact import read_artifact, write_artifact
-from opnp.core.checks import require_finite
+from opnp.core.checks import checked_head, require_finite
 from opnp.core.members import REACT_QUANTILE, Panel
 from opnp.core.sensitivity import Sensitivity
 from opnp.core.shaping import ReAct
-from opnp.detector.fit_pass import checked_head
 from opnp.errors import ArtifactError, InputTypeError, NonFiniteError, OptionError, ShapeError
 from opnp.fitted import Calibration, FittedState, Settings, Tuning, head_digest
 from opnp.values.fit import TuningFigures
