@@ -28,16 +28,12 @@ __all__ = ["CompactHead", "DetectorModule", "FeatureJudge", "plain_head"]
 
 def plain_head(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """Return a new, plain `nn.Linear` with copies of weight and bias and no gradient."""
-    classes, features = weight.shape
-    module: nn.Linear = nn.utils.skip_init(
-        nn.Linear, features, classes, bias=bias is not None, device=weight.device, dtype=weight.dtype
-    )
-    with torch.no_grad():
-        module.weight.copy_(weight)
-        if bias is not None:
-            module.bias.copy_(bias)
-    module.requires_grad_(requires_grad=False)
-    return module
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, 1, len(weight), bias=bias is not None)  # torch warns of 0 inputs
+    head.in_features = weight.shape[1]
+    head.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
+    if bias is not None:
+        head.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return head
 
 
 class CompactHead(nn.Module):
@@ -89,16 +85,9 @@ class CompactHead(nn.Module):
             ([0, 2], Linear(in_features=2, out_features=2, bias=True))
 
         """
-        weight, bias = pruned.weight.detach(), pruned.bias
+        weight = pruned.weight.detach()
         index = masks.kept.any(0).nonzero().flatten().to(weight.device)
-        head: nn.Linear = nn.utils.skip_init(
-            nn.Linear, 1, len(weight), bias=bias is not None
-        )  # torch warns of 0 inputs
-        head.in_features = len(index)
-        head.weight = nn.Parameter(weight[:, index], requires_grad=False)
-        if bias is not None:
-            head.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-        return cls(head, index, features=weight.shape[1])
+        return cls(plain_head(weight[:, index], pruned.bias), index, features=weight.shape[1])
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits of full features, shape ``(..., features)``, as shape ``(..., classes)``.
@@ -244,11 +233,23 @@ class DetectorModule(nn.Module):
         super().__init__()
         self.model = _copied(unwrapped(model))
         layer = dict(self.model.named_modules(remove_duplicate=False))[head.name]
-        self.model = _as_written(self.model)
+        for parent in list(self.model.modules()):
+            for name, child in list(parent.named_children()):
+                if unwrapped(child) is not child:
+                    setattr(parent, name, unwrapped(child))  # what is compiled, by what it was compiled from
         layer.register_forward_pre_hook(_catch, with_kwargs=True)
         self.is_averaged = head.is_averaged
         self.judge = FeatureJudge(state, device=with_float64(layer.weight).device)
-        self.facts = _facts(state)
+        self.facts: dict[str, str] = {}
+        if state.calibration is not None:
+            self.facts = {
+                "opnp_version": __version__,
+                "opnp_keep": f"{state.calibration.keep:g}",
+                "opnp_threshold": repr(state.calibration.threshold),
+                "opnp_calibration_samples": str(len(state.calibration.scores)),
+                "opnp_settings": json.dumps(state.settings.to_json(), sort_keys=True),
+                "opnp_head_sha256": state.head_digest,
+            }
         self.eval()
 
     def forward(
@@ -303,20 +304,6 @@ class DetectorModule(nn.Module):
         return self
 
 
-def _facts(state: FittedState) -> dict[str, str]:
-    calibration = state.calibration
-    if calibration is None:
-        return {}
-    return {
-        "opnp_version": __version__,
-        "opnp_keep": f"{calibration.keep:g}",
-        "opnp_threshold": repr(calibration.threshold),
-        "opnp_calibration_samples": str(len(calibration.scores)),
-        "opnp_settings": json.dumps(state.settings.to_json(), sort_keys=True),
-        "opnp_head_sha256": state.head_digest,
-    }
-
-
 def _common(one: torch.dtype, other: torch.dtype) -> torch.dtype:
     """Return what `torch.promote_types` does of two floating dtypes: a call that torch 2.6 cannot read from a file."""
     if one != other and one.itemsize == other.itemsize:
@@ -357,15 +344,6 @@ def _copied(model: nn.Module) -> nn.Module:
         parameter.requires_grad = False
         parameter.grad = None
     return result
-
-
-def _as_written(model: nn.Module) -> nn.Module:
-    """Return the model with every part of it that is compiled replaced by the part itself."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if unwrapped(child) is not child:
-                setattr(parent, name, unwrapped(child))
-    return model
 
 
 def _score_rows(logits: Tensor, settings: Settings) -> Tensor:
