@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,12 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
 
 
 def fit(checkpoint: Checkpoint | None, settings: Settings = FIXED, **changes: Any) -> OPNP:
-    given = {"features": features(ROWS), "weight": weight(), "bias": bias(), "batch_size": BLOCK} | changes
+    given: dict[str, Any] = {
+        "features": features(ROWS),
+        "weight": weight(),
+        "bias": bias(),
+        "batch_size": BLOCK,
+    } | changes
     return OPNP.from_settings(settings).fit_features(checkpoint=checkpoint, **given)
 
 
@@ -358,7 +363,7 @@ def test_what_is_no_sound_checkpoint_is_refused_and_left_alone(
     assert path.read_bytes() == content
 
 
-def rewrite(checkpoint: Checkpoint, tensors: dict[str, Tensor | None], *, blocks: int | None = None) -> None:
+def rewrite(checkpoint: Checkpoint, tensors: Mapping[str, Tensor | None], *, blocks: int | None = None) -> None:
     """Write a checkpoint again with other tensors and a digest that fits it; None is one that is missing."""
     path = checkpoint.file(Ranks())
     found, metadata = read_artifact(path, kind="fit checkpoint", format_version=FORMAT_VERSION)

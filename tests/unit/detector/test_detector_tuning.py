@@ -211,10 +211,11 @@ def test_held_out_samples_that_are_missing_or_not_wanted_are_refused(
     ratios: Any, missing: tuple[str, ...], message: str
 ) -> None:
     detector, names = OPNP(ratios=ratios), {"validation", "validation_ood"}.difference(missing)
+    held_out: dict[str, Any] = dict.fromkeys(names, features(50))
     with pytest.raises(OptionError, match=message):
-        detector.fit_features(features(), weight=weight(), bias=bias(), **dict.fromkeys(names, features(50)))
+        detector.fit_features(features(), weight=weight(), bias=bias(), **held_out)
     with pytest.raises(OptionError, match=message):
-        detector.fit(model(), loader(), **dict.fromkeys(names, loader()))
+        detector.fit(model(), loader(), **held_out)
     assert not detector.is_fitted
 
 
