@@ -53,7 +53,7 @@ _Batch = Tensor | Mapping[str, Any]
 def write_program(
     path: str | os.PathLike[str],
     detector_module: DetectorModule,
-    example: _Batch,
+    example: Tensor | Mapping[str, Any],
     *,
     is_length_dynamic: bool = False,
 ) -> None:
@@ -94,7 +94,7 @@ def write_program(
 def write_onnx(
     path: str | os.PathLike[str],
     detector_module: DetectorModule,
-    example: _Batch,
+    example: Tensor | Mapping[str, Any],
     *,
     is_length_dynamic: bool = False,
     tolerance: float = _TOLERANCE,
@@ -139,7 +139,9 @@ def write_onnx(
     write_atomically(path, content)
 
 
-def exported_program(module: DetectorModule, example: _Batch, *, is_length_dynamic: bool = False) -> ExportedProgram:
+def exported_program(
+    module: DetectorModule, example: Tensor | Mapping[str, Any], *, is_length_dynamic: bool = False
+) -> ExportedProgram:
     """Return the program of `torch.export`: inputs in; logits, score, p-value and verdict out, for any batch size.
 
     Args:
@@ -181,7 +183,9 @@ def exported_program(module: DetectorModule, example: _Batch, *, is_length_dynam
     return program
 
 
-def arguments(module: DetectorModule, batch: _Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def arguments(
+    module: DetectorModule, batch: Tensor | Mapping[str, Any]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Return what a batch is in a call of the module: arguments by position and by keyword.
 
     A mapping is passed by keyword; one with a single tensor that the model has no such keyword for, by position.
@@ -387,7 +391,9 @@ def _require_repeatable(module: DetectorModule, batch: _Batch) -> None:
         )
 
 
-def _on_cpu(module: DetectorModule, example: _Batch) -> tuple[DetectorModule, Tensor | dict[str, Tensor]]:
+def _on_cpu(
+    module: DetectorModule, example: Tensor | Mapping[str, Any]
+) -> tuple[DetectorModule, Tensor | dict[str, Tensor]]:
     """Return copies on the CPU of what is to be written, and of its example."""
     if not isinstance(module, DetectorModule):
         raise InputTypeError(
