@@ -23,6 +23,7 @@ from opnp.core.scores import SCORE_NAMES, ScoreName, score_logits
 from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product, product_dtype
 from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, shaped
 from opnp.errors import CalibrationError, OptionError, RatioError
+from opnp.model import InputAxes
 from opnp.values.fit import TuningFigures
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "Calibration",
     "Explanation",
     "FittedState",
-    "InputAxes",
     "PrunedHead",
     "Ratios",
     "Settings",
@@ -41,9 +41,6 @@ __all__ = [
     "shaping_from_json",
     "weights_kept",
 ]
-
-InputAxes = int | dict[str, int]
-"""Number of axes of a batch of inputs; of a mapping, by name."""
 
 _MANY = 100
 """Calibration samples from which on infinite scores are no bad luck."""

@@ -33,8 +33,8 @@ from opnp.distributed import Ranks, require_equal, sent_by_first, together
 from opnp.errors import NotCalibratedError, NotFittedError, OptionError
 from opnp.export import CompactHead, DetectorModule, card_text
 from opnp.export.module import plain_head
-from opnp.fitted import Calibration, Explanation, FittedState, InputAxes, Ratios, Settings, Tuning, Verdict
-from opnp.model import BatchHalving, LogitsSelector, head_stream
+from opnp.fitted import Calibration, Explanation, FittedState, Ratios, Settings, Tuning, Verdict
+from opnp.model import BatchHalving, InputAxes, LogitsSelector, head_stream
 
 __all__ = ["OPNP"]
 
