@@ -13,7 +13,7 @@ from benchmarks.measuring import Outcome, seconds
 from opnp import OPNP, Ratios, Settings, aupr, auroc, fpr_at_tpr
 from opnp.bench.features import ModelData, read_feature_folder
 from opnp.core import DetectionMetrics, detection_metrics, score_logits
-from opnp.detector.sweeping import swept
+from opnp.detector.tuning import swept
 from opnp.errors import RatioWarning
 
 __all__ = ["settings_sweep"]

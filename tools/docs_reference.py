@@ -35,12 +35,7 @@ AREAS = (
         "detector",
         "Detector",
         "The detector and what it is made with. Where to begin: [`OPNP`](#opnp.OPNP).",
-        (
-            "opnp.detector.opnp",
-            "opnp.detector.compact",
-            "opnp.detector.checkpoint",
-            "opnp.fitted",
-        ),
+        ("opnp.detector", "opnp.fitted"),
     ),
     Area(
         "sensitivity",

@@ -4,15 +4,14 @@
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple, Self, get_args
 
 import msgspec
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import Tensor
 
 from opnp.artifact import tensors_digest
 from opnp.core.checks import checked_fraction, checked_temperature, require_finite
@@ -21,9 +20,10 @@ from opnp.core.fusion import finite_or_infinite, fused_score, member_shares, tai
 from opnp.core.masks import Masks, Scope, neuron_mask, pruned_weight, warn_of_lost_order, weight_mask
 from opnp.core.members import MEMBERS, PANEL, PANEL_SHAPING, PRUNED_HEAD, Panel, member_scores
 from opnp.core.scores import SCORE_NAMES, ScoreName, score_logits
-from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype
+from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product, product_dtype
 from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, shaped
 from opnp.errors import CalibrationError, OptionError, RatioError
+from opnp.model import InputAxes
 from opnp.values.fit import TuningFigures
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "Calibration",
     "Explanation",
     "FittedState",
-    "InputAxes",
     "PrunedHead",
     "Ratios",
     "Settings",
@@ -39,19 +38,19 @@ __all__ = [
     "Verdict",
     "head_digest",
     "neurons_kept",
-    "plain_head",
-    "product",
     "shaping_from_json",
     "weights_kept",
-    "with_float64",
 ]
-
-InputAxes = int | dict[str, int]
-"""Number of axes of a batch of inputs; of a mapping, by name."""
 
 _MANY = 100
 """Calibration samples from which on infinite scores are no bad luck."""
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "neuron": get_args(NeuronReading),
+    "scope": get_args(Scope),
+    "score": SCORE_NAMES,
+    "precision": get_args(Precision),
+}
 _SHAPINGS: dict[str, type[ReAct | ASHS | SCALE]] = {"react": ReAct, "ash_s": ASHS, "scale": SCALE}
 
 
@@ -132,16 +131,22 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every option."""
-        if self.members is not None:
-            object.__setattr__(self, "members", _checked_members(self.members))
+        members = self.members
+        if members is not None:
+            names = tuple(members) if isinstance(members, list | tuple) else ()
+            if not names or len(set(names)) != len(names) or not set(names) <= set(MEMBERS):
+                raise OptionError(
+                    f"`members` must be one or more different names among {', '.join(MEMBERS)}, got {members!r}."
+                )
+            object.__setattr__(self, "members", names)
         if not isinstance(self.ratios, Ratios):
             raise OptionError(f"`ratios` must be a Ratios(...), got {self.ratios!r}.")
         if self.shaping is not None and not isinstance(self.shaping, Shaping):
             raise OptionError(f"`shaping` must be None, ReAct(...), ASHS(...) or SCALE(...), got {self.shaping!r}.")
-        _require_one_of("neuron", self.neuron, get_args(NeuronReading))
-        _require_one_of("scope", self.scope, get_args(Scope))
-        _require_one_of("score", self.score, SCORE_NAMES)
-        _require_one_of("precision", self.precision, get_args(Precision))
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(map(repr, allowed))
+                raise OptionError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
         object.__setattr__(self, "temperature", checked_temperature(self.temperature))
 
     @classmethod
@@ -162,20 +167,12 @@ class Settings:
 
     def to_json(self) -> dict[str, object]:
         """Return the settings as JSON values, for `from_json`."""
-        shaping: object = None
+        values: dict[str, object] = {each.name: getattr(self, each.name) for each in fields(self)[1:]}
+        values["ratios"] = asdict(self.ratios)
         for name, kind in _SHAPINGS.items():
             if isinstance(self.shaping, kind):
-                shaping = {"name": name, "quantile": self.shaping.quantile}
-        members = {} if self.members is None else {"members": list(self.members)}
-        return members | {
-            "ratios": asdict(self.ratios),
-            "neuron": self.neuron,
-            "scope": self.scope,
-            "temperature": self.temperature,
-            "score": self.score,
-            "shaping": shaping,
-            "precision": self.precision,
-        }
+                values["shaping"] = {"name": name, "quantile": self.shaping.quantile}
+        return values if self.members is None else {"members": list(self.members)} | values
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> Self:
@@ -528,42 +525,3 @@ def neurons_kept(sensitivity: Sensitivity, settings: Settings) -> Tensor:
 def head_digest(weight: Tensor, bias: Tensor | None) -> str:
     """Return the digest of a head: SHA-256 over dtype, shape and values of weight and bias."""
     return tensors_digest({"weight": weight, "bias": bias})
-
-
-def plain_head(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a new, plain `nn.Linear` with copies of weight and bias and no gradient."""
-    classes, features = weight.shape
-    module: nn.Linear = nn.utils.skip_init(
-        nn.Linear, features, classes, bias=bias is not None, device=weight.device, dtype=weight.dtype
-    )
-    with torch.no_grad():
-        module.weight.copy_(weight)
-        if bias is not None:
-            module.bias.copy_(bias)
-    module.requires_grad_(requires_grad=False)
-    return module
-
-
-def with_float64(tensor: Tensor) -> Tensor:
-    """Return a tensor where float64 is: as it is, or on the CPU if its device has none, as Apple's (mps) has not."""
-    return tensor.cpu() if tensor.device.type == "mps" else tensor
-
-
-def product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the linear map in the dtype of its inputs, whatever autocast the caller is in."""
-    with torch.autocast(inputs.device.type, enabled=False):
-        return linear(inputs, weight.to(inputs), None if bias is None else bias.to(inputs))
-
-
-def _checked_members(members: object) -> tuple[str, ...]:
-    """Return the names of members, each known and given once."""
-    names = tuple(members) if isinstance(members, list | tuple) else ()
-    unknown = [name for name in names if name not in MEMBERS]
-    if not names or unknown or len(set(names)) != len(names):
-        raise OptionError(f"`members` must be one or more different names among {', '.join(MEMBERS)}, got {members!r}.")
-    return names
-
-
-def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise OptionError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")

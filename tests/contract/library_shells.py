@@ -205,7 +205,7 @@ class HeadShell(Shell):
     """A pruned head alone, with the energy of its logits: the product that other software takes."""
 
     plural = "pruned heads"
-    covers = ("opnp.detector.compact.CompactHead",)
+    covers = ("opnp.export.module.CompactHead",)
     tolerance = 1e-6
     on_nan = "passed on"
     lacks: ClassVar = {

@@ -18,8 +18,7 @@ from opnp.core import tail_scales
 from opnp.core.histogram import ValueHistogram
 from opnp.core.kept_rows import row_hashes
 from opnp.detector import fit_pass
-from opnp.detector.blocks import feature_blocks
-from opnp.detector.fit_pass import FitSum, summed_blocks
+from opnp.detector.fit_pass import FitSum, feature_blocks, summed_blocks
 from opnp.distributed import Ranks
 from opnp.fitted import FittedState
 

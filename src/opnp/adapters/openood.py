@@ -26,9 +26,9 @@ from opnp.adapters.toolkits import (
     reset,
     settings_of,
 )
+from opnp.core.checks import checked_head
 from opnp.detector import OPNP, Settings
-from opnp.detector.fit_pass import checked_head
-from opnp.detector.progress import shown
+from opnp.detector.fit_pass import shown
 from opnp.errors import EmptyDataError, HeadMismatchError, InputTypeError, NotFittedError, OptionError, ShapeError
 from opnp.model import unwrapped
 

@@ -227,7 +227,7 @@ def _fit_features(
     """Fit a detector on cached features with all ranks, and return facts of this form alone: none."""
     from opnp.core.conformal import flagged_rank
     from opnp.data import feature_part, open_features, read_head
-    from opnp.detector.blocks import BLOCK_ROWS
+    from opnp.detector.fit_pass import BATCH_ROWS
     from opnp.distributed import local_device, require_equal, together
 
     with together(ranks):
@@ -243,7 +243,7 @@ def _fit_features(
         bias=None if classifier.bias is None else classifier.bias.to(place),
         validation=held_out,
         keep=keep,
-        batch_size=BLOCK_ROWS if options.batch_size is None else options.batch_size,
+        batch_size=BATCH_ROWS if options.batch_size is None else options.batch_size,
         checkpoint=checkpoint,
         distributed=not ranks.is_alone,
         progress=progress_bar("fitting", is_quiet=is_quiet),

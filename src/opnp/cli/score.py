@@ -108,7 +108,7 @@ def score(
 def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: bool, is_quiet: bool) -> "Table":
     """Return the score table of cached features, on every rank."""
     from opnp.data import feature_part, open_features
-    from opnp.detector.blocks import feature_blocks
+    from opnp.detector.fit_pass import feature_blocks
     from opnp.distributed import require_equal, together
 
     with together(ranks):

@@ -9,6 +9,7 @@ from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, OptionEr
 
 __all__ = [
     "checked_fraction",
+    "checked_head",
     "checked_matrix",
     "checked_scores",
     "checked_temperature",
@@ -49,6 +50,35 @@ def checked_matrix(tensor: Tensor, *, name: str, axes: str) -> Tensor:
     if not tensor.is_floating_point():
         raise InputTypeError(f"`{name}` must be floating point, got {tensor.dtype}. Convert it: `{name}.float()`.")
     return tensor
+
+
+def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias if they are those of a classifier's head, else say what is wrong.
+
+    Raises:
+        ShapeError: If the shapes are wrong, or there are fewer than two classes.
+        InputTypeError: If they are no floating-point tensors.
+        NonFiniteError: If they hold NaN or infinite values.
+
+    """
+    checked_matrix(weight, name="weight", axes="(classes, features)")
+    if len(weight) < 2:
+        raise ShapeError(
+            f"`weight` must have a row for each of at least two classes, got {len(weight)}. One logit z says the same "
+            f"as the two logits -z/2 and z/2: use `torch.cat([-weight, weight]) / 2`, and the bias alike.",
+        )
+    require_finite(weight.detach(), name="weight")
+    if bias is not None:
+        if not isinstance(bias, Tensor) or not bias.is_floating_point():
+            got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
+            raise InputTypeError(f"`bias` must be a floating-point torch.Tensor of shape (classes,), got {got}.")
+        if bias.shape != weight.shape[:1]:
+            raise ShapeError(f"`bias` must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}.")
+        if not bool(torch.isfinite(bias).all()):
+            raise NonFiniteError(
+                f"`bias` must be finite, got {int((~torch.isfinite(bias)).sum())} entries that are not."
+            )
+    return weight, bias
 
 
 def checked_scores(scores: Tensor, *, name: str) -> Tensor:

@@ -23,6 +23,7 @@ from typing import Literal, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from opnp.core.checks import checked_matrix, checked_temperature, require_finite_sums, require_same_head
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE
@@ -35,9 +36,11 @@ __all__ = [
     "Sensitivity",
     "SensitivitySum",
     "neuron_sensitivity",
+    "product",
     "product_dtype",
     "row_blocks",
     "weight_sensitivity",
+    "with_float64",
 ]
 
 NeuronReading = Literal["gradient", "aggregate"]
@@ -337,6 +340,17 @@ def product_dtype(*tensors: Tensor, precision: Precision) -> torch.dtype:
         raise OptionError(f'`precision` must be "float32" or "float64", got {precision!r}.')
     is_wide = precision == "float64" or any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if is_wide else torch.float32
+
+
+def product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the linear map in the dtype of its inputs, whatever autocast the caller is in."""
+    with torch.autocast(inputs.device.type, enabled=False):
+        return linear(inputs, weight.to(inputs), None if bias is None else bias.to(inputs))
+
+
+def with_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor where float64 is: as it is, or on the CPU if its device has none, as Apple's (mps) has not."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def row_blocks(batches: Iterable[tuple[Tensor, ...]], *, rows: int = BLOCK_ROWS) -> Iterator[tuple[Tensor, ...]]:

@@ -11,8 +11,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from opnp.core.checks import require_finite
+from opnp.core.sensitivity import with_float64
 from opnp.errors import HeadMismatchError, InputTypeError
-from opnp.fitted import head_digest, with_float64
+from opnp.fitted import head_digest
 from opnp.model import (
     BatchHalving,
     Head,

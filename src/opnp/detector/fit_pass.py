@@ -3,34 +3,60 @@
 For the paper's method every row goes into the sums. For a fusion at most 2000 rows, a fifth of smaller data, stay out
 of them: those with the smallest content hashes, so that which ones does not depend on the order. They give the scales
 of the members. Rows inside the sums could not: with one image a class their distance to the class mean is nothing.
+
+Cached features come in blocks, and how far a pass over them has come can be written down, so that a killed run goes on
+where it was.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from opnp.core.checks import checked_matrix, require_finite
+from opnp.artifact import read_artifact, tensors_digest, write_artifact
+from opnp.core.checks import checked_matrix, require_class_indices, require_finite
 from opnp.core.histogram import ValueHistogram
 from opnp.core.kept_rows import KeptRows
 from opnp.core.members import REACT_QUANTILE
 from opnp.core.moments import FeatureMoments
-from opnp.core.sensitivity import BLOCK_ROWS, SensitivitySum, product_dtype, row_blocks
+from opnp.core.sensitivity import BLOCK_ROWS, SensitivitySum, product, product_dtype, row_blocks
 from opnp.core.shaping import ReAct
-from opnp.detector.blocks import FeatureBlocks, width_message
-from opnp.detector.checkpoint import Checkpoint, Progressed, read_checkpoint, require_like, write_checkpoint
+from opnp.data import FeatureSource, block_edges
 from opnp.detector.members import fitted_fusion
-from opnp.detector.progress import Progress, shown
 from opnp.distributed import Ranks, gathered, require_equal, summed
-from opnp.errors import CheckpointError, EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
-from opnp.fitted import FittedState, Settings, head_digest, product
+from opnp.errors import (
+    ArtifactError,
+    CheckpointError,
+    DataFileError,
+    EmptyDataError,
+    InputTypeError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+)
+from opnp.files import remove_parts
+from opnp.fitted import FittedState, Settings, head_digest
 
-__all__ = ["KEPT_ROWS", "FitSum", "added_up", "checked_head", "summed_blocks"]
+__all__ = [
+    "BATCH_ROWS",
+    "KEPT_ROWS",
+    "Checkpoint",
+    "FeatureBlocks",
+    "FitSum",
+    "Progress",
+    "added_up",
+    "feature_blocks",
+    "shown",
+    "summed_blocks",
+]
 
+BATCH_ROWS = 8192
+"""Rows of features that are read at once where nothing else is asked for."""
 KEPT_ROWS = 2000
 """Rows that give the scales of a fusion, at most."""
 _KEPT_SHARE = 5
@@ -40,6 +66,39 @@ _FEWEST_KEPT = 20
 _BYTES_OF_FLOAT32 = 4
 _UNSURE = 1e-4
 """Margin between two logits, relative to their size, that rounding of float32 may have turned."""
+
+FORMAT_VERSION = 2
+_KIND = "fit checkpoint"
+_SHOWN = 200
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]] | bool | None
+"""A function that wraps an iterable and shows how far it is; True for a bar of rich, None or False for nothing."""
+
+
+def shown(items: Iterable[Any], progress: Progress) -> Iterable[Any]:
+    """Return `items`, wrapped so that `progress` sees them pass.
+
+    Raises:
+        InputTypeError: If `progress` is neither a function, a bool nor None.
+
+    Example:
+        >>> list(shown([1, 2], lambda items: (print("seen", item) or item for item in items)))
+        seen 1
+        seen 2
+        [1, 2]
+
+    """
+    if progress is None or progress is False:
+        return items
+    if progress is True:
+        from rich.progress import track  # noqa: PLC0415  # slow to import, and most passes show nothing
+
+        return track(items, description="reading")
+    if callable(progress):
+        return progress(items)
+    raise InputTypeError(
+        f"`progress` must be a function that wraps an iterable, such as tqdm.tqdm, or True, got {progress!r}."
+    )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -132,7 +191,7 @@ class FitSum:
         """
         weight, settings = self.weight, self.settings
         if features.shape[1:] != weight.shape[1:]:
-            raise ShapeError(width_message(tuple(features.shape), weight))
+            raise ShapeError(_width_message(tuple(features.shape), weight))
         if self.kept is not None:
             features, logits = self.kept.add_(features), None
         if logits is None or settings.precision == "float64" or logits.dtype.itemsize < _BYTES_OF_FLOAT32:
@@ -191,6 +250,11 @@ class FitSum:
             kept=kept,
         )
 
+    @property
+    def seen(self) -> int:
+        """Number of samples: those in the sums, and those kept out of them."""
+        return self.sensitivity.count + (0 if self.kept is None else len(self.kept))
+
     def fitted(self) -> FittedState:
         """Return the detector that the samples give.
 
@@ -200,43 +264,31 @@ class FitSum:
             RatioError: If the ratios leave nothing of the head.
 
         """
+        if self.seen == 0:
+            raise EmptyDataError("There are no training samples: a detector needs at least one, and a fusion two.")
+        total, rows, shaping = self, None, self.settings.shaping
+        thresholds: dict[float, float] = {}
         if self.kept is not None:
-            return self._fitted_fusion(self.kept)
-        if self.sensitivity.count == 0:
-            raise EmptyDataError("There are no training samples: sensitivities need at least one.")
-        shaping = self.settings.shaping
-        quantiles = [shaping.quantile] if isinstance(shaping, ReAct) else []
+            count = min(KEPT_ROWS, max(self.seen // _KEPT_SHARE, min(_FEWEST_KEPT, self.seen // 2)))
+            own = self.with_tensors({name: tensor.clone() for name, tensor in self.to_tensors().items()}, None)
+            total, rows = own.enter_(self.kept.others(count)), self.kept.smallest(count)
+            thresholds = {REACT_QUANTILE: total.react_threshold(REACT_QUANTILE)}
+        elif isinstance(shaping, ReAct):
+            thresholds = {shaping.quantile: self.react_threshold(shaping.quantile)}
         state = FittedState(
             settings=self.settings,
             weight=self.weight,
             bias=self.bias,
-            sensitivity=self.sensitivity.mean(),
-            react_thresholds={quantile: self.threshold(quantile) for quantile in quantiles},
+            sensitivity=total.sensitivity.mean(),
+            react_thresholds=thresholds,
         )
+        if rows is not None and total.moments is not None:
+            return fitted_fusion(state, total.moments, rows)
         state.pruned  # noqa: B018  # ratios that leave nothing are refused here, not at the first score
         return state
 
-    def _fitted_fusion(self, sample: KeptRows) -> FittedState:
-        seen = self.sensitivity.count + len(sample)
-        if seen == 0:
-            raise EmptyDataError("There are no training samples: a detector needs at least two.")
-        count = min(KEPT_ROWS, max(seen // _KEPT_SHARE, min(_FEWEST_KEPT, seen // 2)))
-        own = self.with_tensors({name: tensor.clone() for name, tensor in self.to_tensors().items()}, None)
-        total, kept = own.enter_(sample.others(count)), sample.smallest(count)
-        if total.moments is None:
-            raise EmptyDataError("The sums of a fusion have no moments.")
-        return fitted_fusion(
-            total.moments,
-            kept,
-            weight=self.weight,
-            bias=self.bias,
-            sensitivity=total.sensitivity.mean(),
-            react_threshold=total.threshold(REACT_QUANTILE),
-            settings=self.settings,
-        )
-
-    def threshold(self, quantile: float) -> float:
-        """Return the threshold of ReAct: a quantile of the training features."""
+    def react_threshold(self, quantile: float) -> float:
+        """Return the threshold of ReAct, a quantile of the training features."""
         if self.histogram is None:
             raise EmptyDataError("The features' values were not counted.")
         threshold = self.histogram.quantile(quantile)
@@ -246,6 +298,166 @@ class FitSum:
                 f"quantile {quantile:g}. Scale the features down."
             )
         return threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where and how often a pass over cached features is written down.
+
+    The file is written whole or not at all. A run that finds it goes on from it, if data, head, settings, block size,
+    ranks and threads are the same; otherwise it is refused. What comes of the pass is the same, bit for bit, as if it
+    had never been interrupted. Each rank of several has a file of its own, ``FILE.rank0`` and so on.
+
+    Attributes:
+        path: The file.
+        every: Number of blocks of rows between two writings.
+
+    Raises:
+        OptionError: If `every` is no positive integer.
+
+    Example:
+        >>> Checkpoint("fit.checkpoint", every=4).file(Ranks(rank=1, world=2)).name
+        'fit.checkpoint.rank1'
+
+    """
+
+    path: str | os.PathLike[str]
+    every: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise OptionError(f"`Checkpoint.every` must be a positive number of blocks, got {self.every!r}.")
+
+    def file(self, ranks: Ranks) -> Path:
+        """Return the file of one rank."""
+        path = Path(self.path)
+        return path if ranks.is_alone else path.with_name(f"{path.name}.rank{ranks.rank}")
+
+    def remove(self, ranks: Ranks | None = None) -> None:
+        """Remove the file, if there is one: the run is over, and its detector saved.
+
+        Args:
+            ranks: This process's place among ranks; None for a process of its own.
+
+        """
+        path = self.file(ranks or Ranks())
+        path.unlink(missing_ok=True)
+        remove_parts(path)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _TensorFeatures:
+    """A feature matrix in memory, shape ``(batch, features)``, as a `FeatureSource` without labels."""
+
+    features: Tensor
+    is_labelled = False
+    first_row = 0
+
+    @property
+    def rows(self) -> int:
+        return len(self.features)
+
+    @property
+    def width(self) -> int:
+        return self.features.shape[1]
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, None]:
+        return self.features[start:stop].detach(), None
+
+    def digest(self) -> str:
+        return tensors_digest({"features": self.features, "labels": None})
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FeatureBlocks:
+    """The rows of a source as blocks on the device of a head, checked as they pass, with the labels that it has.
+
+    Attributes:
+        source: Where the rows come from.
+        weight: The head's weight, shape ``(classes, features)``.
+        name: Name of the argument, for messages.
+        size: Rows of a block, at most.
+        done: Number of blocks to leave out at the beginning.
+
+    Raises:
+        NonFiniteError: While iterating, if a block holds NaN or infinite values.
+        OptionError: While iterating, if a label is no class index of the head.
+        DataFileError: While iterating, if the source gives other rows than it was asked for.
+
+    """
+
+    source: FeatureSource
+    weight: Tensor
+    name: str = "features"
+    size: int = BATCH_ROWS
+    done: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        return len(self._edges())
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the blocks, shape ``(rows, features)``."""
+        for start, stop in self._edges():
+            rows, labels = self.source.read(start, stop)
+            self._require_sound(rows, labels, start, stop)
+            yield rows.to(self.weight.device)
+
+    def _edges(self) -> list[tuple[int, int]]:
+        return block_edges(self.source.rows, size=self.size, first_row=self.source.first_row)[self.done :]
+
+    def _require_sound(self, rows: Tensor, labels: Tensor | None, start: int, stop: int) -> None:
+        if rows.shape != (stop - start, self.weight.shape[1]) or not rows.is_floating_point():
+            raise DataFileError(
+                f"`{self.name}` must give floating-point features of shape {(stop - start, self.weight.shape[1])} for "
+                f"rows {start} to {stop}, got {rows.dtype} of shape {tuple(rows.shape)}."
+            )
+        require_finite(rows, name=self.name, first_row=self.source.first_row + start)
+        if labels is None:
+            return
+        is_tensor = isinstance(labels, Tensor)
+        if not is_tensor or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            got = labels.dtype if is_tensor else type(labels).__name__
+            raise InputTypeError(f"`labels` must be integer class indices in a torch.Tensor, got {got}.")
+        if labels.shape != (len(rows),):
+            raise ShapeError(f"`labels` must have shape ({len(rows)},), one a sample, got {tuple(labels.shape)}.")
+        require_class_indices(labels, classes=len(self.weight))
+
+
+def feature_blocks(
+    features: Tensor | FeatureSource,
+    weight: Tensor,
+    *,
+    name: str = "features",
+    size: int = BATCH_ROWS,
+    is_part: bool = False,
+) -> FeatureBlocks:
+    """Return features in memory or in a source as blocks for a head.
+
+    Args:
+        features: A matrix of shape ``(batch, features)``, or a source.
+        weight: The head's weight, shape ``(classes, features)``.
+        name: Name of the argument, for messages.
+        size: Rows of a block, at most.
+        is_part: Whether there may be no rows, as a rank among others may have none.
+
+    Raises:
+        EmptyDataError: If there are no rows.
+        ShapeError: If the width is not the head's.
+        InputTypeError: If `features` is neither a floating-point tensor nor a source.
+
+    """
+    if isinstance(features, Tensor) or not isinstance(features, FeatureSource):
+        source: FeatureSource = _TensorFeatures(checked_matrix(features, name=name, axes="(batch, features)"))
+    else:
+        source = features
+    if source.width != weight.shape[1]:
+        raise ShapeError(_width_message((source.rows, source.width), weight, name=name))
+    if source.rows == 0 and not is_part:
+        raise EmptyDataError(f"`{name}` has no rows: at least one sample is needed.")
+    block_edges(0, size=size)
+    return FeatureBlocks(source, weight, name=name, size=size)
 
 
 def summed_blocks(
@@ -260,18 +472,22 @@ def summed_blocks(
 
     A pass that was interrupted between two blocks comes to the same bits as one that was not.
     """
-    total, done = zeros, 0
-    run = {} if checkpoint is None else _run(blocks, zeros, ranks)
+    total, done, run = zeros, 0, {}
     if checkpoint is not None:
-        found = read_checkpoint(checkpoint, ranks, run=run)
-        if found is not None:
-            total, done = _resumed(found, zeros, blocks, path=checkpoint.file(ranks)), found.blocks
-    for rows in shown(blocks.after(done), progress):
+        run = _run(blocks, zeros, ranks)
+        total, done = _resumed(checkpoint, blocks, zeros, ranks, run=run)
+    for rows in shown(replace(blocks, done=done), progress):
         for block in rows.split(BLOCK_ROWS):
             total.add_(block)
         done += 1
         if checkpoint is not None and done % checkpoint.every == 0:
-            write_checkpoint(checkpoint, ranks, run=run, state=Progressed(done, total.to_tensors() | _kept(total)))
+            write_artifact(
+                checkpoint.file(ranks),
+                kind=_KIND,
+                format_version=FORMAT_VERSION,
+                tensors=_carried(total),
+                metadata={"run": run, "blocks": done},
+            )
     return total
 
 
@@ -289,33 +505,12 @@ def added_up(total: FitSum, ranks: Ranks) -> FitSum:
     return replace(sums.enter_(torch.cat(displaced)), kept=kept)
 
 
-def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias if they are those of a classifier's head, else say what is wrong.
-
-    Raises:
-        ShapeError: If the shapes are wrong, or there are fewer than two classes.
-        InputTypeError: If they are no floating-point tensors.
-        NonFiniteError: If they hold NaN or infinite values.
-
-    """
-    checked_matrix(weight, name="weight", axes="(classes, features)")
-    if len(weight) < 2:
-        raise ShapeError(
-            f"`weight` must have a row for each of at least two classes, got {len(weight)}. One logit z says the same "
-            f"as the two logits -z/2 and z/2: use `torch.cat([-weight, weight]) / 2`, and the bias alike.",
-        )
-    require_finite(weight.detach(), name="weight")
-    if bias is not None:
-        if not isinstance(bias, Tensor) or not bias.is_floating_point():
-            got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
-            raise InputTypeError(f"`bias` must be a floating-point torch.Tensor of shape (classes,), got {got}.")
-        if bias.shape != weight.shape[:1]:
-            raise ShapeError(f"`bias` must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}.")
-        if not bool(torch.isfinite(bias).all()):
-            raise NonFiniteError(
-                f"`bias` must be finite, got {int((~torch.isfinite(bias)).sum())} entries that are not."
-            )
-    return weight, bias
+def _width_message(shape: tuple[int, ...], weight: Tensor, *, name: str = "features") -> str:
+    """Return what to say of features whose width is not that of the head."""
+    return (
+        f"`{name}` must have {weight.shape[1]} columns, one for each input of the head, got shape {shape}. Take them "
+        f"where the head takes its input."
+    )
 
 
 def _predicted(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -329,8 +524,10 @@ def _predicted(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | 
     return predicted
 
 
-def _kept(total: FitSum) -> dict[str, Tensor]:
-    return {} if total.kept is None else {"kept.hashes": total.kept.hashes, "kept.rows": total.kept.rows}
+def _carried(total: FitSum) -> dict[str, Tensor]:
+    """Return all that a pass carries along, by name."""
+    kept = {} if total.kept is None else {"kept.hashes": total.kept.hashes, "kept.rows": total.kept.rows}
+    return total.to_tensors() | kept
 
 
 def _run(blocks: FeatureBlocks, zeros: FitSum, ranks: Ranks) -> dict[str, object]:
@@ -350,14 +547,53 @@ def _run(blocks: FeatureBlocks, zeros: FitSum, ranks: Ranks) -> dict[str, object
     }
 
 
-def _resumed(found: Progressed, zeros: FitSum, blocks: FeatureBlocks, *, path: Path) -> FitSum:
-    """Return the sum of a checkpoint."""
-    require_like(found.tensors, zeros.to_tensors() | _kept(zeros), path=path)
-    if found.blocks > len(blocks):
-        raise CheckpointError(f"{path} speaks of more data than there are. Remove it to start over.")
-    tensors = {name: tensor.to(blocks.weight.device, copy=True) for name, tensor in found.tensors.items()}
-    kept = KeptRows(tensors["kept.hashes"], tensors["kept.rows"]) if "kept.rows" in tensors else None
-    total = zeros.with_tensors(tensors, kept)
-    if total.sensitivity.count + (0 if kept is None else len(kept)) < 1:
+def _resumed(
+    checkpoint: Checkpoint, blocks: FeatureBlocks, zeros: FitSum, ranks: Ranks, *, run: Mapping[str, object]
+) -> tuple[FitSum, int]:
+    """Return the sum of this very run and the number of blocks in it, or the empty one if nothing was written down.
+
+    Raises:
+        CheckpointError: If the file is damaged, no checkpoint, or one of another run; the message says what differs.
+
+    """
+    own = checkpoint.file(ranks)
+    remove_parts(own)
+    other = checkpoint.file(Ranks(world=2) if ranks.is_alone else Ranks())  # what a run of several, or of one, wrote
+    path = next((path for path in (own, other) if path.exists()), None)
+    if path is None:
+        return zeros, 0
+    try:
+        tensors, metadata = read_artifact(path, kind=_KIND, format_version=FORMAT_VERSION)
+    except (ArtifactError, OSError) as error:
+        raise CheckpointError(
+            f"{str(error).removesuffix(' Write it again.')} If it is a checkpoint, remove it to start over; if not, "
+            f"give another file for the checkpoint."
+        ) from error
+    written, done = metadata.get("run"), metadata.get("blocks")
+    if not isinstance(written, dict) or isinstance(done, bool) or not isinstance(done, int) or done < 1:
+        raise CheckpointError(f"{path} lacks something that a checkpoint must hold. Remove it to start over.")
+    differing = [name for name in sorted({*run, *written}) if run.get(name) != written.get(name)]
+    if differing:
+        told = "; ".join(
+            f"{name}: {_short(written.get(name))} there, {_short(run.get(name))} here" for name in differing
+        )
+        raise CheckpointError(
+            f"{path} is a checkpoint of another run ({told}). Finish that run as it was begun, or remove the file to "
+            f"start over."
+        )
+    layouts = [{name: (each.shape, each.dtype) for name, each in some.items()} for some in (tensors, _carried(zeros))]
+    if layouts[0] != layouts[1]:
+        raise CheckpointError(f"{path} holds other sums than those of this run. Remove it to start over.")
+    moved = {name: tensor.to(blocks.weight.device, copy=True) for name, tensor in tensors.items()}
+    kept = None if zeros.kept is None else KeptRows(moved["kept.hashes"], moved["kept.rows"])
+    total = zeros.with_tensors(moved, kept)
+    if done > len(blocks) or total.seen < 1:
         raise CheckpointError(f"{path} speaks of other data than there are. Remove it to start over.")
-    return total
+    return total, done
+
+
+def _short(value: object) -> str:
+    """Return a value in words, a digest by its first digits."""
+    text = str(value)[:_SHOWN]
+    is_digest = len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
+    return text[:12] if is_digest else text

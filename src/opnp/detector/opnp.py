@@ -9,38 +9,32 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from opnp.core.checks import checked_matrix, require_finite
+from opnp.core.checks import checked_head, checked_matrix, require_finite
 from opnp.core.masks import Masks, Scope
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName
-from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype
+from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype, with_float64
 from opnp.core.shaping import Shaping
 from opnp.data import FeatureSource
 from opnp.detector.attachment import ModelLink, linked_by_digest
-from opnp.detector.blocks import BLOCK_ROWS, feature_blocks
-from opnp.detector.checkpoint import Checkpoint
-from opnp.detector.compact import CompactHead
-from opnp.detector.fit_pass import FitSum, added_up, checked_head, summed_blocks
-from opnp.detector.progress import Progress, shown
+from opnp.detector.fit_pass import (
+    BATCH_ROWS,
+    Checkpoint,
+    FitSum,
+    Progress,
+    added_up,
+    feature_blocks,
+    shown,
+    summed_blocks,
+)
 from opnp.detector.settings import Tuned, settings_from
 from opnp.detector.storage import read_detector, state_bytes, state_from_bytes, write_detector
-from opnp.detector.sweeping import own_score, swept
-from opnp.detector.tuning import tuned
+from opnp.detector.tuning import own_score, swept, tuned
 from opnp.distributed import Ranks, require_equal, sent_by_first, together
 from opnp.errors import NotCalibratedError, NotFittedError, OptionError
-from opnp.export import DetectorModule, card_text
-from opnp.fitted import (
-    Calibration,
-    Explanation,
-    FittedState,
-    InputAxes,
-    Ratios,
-    Settings,
-    Tuning,
-    Verdict,
-    plain_head,
-    with_float64,
-)
-from opnp.model import BatchHalving, LogitsSelector, head_stream
+from opnp.export import CompactHead, DetectorModule, card_text
+from opnp.export.module import plain_head
+from opnp.fitted import Calibration, Explanation, FittedState, Ratios, Settings, Tuning, Verdict
+from opnp.model import BatchHalving, InputAxes, LogitsSelector, head_stream
 
 __all__ = ["OPNP"]
 
@@ -190,12 +184,11 @@ class OPNP:
         halving, batches = BatchHalving(is_on=auto_batch), shown(loader, progress)
         opened = head_stream(model, batches, head=head, logits=logits, device=device, halving=halving)
         with together(ranks), opened as stream:
-            weight, bias = _copied(*checked_head(stream.head.weight, stream.head.bias))
+            weight, bias = _own_head(stream.head.weight, stream.head.bias)
             pairs = ((with_float64(features), with_float64(outputs)) for features, outputs, _ in stream.batches)
             total = FitSum.of(pairs, weight, bias, self._given)
             link = ModelLink(model, stream.head, stream.axes, device, weight=weight, bias=bias, halving=halving)
-        total = added_up(total, ranks)
-        self._state = self._decided(
+        self._state = self._ended(
             total,
             None if validation is None else _held_out(link, shown(validation, progress)),
             None if validation_ood is None else _held_out(link, shown(validation_ood, progress)),
@@ -215,7 +208,7 @@ class OPNP:
         validation: Tensor | FeatureSource | None = None,
         validation_ood: Tensor | FeatureSource | None = None,
         keep: float = _KEEP,
-        batch_size: int = BLOCK_ROWS,
+        batch_size: int = BATCH_ROWS,
         checkpoint: Checkpoint | None = None,
         distributed: bool = False,
         progress: Progress = None,
@@ -258,23 +251,15 @@ class OPNP:
         ranks = Ranks.joined() if distributed else Ranks()
         self._require_held_out(validation is not None, validation_ood is not None, ranks)
         with together(ranks):
-            head = weight, bias = _copied(*checked_head(weight, bias))
+            weight, bias = _own_head(weight, bias)
             blocks = feature_blocks(features, weight, size=batch_size, is_part=not ranks.is_alone)
-            known = ood = None
-            if ranks.is_first and validation is not None:
-                known = feature_blocks(validation, weight, name="validation")
-            if ranks.is_first and validation_ood is not None:
-                ood = feature_blocks(validation_ood, weight, name="validation_ood")
-            zeros = FitSum.zeros(*head, self._given)
+            known, ood = (
+                nullcontext(feature_blocks(given, weight, name=name)) if ranks.is_first and given is not None else None
+                for name, given in (("validation", validation), ("validation_ood", validation_ood))
+            )
+            zeros = FitSum.zeros(weight, bias, self._given)
             total = summed_blocks(blocks, zeros, ranks=ranks, checkpoint=checkpoint, progress=progress)
-        total = added_up(total, ranks)
-        self._state = self._decided(
-            total,
-            None if known is None else nullcontext(known),
-            None if ood is None else nullcontext(ood),
-            keep=keep,
-            ranks=ranks,
-        )
+        self._state = self._ended(total, known, ood, keep=keep, ranks=ranks)
         self._link = None
         return self
 
@@ -778,7 +763,7 @@ class OPNP:
                     '`validation_ood` is for `ratios="tuned"` alone: neither the fusion nor given ratios choose by it.'
                 )
 
-    def _decided(
+    def _ended(
         self,
         total: FitSum,
         known: AbstractContextManager[Iterable[Tensor]] | None,
@@ -788,17 +773,15 @@ class OPNP:
         ranks: Ranks,
         origin: tuple[str | None, InputAxes | None] = (None, None),
     ) -> FittedState:
-        """Return what the sums give, tuned and calibrated on features of held-out samples; rank 0 decides for all."""
+        """Return what the sums of all ranks give, tuned and calibrated on held-out features; rank 0 decides for all."""
+        total = added_up(total, ranks)
         content = b""
         with together(ranks):
             if ranks.is_first:
                 state = total.fitted().restated(head_name=origin[0], axes=origin[1])
-                if known is not None and self._is_tuned and ood is not None:
-                    with known as batches:
-                        features = _joined(batches)
-                    with ood as batches:
-                        outside = _joined(batches)
-                    state, rest = tuned(state, features, outside, searched=self._searched)
+                if known is not None and ood is not None:
+                    inside, outside = _joined(known), _joined(ood)
+                    state, rest = tuned(state, inside, outside, searched=self._searched)
                     state = state.calibrated([rest], keep=keep)
                 elif known is not None:
                     with known as batches:
@@ -853,7 +836,9 @@ class OPNP:
         return Explanation(found.members, *values)
 
 
-def _copied(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _own_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return copies of the weight and bias of a classifier's head, checked."""
+    checked_head(weight, bias)
     return with_float64(weight.detach().clone()), None if bias is None else with_float64(bias.detach().clone())
 
 
@@ -864,8 +849,9 @@ def _held_out(link: ModelLink, loader: Iterable[object]) -> Iterator[Iterator[Te
         yield (features for features, _ in batches)
 
 
-def _joined(batches: Iterable[Tensor]) -> Tensor:
-    return torch.cat([features.clone() for features in batches])  # a loader may use its buffer again
+def _joined(opened: AbstractContextManager[Iterable[Tensor]]) -> Tensor:
+    with opened as batches:
+        return torch.cat([features.clone() for features in batches])  # a loader may use its buffer again
 
 
 def _released(values: Tensor, *, is_single: bool) -> Tensor:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from opnp.artifact import read_artifact, write_artifact
-from opnp.core.checks import require_finite
+from opnp.core.checks import checked_head, require_finite
 from opnp.core.members import REACT_QUANTILE, Panel
 from opnp.core.sensitivity import Sensitivity
 from opnp.core.shaping import ReAct
-from opnp.detector.fit_pass import checked_head
 from opnp.errors import ArtifactError, InputTypeError, NonFiniteError, OptionError, ShapeError
 from opnp.fitted import Calibration, FittedState, Settings, Tuning, head_digest
 from opnp.values.fit import TuningFigures
@@ -185,28 +184,29 @@ def _tuning(facts: Mapping[str, object]) -> Tuning:
 
 def _with_fusion(state: FittedState, facts: _FusionFacts, tensors: Mapping[str, Tensor]) -> FittedState:
     """Return the state with panel and scales, checked."""
-    scales, (classes, features) = tensors["fusion.scales"], state.weight.shape
+    scales, features = tensors["fusion.scales"], state.weight.shape[1]
     parts = {name.removeprefix("panel."): tensor for name, tensor in tensors.items() if name.startswith("panel.")}
     head = {"weight": state.weight.double(), "pruned_weight": state.pruned.weight.double()}
     if state.bias is not None:
         head["bias"] = state.bias.double()
     panel = Panel.from_parts({**parts, **head}, facts.numbers)
-    shapes = {
+    patterns = {  # -1: of any length
         "mean": (features,),
         "gaussian.center": (features,),
         "gaussian.whitening": (features, features),
         "gaussian.background": (features, features),
+        "gaussian.means": (-1, features),
         "space.origin": (features,),
+        "space.basis": (features, -1),
     }
     for name, tensor in parts.items():
-        if tensor.dtype != torch.float64 or tensor.shape != shapes.get(name, tensor.shape):
+        pattern = patterns.get(name, tensor.shape)
+        is_alike = tensor.ndim == len(pattern) and all(
+            want in (-1, length) for want, length in zip(pattern, tensor.shape, strict=True)
+        )
+        if tensor.dtype != torch.float64 or not is_alike or (name == "gaussian.means" and len(tensor) == 0):
             raise ShapeError(f"The part {name} of its panel is {tensor.dtype} of shape {tuple(tensor.shape)}.")
         require_finite(tensor, name=name)
-    for name, axes in (("gaussian.means", (0, classes)), ("space.basis", None)):
-        if name in parts:
-            along = parts[name].shape
-            if len(along) != 2 or (along[1] if axes else along[0]) != features or (axes and not along[0]):
-                raise ShapeError(f"The part {name} of its panel has shape {tuple(along)}.")
     asked = state.settings.members or ()
     if not facts.fused or sorted((*facts.fused, *facts.left_out)) != sorted(asked):
         raise OptionError("Its members are not those of its settings.")

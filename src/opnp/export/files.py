@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,7 +29,6 @@ __all__ = [
     "OUTPUT_NAMES",
     "arguments",
     "exported_program",
-    "input_names",
     "quiet_torch",
     "require_onnx",
     "rows",
@@ -46,6 +45,9 @@ _LARGEST = 2**31 - 2**20
 """Bytes of tensors that one ONNX file can hold, less what the graph itself takes."""
 _AXES = ("batch", "length")
 _SILENT = logging.CRITICAL + 1
+
+_Batch = Tensor | Mapping[str, Any]
+"""Inputs of a model: a tensor, or tensors by the model's keywords."""
 
 
 def write_program(
@@ -80,18 +82,11 @@ def write_program(
     torch.export.save(program, buffer)
     content = buffer.getvalue()
     loaded = torch.export.load(io.BytesIO(content)).module()
-    for other in (batch, rows(batch, [0]), rows(batch, [1, 0, 1])):
-        args, kwargs = arguments(module, other)
+    for other in _tried(batch):
+        args, named = arguments(module, other)
         with torch.no_grad():
-            found, expected = loaded(*args, **kwargs), module(*args, **kwargs)
-        logits, score, p_value, is_ood = found
-        is_fused = module.judge.settings.is_fusion
-        is_same = (
-            _worst_difference(logits, expected[0]) <= _TOLERANCE
-            and _worst_difference(score, expected[1], is_fused=is_fused) <= _TOLERANCE
-        )
-        verdicts = module.judge.p_value(score), module.judge.is_ood(score)
-        if not is_same or not torch.equal(p_value, verdicts[0]) or not torch.equal(is_ood, verdicts[1]):
+            found = loaded(*args, **named)
+        if _difference(found, module, other, tolerance=_TOLERANCE) is not None:
             raise ModelRunError("The program read back gives other numbers than the model. Nothing was written.")
     write_atomically(path, content)
 
@@ -137,8 +132,10 @@ def write_onnx(
         )
     content = _content(module, batch, is_length_dynamic=is_length_dynamic)
     _require_repeatable(module, batch)
-    for other in (batch, rows(batch, [0]), rows(batch, [1, 0, 1])):
-        _require_equal(content, module, other, tolerance=tolerance)
+    for other in _tried(batch):
+        difference = _difference(_outputs(content, module, other), module, other, tolerance=tolerance)
+        if difference is not None:
+            raise ModelRunError(difference)
     write_atomically(path, content)
 
 
@@ -162,11 +159,14 @@ def exported_program(
 
     """
     args, kwargs = arguments(module, example)
-    tensors = dict(zip(_names(module, example), (*args, *kwargs.values()), strict=True))
+    tensors = {_first_name(module): args[0]} if args else kwargs
     if any(not isinstance(tensor, Tensor) or tensor.ndim < 1 or len(tensor) < 2 for tensor in tensors.values()):
         raise InputTypeError("`example` must be a batch of at least two inputs: tensors with a batch axis in front.")
-    shapes = {name: _axes(tensor, is_length_dynamic=is_length_dynamic) for name, tensor in tensors.items()}
-    judged = _named(tuple(tensors))(module).eval()
+    shapes = {
+        name: dict.fromkeys(range(2 if is_length_dynamic and tensor.ndim == 2 else 1), Dim.DYNAMIC)
+        for name, tensor in tensors.items()
+    }
+    judged = _judged(module, list(tensors))
     try:
         with torch.no_grad():
             judged(*args, **kwargs)  # what a model keeps of its first run must be there before torch watches
@@ -192,21 +192,18 @@ def arguments(
     """
     if isinstance(batch, Tensor):
         return (batch,), {}
-    if len(batch) == 1 and not _accepts(module, batch):
+    parameters = inspect.signature(module.model.forward).parameters
+    is_open = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+    if len(batch) == 1 and not is_open and not set(batch) <= set(parameters):
         return tuple(batch.values()), {}
     return (), dict(batch)
 
 
-def rows(batch: Tensor | Mapping[str, Any], places: list[int]) -> Tensor | dict[str, Tensor]:
+def rows(batch: _Batch, places: list[int]) -> Tensor | dict[str, Tensor]:
     """Return these inputs of a batch, as a batch."""
     if isinstance(batch, Tensor):
         return batch[places]
     return {name: tensor[places] for name, tensor in batch.items()}
-
-
-def input_names(program: ExportedProgram) -> list[str]:
-    """Return the names of a program's inputs."""
-    return [str(name) for name in program.graph_signature.user_inputs]
 
 
 def require_onnx() -> None:
@@ -250,61 +247,40 @@ def quiet_torch() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class _Judged(torch.nn.Module):
-    """A detector's module with the verdict as a fourth output, under the names of the model's inputs."""
+def _judged(module: DetectorModule, names: Iterable[str]) -> torch.nn.Module:
+    """Return a detector's module with the verdict as a fourth output, and inputs of these names.
 
-    def __init__(self, module: DetectorModule) -> None:
-        super().__init__()
-        self.module = module
+    `torch.export` names a graph's inputs by the signature of `forward`.
+    """
 
-    def forward(self, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return logits, score, p-value and verdict."""
-        features, logits = self.module.features_and_logits(*inputs, **named)
-        return logits, *self.module.judge(features)
+    class Judged(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
 
-
-def _named(names: tuple[str, ...]) -> type[_Judged]:
-    """Return a module whose forward takes inputs of these names: `torch.export` names a graph's inputs by them."""
-
-    class Named(_Judged):
         def forward(self, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            return super().forward(*inputs, **named)
+            features, logits = self.module.features_and_logits(*inputs, **named)
+            return logits, *self.module.judge(features)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind) for name in ("self", *names)]
-    Named.forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by `inspect`
-    return Named
+    Judged.forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by `inspect`
+    return Judged().eval()
 
 
-def _names(module: DetectorModule, batch: Tensor | Mapping[str, Any]) -> list[str]:
-    """Return the names of the inputs: keywords of a mapping, else that of the first parameter of the model."""
-    if not isinstance(batch, Tensor) and (len(batch) > 1 or _accepts(module, batch)):
-        return list(batch)
+def _first_name(module: DetectorModule) -> str:
+    """Return the name of the input that a model takes first by position."""
     parameters = inspect.signature(module.model.forward).parameters.values()
-    names = [item.name for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)]
-    return [names[0] if names else "inputs"]
+    named = (item.name for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD))
+    return next(named, "inputs")
 
 
-def _accepts(module: DetectorModule, batch: Mapping[str, Tensor]) -> bool:
-    """Return whether the model takes these names as keywords."""
-    parameters = inspect.signature(module.model.forward).parameters
-    is_open = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
-    return is_open or all(name in parameters for name in batch)
-
-
-def _axes(tensor: Tensor, *, is_length_dynamic: bool) -> dict[int, Any]:
-    axes: dict[int, Any] = {0: Dim.DYNAMIC}
-    if is_length_dynamic and tensor.ndim == 2:
-        axes[1] = Dim.DYNAMIC
-    return axes
-
-
-def _content(module: DetectorModule, batch: Tensor | Mapping[str, Any], *, is_length_dynamic: bool) -> bytes:
+def _content(module: DetectorModule, batch: _Batch, *, is_length_dynamic: bool) -> bytes:
     """Return the bytes of an ONNX file, checked by the rules of the format."""
     import onnx
 
     program = exported_program(module, batch, is_length_dynamic=is_length_dynamic)
-    names = input_names(program)
+    names = [str(name) for name in program.graph_signature.user_inputs]
     try:
         with quiet_torch():
             graph: Any = torch.onnx.export(
@@ -332,10 +308,13 @@ def _name_axes(proto: Any) -> None:  # noqa: ANN401  # a protocol buffer
                 dim.dim_param = re.sub(r"\w+", lambda match: symbols.get(match[0], match[0]), dim.dim_param)
 
 
-def _require_equal(
-    content: bytes, module: DetectorModule, batch: Tensor | Mapping[str, Any], *, tolerance: float
-) -> None:
-    """Raise unless onnxruntime gives torch's logits and scores, and the p-values and verdicts of its own scores."""
+def _tried(batch: _Batch) -> tuple[_Batch, ...]:
+    """Return batches of several sizes and orders that a file is run on."""
+    return batch, rows(batch, [0]), rows(batch, [1, 0, 1])
+
+
+def _outputs(content: bytes, module: DetectorModule, batch: _Batch) -> list[Tensor]:
+    """Return what onnxruntime makes of a batch."""
     import onnxruntime  # type: ignore[import-untyped]  # the package ships no types
 
     args, named = arguments(module, batch)
@@ -347,7 +326,16 @@ def _require_equal(
         found = session.run(list(OUTPUT_NAMES), {name: tensor.numpy() for name, tensor in feeds})
     except Exception as error:
         raise ModelRunError(f"onnxruntime refuses the graph of this model: {_first_line(error)}") from error
-    logits, score, p_value, is_ood = (torch.from_numpy(values) for values in found)
+    return [torch.from_numpy(values) for values in found]
+
+
+def _difference(found: Sequence[Tensor], module: DetectorModule, batch: _Batch, *, tolerance: float) -> str | None:
+    """Return what is wrong with a file's outputs of a batch, if anything.
+
+    Its logits and scores are to be those of the module, its p-values and verdicts those of its own scores.
+    """
+    logits, score, p_value, is_ood = found
+    args, named = arguments(module, batch)
     with torch.no_grad():
         expected = module(*args, **named)
     for name, got, wanted in zip(OUTPUT_NAMES, (logits, score), expected, strict=False):
@@ -355,13 +343,14 @@ def _require_equal(
         worst = _worst_difference(got, wanted, is_fused=is_fused)
         if not worst <= tolerance:
             unit = "1 + |score|" if is_fused else "the largest"
-            raise ModelRunError(
+            return (
                 f"{worst:.2g} of {unit} lie between the graph's {name} and torch's, and {tolerance:g} is allowed. "
                 f"Nothing was written. A larger `tolerance` lets rounding pass; where it is more, the graph is another "
-                f"function than the model.",
+                f"function than the model."
             )
     if not torch.equal(p_value, module.judge.p_value(score)) or not torch.equal(is_ood, module.judge.is_ood(score)):
-        raise ModelRunError("The graph's p-values or verdicts are not those of its scores. Nothing was written.")
+        return "The graph's p-values or verdicts are not those of its scores. Nothing was written."
+    return None
 
 
 def _worst_difference(found: Tensor, wanted: Tensor, *, is_fused: bool = False) -> float:
@@ -385,13 +374,8 @@ def _worst_difference(found: Tensor, wanted: Tensor, *, is_fused: bool = False) 
     return float(torch.where(off == 0, 0.0, off / size.where(size.isfinite(), 1.0)).amax())
 
 
-def _require_repeatable(module: DetectorModule, batch: Tensor | Mapping[str, Any]) -> None:
-    """Raise if the model answers the same batch otherwise in a second run, so that no graph can be held against it.
-
-    Raises:
-        ModelRunError: If so.
-
-    """
+def _require_repeatable(module: DetectorModule, batch: _Batch) -> None:
+    """Raise if the model answers the same batch otherwise in a second run, so that no graph can be held against it."""
     args, kwargs = arguments(module, batch)
     with torch.no_grad():
         first, second = module(*args, **kwargs), module(*args, **kwargs)

@@ -12,7 +12,7 @@ import torch
 from opnp import __version__
 from opnp.core.conformal import flagged_rank
 from opnp.core.members import PANEL, PRUNED_HEAD
-from opnp.fitted import FittedState, Ratios, Tuning
+from opnp.fitted import FittedState, Ratios
 
 __all__ = ["FalseAlarms", "card_text"]
 
@@ -65,11 +65,12 @@ def card_text(state: FittedState, *, inputs: Mapping[str, object] | None = None)
         Markdown, ending in a newline.
 
     """
+    calibrated = 0 if state.calibration is None else len(state.calibration.scores)
     sections = {
         "Out-of-distribution detector": _purpose(state),
         "What it is made of": _made_of(state),
         "How the settings were chosen": _choice(state),
-        "Data": _table(_data(state)),
+        "Data": _table({"Training samples": state.samples, "Calibration samples": calibrated}),
         "Calibration": _promise(state),
         "Inputs": "" if inputs is None else f"```json\n{json.dumps(dict(inputs), indent=2, sort_keys=True)}\n```",
         "Limits": _LIMITS,
@@ -86,7 +87,20 @@ def card_text(state: FittedState, *, inputs: Mapping[str, object] | None = None)
 def _purpose(state: FittedState) -> str:
     classes, features = state.weight.shape
     name = f" `{state.head_name}`" if state.head_name else ""
-    made = _made_by_fusion(state) if state.panel is not None else _made_by_pruning(state)
+    if state.panel is not None and len(state.fused) == 1:
+        made = "The score is that of one member, in units of its tail on training samples."
+    elif state.panel is not None:
+        made = (
+            f"It fuses {len(state.fused)} scores of different mechanism, each in units of its own tail on training "
+            f"samples: the logarithm of the sum of their exponentials."
+        )
+    elif state.settings.ratios == Ratios():
+        made = f"The score is that of the last layer's logits: {_SCORES[state.settings.score]}."
+    else:
+        made = (
+            "The method is optimal parameter and neuron pruning (OPNP, NeurIPS 2023): the weights and neurons of the "
+            "last layer that the energy is least and most sensitive to are left out for the score."
+        )
     return (
         f"For a classifier of {classes} classes: it gives each input a score (larger = further from what the "
         f"classifier was trained on), a p-value (small = out of distribution) and a verdict, from the {features} "
@@ -97,29 +111,12 @@ def _purpose(state: FittedState) -> str:
     )
 
 
-def _made_by_fusion(state: FittedState) -> str:
-    if len(state.fused) == 1:
-        return "The score is that of one member, in units of its tail on training samples."
-    return (
-        f"It fuses {len(state.fused)} scores of different mechanism, each in units of its own tail on training "
-        f"samples: the logarithm of the sum of their exponentials."
-    )
-
-
-def _made_by_pruning(state: FittedState) -> str:
-    if state.settings.ratios == Ratios():
-        return f"The score is that of the last layer's logits: {_SCORES[state.settings.score]}."
-    return (
-        "The method is optimal parameter and neuron pruning (OPNP, NeurIPS 2023): the weights and neurons of the last "
-        "layer that the energy is least and most sensitive to are left out for the score."
-    )
-
-
 def _made_of(state: FittedState) -> str:
     if state.panel is None or state.scales is None:
         return _table(_settings(state))
     rows = [("Score", "Median", "95 % quantile"), ("---", "---:", "---:")]
-    rows += [(_MEMBERS[name], f"{low:.6g}", f"{high:.6g}") for name, (low, high) in _by_name(state)]
+    columns = zip(state.fused, state.scales.T.tolist(), strict=True)
+    rows += [(_MEMBERS[name], f"{low:.6g}", f"{high:.6g}") for name, (low, high) in columns]
     text = f"{_lines(rows)}\n\nMedian and quantile are those of {state.kept} training samples kept out of every sum."
     if state.left_out:
         reasons = "\n".join(f"- {_MEMBERS[name]}: {reason}" for name, reason in state.left_out.items())
@@ -127,11 +124,6 @@ def _made_of(state: FittedState) -> str:
     if PRUNED_HEAD in state.fused:
         text += f"\n\nThe pruned head:\n\n{_table(_settings(state))}"
     return text
-
-
-def _by_name(state: FittedState) -> list[tuple[str, list[float]]]:
-    columns = [] if state.scales is None else state.scales.T.tolist()
-    return list(zip(state.fused, columns, strict=True))
 
 
 def _settings(state: FittedState) -> dict[str, object]:
@@ -169,20 +161,13 @@ def _choice(state: FittedState) -> str:
     )
 
 
-def _data(state: FittedState) -> dict[str, object]:
-    calibration = state.calibration
-    return {
-        "Training samples": state.samples,
-        "Calibration samples": 0 if calibration is None else len(calibration.scores),
-    }
-
-
 def _promise(state: FittedState) -> str:
     calibration = state.calibration
     if calibration is None:
         return "It is not calibrated: it gives scores, and neither p-values nor verdicts."
     alarms = FalseAlarms.at(len(calibration.scores), keep=calibration.keep)
     low, high = alarms.range()
+    reuse = "" if state.tuning is None else " It was calibrated on known samples that the search did not see."
     facts = {
         "Share of known inputs to keep": f"{calibration.keep:g}",
         "Threshold: flagged is a score above": repr(calibration.threshold),
@@ -194,12 +179,8 @@ def _promise(state: FittedState) -> str:
         f"{_table(facts)}\n\nThe expected share is exact where known inputs and calibration samples are exchangeable "
         f"and no two scores are equal, and a bound from above where some are. This one calibration set is more or less "
         f"lucky: the range is that of the Beta({alarms.rank}, {alarms.samples + 1 - alarms.rank}) distribution."
-        f"{_reuse(state.tuning)}"
+        f"{reuse}"
     )
-
-
-def _reuse(tuning: Tuning | None) -> str:
-    return "" if tuning is None else " It was calibrated on known samples that the search did not see."
 
 
 def _table(facts: Mapping[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""A detector and its model as one `nn.Module`, for `torch.export` and for whatever takes a module."""
+"""A detector as `nn.Module`: its pruned head alone, or model and detector as one, which `torch.export` takes."""
 
 import copy
 import json
@@ -14,15 +14,99 @@ from torch.nn.functional import linear
 from opnp import __version__
 from opnp.core.conformal import flagged_rank
 from opnp.core.fusion import fused_score, tail_units
+from opnp.core.masks import Masks
 from opnp.core.members import Panel, member_scores
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, energy_rows, score_logits
-from opnp.core.sensitivity import product_dtype
+from opnp.core.sensitivity import product_dtype, with_float64
 from opnp.core.shaping import shaped_rows
 from opnp.errors import HeadNotFoundError, InputTypeError, NotCalibratedError, ShapeError
-from opnp.fitted import FittedState, Settings, with_float64
+from opnp.fitted import FittedState, Settings
 from opnp.model import Head, unwrapped
 
-__all__ = ["DetectorModule", "FeatureJudge"]
+__all__ = ["CompactHead", "DetectorModule", "FeatureJudge", "plain_head"]
+
+
+def plain_head(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a new, plain `nn.Linear` with copies of weight and bias and no gradient."""
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, 1, len(weight), bias=bias is not None)  # torch warns of 0 inputs
+    head.in_features = weight.shape[1]
+    head.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
+    if bias is not None:
+        head.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return head
+
+
+class CompactHead(nn.Module):
+    """A head that reads some of the features: those at `index`, by the smaller layer `head`.
+
+    It is a module like any other: it moves between devices with its index, and its state holds both.
+
+    Args:
+        head: The layer of the features that are read.
+        index: Their positions among all features, ascending, shape ``(kept,)``, int64.
+        features: How many there are in all.
+
+    Example:
+        >>> import torch
+        >>> head = CompactHead(nn.Linear(2, 1, bias=False), torch.tensor([0, 2]), features=3)
+        >>> _ = nn.init.ones_(head.head.weight)
+        >>> head(torch.tensor([[1.0, 10.0, 100.0]])).tolist()
+        [[101.0]]
+
+    """
+
+    index: Tensor
+
+    def __init__(self, head: nn.Linear, index: Tensor, *, features: int) -> None:
+        super().__init__()
+        self.head = head
+        self.features = features
+        self.register_buffer("index", index)
+
+    @classmethod
+    def from_head(cls, pruned: nn.Linear, masks: Masks) -> Self:
+        """Return the compact form of a pruned head, with copies of what it keeps.
+
+        Dropped are the columns of pruned neurons, and those whose weights are all pruned one by one. The bias stays.
+
+        Args:
+            pruned: The head in full size, with zeros where it is pruned.
+            masks: What was kept of it.
+
+        Returns:
+            The head, in dtype and on the device of `pruned`, without gradients.
+
+        Example:
+            >>> import torch
+            >>> pruned = nn.Linear(3, 2)
+            >>> masks = Masks(torch.ones(2, 3, dtype=torch.bool), torch.tensor([True, False, True]))
+            >>> compact = CompactHead.from_head(pruned, masks)
+            >>> compact.index.tolist(), compact.head
+            ([0, 2], Linear(in_features=2, out_features=2, bias=True))
+
+        """
+        weight = pruned.weight.detach()
+        index = masks.kept.any(0).nonzero().flatten().to(weight.device)
+        return cls(plain_head(weight[:, index], pruned.bias), index, features=weight.shape[1])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits of full features, shape ``(..., features)``, as shape ``(..., classes)``.
+
+        Raises:
+            ShapeError: If there are more or fewer features than the head was made for.
+
+        """
+        if features.shape[-1:] != (self.features,):
+            raise ShapeError(
+                f"`features` must have shape (..., {self.features}), got {tuple(features.shape)}: give all features, "
+                f"the head picks its own. Features that are picked already go to `.head`.",
+            )
+        logits: Tensor = self.head(features.index_select(-1, self.index))
+        return logits
+
+    def extra_repr(self) -> str:
+        """Return how many features are read."""
+        return f"reads {len(self.index)} of {self.features} features"
 
 
 class FeatureJudge(nn.Module):
@@ -149,11 +233,23 @@ class DetectorModule(nn.Module):
         super().__init__()
         self.model = _copied(unwrapped(model))
         layer = dict(self.model.named_modules(remove_duplicate=False))[head.name]
-        self.model = _as_written(self.model)
+        for parent in list(self.model.modules()):
+            for name, child in list(parent.named_children()):
+                if unwrapped(child) is not child:
+                    setattr(parent, name, unwrapped(child))  # what is compiled, by what it was compiled from
         layer.register_forward_pre_hook(_catch, with_kwargs=True)
         self.is_averaged = head.is_averaged
         self.judge = FeatureJudge(state, device=with_float64(layer.weight).device)
-        self.facts = _facts(state)
+        self.facts: dict[str, str] = {}
+        if state.calibration is not None:
+            self.facts = {
+                "opnp_version": __version__,
+                "opnp_keep": f"{state.calibration.keep:g}",
+                "opnp_threshold": repr(state.calibration.threshold),
+                "opnp_calibration_samples": str(len(state.calibration.scores)),
+                "opnp_settings": json.dumps(state.settings.to_json(), sort_keys=True),
+                "opnp_head_sha256": state.head_digest,
+            }
         self.eval()
 
     def forward(
@@ -208,20 +304,6 @@ class DetectorModule(nn.Module):
         return self
 
 
-def _facts(state: FittedState) -> dict[str, str]:
-    calibration = state.calibration
-    if calibration is None:
-        return {}
-    return {
-        "opnp_version": __version__,
-        "opnp_keep": f"{calibration.keep:g}",
-        "opnp_threshold": repr(calibration.threshold),
-        "opnp_calibration_samples": str(len(calibration.scores)),
-        "opnp_settings": json.dumps(state.settings.to_json(), sort_keys=True),
-        "opnp_head_sha256": state.head_digest,
-    }
-
-
 def _common(one: torch.dtype, other: torch.dtype) -> torch.dtype:
     """Return what `torch.promote_types` does of two floating dtypes: a call that torch 2.6 cannot read from a file."""
     if one != other and one.itemsize == other.itemsize:
@@ -262,15 +344,6 @@ def _copied(model: nn.Module) -> nn.Module:
         parameter.requires_grad = False
         parameter.grad = None
     return result
-
-
-def _as_written(model: nn.Module) -> nn.Module:
-    """Return the model with every part of it that is compiled replaced by the part itself."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if unwrapped(child) is not child:
-                setattr(parent, name, unwrapped(child))
-    return model
 
 
 def _score_rows(logits: Tensor, settings: Settings) -> Tensor:

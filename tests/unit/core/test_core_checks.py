@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from opnp.core.checks import checked_fraction, checked_matrix, checked_scores, checked_temperature, require_finite
+from opnp.core.checks import (
+    checked_fraction,
+    checked_head,
+    checked_matrix,
+    checked_scores,
+    checked_temperature,
+    require_finite,
+)
 from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
 
 
@@ -105,3 +112,22 @@ def test_broken_rows_are_counted_and_named() -> None:
     for count, rows in ((5, r"0, 1, 2, 3, 4"), (6, r"0, 1, 2, 3, 4, \.\.\.")):
         with pytest.raises(NonFiniteError, match=rf"in {count} of {count} rows \(rows {rows}\)"):
             require_finite(torch.full((count,), math.inf), name="scores")
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "error", "message"),
+    [
+        (torch.ones(1, 3), None, ShapeError, "`weight` must have a row for each of at least two classes"),
+        (torch.ones(3), None, ShapeError, r"`weight` must have shape \(classes, features\)"),
+        (torch.ones(2, 3).long(), None, InputTypeError, "`weight` must be floating point"),
+        (torch.full((2, 3), math.nan), None, NonFiniteError, "`weight` must be finite"),
+        (torch.ones(2, 3), torch.ones(3), ShapeError, r"`bias` must have shape \(2,\), got \(3,\)"),
+        (torch.ones(2, 3), torch.full((2,), math.inf), NonFiniteError, "`bias` must be finite, got 2"),
+        (torch.ones(2, 3), torch.ones(2).long(), InputTypeError, "`bias` must be a floating-point .* got torch.int64"),
+        (torch.ones(2, 3), [0.0, 0.0], InputTypeError, "`bias` must be a floating-point .* got list"),
+    ],
+)
+def test_what_is_no_head_of_a_classifier_is_told(weight: Any, bias: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        checked_head(weight, bias)
+    assert checked_head(torch.ones(2, 3), torch.ones(2))[1] is not None

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from opnp import OPNP, Ratios
-from opnp.fitted import with_float64
+from opnp.core.sensitivity import with_float64
 from tests.unit.detector.detector_world import bias, features, head_of, loader, model, weight
 
 DEVICE = torch.device("mps")

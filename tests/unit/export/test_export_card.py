@@ -38,11 +38,14 @@ def test_a_card_says_what_was_removed_and_on_which_data() -> None:
     assert "It fuses" not in card
 
 
-def test_a_card_of_the_plain_head_says_that_nothing_is_left_out() -> None:
+def test_a_card_of_the_plain_head_says_that_nothing_is_left_out_and_that_it_is_not_calibrated() -> None:
     card = fitted(Ratios()).model_card()
     assert "The score is that of the last layer's logits: energy, -T logsumexp(f / T)." in card
     assert "removed" not in card.lower()
     assert "prun" not in card.lower()
+    assert "It is not calibrated" in card
+    assert row(card, "Calibration samples") == "0"
+    assert "Expected share" not in card
 
 
 def test_a_card_of_a_fusion_says_what_it_is_made_of() -> None:
@@ -99,13 +102,6 @@ def test_a_card_says_what_the_calibration_promises() -> None:
     assert "hold approximately" not in card
 
 
-def test_a_card_without_calibration_says_so() -> None:
-    card = fitted().model_card()
-    assert "It is not calibrated" in card
-    assert row(card, "Calibration samples") == "0"
-    assert "Expected share" not in card
-
-
 def test_a_card_tells_what_tuning_gained_on_samples_that_were_not_searched() -> None:
     detector = OPNP(ratios="tuned").fit_features(
         features(), weight=weight(), bias=bias(), validation=features(90, seed=1), validation_ood=2 * features(61)
@@ -143,18 +139,3 @@ def test_the_range_is_that_of_the_beta_distribution(samples: int, keep: float, s
     expected = beta.ppf([tail, 1 - tail], alarms.rank, samples + 1 - alarms.rank)
     assert alarms.range(share=share) == pytest.approx(list(expected), rel=1e-6, abs=1e-9)
     assert alarms.expected == pytest.approx(float(beta.mean(alarms.rank, samples + 1 - alarms.rank)))
-
-
-def test_calibration_sets_drawn_at_random_lie_in_the_range_as_often_as_it_says() -> None:
-    generator = torch.Generator().manual_seed(0)
-    alarms = FalseAlarms.at(99, keep=0.9)
-    scores = torch.rand(20_000, 99, generator=generator, dtype=torch.float64).sort(1).values
-    flagged = 1 - scores[:, 99 - alarms.rank]  # share of uniform ID scores above the threshold
-    low, high = alarms.range(share=0.8)
-    assert float(((flagged >= low) & (flagged <= high)).double().mean()) == pytest.approx(0.8, abs=0.01)
-    assert float(flagged.mean()) == pytest.approx(alarms.expected, abs=0.001)
-
-
-def test_too_few_samples_are_refused() -> None:
-    with pytest.raises(CalibrationError, match="at least 19"):
-        FalseAlarms.at(18, keep=0.95)

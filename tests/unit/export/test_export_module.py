@@ -7,13 +7,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, Ratios
-from opnp.core import ASHS, MEMBERS, PANEL, SCALE, SCORE_NAMES, Precision, ReAct, ScoreName, Shaping
-from opnp.errors import HeadMismatchError, HeadNotFoundError, InputTypeError, NotCalibratedError, NotFittedError
-from opnp.export.module import DetectorModule, _common
-from tests.contract.snapshot import unchanged
-from tests.unit.detector.detector_world import KINDS, features, head_of, loader, model
+from opnp import OPNP, CompactHead, Ratios
+from opnp.core import ASHS, MEMBERS, PANEL, SCALE, SCORE_NAMES, Masks, Precision, ReAct, ScoreName, Shaping
+from opnp.errors import (
+    HeadMismatchError,
+    HeadNotFoundError,
+    InputTypeError,
+    NotCalibratedError,
+    NotFittedError,
+    ShapeError,
+)
+from opnp.export.module import _common
+from tests.unit.detector.detector_world import CLASSES, FEATURES, KINDS, bias, features, head_of, loader, model, weight
 
+PRUNED = [
+    Ratios(),
+    Ratios(w_min=0.3),
+    Ratios(o_min=0.3, o_max=0.2),
+    Ratios(w_min=0.3, w_max=0.1, o_min=0.3, o_max=0.3),
+    Ratios(o_min=0.9),
+]
 SHAPINGS = (None, ReAct(0.9), ASHS(0.6), SCALE(0.6))
 
 
@@ -91,29 +104,6 @@ def test_p_values_and_verdicts_at_and_beside_calibration_scores_are_exact(kind: 
     assert torch.equal(judge.is_ood(tried), calibration.is_ood(tried))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_model_and_its_detector_stay_as_they_were(kind: str) -> None:
-    net = model().train()
-    net[0].register_forward_hook(lambda *_: None)
-    detector = calibrated_as(kind, net)
-    before = detector.score(inputs())
-    with unchanged(net, "to_module"):
-        module = detector.to_module()
-        module(inputs())
-        module.half().to("meta")
-    assert torch.equal(detector.score(inputs()), before)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_module_is_a_copy(kind: str) -> None:
-    net = model()
-    module = calibrated_as(kind, net).to_module()
-    before = module(inputs())
-    head_of(net).weight.data.zero_()
-    assert all(map(torch.equal, module(inputs()), before))
-    assert not any(parameter.requires_grad for parameter in module.parameters())
-
-
 @pytest.mark.filterwarnings(
     "ignore:Online softmax is disabled:UserWarning"
 )  # of torch.compile, where it is used at all
@@ -166,22 +156,17 @@ def test_a_model_that_cannot_be_copied_is_told() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("score", SCORE_NAMES)
-@pytest.mark.parametrize("shaping", SHAPINGS, ids=str)
-def test_what_is_not_finite_is_flagged(value: float, score: ScoreName, shaping: Shaping | None) -> None:
-    judge = calibrated(model(), score=score, shaping=shaping).to_module().judge
-    rows = features(4, seed=5)
-    rows[1, 3] = value
-    scores, p_values, is_ood = judge(rows)
-    assert scores.isnan().tolist() == [False, True, False, False]
-    assert float(p_values[1]) == 1 / 101
-    assert bool(is_ood[1])
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("members", [PANEL, MEMBERS, ("gen",)], ids=len)
-def test_what_is_not_finite_is_flagged_by_a_fusion(value: float, members: tuple[str, ...]) -> None:
-    judge = calibrated_fusion(model(), members=members).to_module().judge
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"score": score, "shaping": SCALE(0.6)} for score in SCORE_NAMES),
+        *({"shaping": shaping} for shaping in SHAPINGS),
+        *({"members": members} for members in (PANEL, MEMBERS, ("gen",))),
+    ],
+    ids=range(12),
+)
+def test_what_is_not_finite_is_flagged(value: float, options: dict[str, Any]) -> None:
+    judge = (calibrated_fusion if "members" in options else calibrated)(model(), **options).to_module().judge
     rows = features(4, seed=5)
     rows[1, 3] = value
     scores, p_values, is_ood = judge(rows)
@@ -207,16 +192,19 @@ def test_casting_the_module_casts_the_model_and_not_the_calibration(kind: str) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_copies_and_states_carry_all_of_it(kind: str) -> None:
-    module, other = (calibrated_as(kind, model()).to_module() for _ in range(2))
+def test_the_module_is_a_copy_and_its_states_carry_all_of_it(kind: str) -> None:
+    net = model()
+    module, other = (calibrated_as(kind, net).to_module() for _ in range(2))
+    before, twin = module(inputs()), copy.deepcopy(module)
+    head_of(net).weight.data.zero_()
     for buffer in other.judge.buffers():
         buffer.zero_()
     other.load_state_dict(module.state_dict())
-    twin = copy.deepcopy(module)
     module.judge.threshold.zero_()
-    for each in (other, twin):
-        assert all(map(torch.equal, each(inputs()), module(inputs())))
+    for each in (module, other, twin):
+        assert all(map(torch.equal, each(inputs()), before))
     assert not torch.equal(twin.judge.threshold, module.judge.threshold)
+    assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def test_the_module_stays_in_eval_mode() -> None:
@@ -331,9 +319,46 @@ def test_threads_do_not_see_each_others_features() -> None:
         assert all(map(torch.equal, found[place], expected[place]))
 
 
-def test_a_module_of_fifty_thousand_calibration_scores() -> None:
-    detector = calibrated(model())
-    detector.calibrate_features(features(50_000, seed=9))
-    module: DetectorModule = detector.to_module()
-    assert module.judge.calibration.dtype == torch.float32
-    assert torch.equal(module(inputs())[2], detector.p_value(inputs()))
+# ---------------------------------------------------------------------------------------------------- the compact head
+@pytest.mark.parametrize("ratios", PRUNED)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_compact_head_has_the_kept_columns_and_the_logits_of_the_pruned_one(ratios: Ratios, has_bias: bool) -> None:
+    detector, given = OPNP(ratios=ratios), features(30, seed=1).double()
+    detector.fit_features(features(), weight=weight().double(), bias=bias().double() if has_bias else None)
+    compact, head = detector.compact_head(), detector.pruned_head
+    kept = [index for index in range(FEATURES) if bool(head.weight[:, index].any())]
+    assert (compact.index.tolist(), compact.index.dtype) == (kept, torch.int64)
+    assert type(compact.head) is nn.Linear
+    assert (compact.head.in_features, compact.head.out_features) == (len(kept), CLASSES)
+    assert torch.equal(compact.head.weight, head.weight[:, kept])
+    assert not any(parameter.requires_grad for parameter in compact.parameters())
+    for rows in (given, given[0], given.view(5, 6, -1)):
+        torch.testing.assert_close(compact(rows), head(rows), rtol=1e-12, atol=1e-12)
+
+
+def test_of_a_head_of_which_nothing_is_left_the_bias_stays() -> None:
+    masks = Masks(torch.zeros(2, 3, dtype=torch.bool), torch.ones(3, dtype=torch.bool))
+    compact = CompactHead.from_head(nn.Linear(3, 2), masks)
+    assert compact.index.tolist() == []
+    assert torch.equal(compact(torch.ones(4, 3)), compact.head.bias.expand(4, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_compact_head_is_a_module_like_any_other(dtype: torch.dtype) -> None:
+    detector, given = OPNP(ratios=Ratios(o_min=0.5)), features(5, seed=1).to(dtype)
+    detector.fit_features(features(), weight=weight().to(dtype), bias=bias().to(dtype))
+    compact, again = detector.compact_head(), detector.compact_head()
+    before = compact(given)
+    assert before.dtype == dtype
+    compact.head.weight.fill_(7.0)
+    assert torch.equal(again(given), before)  # no memory is shared
+    compact.load_state_dict(again.state_dict())
+    assert torch.equal(compact(given), before)
+    assert list(compact.state_dict()) == ["index", "head.weight", "head.bias"]
+    assert compact.double().index.dtype == torch.int64
+    assert repr(compact).startswith(f"CompactHead(\n  reads 6 of {FEATURES} features\n  (head): Linear(in_features=6")
+    exported = torch.export.export(nn.Sequential(nn.ReLU(), again), (given,)).module()
+    assert torch.equal(exported(given), again(given.relu()))
+    for wrong in (torch.ones(2, 6), torch.ones(2, FEATURES + 1), torch.ones(())):
+        with pytest.raises(ShapeError, match=rf"must have shape \(\.\.\., {FEATURES}\), got .* go to `\.head`"):
+            again(wrong)

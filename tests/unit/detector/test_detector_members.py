@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from opnp import MEMBERS, OPNP, PANEL, SCALE, Explanation, Ratios, ReAct, auroc
+from opnp import MEMBERS, OPNP, PANEL, SCALE, Ratios, auroc
 from opnp.core import moments, norm_score, score_logits, shaped
 from opnp.core.kept_rows import row_hashes
 from opnp.errors import (
@@ -18,9 +18,6 @@ from opnp.errors import (
     EmptyDataError,
     MemberWarning,
     NonFiniteError,
-    NotCalibratedError,
-    NotFittedError,
-    OptionError,
 )
 from opnp.fitted import PANEL_RATIOS
 from tests.unit.detector.detector_world import (
@@ -30,9 +27,6 @@ from tests.unit.detector.detector_world import (
     features,
     fitted,
     fused,
-    loader,
-    made,
-    model,
     weight,
 )
 
@@ -47,28 +41,11 @@ def uniform(*shape: int, seed: int = 4) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --------------------------------------------------------------------------------------------------- what it is made of
-def test_the_default_panel_is_fused() -> None:
-    detector = fused()
-    assert detector.members == PANEL
-    assert detector.left_out == {}
-    assert detector.samples == 400
-    assert detector.settings.is_fusion
-    assert detector.tuning is None
+def test_the_default_panel_is_fused_and_of_the_papers_method_the_pruned_head_is_the_only_member() -> None:
+    detector, paper = fused(), fitted()
+    assert (detector.members, detector.left_out, detector.samples) == (PANEL, {}, 400)
+    assert (paper.members, paper.left_out, paper.samples) == (("opnp",), {}, 60)
     assert detector.score_features(features(5)).dtype == torch.float64
-
-
-def test_of_the_papers_method_the_pruned_head_is_the_only_member() -> None:
-    detector = fitted()
-    assert detector.members == ("opnp",)
-    assert detector.left_out == {}
-    assert detector.samples == detector.sensitivity.count == 60
-
-
-def test_nothing_is_known_before_the_fit() -> None:
-    for name in ("members", "left_out", "samples"):
-        with pytest.raises(NotFittedError, match="has seen no data"):
-            getattr(OPNP(), name)
 
 
 def test_two_members_by_hand() -> None:
@@ -108,40 +85,6 @@ def test_members_that_were_chosen_are_fused_in_their_order() -> None:
     assert not torch.equal(detector.score_features(features(9)), fused().score_features(features(9)))
 
 
-def test_members_that_there_are_not() -> None:
-    unknown: Any
-    for unknown in (["odin"], ["gen", "Gen"], ["gen", 3], [], ["gen", "gen"], "odin", 3):
-        with pytest.raises(OptionError, match="`members` must be one or more different names among gen, energy"):
-            OPNP(members=unknown)
-
-
-OF_THE_PAPER: dict[str, Any] = {
-    "ratios": Ratios(w_min=0.3),
-    "neuron": "aggregate",
-    "scope": "class",
-    "temperature": 2.0,
-    "score": "msp",
-    "shaping": ReAct(0.9),
-}
-
-
-@pytest.mark.parametrize("option", OF_THE_PAPER)
-def test_members_go_with_no_option_of_the_paper(option: str) -> None:
-    with pytest.raises(OptionError, match=f"`{option}` belongs to the pruned head alone"):
-        OPNP(members=PANEL, **{option: OF_THE_PAPER[option]})
-
-
-@pytest.mark.parametrize("kind", ["fusion", "paper"])
-def test_ood_samples_are_for_tuned_ratios_alone(kind: str) -> None:
-    detector, message = made(kind), r'`validation_ood` is for `ratios="tuned"` alone'
-    held_out: dict[str, Any] = {"validation": features(50, seed=1), "validation_ood": features(50, seed=2)}
-    with pytest.raises(OptionError, match=message):
-        detector.fit_features(features(), weight=weight(), bias=bias(), **held_out)
-    with pytest.raises(OptionError, match=message):
-        detector.fit(model(), loader(), validation=loader(seed=1), validation_ood=loader(seed=2))
-    assert not detector.is_fitted
-
-
 # ------------------------------------------------------------------------------------------------------ the pruned head
 def test_the_pruned_head_of_a_fusion_is_that_of_the_paper() -> None:
     detector, probe = fused(), features(50, seed=2)
@@ -172,43 +115,6 @@ def test_with_ratios_of_a_fusion_is_its_pruned_head() -> None:
     assert (by_other_ratios.settings.neuron, by_other_ratios.settings.scope) == ("aggregate", "class")
     assert int((~by_other_ratios.masks.weight).sum()) == 12
     assert alone.calibrate_features(features(40, seed=1)).explain_features(probe).members == ("opnp",)
-
-
-# ---------------------------------------------------------------------------------------------------------- calibration
-def test_calibrating_changes_threshold_and_p_values_and_never_a_score() -> None:
-    probe = features(60, seed=3)
-    detector = fused()
-    scores = detector.score_features(probe)
-    found = []
-    for seed, keep in ((1, 0.95), (2, 0.95), (1, 0.8)):
-        detector.calibrate_features(features(100, seed=seed), keep=keep)
-        assert torch.equal(detector.score_features(probe), scores)
-        found.append((detector.threshold, tuple(detector.p_value_features(probe).tolist())))
-    assert len({threshold for threshold, _ in found}) == 3
-    assert found[0][1] == found[2][1]
-    assert found[0][1] != found[1][1]
-    held_out = fused().fit_features(features(400), weight=weight(), bias=bias(), validation=features(100, seed=2))
-    assert torch.equal(held_out.score_features(probe), scores)
-    assert held_out.threshold == found[1][0]
-
-
-def test_calibration_scores_are_the_scores_of_the_calibration_samples() -> None:
-    detector, held_out = fused(), features(100, seed=1)
-    detector.calibrate_features(held_out)
-    torch.testing.assert_close(detector.calibration_scores, detector.score_features(held_out).sort().values)
-    assert int(detector.predict_features(held_out).sum()) == 4
-
-
-def test_nineteen_held_out_samples_are_just_enough() -> None:
-    detector, held_out = fused(), features(19, seed=1)
-    with pytest.raises(CalibrationError, match="at least 19 calibration samples, got 18"):
-        detector.calibrate_features(held_out[:18])
-    assert not detector.is_calibrated
-    detector.calibrate_features(held_out)
-    assert detector.threshold == float(detector.score_features(held_out).max())
-    assert not detector.predict_features(held_out).any()
-    assert bool(detector.predict_features(torch.zeros(FEATURES)))
-    assert float(detector.p_value_features(torch.zeros(FEATURES))) == 1 / 20
 
 
 # ---------------------------------------------------------------------------------------------------- edges of the data
@@ -413,21 +319,17 @@ def test_logits_that_overflow_are_flagged_and_have_no_class() -> None:
     assert detector.verdict_features(huge.double()).predicted_class.tolist() == [int(weight().sum(1).argmax())] * 2
 
 
-def test_rows_of_zeros_are_flagged() -> None:
-    detector = calibrated()
-    rows = torch.cat([features(3, seed=2), torch.zeros(2, FEATURES)])
+def test_rows_of_zeros_and_inputs_many_times_as_large_or_as_small_are_flagged() -> None:
+    detector, inputs = calibrated(), features(50, seed=2)
+    for factor in (1e-3, 0.05, 20.0, 1e3):
+        assert detector.predict_features(factor * inputs).all()
+    rows = torch.cat([inputs[:3], torch.zeros(2, FEATURES)])
     assert detector.score_features(rows).isposinf().tolist() == [False] * 3 + [True] * 2
     assert detector.predict_features(rows)[3:].tolist() == [True] * 2
     assert detector.p_value_features(rows)[3:].tolist() == [1 / 101] * 2
     why = detector.explain_features(rows)
     assert why.share[3:, why.members.index("norm")].tolist() == [1.0] * 2
     assert fused(members=["gen", "vim"]).score_features(rows).isfinite().all()
-
-
-def test_inputs_many_times_as_large_or_as_small_are_flagged() -> None:
-    detector, inputs = calibrated(), features(50, seed=2)
-    for factor in (1e-3, 0.05, 20.0, 1e3):
-        assert detector.predict_features(factor * inputs).all()
 
 
 # --------------------------------------------------------------------------------------------------------- why it is so
@@ -466,62 +368,10 @@ def test_the_pruned_head_is_told_of_where_it_was_left_out() -> None:
     assert why.share[:, -1].tolist() == [0.0] * 3
 
 
-def test_equal_scores_of_the_calibration_samples_count() -> None:
+def test_equal_scores_of_the_calibration_samples_count_and_one_member_explains_all() -> None:
     held_out = features(40, seed=1)
-    detector = fused(members=["norm"]).calibrate_features(held_out.repeat(2, 1))
-    found = detector.explain_features(held_out).p_value[:, 0]
-    assert torch.equal(found, detector.p_value_features(held_out))
-    assert sorted(found.tolist()) == [(1 + 2 * place) / 81 for place in range(1, 41)]
-
-
-def test_of_the_papers_method_the_pruned_head_explains_all() -> None:
-    detector = fitted().calibrate_features(features(40, seed=1))
-    why = detector.explain_features(features(9, seed=2))
-    assert why.members == ("opnp",)
-    assert why.share.tolist() == [[1.0]] * 9
-    assert torch.equal(why.p_value[:, 0], detector.p_value_features(features(9, seed=2)))
-
-
-def test_one_input_and_a_batch_of_inputs_are_explained() -> None:
-    detector = OPNP().fit(model(), loader(20), validation=loader(5, seed=1))
-    inputs = features(7, seed=2) - 0.2
-    why = detector.explain(inputs)
-    assert isinstance(why, Explanation)
-    assert why._fields == ("members", "p_value", "share")
-    by_features = detector.explain_features(inputs.relu())
-    assert torch.equal(why.p_value, by_features.p_value)
-    assert torch.equal(why.share, by_features.share)
-    single = detector.explain(inputs[0])
-    assert single.p_value.shape == single.share.shape == (7,)
-    torch.testing.assert_close(single.share, why.share[0], rtol=1e-5, atol=1e-6)
-
-
-def test_explaining_needs_a_calibration_and_inputs_a_model() -> None:
-    with pytest.raises(NotFittedError, match="has seen no data"):
-        OPNP().explain_features(features(3))
-    with pytest.raises(NotCalibratedError, match="not calibrated"):
-        fused().explain_features(features(3))
-    with pytest.raises(NotCalibratedError, match="not calibrated"):
-        OPNP().fit(model(), loader()).explain(features(3))
-    with pytest.raises(NotFittedError, match="has no model"):
-        calibrated().explain(features(3))
-
-
-# --------------------------------------------------------------------------------------------------------- with a model
-def test_a_model_stays_as_it_is() -> None:
-    net = nn.Sequential(nn.Dropout(0.5), *model()).train()
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    detector = OPNP().fit(net, loader(20), validation=loader(5, seed=1))
-    detector.verdict(features(9))
-    detector.explain(features(9))
-    assert net.training
-    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
-    assert not any(module._forward_pre_hooks for module in net.modules())
-
-
-def test_a_model_and_its_features_give_the_same_fusion() -> None:
-    by_model = OPNP().fit(model(), loader(20), validation=loader(5, seed=1))
-    by_features = fused().calibrate_features(features(100, seed=1))
-    assert torch.equal(by_model.score(features(9, seed=2)), by_features.score_features(features(9, seed=2)))
-    assert torch.equal(by_model.calibration_scores, by_features.calibration_scores)
-    assert by_model.members == by_features.members
+    for detector in (fused(members=["opnp"]), fitted()):
+        why = detector.calibrate_features(held_out.repeat(2, 1)).explain_features(held_out)
+        assert (why.members, why.share.tolist()) == (("opnp",), [[1.0]] * 40)
+        assert torch.equal(why.p_value[:, 0], detector.p_value_features(held_out))
+        assert sorted(why.p_value[:, 0].tolist()) == [(1 + 2 * place) / 81 for place in range(1, 41)]
