@@ -29,7 +29,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo docs picture records results streams bench browser test test-long test-minimum mutation audit coverage lint format wheel clean
+.PHONY: help check venv demo docs picture records results streams bench browser test test-long test-minimum mutation audit coverage lint format wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -107,6 +107,10 @@ browser: venv  ## Install a browser for the tests of pages, unless there is one
 
 # Two workers on two cores do not fight over threads. pytest fails by itself when it finds no test; the last line
 # also fails when every test was skipped.
+check: venv lint  ## A first look: lint, and the tests of core, detector and export
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/unit/core tests/unit/detector \
+	    tests/unit/export tests/reference
+
 test: venv  ## Run all tests and doctests (WORKERS=2, ARGS="-k energy")
 	@$(MAKE) --no-print-directory browser >/dev/null 2>&1 || echo "no browser could be installed: tests of pages are skipped" >&2
 	@rm -f .test-report.xml
