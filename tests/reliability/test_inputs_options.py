@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from opnp.bench.demo import DigitsData, digits_data, small_cnn
 from opnp.cli.app import COMMANDS, command_function, imported_command
+from tests.in_process import Opnp
 from tests.reliability.inputs_world import LINES, is_told, run_opnp, write_world
 from tests.tried import Tried
 
@@ -169,6 +170,15 @@ def test_values_that_ended_in_a_traceback_are_told(
     ran = run_opnp(*_with(LINES[name], *odd))
     assert is_told(ran), ran
     assert message in ran.err
+
+
+@pytest.mark.reliability
+def test_names_of_files_that_are_no_unicode_are_printed_with_escapes(world: Path, tried: Tried, opnp: Opnp) -> None:
+    tried("inputs", "names of files that are no Unicode", 2)
+    ran = opnp(*LINES["fit features"][:-1], "\udcff.st")
+    assert ran.code == 0, ran
+    assert "\\udcff.st" in ran.out
+    assert opnp(*LINES["score features"][:-1], "\udcff.csv").code == 0
 
 
 @pytest.mark.reliability

@@ -10,9 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from opnp import OPNP, Ratios
 from opnp.core import (
+    SCALE,
     SCORE_NAMES,
     Precision,
+    ReAct,
     ScoreName,
     Sensitivity,
     SensitivitySum,
@@ -29,6 +32,7 @@ from opnp.core import (
     score_logits,
     weight_sensitivity,
 )
+from opnp.errors import NonFiniteError
 from tests.reference.test_reference_metrics import (
     loop_auroc,
     loop_average_precision,
@@ -256,6 +260,20 @@ def test_shaped_features_are_exact(tried: Tried, trials: int, dtype: torch.dtype
         ]
 
     check()
+
+
+@pytest.mark.reliability
+def test_detectors_refuse_features_too_large_to_be_shaped_or_for_a_threshold(tried: Tried) -> None:
+    tried("numerics", "rows of features too large to be shaped in float32", 2)
+    features, weight = torch.rand(30, 40), torch.full((3, 40), 1e-6)
+    detector = OPNP(ratios=Ratios(), shaping=SCALE()).fit_features(features, weight=weight, bias=None)
+    with pytest.raises(NonFiniteError, match="scale the features down, or give them in float64"):
+        detector.score_features(torch.full((2, 40), 3e38))
+    wide = torch.full((30, 4), 1e60, dtype=torch.float64)
+    with pytest.raises(
+        NonFiniteError, match=r"threshold of ReAct must lie within float32, .*got inf at the quantile 0\.9\."
+    ):
+        OPNP(ratios=Ratios(), shaping=ReAct(0.9)).fit_features(wide, weight=torch.rand(3, 4).double(), bias=None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
