@@ -20,7 +20,14 @@ from opnp.core.fusion import finite_or_infinite, fused_score, member_shares, tai
 from opnp.core.masks import Masks, Scope, neuron_mask, pruned_weight, warn_of_lost_order, weight_mask
 from opnp.core.members import MEMBERS, PANEL, PANEL_SHAPING, PRUNED_HEAD, Panel, member_scores
 from opnp.core.scores import SCORE_NAMES, ScoreName, score_logits
-from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product, product_dtype
+from opnp.core.sensitivity import (
+    NeuronReading,
+    Precision,
+    Sensitivity,
+    is_held_by_float32,
+    product,
+    product_dtype,
+)
 from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, shaped
 from opnp.errors import CalibrationError, OptionError, RatioError
 from opnp.model import InputAxes
@@ -506,7 +513,7 @@ def weights_kept(sensitivity: Sensitivity, settings: Settings) -> Tensor:
     """Return the mask of the weights, shape ``(classes, features)``, under settings; warn of a cut among lost ones."""
     ratios, values = settings.ratios, sensitivity.weight
     keep = weight_mask(values, lowest=ratios.w_min, highest=ratios.w_max, scope=settings.scope)
-    lost = (values == 0) & (sensitivity.neuron_aggregate > 0)  # of a feature that is not dead
+    lost = (values <= _underflow(settings)) & (sensitivity.neuron_aggregate > 0)  # of a feature that is not dead
     rankings = len(values) if settings.scope == "class" else 1
     warn_of_lost_order(lost.reshape(rankings, -1), keep.reshape(rankings, -1))
     return keep
@@ -516,10 +523,17 @@ def neurons_kept(sensitivity: Sensitivity, settings: Settings) -> Tensor:
     """Return the mask of the neurons, shape ``(features,)``, under settings; warn of a cut among lost ones."""
     ratios, values = settings.ratios, sensitivity.neuron(settings.neuron)
     keep = neuron_mask(values, lowest=ratios.o_min, highest=ratios.o_max)
-    has_lost_class = (sensitivity.weight == 0).all(1).any()  # without one, a zero is no loss: its terms cancel
-    lost = has_lost_class & (values == 0) & (sensitivity.neuron_aggregate > 0)
+    least = _underflow(settings)
+    has_lost_class = (sensitivity.weight <= least).all(1).any()  # without one, a zero is no loss: its terms cancel
+    lost = has_lost_class & (values <= least) & (sensitivity.neuron_aggregate > 0)
     warn_of_lost_order(lost[None], keep[None])
     return keep
+
+
+def _underflow(settings: Settings) -> float:
+    """Return the largest sensitivity whose order is lost: 0, or what float32 products hold with fewer digits."""
+    is_wide = settings.precision == "float64" or not is_held_by_float32(settings.temperature)
+    return 0.0 if is_wide else torch.finfo(torch.float32).tiny
 
 
 def head_digest(weight: Tensor, bias: Tensor | None) -> str:

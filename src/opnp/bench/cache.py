@@ -31,7 +31,7 @@ from opnp.core.checks import require_class_indices
 from opnp.data import FeatureSet, InputSet, Transform, channel_std
 from opnp.distributed import Ranks, gathered, gathered_bytes, require_equal, sent_by_first, together
 from opnp.errors import DataFileError, EmptyDataError, ModelRunError, OpnpError, OptionError
-from opnp.model import BatchHalving, Head, HeadStream, device_of, head_stream, unwrapped
+from opnp.model import BatchHalving, Head, HeadStream, borrowed, device_of, head_stream, unwrapped
 
 __all__ = ["Amp", "CacheReport", "FeaturePass", "Forward", "cache_features", "target_device"]
 
@@ -431,15 +431,16 @@ def _checked(sets: Mapping[str, InputSet], dtype: torch.dtype) -> Transform:
 @contextmanager
 def _channels_last(model: nn.Module) -> Iterator[None]:
     """Lay the weights of convolutions out channels last, and put the very same memory back afterwards."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
-    held = [(tensor, tensor.data) for tensor in tensors if tensor.ndim == 4]
-    try:
-        for tensor, content in held:
-            tensor.data = content.contiguous(memory_format=torch.channels_last)
-        yield
-    finally:
-        for tensor, content in held:
-            tensor.data = content
+    with borrowed(unwrapped(model)):  # so that no other pass lays them out meanwhile
+        tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
+        held = [(tensor, tensor.data) for tensor in tensors if tensor.ndim == 4]
+        try:
+            for tensor, content in held:
+                tensor.data = content.contiguous(memory_format=torch.channels_last)
+            yield
+        finally:
+            for tensor, content in held:
+                tensor.data = content
 
 
 def _exact_logits(features: Tensor, head: Head) -> Tensor:

@@ -35,6 +35,7 @@ __all__ = [
     "Precision",
     "Sensitivity",
     "SensitivitySum",
+    "is_held_by_float32",
     "neuron_sensitivity",
     "product",
     "product_dtype",
@@ -211,8 +212,8 @@ class SensitivitySum:
             precision: Precision of the products, as in `from_batch`.
 
         """
-        is_held = _LEAST_FLOAT32_TEMPERATURE <= temperature <= LARGEST_FLOAT32_TEMPERATURE
-        dtype = product_dtype(features, logits, weight, precision=precision if is_held else "float64")
+        precision = precision if is_held_by_float32(temperature) else "float64"
+        dtype = product_dtype(features, logits, weight, precision=precision)
         h, f, w = (tensor.detach().to(dtype) for tensor in (features, logits, weight))
         with torch.autocast(weight.device.type, enabled=False):  # the caller's would take half precision
             p = torch.softmax((f - f.amax(1, keepdim=True)) / temperature, dim=1)  # no overflow at small T
@@ -332,6 +333,11 @@ def neuron_sensitivity(
     """
     total = SensitivitySum.from_batch(features, logits, weight, temperature=temperature, precision="float64")
     return total.mean().neuron(reading)
+
+
+def is_held_by_float32(temperature: float) -> bool:
+    """Return whether products may be float32: below 0.1 probabilities underflow there, above 1000 they cancel."""
+    return _LEAST_FLOAT32_TEMPERATURE <= temperature <= LARGEST_FLOAT32_TEMPERATURE
 
 
 def product_dtype(*tensors: Tensor, precision: Precision) -> torch.dtype:

@@ -116,15 +116,16 @@ class ImageFolder:
 
         Raises:
             EmptyDataError: If there is no image in it, or none in the folder of a class.
-            DataFileError: If images stand both in it and in its subfolders, or two subfolders are the same class.
+            DataFileError: If images stand both in it and in its subfolders, two subfolders are the same class, or a
+                link beside subfolders leads nowhere and may stand for a folder: its name has no ending, or those of the
+                subfolders have one too, and it is no file of git-annex.
             MissingExtraError: If Pillow is not installed.
 
         """
         require_pillow()
         path = Path(path)
-        entries = sorted(path.iterdir())
-        loose = [entry for entry in entries if _is_image(entry)]
-        classes = {entry.name: sorted(_walked(entry)) for entry in entries if _is_class(entry)}
+        loose = sorted(file for file in path.iterdir() if _is_image(file))
+        classes = _by_class(path)
         if not loose and not any(classes.values()):
             raise EmptyDataError(f"{path} holds no image: expected files ending in {', '.join(IMAGE_ENDINGS)}.")
         is_numbered = all(name.isascii() and name.isdigit() for name in classes)
@@ -186,21 +187,32 @@ class ImageFolder:
         return self.files[index].relative_to(self.path).as_posix()
 
 
-def _is_class(entry: Path) -> bool:
-    """Return whether an entry is a folder, or a link that leads nowhere and has the name of one: an empty class."""
-    is_lost = entry.is_symlink() and not entry.exists() and not entry.suffix
-    return (entry.is_dir() or is_lost) and not entry.name.startswith(".")
+def _by_class(path: Path) -> dict[str, tuple[Path, ...]]:
+    """Return the images by name of the subfolder, at any depth in it."""
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    folders = [entry for entry in entries if entry.is_dir()]
+    has_endings = any(folder.suffix for folder in folders)
+    lost = next((each for each in entries if _is_lost_folder(each, has_endings=has_endings)), None)
+    if folders and lost is not None:
+        raise DataFileError(
+            f"{path} holds {printable_name(lost.name)}, a link that leads nowhere: if it stands for a folder of "
+            f"images, these would be missed. Mend or remove it.",
+        )
+    seen = {os.path.realpath(folder) for folder in (path, *folders)}  # a link to one of them leads back
+    return {folder.name: tuple(sorted(_walked(folder, seen))) for folder in folders}
 
 
-def _walked(start: Path) -> Iterator[Path]:
-    """Yield the images below a folder, through links too; each folder is entered once, wherever links lead back to."""
-    seen = {os.path.realpath(start.parent)}
+def _walked(start: Path, seen: set[str]) -> Iterator[Path]:
+    """Yield the images below a folder, through links too; each folder is entered once."""
     for place, subfolders, names in os.walk(start, followlinks=True):
-        real = os.path.realpath(place)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and real not in seen)
-        if real not in seen:
-            seen.add(real)
-            yield from (file for name in names if _is_image(file := Path(place, name)))
+        yield from (file for file in (Path(place, name) for name in names) if _is_image(file))
+        entered = []
+        for name in sorted(name for name in subfolders if not name.startswith(".")):
+            real = os.path.realpath(Path(place, name))
+            if real not in seen:
+                seen.add(real)
+                entered.append(name)
+        subfolders[:] = entered
 
 
 def _is_image(file: Path) -> bool:
@@ -208,6 +220,19 @@ def _is_image(file: Path) -> bool:
     if file.suffix.lower() not in IMAGE_ENDINGS or file.name.startswith("."):
         return False
     return file.is_file() or (file.is_symlink() and not file.exists())
+
+
+def _is_lost_folder(entry: Path, *, has_endings: bool) -> bool:
+    """Return whether an entry is a link that leads nowhere, and may stand for a folder of images.
+
+    Args:
+        entry: What stands beside the folders.
+        has_endings: Whether the names of folders have endings, so that one does not tell a file.
+
+    """
+    if not entry.is_symlink() or entry.exists() or _is_image(entry) or (entry.suffix and not has_endings):
+        return False
+    return ("annex", "objects") not in pairwise(entry.readlink().parts)  # git-annex puts links for files alone
 
 
 @dataclass(frozen=True, eq=False, slots=True)

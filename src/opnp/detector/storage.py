@@ -130,7 +130,7 @@ def read_detector(path: str | os.PathLike[str]) -> FittedState:
         scores = tensors.get("calibration.scores")
         if scores is not None:
             members = tensors.get("calibration.members")
-            state = replace(state, calibration=_calibration(scores, members, keep=told.keep, state=state))
+            state = state.restated(calibration=_calibration(scores, members, keep=told.keep, state=state))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} lacks or garbles something that a detector must hold ({error!r}).") from error
     return state

@@ -71,7 +71,8 @@ def device_of(model: nn.Module) -> torch.device | None:
 def borrowed(model: nn.Module, *, device: torch.device | str | None = None) -> Iterator[torch.device | None]:
     """Hold the model in eval mode, without autograd, on `device`; then give each module back as it was.
 
-    A model is lent to one thread at a time: others that want to borrow it wait until it is given back.
+    A module is lent to one thread at a time: others that want to borrow it, in this model or in another, wait until it
+    is given back.
 
     The mode is set module by module and not through `eval()`, so that code a model runs there has no effect. Buffers
     of the state dict that the model writes to meanwhile, such as a counter of batches, get their values back; a copy
@@ -91,9 +92,7 @@ def borrowed(model: nn.Module, *, device: torch.device | str | None = None) -> I
         OpnpWarning: If the model wrote to its parameters, of which no copy is held.
 
     """
-    with _CHOOSING:
-        lock = _LOCKS.setdefault(model, threading.RLock())
-    with lock, torch.no_grad(), _eager(model):
+    with _alone(model), torch.no_grad(), _eager(model):
         home = device_of(model)
         target = home if device is None else torch.device(device)
         is_moved = home is not None and target is not None and torch.empty(0, device=target).device != home
@@ -105,6 +104,17 @@ def borrowed(model: nn.Module, *, device: torch.device | str | None = None) -> I
         finally:
             if is_moved:
                 model.to(home)
+
+
+@contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    """Hold the locks of all modules: models that share some of them are lent one after the other."""
+    with _CHOOSING:
+        locks = [_LOCKS.setdefault(module, threading.RLock()) for module in sorted(model.modules(), key=id)]
+    with ExitStack() as held:
+        for lock in locks:  # always in this order, so that two threads never wait for one another
+            held.enter_context(lock)
+        yield
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -75,27 +75,43 @@ def test_folders_that_could_be_taken_wrongly(
         open_inputs(tmp_path / "data", PLAIN)
 
 
-def test_links_are_followed_and_those_that_lead_back_end(tmp_path: Path) -> None:
+def test_links_that_lead_back_end_with_each_file_once(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", {"ant/deep": 1, "ant": 1, "bee": 1})
-    for link, target in {"ant/loop": "tree/ant", "ant/deep/up": "tree", "bee/far": "elsewhere", "cow": "herd"}.items():
-        (tree / link).symlink_to(tmp_path / target)
-    write_tree(tmp_path, {"elsewhere": 1, "herd": 2})
+    elsewhere = write_tree(tmp_path, {"elsewhere": 1}) / "elsewhere"
+    links = {"ant/loop": "ant", "ant/deep/up": "", "ant/other": "bee", "bee/again": "bee", "bee/self": "bee/self"}
+    for link, target in links.items():
+        (tree / link).symlink_to(tree / target)
+    (tree / "bee" / "far").symlink_to(elsewhere)
+    (tree / "bee" / "far2").symlink_to(elsewhere)
+    (tree / "cow").symlink_to(write_tree(tmp_path, {"herd": 2}) / "herd")
     inputs = open_inputs(tree, PLAIN)
     ants, bees = ["ant/000.png", "ant/deep/000.png"], ["bee/000.png", "bee/far/000.png"]
     assert list(inputs.names) == [*ants, *bees, "cow/000.png", "cow/001.png"]
     assert inputs.source.labels == (0, 0, 1, 1, 2, 2)
 
 
-@pytest.mark.parametrize(("link", "is_class"), [("notes.txt", False), ("bee", True)])
-def test_a_link_that_leads_nowhere_is_an_empty_class_where_it_has_the_name_of_one(
-    tmp_path: Path, link: str, is_class: bool
+@pytest.mark.parametrize(
+    ("folder", "link", "target", "is_refused"),
+    [
+        ("ant", "notes.txt", "gone", False),
+        ("ant", "LICENSE", ".git/annex/objects/f8/2q/MD5E-s1--a/MD5E-s1--a", False),
+        ("ant", "bee", "gone", True),
+        ("ant", "bee", "bee", True),
+        ("001.ant", "002.bee", "gone", True),
+        ("001.ant", "bee", "gone", True),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_refused_where_it_may_be_a_class(
+    tmp_path: Path, folder: str, link: str, target: str, is_refused: bool
 ) -> None:
-    tree = write_tree(tmp_path / "tree", {"ant": 2})
-    (tree / link).symlink_to("gone")
-    if is_class:
-        with pytest.raises(EmptyDataError, match=r"bee holds no image\..*remove the empty ones"):
-            open_inputs(tree, PLAIN)
-    assert len(open_inputs(tree, PLAIN, is_labelled=not is_class)) == 2
+    tree = write_tree(tmp_path / "tree", {folder: 2})
+    (tree / link).symlink_to(target)
+    if is_refused:
+        for is_labelled in (True, False):
+            with pytest.raises(DataFileError, match=f"{link}, a link that leads nowhere"):
+                open_inputs(tree, PLAIN, is_labelled=is_labelled)
+    else:
+        assert len(open_inputs(tree, PLAIN)) == 2
 
 
 def test_the_digest_is_of_names_and_contents_whatever_the_name(tmp_path: Path) -> None:
