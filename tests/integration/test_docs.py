@@ -21,6 +21,7 @@ from opnp.errors import OpnpError, OpnpWarning
 from tests.integration.core_environment import finished
 from tests.integration.docs_pages import DOCS, pages
 from tests.integration.docs_site import dead_links, read_site
+from tests.made_once import made_once
 from tools.docs_reference import readable
 
 ROOT = DOCS.parent
@@ -30,10 +31,12 @@ METHOD = DOCS / "explanation" / "method.md"
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the site, built from the pages as they are."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    finished(["env", "NO_MKDOCS_2_WARNING=1", *command], folder=ROOT)
-    return folder
+
+    def build(folder: Path) -> None:
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+        finished(["env", "NO_MKDOCS_2_WARNING=1", *command], folder=ROOT)
+
+    return made_once(tmp_path_factory, "site", build)
 
 
 def anchors(site: Path, place: str) -> set[str]:

@@ -6,8 +6,9 @@ import pytest
 
 from opnp.bench import run_bench
 from opnp.values.bench import BenchRecord
+from tests.made_once import made_once
 from tests.real.locations import DATA, needs_data
-from tests.real.test_reference_figures import Row, _rows
+from tests.real.test_reference_figures import Row, _rows, models_of
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, needs_data]
 
@@ -16,7 +17,13 @@ _CIFAR10 = DATA / "features" / "densenet_cifar10"
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> BenchRecord:
-    return run_bench(DATA / "features", tmp_path_factory.mktemp("bench"), methods=("reference", "dice"))
+    features = models_of(_rows(), tmp_path_factory.mktemp("features"))
+
+    def run(out: Path) -> None:
+        run_bench(features, out, methods=("reference", "dice"), near=("cifar10", "cifar100"))
+
+    folder = made_once(tmp_path_factory, "real_bench", run)
+    return BenchRecord.from_json((folder / "results.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("row", _rows(), ids=str)

@@ -1,12 +1,15 @@
 """The sweep on the real features: its points are the rows of REFERENCE.md, and they change from setting to setting."""
 
+from pathlib import Path
+
 import pytest
 
 from opnp import Ratios
 from opnp.bench import run_sweep
 from opnp.values.sweep import SweepPoint, SweepRecord
-from tests.real.locations import DATA, needs_data
-from tests.real.test_reference_figures import Row, _options, _ours
+from tests.made_once import made_once
+from tests.real.locations import needs_data
+from tests.real.test_reference_figures import Row, _options, _ours, models_of
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, needs_data]
 
@@ -16,7 +19,13 @@ _CURVES = ("parts", "w_min", "w_max", "o_min", "o_min-aggregate", "o_max-aggrega
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> SweepRecord:
     base = Ratios(w_min=0.7, w_max=0.001, o_min=0.3, o_max=0.003)
-    return run_sweep(DATA / "features", tmp_path_factory.mktemp("sweep"), curves=_CURVES, base=base)
+    features = models_of(_ours(), tmp_path_factory.mktemp("features"))
+
+    def run(out: Path) -> None:
+        run_sweep(features, out, curves=_CURVES, base=base, near=("cifar10", "cifar100"))
+
+    folder = made_once(tmp_path_factory, "real_sweep", run)
+    return SweepRecord.from_json((folder / "sweep.json").read_text(encoding="utf-8"))
 
 
 def _point(record: SweepRecord, row: Row) -> SweepPoint:
@@ -53,7 +62,7 @@ def test_every_step_of_a_ratio_removes_something_else(record: SweepRecord) -> No
             entries = model.features * (model.classes if name.startswith("w") else 1)
             counts = {round(float(point.varied[name]) * entries) for point in points}
             assert len({point.mask_digest for point in points}) == len(counts), (model.model, curve)
-            assert len(counts) == len(points) or model.model == "mlperf_resnet8_large_cifar10"  # of 64 features
+            assert len(counts) == len(points)
             removed = [point.removed_share or 0.0 for point in points]
             assert removed == sorted(removed), (model.model, curve)
 

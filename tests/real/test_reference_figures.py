@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -63,6 +64,13 @@ def _rows() -> list[Row]:
             figures = (tuple(float(part) for part in cell.split("/")) for cell in cells)
             rows.append(Row(model, method, dict(zip(columns[1:], figures, strict=True))))
     return rows
+
+
+def models_of(rows: list[Row], folder: Path) -> Path:
+    """Return a folder with links to the features of the models that rows are about."""
+    for name in sorted({row.model for row in rows}):
+        (folder / name).symlink_to(DATA / "features" / name)
+    return folder
 
 
 def _ours() -> list[Row]:

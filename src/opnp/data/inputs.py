@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ _FORMS: dict[SampleKind, str] = {
 """Where inputs may come from."""
 
 _SHOWN = 5
+_MOMENTS = 1.0
+"""Seconds."""
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)")
 
 _MOST_WORKERS = 1024
@@ -349,7 +352,18 @@ class InputBatches:
         except (ConnectionError, EOFError, RuntimeError) as error:
             if self.workers == 0 or not (isinstance(error, OSError | EOFError) or is_lost_worker(error)):
                 raise
-            raise WorkerError(lost_worker_text(error)) from error
+            raise WorkerError(lost_worker_text(_cause(error))) from error
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what torch says of a worker that died: where it has not yet, a signal's handler does within moments."""
+    if is_lost_worker(error):
+        return error
+    try:
+        time.sleep(_MOMENTS)
+    except RuntimeError as told:
+        return told
+    return error
 
 
 def is_lost_worker(error: BaseException) -> bool:
