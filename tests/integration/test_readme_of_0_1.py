@@ -50,10 +50,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(generator.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(path)
 
-    for folder, count in {"train": 30, "test": 40, "val": 21, "new": 3, "dtd": 6}.items():
+    for folder, count in {"train": 30, "test": 40, "val": 21, "new": 3, "dtd": 3}.items():
         images(folder, count)
-    images("imagenet/train", 12)
-    images("imagenet/val", 40)
+    images("imagenet/train", 6)
+    images("imagenet/val", 24)
     Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "cat.png")
     save_file({"images": torch.randint(256, (12, 32, 32, 3)).to(torch.uint8)}, tmp_path / "mnist.safetensors")
     save_file(timm.create_model("resnet18", num_classes=3).state_dict(), tmp_path / "mine.safetensors")

@@ -1,6 +1,7 @@
 """Public names are imported when they are first used; each stands once, in `opnp/__init__.pyi`."""
 
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -64,3 +65,16 @@ def test_an_unknown_name_is_no_attribute() -> None:
         getattr(opnp, "energy_scor")  # noqa: B009  # written out, mypy refuses it
     with pytest.raises(ImportError, match="cannot import name 'energy_scor'"):
         exec("from opnp import energy_scor")  # noqa: S102  # written out, mypy refuses it
+
+
+def test_a_star_brings_names_and_no_rooms() -> None:
+    code = "model = data = 1\nfrom opnp import *\nprint(model, data, OPNP.__name__)"
+    assert in_a_new_process(code) == "1 1 OPNP\n"
+
+
+def test_tests_that_the_changelog_names_are_there() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert named
+    for path, name in named:
+        assert name in (ROOT / path).read_text(encoding="utf-8"), (path, name)

@@ -313,14 +313,25 @@ def _digest(tensor: Tensor) -> bytes:
 
 
 def _known(loader: Iterable[object]) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
-    """Yield the batches without samples whose label is below 0, and without those that are left empty."""
+    """Yield the batches without samples whose label is below 0, and without those that are left empty.
+
+    Raises:
+        EmptyDataError: At the end, if there were batches and none held a known sample.
+
+    """
+    is_any = is_known = False
     for batch in loader:
+        is_any = True
         inputs, labels = inputs_of(batch), labels_of(batch)
         if not isinstance(inputs, Tensor):
             raise InputTypeError(
                 "Batches must be tensors, or pairs of inputs and labels as in pytorch-ood, got a mapping."
             )
         if labels is None:
+            is_known = True
             yield inputs
         elif bool((labels >= 0).any()):
+            is_known = True
             yield inputs[labels >= 0], labels[labels >= 0]
+    if is_any and not is_known:
+        raise EmptyDataError("The labels name no ID sample: at least one must be 0 or larger.")

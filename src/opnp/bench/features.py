@@ -65,6 +65,23 @@ class ModelData:
         return {name: "near" if name in near or f"{self.name}:{name}" in near else "far" for name in self.ood}
 
 
+def require_known_sets(near: Collection[str], models: Iterable[ModelData]) -> None:
+    """Raise if a name of a near set is that of no OOD set of any model, as where it is misspelt.
+
+    Raises:
+        OptionError: If so; the message names the sets that there are.
+
+    """
+    there = sorted({name for model in models for name in model.ood})
+    pairs = {f"{model.name}:{name}" for model in models for name in model.ood}
+    unknown = [name for name in near if name not in there and name not in pairs]
+    if unknown:
+        raise OptionError(
+            f"`near` must name OOD sets that are there, or MODEL:SET, got {', '.join(sorted(unknown))}. There are: "
+            f"{', '.join(there)}."
+        )
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class IdSplit:
     """Rows of ``test``.

@@ -20,7 +20,14 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from opnp.adapters import require_pytorch_ood
-from opnp.bench.features import IdSplit, ModelData, feature_folders, read_feature_folder, split_test
+from opnp.bench.features import (
+    IdSplit,
+    ModelData,
+    feature_folders,
+    read_feature_folder,
+    require_known_sets,
+    split_test,
+)
 from opnp.bench.figures import CALIBRATION_BINS, classifier_figures, detection_figures
 from opnp.bench.gallery import detector_pictures, model_gallery
 from opnp.bench.methods import (
@@ -144,6 +151,7 @@ def run_bench(
     if is_foreign:
         require_pytorch_ood()
     near = frozenset(near)
+    require_known_sets(near, models)
     runs = []
     for model in models:
         split = split_test(len(model.test.features), validation_samples=validation_samples, seed=seed)

@@ -17,7 +17,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from opnp.artifact import tensors_digest
-from opnp.bench.features import ModelData, feature_folders, read_feature_folder, require_seed
+from opnp.bench.features import (
+    ModelData,
+    feature_folders,
+    read_feature_folder,
+    require_known_sets,
+    require_seed,
+)
 from opnp.bench.figures import CALIBRATION_BINS, classifier_figures, detection_figures
 from opnp.bench.records import own_result_folder, package_versions, write_record
 from opnp.bench.run import Progress
@@ -138,6 +144,7 @@ def run_sweep(
     options = Settings(ratios=base, scope=scope, neuron=neuron)
     near = frozenset(near)
     models = [read_feature_folder(folder) for folder in feature_folders(features)]
+    require_known_sets(near, models)
     out = own_result_folder(out, files=SWEEP_FILES)
 
     def swept(model: ModelData) -> SweptModel:

@@ -137,6 +137,8 @@ def test_samples_with_negative_labels_are_left_out() -> None:
     assert found.opnp.sensitivity.weight.equal(expected.opnp.sensitivity.weight)
     with pytest.raises(EmptyDataError, match="`y` names no ID sample"):
         detector().fit_features(TRAIN, torch.full((300,), -1))
+    with pytest.raises(EmptyDataError, match="The labels name no ID sample"):
+        OPNPDetector(nn.Identity(), w=WEIGHT, b=BIAS).fit([(TRAIN, torch.full((300,), -1))])
 
 
 @pytest.mark.parametrize("is_biased", [True, False])
@@ -189,7 +191,7 @@ def test_batches_need_no_labels_and_ood_batches_are_passed_over() -> None:
     with_ood.insert(1, (inputs[:16] + 9, torch.full((16,), -1)))
     mixed = OPNPDetector(net.features, net.fc, w_min=0.3).fit(with_ood)
     assert bare.opnp.sensitivity.weight.equal(mixed.opnp.sensitivity.weight)
-    with pytest.raises(EmptyDataError, match="`loader` yields no batch"):
+    with pytest.raises(EmptyDataError, match="The labels name no ID sample"):
         OPNPDetector(net.features, net.fc).fit([(inputs, -torch.ones(48, dtype=torch.int64))])
     with pytest.raises(InputTypeError, match="as in pytorch-ood, got a mapping"):
         OPNPDetector(net.features, net.fc).fit([{"inputs": inputs, "labels": labels}])

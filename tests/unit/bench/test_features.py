@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opnp.bench.features import feature_folders, read_feature_folder, split_test
+from opnp.bench.features import feature_folders, read_feature_folder, require_known_sets, split_test
 from opnp.data import write_features
 from opnp.errors import DataFileError, MissingFileError, OptionError
 from tests.unit.bench.bench_world import CLASSES, FEATURES, read_world, write_world
@@ -99,3 +99,12 @@ def test_a_split_has_every_row_once_follows_the_seed_and_leaves_the_global_rando
 def test_a_split_with_an_empty_part_is_refused(count: int) -> None:
     with pytest.raises(OptionError, match="must lie in 1 to 9, as `test` has 10 rows"):
         split_test(10, validation_samples=count)
+
+
+def test_near_sets_that_no_model_has_are_told(tmp_path: Path) -> None:
+    model = read_world(tmp_path)
+    known = next(iter(model.ood))
+    require_known_sets([known, f"{model.name}:{known}"], [model])
+    for wrong in ("foo", f"{model.name}:foo", f"foo:{known}"):
+        with pytest.raises(OptionError, match=rf"got {wrong}\. There are: .*{known}"):
+            require_known_sets([known, wrong], [model])
