@@ -225,6 +225,7 @@ def read_or_refused(each: Kind, path: Path) -> None:
         return
 
 
+@pytest.mark.filterwarnings("ignore:A ratio cuts among:opnp.errors.RatioWarning")  # of sensitivities that are all zero
 @pytest.mark.parametrize("share", [0.02, pytest.param(1.0, marks=pytest.mark.long)])
 @pytest.mark.parametrize("is_of_tensors", [False, True], ids=["metadata", "tensors"])
 @of(*ARTIFACTS)

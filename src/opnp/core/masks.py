@@ -212,7 +212,7 @@ def warn_of_lost_order(lost: Tensor, keep: Tensor) -> None:
     """Warn if a cut falls among sensitivities that underflowed, so that index order chose between them.
 
     Args:
-        lost: Entries whose sensitivity is zero though it is not on paper, shape ``(rows, entries)``, one ranking a row.
+        lost: Entries whose sensitivity is zero or nearly, though it is not on paper, shape ``(rows, entries)``, one ranking a row.
         keep: The mask of these rankings, as `keep_mask` returns it.
 
     Warns:
@@ -228,9 +228,9 @@ def warn_of_lost_order(lost: Tensor, keep: Tensor) -> None:
     is_cut = (lost & keep).any(1) & (lost & ~keep).any(1)
     if bool(is_cut.any()):
         warnings.warn(
-            f"A ratio cuts among {int(lost[is_cut].sum())} of {lost[is_cut].numel()} sensitivities that are zero "
-            f"because the probabilities behind them vanish in every sample: index order chooses between them. Raise "
-            f"the temperature, take precision='float64', or give ratios that remove all of them or none.",
+            f"A ratio cuts among {int(lost[is_cut].sum())} of {lost[is_cut].numel()} sensitivities that underflow, "
+            f"as the probabilities behind them vanish in every sample: index order or rounding chooses between them. "
+            f"Raise the temperature, take precision='float64', or give ratios that remove all of them or none.",
             RatioWarning,
             stacklevel=2,
         )

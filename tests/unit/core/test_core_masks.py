@@ -138,7 +138,9 @@ def test_a_cut_among_what_was_lost_is_warned_of(lost: list[list[int]], keep: lis
     if told is None:
         warn_of_lost_order(*rankings)
     else:
-        with pytest.warns(RatioWarning, match=rf"^A ratio cuts among {told} sensitivities that are zero .* Raise the"):
+        with pytest.warns(
+            RatioWarning, match=rf"^A ratio cuts among {told} sensitivities that underflow, .* Raise the"
+        ):
             warn_of_lost_order(*rankings)
 
 
