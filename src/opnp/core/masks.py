@@ -212,7 +212,8 @@ def warn_of_lost_order(lost: Tensor, keep: Tensor) -> None:
     """Warn if a cut falls among sensitivities that underflowed, so that index order chose between them.
 
     Args:
-        lost: Entries whose sensitivity is zero or nearly, though it is not on paper, shape ``(rows, entries)``, one ranking a row.
+        lost: Entries whose sensitivity is zero or nearly, though it is not on paper, shape ``(rows, entries)``, one
+            ranking a row.
         keep: The mask of these rankings, as `keep_mask` returns it.
 
     Warns:
