@@ -57,7 +57,7 @@ def _together(
     features = torch.cat([model.test.features, *model.ood.values()])
     sizes = [len(model.test.features), *map(len, model.ood.values())]
     figures = []
-    for place, (scores,) in swept(detector._state.fitted, settings, features, _score):  # type: ignore[union-attr]  # noqa: SLF001  # what `sweep_features` reads too
+    for place, (scores,) in swept(detector._fitted(), settings, features, _score):  # noqa: SLF001  # what `sweep_features` reads too
         inside, *outside = scores.split(sizes)
         figures.append(detection_metrics(inside, outside))
         if place % _STRIDE == 0:
