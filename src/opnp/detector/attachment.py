@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -51,7 +51,7 @@ class ModelLink:
     device: torch.device | str | None
     weight: Tensor
     bias: Tensor | None
-    halving: BatchHalving = field(default_factory=BatchHalving)
+    halving: BatchHalving
 
     def features_of(self, inputs: object) -> tuple[Tensor, bool]:
         """Return the features of one batch or one input, shape ``(batch, features)``, and whether it was one input.
@@ -128,8 +128,8 @@ def linked_by_digest(
     bias: Tensor | None,
     name: str | None,
     axes: InputAxes | None,
-    device: torch.device | str | None = None,
-    halving: BatchHalving | None = None,
+    device: torch.device | str | None,
+    halving: BatchHalving,
 ) -> ModelLink:
     """Return the link to the layer of `model` with this weight and bias.
 
@@ -140,7 +140,7 @@ def linked_by_digest(
         name: The head's dotted name then, preferred where several layers are equal.
         axes: Number of axes of a batch of inputs.
         device: Where to run; None for where the model is.
-        halving: How batches are run that need more memory than there is; None to refuse them.
+        halving: How batches are run that need more memory than there is.
 
     Returns:
         The link.
@@ -162,7 +162,7 @@ def linked_by_digest(
             f"another dtype) in {place}. Load the weights that the detector was fitted on, or fit again.",
         )
     chosen = name if name is not None and name in fitting else fitting[0]
-    return ModelLink(model, heads[chosen], axes, device, weight=weight, bias=bias, halving=halving or BatchHalving())
+    return ModelLink(model, heads[chosen], axes, device, weight=weight, bias=bias, halving=halving)
 
 
 def _has_digest(head: Head, weight: Tensor, digest: str) -> bool:
