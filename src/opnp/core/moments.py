@@ -102,7 +102,7 @@ class FeatureMoments:
         if self.direction_product is not None:
             self.direction_product.addmm_(z.T, z)
         self.class_direction.index_add_(0, predicted, z)
-        self.class_count.add_(torch.bincount(predicted, minlength=len(self.class_count)))
+        self.class_count.index_add_(0, predicted, torch.ones_like(predicted))
         self.count += len(h)
         return self
 
