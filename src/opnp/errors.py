@@ -9,6 +9,7 @@ __all__ = [
     "BatchSizeWarning",
     "CalibrationError",
     "CheckpointError",
+    "ClassOrderWarning",
     "DataFileError",
     "DistributedError",
     "EmptyDataError",
@@ -152,6 +153,10 @@ class MemberWarning(OpnpWarning):
 
 class LayerWarning(OpnpWarning):
     """Layers were left out that no sensitivity can be taken of."""
+
+
+class ClassOrderWarning(OpnpWarning):
+    """Classes are numbered by their names, in an order that other readers may not share."""
 
 
 class UncalibratedWarning(OpnpWarning):

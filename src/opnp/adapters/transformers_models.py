@@ -75,11 +75,16 @@ class TransformersImageTransform:
     def __call__(self, sample: "Image") -> Tensor:
         """Return the model's input of one image, shape ``(channels, height, width)``, float32.
 
+        An orientation tag is followed, as transformers does where it opens an image.
+
         Raises:
             DataFileError: If the image is so long and thin that it has too many pixels once resized.
             OptionError: If the processor makes several inputs of an image, such as a tensor and a mask.
 
         """
+        from PIL import ImageOps
+
+        sample = ImageOps.exif_transpose(sample)
         self._require_area(sample)
         made = self.processor(images=sample.convert("L" if self.channels == 1 else "RGB"), return_tensors="pt")
         if set(made) != {"pixel_values"}:
@@ -223,6 +228,7 @@ def transformers_model(
     files = _PROCESSORS if kind == "image" else (*_TOKENIZERS, *_SETTINGS)
     present = [name for name in files if (folder / name).is_file()]
     _require_inputs(folder, present, kind)
+    _require_one_order(folder, settings)
     _require_pillow(kind)
     for name in ("config.json", *_PROCESSORS, "tokenizer_config.json"):
         _require_no_code(folder / name)
@@ -373,6 +379,20 @@ def _require_inputs(folder: Path, present: Sequence[str], kind: Literal["image",
             f"{folder} holds no {_TOKENIZERS[0]}, nor {', '.join(_TOKENIZERS[1:])}: "
             f"`tokenizer.save_pretrained(FOLDER)` writes the tokenizer that the model was trained with.",
         )
+
+
+def _require_one_order(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise if the two tables of class names in ``config.json`` contradict each other."""
+    by_number, by_name = settings.get("id2label"), settings.get("label2id")
+    if not isinstance(by_number, dict) or not isinstance(by_name, dict):
+        return
+    for number, name in by_number.items():
+        other = by_name.get(name, number)
+        if str(other) != str(number):
+            raise DataFileError(
+                f"{folder / 'config.json'} numbers its classes in two ways: {name!r} is {number} by `id2label` and "
+                f"{other} by `label2id`. Mend the wrong one."
+            )
 
 
 def _require_whole(folder: Path, missing: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from opnp.adapters import model_failure_text
 from opnp.cli.options import RunOptions, checked_device
 from opnp.data import InputSet, Transform, open_inputs, unreadable_summary
+from opnp.data.class_order import model_class_names
 from opnp.data.inputs import InputBatches
 from opnp.distributed import Ranks, gathered_bytes, local_device
 from opnp.errors import ModelRunError, OpnpError
@@ -52,7 +53,13 @@ class OpenedModel:
 
     def inputs(self, path: Path, *, is_labelled: bool = True) -> InputSet:
         """Return the inputs at a path, with their labels if there are any, or without."""
-        return open_inputs(path, self.transform, is_strict=self.options.strict, is_labelled=is_labelled)
+        return open_inputs(
+            path,
+            self.transform,
+            is_strict=self.options.strict,
+            is_labelled=is_labelled,
+            class_names=model_class_names(self.model),
+        )
 
     def batches(self, inputs: InputSet, *, rows: range | None = None) -> "_Unlabelled":
         """Return batches of all rows of the inputs or of some, without their labels."""

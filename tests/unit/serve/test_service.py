@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
 from opnp.adapters import transformers_model
+from opnp.data.class_order import model_class_names
 from opnp.data.tables import read_score_table
 from opnp.errors import (
     DataFileError,
@@ -30,7 +31,7 @@ from opnp.errors import (
 from opnp.monitor import DriftMonitor
 from opnp.serve.app import serve_app
 from opnp.serve.content import image_formats
-from opnp.serve.engine import Engine, names_in_model
+from opnp.serve.engine import Engine
 from opnp.serve.limits import Limits
 from tests.unit.adapters.hub_folders import WORDS, write_bert
 from tests.unit.bench.image_world import INPUTS, tiny_model
@@ -361,7 +362,7 @@ def test_names_of_classes_are_those_that_the_model_brings(facts: dict[str, Any],
     model = nn.Linear(3, 2)
     for name, value in facts.items():
         setattr(model, name, value)
-    assert names_in_model(model, 2) == names
+    assert model_class_names(model, 2) == names
 
 
 def test_names_of_a_model_are_answered_unless_others_are_given() -> None:
