@@ -336,6 +336,4 @@ def _smallest(values: Tensor, count: int) -> Tensor:
     below = values < cut - tolerance
     equal = ~below & (values <= cut + tolerance)
     missing = count - below.sum(1, keepdim=True)
-    if bool((equal.sum(1, keepdim=True) == missing).all()):
-        return below | equal
     return below | (equal & (equal.cumsum(1, dtype=torch.int32) <= missing))

@@ -157,6 +157,14 @@ def test_half_precision_is_summed_in_float32_and_rounded_once(
 
 
 def test_a_row_without_a_positive_sum_stays_as_it_is() -> None:
-    with pytest.warns(SignedFeaturesWarning, match="SCALE assumes") as caught:
+    with pytest.warns(SignedFeaturesWarning, match="SCALE assumes"):
         assert scale(torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]), quantile=0.5).tolist() == [[-1.0, -2.0], [-3.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "ask", [scale, ash_s, lambda h: react(h, threshold=1), lambda h: shaped(h, ReAct(), threshold=1)]
+)
+def test_warnings_point_to_the_caller(ask: Callable[[Tensor], Tensor]) -> None:
+    with pytest.warns(SignedFeaturesWarning) as caught:
+        ask(-FEATURES)
     assert caught[0].filename == __file__
