@@ -132,4 +132,6 @@ def test_broken_rows_are_counted_and_named() -> None:
 def test_what_is_no_head_of_a_classifier_is_told(weight: Any, bias: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         checked_head(weight, bias)
-    assert checked_head(torch.ones(2, 3), torch.ones(2))[1] is not None
+    head = torch.ones(2, 3)
+    for accepted in (torch.ones(2), None):
+        assert checked_head(head, accepted) == (head, accepted)
