@@ -43,7 +43,6 @@ AREAS = (
         "How much the energy depends on each weight and neuron, of the last layer and of others.",
         (
             "opnp.core.sensitivity",
-            "opnp.core.layers",
             "opnp.core.histogram",
             "opnp.model.layers",
         ),

@@ -42,8 +42,12 @@ def test_leaving_one_out_flags_no_more_than_promised(scores: Tensor, keep: str) 
 def test_verdict_threshold_and_exact_p_value_agree(scores: Tensor, samples: int, keep: str, seed: int) -> None:
     assume(samples >= minimum_samples(keep=float(keep)))
     calibration = torch.randint(-50, 50, (samples,), generator=torch.Generator().manual_seed(seed)).double() / 5
-    verdict = is_flagged(scores, calibration, keep=float(keep))
-    assert verdict.equal(scores > keep_threshold(calibration, keep=float(keep)))
+    verdict, threshold = (
+        is_flagged(scores, calibration, keep=float(keep)),
+        keep_threshold(calibration, keep=float(keep)),
+    )
+    assert verdict.equal(scores > threshold)
+    assert threshold == sorted(calibration.tolist())[math.ceil(Fraction(keep) * (samples + 1)) - 1]
     exact = [Fraction(1 + int((calibration >= score).sum()), samples + 1) <= 1 - Fraction(keep) for score in scores]
     assert verdict.tolist() == exact
 

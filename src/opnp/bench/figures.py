@@ -21,7 +21,7 @@ def detection_figures(inside: Tensor, outside: Tensor) -> DetectionFigures:
 
     """
     [figures] = detection_metrics(inside, [outside])
-    return DetectionFigures(*figures)
+    return figures
 
 
 def classifier_figures(logits: Tensor, labels: Tensor) -> ClassifierFigures:
