@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,7 @@ from opnp.bench.records import (
 from opnp.core import accuracy, auroc, fpr_at_tpr
 from opnp.data import write_features, write_head, write_score_table
 from opnp.detector import OPNP, Ratios, Verdict
-from opnp.errors import MissingExtraError
+from opnp.errors import require_installed
 from opnp.files import write_atomically
 from opnp.model import linear_layers
 from opnp.values.bench import DEMO_MODEL, DemoRecord, DemoRow
@@ -254,10 +253,7 @@ def digits_data(*, seed: int = 0) -> DigitsData:
         MissingExtraError: If scikit-learn or Pillow is not installed.
 
     """
-    if find_spec("sklearn") is None or find_spec("PIL") is None:
-        raise MissingExtraError(
-            "The demo's data come with scikit-learn and Pillow, and one is not installed: `pip install 'opnp[bench]'`.",
-        )
+    require_installed("The demo's data come with", "sklearn", "PIL", extra="bench")
     from sklearn.datasets import load_digits, load_sample_images
 
     generator = torch.Generator().manual_seed(seed)

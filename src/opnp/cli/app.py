@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from importlib import import_module
-from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, get_type_hints
@@ -20,10 +19,9 @@ import typer
 from typer.core import TyperGroup
 
 from opnp import __version__
+from opnp.cli.output import steady_streams
 from opnp.errors import OpnpError, OptionError
 from opnp.values.files import FEATURE_FILE
-
-__all__ = ["COMMANDS", "app", "command_function", "imported_command", "main", "require_distinct_files"]
 
 COMMANDS = {
     "demo": "Train a small CNN on the digits 0 to 6, fit detectors, and ask them about digits 7 to 9 and photographs.",
@@ -272,7 +270,11 @@ def main() -> None:
     So does a lack of memory. Ctrl-C and SIGTERM become one line too, and exit codes 130 and 143.
     """
     warnings.showwarning = _shown
-    _print_any_name()
+    with steady_streams():
+        _run()
+
+
+def _run() -> None:
     try:
         with _stopped_by_signals():
             app(prog_name="opnp")
@@ -290,13 +292,6 @@ def main() -> None:
         reason = str(error).partition("\n")[0] or "no more was given"
         typer.echo(f"{_speaker()}: not enough memory ({reason}): give a smaller `--batch-size`.", err=True)
         sys.exit(2)
-
-
-def _print_any_name() -> None:
-    """Let names of files that are no valid Unicode be printed, with escapes, instead of failing on them."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _shown(message: Warning | str, *_: object, **__: object) -> None:

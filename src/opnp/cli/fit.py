@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,11 +16,9 @@ from opnp.cli.options import (
     HeadOptions,
     JsonFlag,
     ModelNameOrNone,
-    Neuron,
     RankTimeout,
+    RatioOptions,
     ReportFile,
-    Scope,
-    Score,
     checked_device,
     detector_option,
     given_options,
@@ -35,12 +33,11 @@ from opnp.cli.options import (
 )
 from opnp.cli.output import print_result, progress_bar, settings_text
 from opnp.errors import OptionError
+from opnp.values.settings import RANK_TIMEOUT, NeuronReading, Precision, Scope, ScoreName
 
 if TYPE_CHECKING:
     from opnp.detector import OPNP, Checkpoint
     from opnp.distributed import Ranks
-
-__all__ = ["fit", "inspect", "print_detector"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +71,7 @@ class _CheckpointOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _DetectorOptions:
+class _DetectorOptions(RatioOptions):
     """What is fitted."""
 
     members: Annotated[
@@ -85,30 +82,20 @@ class _DetectorOptions:
             "gen,react,fdbd,mahalanobis,vim,opnp,norm."
         ),
     ] = None
-    rho_w_min: Annotated[
-        float | None, detector_option(help="Share of the least sensitive weights to remove, in [0, 1).")
+    neuron: Annotated[
+        NeuronReading | None, detector_option(help="Reading of the neuron sensitivity. Default: gradient.")
     ] = None
-    rho_w_max: Annotated[
-        float | None, detector_option(help="Share of the most sensitive weights to remove, in [0, 1).")
-    ] = None
-    rho_o_min: Annotated[
-        float | None, detector_option(help="Share of the least sensitive neurons to remove, in [0, 1).")
-    ] = None
-    rho_o_max: Annotated[
-        float | None, detector_option(help="Share of the most sensitive neurons to remove, in [0, 1).")
-    ] = None
-    neuron: Annotated[Neuron | None, detector_option(help="Reading of the neuron sensitivity. Default: gradient.")] = (
-        None
-    )
     scope: Annotated[
         Scope | None, detector_option(help="Rank all weights together, or each class's row by itself. Default: layer.")
     ] = None
     temperature: Annotated[float | None, detector_option(help="Temperature of the energy, above 0. Default: 1.")] = None
-    score: Annotated[Score | None, detector_option(help="Score on the pruned head's logits. Default: energy.")] = None
+    score: Annotated[ScoreName | None, detector_option(help="Score on the pruned head's logits. Default: energy.")] = (
+        None
+    )
     shaping: Annotated[
         str | None, detector_option(help="Shaping of the features: none, react:0.9, ash-s:0.9 or scale:0.85.")
     ] = None
-    precision: Annotated[Literal["float32", "float64"], detector_option(help="Precision of the products.")] = "float32"
+    precision: Annotated[Precision, detector_option(help="Precision of the products.")] = "float32"
 
     def detector(self) -> "OPNP":
         """Return the detector, not fitted yet.
@@ -119,12 +106,10 @@ class _DetectorOptions:
         """
         from opnp.detector import OPNP, Ratios
 
-        shares = {name: getattr(self, f"rho_{name}") for name in ("w_min", "w_max", "o_min", "o_max")}
-        given = {name: value for name, value in shares.items() if value is not None}
-        is_plain = self.shaping == "none" and not given
+        is_plain = self.shaping == "none"
         return OPNP(
             members=None if self.members is None else tuple(name.strip() for name in self.members.split(",")),
-            ratios=Ratios(**given) if given or is_plain else None,
+            ratios=self.over(Ratios()) if self.given_ratios or is_plain else None,
             neuron=self.neuron,
             scope=self.scope,
             temperature=self.temperature,
@@ -151,7 +136,7 @@ def fit(
     kind: _DetectorOptions,
     options: _FitOptions,
     position: _CheckpointOptions,
-    rank_timeout: RankTimeout = 1800,
+    rank_timeout: RankTimeout = RANK_TIMEOUT,
     report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:

@@ -21,6 +21,7 @@ from opnp.cli.options import (
 )
 from opnp.cli.output import print_result, progress_bar
 from opnp.errors import EmptyDataError, NotCalibratedError, OptionError, UncalibratedWarning
+from opnp.values.settings import RANK_TIMEOUT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from opnp.distributed import Ranks
 
     Table = dict[str, list[object]]
-
-__all__ = ["score"]
 
 _COLUMNS = {"predicted_class": "int64", "score": "float32", "p_value": "float64", "is_ood": "bool"}
 """Columns of a score file, with the dtype that one has where there is no row."""
@@ -47,7 +46,7 @@ def score(
     explain: Annotated[
         bool, typer.Option("--explain", help="Add each member's p-value and its share of the score.")
     ] = False,
-    rank_timeout: RankTimeout = 1800,
+    rank_timeout: RankTimeout = RANK_TIMEOUT,
     json: JsonFlag = False,
 ) -> None:
     """Score inputs of a model or cached features, and write class, score, p-value and verdict of each sample.

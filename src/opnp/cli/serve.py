@@ -10,8 +10,6 @@ from opnp.cli.options import DetectorFile, ModelName, ModelOptions, checked_devi
 from opnp.errors import DataFileError, OptionError
 from opnp.files import existing_file
 
-__all__ = ["serve"]
-
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 

@@ -1,11 +1,12 @@
 """The record of a sweep. No times in it."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from opnp.values.bench import JudgedModel, Status
 from opnp.values.figures import DetectionFigures, HeadFigures
 from opnp.values.reading import Record, Share, Value
+from opnp.values.settings import NeuronReading, Scope, ScoreName
 
 __all__ = ["SweepBase", "SweepCurve", "SweepPoint", "SweepRecord", "SweepSettings", "SweptModel", "Varied"]
 
@@ -30,8 +31,8 @@ class SweepBase(Value, frozen=True):
     w_max: float
     o_min: float
     o_max: float
-    scope: Literal["layer", "class"]
-    neuron: Literal["gradient", "aggregate"]
+    scope: Scope
+    neuron: NeuronReading
 
 
 class SweepSettings(SweepBase, frozen=True):
@@ -46,7 +47,7 @@ class SweepSettings(SweepBase, frozen=True):
     """
 
     temperature: float
-    score: Literal["energy", "msp", "max_logit", "entropy", "gen"]
+    score: ScoreName
     training_samples: int
     seed: int | None
 
