@@ -37,7 +37,6 @@ __all__ = [
     "SignedFeaturesWarning",
     "UncalibratedWarning",
     "WorkerError",
-    "require_installed",
 ]
 
 
