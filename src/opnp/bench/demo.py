@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from opnp.bench.features import require_seed
+from opnp.bench.figures import detection_figures
 from opnp.bench.gallery import detector_pictures, gallery_set
 from opnp.bench.records import (
     ScoreBlock,
@@ -29,14 +30,13 @@ from opnp.bench.records import (
     write_record,
     write_scores,
 )
-from opnp.core import accuracy, auroc, fpr_at_tpr
+from opnp.core import accuracy
 from opnp.data import write_features, write_head, write_score_table
 from opnp.detector import OPNP, Ratios, Verdict
 from opnp.errors import require_installed
 from opnp.files import write_atomically
 from opnp.model import linear_layers
 from opnp.values.bench import DEMO_MODEL, DemoRecord, DemoRow
-from opnp.values.figures import DetectionFigures
 from opnp.values.files import PICTURES_FILE, RESULTS_FILE
 from opnp.values.pictures import ModelPictures
 
@@ -183,14 +183,7 @@ def _judged(name: str, detector: OPNP, model: nn.Sequential, data: DigitsData) -
     return DemoRow(
         method=name,
         settings=detector.settings.to_json(),
-        detection={
-            place: DetectionFigures(
-                fpr95=fpr_at_tpr(verdict.score, scores),
-                fpr95_ood_positive=fpr_at_tpr(verdict.score, scores, positive="ood"),
-                auroc=auroc(verdict.score, scores),
-            )
-            for place, scores in outside.items()
-        },
+        detection={place: detection_figures(verdict.score, scores) for place, scores in outside.items()},
         accuracy=int((verdict.predicted_class == labels).sum()) / len(labels),
         pruned_accuracy=accuracy(head(_features(model, inside)), labels),
         flagged_id=int(verdict.is_ood.sum()) / len(labels),
