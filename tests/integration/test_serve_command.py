@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from opnp import OPNP, Ratios
-from opnp.cli.app import imported_command
+from opnp.cli.app import named_command
 from opnp.cli.serve import bytes_from
 from opnp.errors import MissingExtraError, MissingFileError, NotCalibratedError, OpnpError, OptionError
 from opnp.serve.app import listening_socket, run_service
@@ -25,7 +25,7 @@ def refused(error: type[OpnpError], message: str, detector: Path, *options: str)
     """Fail unless the command raises an error with this message, which `opnp` prints."""
     arguments = ["--detector", str(detector), "--model", MODEL, *OPTIONS, *options]
     with pytest.raises(error, match=message):
-        imported_command("serve").main(args=arguments, standalone_mode=False)
+        named_command("serve").main(args=arguments, standalone_mode=False)
 
 
 @pytest.fixture
