@@ -17,7 +17,7 @@ from opnp.files import require_writable
 if TYPE_CHECKING:
     from torch import nn
 
-    from opnp.core import ASHS, SCALE, ReAct, Shaping
+    from opnp.core import Shaping
     from opnp.data import Transform
     from opnp.detector import Ratios
 
@@ -359,11 +359,13 @@ def shaping_from(text: str) -> "Shaping | None":
         (SCALE(quantile=0.85), None, ReAct(quantile=0.9))
 
     """
+    from opnp.fitted import SHAPINGS
+
     name, _, quantile = text.partition(":")
     if text == "none":
         return None
     try:
-        kind = _shapings()[name]
+        kind = SHAPINGS[name.replace("-", "_")]
         return kind(float(quantile)) if quantile else kind()
     except (KeyError, ValueError) as error:
         if isinstance(error, OptionError):
@@ -382,15 +384,10 @@ def shaping_text(shaping: "Shaping") -> str:
         'scale:0.85'
 
     """
-    name = next(name for name, kind in _shapings().items() if isinstance(shaping, kind))
-    return f"{name}:{shaping.quantile:g}"
+    from opnp.fitted import SHAPINGS
 
-
-def _shapings() -> "Mapping[str, type[ReAct | ASHS | SCALE]]":
-    """Return the shapings by the names that they have on the command line."""
-    from opnp.core import ASHS, SCALE, ReAct
-
-    return {"react": ReAct, "ash-s": ASHS, "scale": SCALE}
+    name = next(name for name, kind in SHAPINGS.items() if isinstance(shaping, kind))
+    return f"{name.replace('_', '-')}:{shaping.quantile:g}"
 
 
 # --------------------------------------------------------------------------------- what is written, and asked for first
