@@ -36,7 +36,7 @@ from opnp.detector import OPNP, Ratios, Verdict
 from opnp.errors import require_installed
 from opnp.files import write_atomically
 from opnp.model import linear_layers
-from opnp.values.bench import DEMO_MODEL, DemoRecord, DemoRow
+from opnp.values.bench import DEMO_MODEL, PRODUCT, DemoRecord, DemoRow
 from opnp.values.files import PICTURES_FILE, RESULTS_FILE
 from opnp.values.pictures import ModelPictures
 
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEMO_FILES",
-    "DEMO_PRODUCT",
     "DEMO_RATIOS",
     "DigitsData",
     "digit_picture",
@@ -54,9 +53,6 @@ __all__ = [
     "small_cnn",
     "trained_cnn",
 ]
-
-DEMO_PRODUCT = "OPNP()"
-"""The row of the detector as it is used: the fusion."""
 
 DEMO_RATIOS = {
     "Energy": Ratios(),
@@ -147,7 +143,7 @@ def _run(folder: Path, *, seed: int) -> DemoRecord:
     model = trained_cnn(*data.train, seed=seed)
     training, held_out = _batches(data.train[0]), _batches(data.validation[0])
     energy = OPNP(ratios=DEMO_RATIOS["Energy"]).fit(model, training)
-    detectors = {DEMO_PRODUCT: OPNP().fit(model, training)} | {
+    detectors = {PRODUCT: OPNP().fit(model, training)} | {
         name: energy.with_ratios(ratios) for name, ratios in DEMO_RATIOS.items()
     }
     for detector in detectors.values():
@@ -161,16 +157,16 @@ def _run(folder: Path, *, seed: int) -> DemoRecord:
         methods=tuple(_judged(name, detector, model, data) for name, detector in detectors.items()),
     )
     write_record(folder / RESULTS_FILE, record)  # first: it says whose folder it is
-    detectors[DEMO_PRODUCT].save(folder / "detector.safetensors")
+    detectors[PRODUCT].save(folder / "detector.safetensors")
     write_atomically(folder / "model.safetensors", save(model.state_dict()))
-    _write_scores(folder / "scores.csv", detectors[DEMO_PRODUCT], data)
+    _write_scores(folder / "scores.csv", detectors[PRODUCT], data)
     blocks = [
         ScoreBlock(DEMO_MODEL, place, name, torch.arange(len(images)), detector.score(images).double())
         for name, detector in detectors.items()
         for place, images in data.judged.items()
     ]
     write_scores(folder / "scores.parquet", blocks)
-    write_pictures(folder, [_pictures(detectors[DEMO_PRODUCT], model, data)])
+    write_pictures(folder, [_pictures(detectors[PRODUCT], model, data)])
     _write_features(folder, model, data)
     return record
 
@@ -202,7 +198,7 @@ def _write_scores(path: Path, detector: OPNP, data: DigitsData) -> None:
 
 
 def _pictures(detector: OPNP, model: nn.Sequential, data: DigitsData) -> ModelPictures:
-    pictures = detector_pictures(detector, _head(model).weight, model=DEMO_MODEL, method=DEMO_PRODUCT)
+    pictures = detector_pictures(detector, _head(model).weight, model=DEMO_MODEL, method=PRODUCT)
     gallery = [
         gallery_set(
             place,

@@ -16,10 +16,9 @@ from opnp.bench.odin import OdinScores
 from opnp.core import PANEL, NeuronReading, ScoreName
 from opnp.detector import OPNP, Ratios
 from opnp.errors import DataFileError, OptionError
-from opnp.values.bench import Group, Split
+from opnp.values.bench import PRODUCT, Group, Split
 
 __all__ = [
-    "PRODUCT",
     "PRUNED_RATIOS",
     "FittedMethod",
     "Method",
@@ -32,9 +31,6 @@ __all__ = [
     "published_settings",
     "ratios_label",
 ]
-
-PRODUCT = "OPNP()"
-"""Name of the row of the detector as it is used."""
 
 PRUNED_RATIOS = Ratios(w_min=0.3)
 """The ratios of the pruned head that the baselines are combined with."""

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from msgspec.structs import replace
@@ -24,7 +24,6 @@ from opnp.bench.features import IdSplit, ModelData, read_models, split_test
 from opnp.bench.figures import CALIBRATION_BINS, classifier_figures, head_logits
 from opnp.bench.gallery import detector_pictures, model_gallery
 from opnp.bench.methods import (
-    PRODUCT,
     PRUNED_RATIOS,
     FittedMethod,
     Method,
@@ -45,16 +44,16 @@ from opnp.bench.records import (
 from opnp.bench.tables import results_markdown
 from opnp.data import InputSet
 from opnp.detector import Ratios
+from opnp.detector.fit_pass import Progress, shown
 from opnp.errors import NonFiniteError, OpnpError
 from opnp.files import write_atomically
-from opnp.values.bench import BenchRecord, MethodRow, ModelResult, Split
+from opnp.values.bench import PRODUCT, BenchRecord, MethodRow, ModelResult, Split
 from opnp.values.figures import ClassifierFigures
 from opnp.values.files import PICTURES_FILE, RESULTS_FILE
 from opnp.values.pictures import ModelPictures
 
-__all__ = ["BENCH_FILES", "Measurement", "ModelRun", "Progress", "measured", "require_bench", "run_bench"]
+__all__ = ["BENCH_FILES", "Measurement", "ModelRun", "measured", "require_bench", "run_bench"]
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]] | None
 Value = TypeVar("Value")
 
 BENCH_FILES = (RESULTS_FILE, "results.md", "timings.json", PICTURES_FILE, "scores.parquet")
@@ -228,7 +227,7 @@ class ModelRun:
             **self.model.facts(self.near),
             id_samples={"test": len(self.model.test.features), "rest": len(self.split.rest)},
             validation_samples=len(self.split.validation),
-            methods=tuple(self._row(method) for method in (methods if progress is None else progress(methods))),
+            methods=tuple(self._row(method) for method in shown(methods, progress)),
         )
 
     def _row(self, method: Method) -> MethodRow:
@@ -261,11 +260,9 @@ class ModelRun:
         fitted, fit = measured(lambda: method.fit(self.model, self.split))
         (scores, logits), scoring = measured(lambda: _outputs(fitted, parts))
         if not method.is_stored:
+            steps = {"fit": fit, "score": scoring}
             self.timings[method.name] = {
-                "fit_seconds": fit.seconds,
-                "fit_peak_bytes": fit.peak_bytes,
-                "score_seconds": scoring.seconds,
-                "score_peak_bytes": scoring.peak_bytes,
+                f"{step}_{name}": value for step, took in steps.items() for name, value in took._asdict().items()
             }
         if method.name == PRODUCT and (detector := fitted.detector) is not None:
             model = self.model
@@ -317,8 +314,7 @@ def _outputs(fitted: FittedMethod, parts: Iterable[Part]) -> tuple[list[Tensor],
     return scores, first
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(NamedTuple):
     """What a step took.
 
     Attributes:

@@ -19,11 +19,11 @@ from opnp.artifact import tensors_digest
 from opnp.bench.features import ModelData, read_models, require_seed
 from opnp.bench.figures import CALIBRATION_BINS, classifier_figures, head_logits
 from opnp.bench.records import own_result_folder, package_versions, write_record
-from opnp.bench.run import Progress
 from opnp.bench.tables import sweep_markdown
 from opnp.core import SCORE_NAMES, NeuronReading, Scope, score_logits
 from opnp.core.checks import require_finite
 from opnp.detector import OPNP, Ratios, Settings
+from opnp.detector.fit_pass import Progress, shown
 from opnp.errors import OpnpError, OptionError
 from opnp.files import write_atomically
 from opnp.values.figures import HeadFigures
@@ -281,7 +281,7 @@ class ModelSweep:
             energy=self.point(unpruned),
             points=tuple(
                 replace(self.point(plan.settings), curve=name, varied=plan.varied)
-                for name, plan in (planned if progress is None else progress(planned))
+                for name, plan in shown(planned, progress)
             ),
         )
 
@@ -436,11 +436,6 @@ def _pair(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
             yield PlannedPoint({"w_min": w_min, "o_min": o_min}, settings)
 
 
-def _temperatures(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
-    for temperature in _TEMPERATURES:
-        yield PlannedPoint({"temperature": temperature}, replace(base, temperature=temperature))
-
-
 def _samples(base: SweepSettings, seed: int) -> Iterable[PlannedPoint]:
     for size in sample_sizes(base.training_samples):
         is_all = size == base.training_samples
@@ -449,13 +444,14 @@ def _samples(base: SweepSettings, seed: int) -> Iterable[PlannedPoint]:
             yield PlannedPoint({"training_samples": size}, settings)
 
 
-def _scores(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
-    for score in SCORE_NAMES:
-        yield PlannedPoint({"score": score}, replace(base, score=score))
+def _each(name: str, values: Sequence[Varied], *, is_pruned: bool = True) -> _Points:
+    """Return the points of a curve over one setting, on the base's head or on the original one."""
 
+    def points(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
+        start = base if is_pruned else _with(base, {})
+        return (PlannedPoint({name: value}, replace(start, **{name: value})) for value in values)
 
-def _scores_unpruned(base: SweepSettings, seed: int) -> Iterable[PlannedPoint]:
-    return _scores(_with(base, {}), seed)
+    return points
 
 
 _ALONE = (
@@ -466,6 +462,8 @@ _FIGURE_3 = (
     _ratio("w_min", partner=("w_max", PAPER_RATIOS.w_max)),
     *(_ratio("o_min", neuron=reading, partner=("o_max", PAPER_RATIOS.o_max)) for reading in _READINGS),
 )
+_UNPRUNED = _each("score", SCORE_NAMES, is_pruned=False)
+_TEMPERATURE_TITLE = "Temperature of sensitivities and score, at the base ratios"
 
 CURVES: tuple[Curve, ...] = (
     _parts("parts", None, "Weights, neurons and both removed, at the base ratios"),
@@ -473,15 +471,9 @@ CURVES: tuple[Curve, ...] = (
     *_ALONE,
     *_FIGURE_3,
     _curve("w_min-o_min", "pairs", "Only rho_w_min and rho_o_min", _pair, "w_min", "o_min"),
-    _curve(
-        "temperature",
-        "temperature",
-        "Temperature of sensitivities and score, at the base ratios",
-        _temperatures,
-        "temperature",
-    ),
+    _curve("temperature", "temperature", _TEMPERATURE_TITLE, _each("temperature", _TEMPERATURES), "temperature"),
     _curve("samples", "samples", "Random training samples, at the base ratios", _samples, "training_samples"),
-    _curve("scores", "scores", "Scores on the pruned head, at the base ratios", _scores, "score"),
-    _curve("scores-unpruned", "scores", "Scores on the original head", _scores_unpruned, "score"),
+    _curve("scores", "scores", "Scores on the pruned head, at the base ratios", _each("score", SCORE_NAMES), "score"),
+    _curve("scores-unpruned", "scores", "Scores on the original head", _UNPRUNED, "score"),
 )
 """Every curve, in the order of the tables."""

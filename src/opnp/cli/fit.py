@@ -51,26 +51,6 @@ class _FitOptions(HeadOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _CheckpointOptions:
-    """How a pass that was killed goes on."""
-
-    checkpoint: Annotated[
-        Path | None,
-        running_option(
-            help="With --features: file to write down how far the pass is, and to go on from; removed once --out is "
-            "written."
-        ),
-    ] = None
-    checkpoint_every: Annotated[int, running_option(help="Batches between two writings of --checkpoint.")] = 16
-
-    def opened(self) -> "Checkpoint | None":
-        """Return the checkpoint, or None where none is asked for."""
-        from opnp.detector import Checkpoint
-
-        return None if self.checkpoint is None else Checkpoint(self.checkpoint, every=self.checkpoint_every)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _DetectorOptions(RatioOptions):
     """What is fitted."""
 
@@ -135,7 +115,14 @@ def fit(
     keep: Annotated[float, detector_option(help="Share of ID to keep, with --validation.")] = 0.95,
     kind: _DetectorOptions,
     options: _FitOptions,
-    position: _CheckpointOptions,
+    checkpoint: Annotated[
+        Path | None,
+        running_option(
+            help="With --features: file to write down how far the pass is, and to go on from; removed once --out is "
+            "written."
+        ),
+    ] = None,
+    checkpoint_every: Annotated[int, running_option(help="Batches between two writings of --checkpoint.")] = 16,
     rank_timeout: RankTimeout = RANK_TIMEOUT,
     report: ReportFile = None,
     json: JsonFlag = False,
@@ -147,6 +134,7 @@ def fit(
     ratios. Several processes fit together: `torchrun --nproc-per-node 2 -m opnp fit ...`.
     """
     from opnp.core.conformal import minimum_samples
+    from opnp.detector import Checkpoint
     from opnp.distributed import launched, together
 
     require_report(report)
@@ -154,16 +142,17 @@ def fit(
         features=features,
         model=model,
         inputs="`--data PATH`",
-        of_features={"--checkpoint": position.checkpoint},
+        of_features={"--checkpoint": checkpoint},
         of_model={"--data": data, **given_options(options, but=("--batch-size", "--device"))},
     )
     minimum_samples(keep=keep)
-    detector, checkpoint = kind.detector(), position.opened()
+    detector = kind.detector()
+    position = None if checkpoint is None else Checkpoint(checkpoint, every=checkpoint_every)
     run: Callable[..., dict[str, object]]
     if features is not None:
         if head is None:
             raise OptionError("`--features` need the head they belong to: give `--head FILE`.")
-        run = partial(_fit_features, features, head, checkpoint=checkpoint)
+        run = partial(_fit_features, features, head, checkpoint=position)
     elif model is not None and data is not None:
         layer = head_layer_name(options.head_layer, old=head)
         run = partial(_fit_model, model, data, head=layer, logits=options.logits_place)
@@ -172,7 +161,7 @@ def fit(
     with launched(device=options.device or "cpu", timeout=rank_timeout) as ranks:
         with together(ranks):
             if ranks.is_first:
-                require_out_file(out, position.checkpoint)
+                require_out_file(out, checkpoint)
         is_quiet = json or not ranks.is_first
         # The first rank alone needs held-out samples, which may lie on its machine alone.
         known = validation if ranks.is_first else None
@@ -180,8 +169,8 @@ def fit(
         with together(ranks):
             if ranks.is_first:
                 detector.save(out)
-        if checkpoint is not None:
-            checkpoint.remove(ranks)
+        if position is not None:
+            position.remove(ranks)
         if not ranks.is_first:
             return
         print_detector(detector, {"out": str(out)} | facts, json=json)

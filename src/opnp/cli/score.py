@@ -107,7 +107,7 @@ def score(
 def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: bool, is_quiet: bool) -> "Table":
     """Return the score table of cached features, on every rank."""
     from opnp.data import feature_part, open_features
-    from opnp.detector.fit_pass import feature_blocks
+    from opnp.detector.fit_pass import feature_blocks, shown
     from opnp.distributed import require_equal, together
 
     with together(ranks):
@@ -118,8 +118,7 @@ def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: 
     with together(ranks):
         part = feature_part(source, *ranks.part(source.rows))
         blocks = feature_blocks(part, detector.sensitivity.weight, is_part=True)
-        bar = progress_bar("scoring", is_quiet=is_quiet)
-        own = _columns(detector, blocks if bar is None else bar(blocks), is_explained=is_explained)
+        own = _columns(detector, shown(blocks, progress_bar("scoring", is_quiet=is_quiet)), is_explained=is_explained)
     return {"index": [*range(source.rows)], **_joined(own, ranks)}
 
 
@@ -137,6 +136,7 @@ def _of_inputs(
     import torch
 
     from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all
+    from opnp.detector.fit_pass import shown
     from opnp.distributed import gathered, require_equal, together
 
     with together(ranks):
@@ -147,11 +147,10 @@ def _of_inputs(
     own, index = _columns(detector, [], is_explained=is_explained), torch.empty(0, dtype=torch.int64)
     with together(ranks), model_errors(opened.model, data):
         detector.attach(opened.model, device=opened.device, auto_batch=options.auto_batch)
-        bar = progress_bar("scoring", is_quiet=is_quiet)
-        batches = opened.batches(inputs, rows=range(start, stop))
+        batches = shown(opened.batches(inputs, rows=range(start, stop)), progress_bar("scoring", is_quiet=is_quiet))
         place = detector.sensitivity.weight.device
         try:
-            with detector.feature_batches(batches if bar is None else bar(batches)) as found:
+            with detector.feature_batches(batches) as found:
                 own = _columns(detector, (rows.to(place) for rows in found), is_explained=is_explained)
         except EmptyDataError:  # other ranks may have some that can be read
             if ranks.is_alone:

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from opnp import __version__
 from opnp.data import ModelInputs, SampleKind
+from opnp.data.images import image_formats
 from opnp.errors import NonFiniteError
 from opnp.serve.batching import Batcher
-from opnp.serve.content import IMAGE_TYPES, JSON_TYPE, BodyReader, image_formats
+from opnp.serve.content import JSON_TYPE, BodyReader
 from opnp.serve.engine import Answer, Engine
 from opnp.serve.limits import Limits, Refusal
 from opnp.serve.metrics import METRICS_TYPE, Metrics, ScoreLog
@@ -187,7 +188,7 @@ def _described_body(shape: tuple[int, ...] | None) -> dict[str, Any]:
         array = {"type": "array", "items": array, "minItems": length, "maxItems": length}
     image = {"schema": {"type": "string", "format": "binary"}}
     numbers = {"schema": {"oneOf": [array, {"type": "array", "items": array}]}}
-    return {"required": True, "content": dict.fromkeys(IMAGE_TYPES, image) | {JSON_TYPE: numbers}}
+    return {"required": True, "content": {"image/*": image, JSON_TYPE: numbers}}
 
 
 def _page_text(kind: SampleKind, facts: Mapping[str, object]) -> str:

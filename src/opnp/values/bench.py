@@ -8,6 +8,7 @@ from opnp.values.reading import Record, Share, Value
 
 __all__ = [
     "DEMO_MODEL",
+    "PRODUCT",
     "BenchRecord",
     "DataSource",
     "DemoRecord",
@@ -24,6 +25,9 @@ __all__ = [
 Group = Literal["reference", "baseline", "combination", "product"]
 Split = Literal["test", "rest"]
 Status = Literal["ok", "failed"]
+
+PRODUCT = "OPNP()"
+"""Name of the row of the detector as it is used: the fusion."""
 
 DEMO_MODEL = "demo"
 """Name of the demo's model in files that name one."""

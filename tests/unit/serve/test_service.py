@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
 from opnp.adapters import transformers_model
+from opnp.data.images import image_formats
 from opnp.data.tables import read_score_table
 from opnp.errors import (
     DataFileError,
@@ -29,7 +30,6 @@ from opnp.errors import (
 )
 from opnp.monitor import DriftMonitor
 from opnp.serve.app import serve_app
-from opnp.serve.content import image_formats
 from opnp.serve.engine import Engine, names_in_model
 from opnp.serve.limits import Limits
 from tests.unit.adapters.hub_folders import WORDS, write_bert
