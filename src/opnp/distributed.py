@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from opnp.errors import DistributedError, OptionError
+from opnp.values.settings import RANK_TIMEOUT
 
 __all__ = [
     "Ranks",
@@ -125,7 +126,7 @@ def row_part(rows: int, *, rank: int, world: int) -> tuple[int, int]:
 
 
 @contextmanager
-def launched(*, device: str = "cpu", timeout: float = 1800) -> Iterator[Ranks]:
+def launched(*, device: str = "cpu", timeout: float = RANK_TIMEOUT) -> Iterator[Ranks]:
     """Join the processes that torchrun started, for the time of the block; a process of its own is alone.
 
     The backend is NCCL where `device` is CUDA, else gloo. An open process group is used as it is.

@@ -4,6 +4,8 @@
 caller would expect, so that ``except ValueError`` keeps working.
 """
 
+from importlib.util import find_spec
+
 __all__ = [
     "ArtifactError",
     "BatchSizeWarning",
@@ -37,6 +39,10 @@ __all__ = [
     "UncalibratedWarning",
     "WorkerError",
 ]
+
+
+_PACKAGES = {"PIL": "Pillow", "sklearn": "scikit-learn"}
+"""Packages that are not called as their modules are."""
 
 
 class OpnpError(Exception):
@@ -117,6 +123,31 @@ class MissingFileError(OpnpError, FileNotFoundError):
 
 class MissingExtraError(OpnpError, ImportError):
     """An optional dependency is not installed."""
+
+
+def require_installed(what: str, *modules: str, extra: str, way_out: str = "") -> None:
+    """Raise unless modules that an extra brings can be imported.
+
+    Args:
+        what: What needs them, with its verb, as the message begins.
+        modules: Names of the modules.
+        extra: The extra.
+        way_out: A sentence for the end of the message.
+
+    Raises:
+        MissingExtraError: If one cannot; the message names the command that installs it.
+
+    Example:
+        >>> require_installed("The moon needs", "green_cheese", extra="bench")
+        Traceback (most recent call last):
+            ...
+        opnp.errors.MissingExtraError: The moon needs green-cheese, not installed here: `pip install 'opnp[bench]'`.
+
+    """
+    missing = [_PACKAGES.get(name, name.replace("_", "-")) for name in modules if find_spec(name) is None]
+    if missing:
+        message = f"{what} {' and '.join(missing)}, not installed here: `pip install 'opnp[{extra}]'`."
+        raise MissingExtraError(f"{message} {way_out}".rstrip())
 
 
 class ModelRunError(OpnpError, RuntimeError):

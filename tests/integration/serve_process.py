@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from torch import Tensor, nn
 
-from opnp.cli.app import imported_command
+from opnp.cli.app import named_command
 from tests.child_process import started
 from tests.unit.bench.image_world import OPTIONS, tiny_model
 from tests.unit.serve.serve_world import fitted
@@ -87,7 +87,7 @@ async def all_begun(address: str, count: int) -> None:
 def _serve(arguments: list[str]) -> None:
     """Run the command; what it writes goes to the log, whatever it took for its standard error."""
     os.dup2(sys.stderr.fileno(), 2)
-    imported_command("serve").main(args=arguments, prog_name="opnp serve")
+    named_command("serve").main(args=arguments, prog_name="opnp serve")
 
 
 def _address(process: BaseProcess, log: Path) -> str:

@@ -184,7 +184,7 @@ def test_mistakes_are_one_message(
 def test_without_pytorch_ood_its_methods_name_the_extra_and_others_run(
     opnp: Opnp, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opnp.adapters.baselines.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.errors.find_spec", lambda name: None)
     arguments = ("bench", "--features", world / "one", "--out", tmp_path / "out")
     outcome = opnp(*arguments, "--methods", "knn")
     assert outcome.code == 2

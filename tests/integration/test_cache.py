@@ -66,7 +66,7 @@ def test_the_other_commands_read_them(opnp: Opnp) -> None:
 
 
 def test_without_odin_it_can_be_left_out(opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opnp.adapters.baselines.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.errors.find_spec", lambda name: None)
     message = refused(opnp, *MODEL, *OPTIONS, *SETS, "--out", "out")
     assert "pip install 'opnp[bench]'" in message
     assert "--no-odin" in message

@@ -10,7 +10,7 @@ import pytest
 from opnp.bench.demo import DEMO_FILES
 from opnp.bench.run import BENCH_FILES
 from opnp.bench.sweep import SWEEP_FILES
-from opnp.cli.app import COMMANDS, command_function, imported_command, require_distinct_files
+from opnp.cli.app import COMMANDS, named_command, require_distinct_files
 from opnp.cli.options import CacheOptions
 from opnp.errors import OptionError
 from tests.in_process import Opnp, done, refused
@@ -22,7 +22,8 @@ from tests.unit.data.image_files import write_tensors
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_its_line_in_the_help_and_a_help_of_its_own(opnp: Opnp, name: str) -> None:
-    assert str(command_function(name).__doc__).splitlines()[0] == COMMANDS[name]
+    listed = " ".join(re.sub(r"\W+", " ", done(opnp, "-h").out).split())
+    assert re.sub(r"\W+", " ", str(COMMANDS[name].__doc__).splitlines()[0]).strip() in listed
     shown = done(opnp, name, "-h")
     assert shown.err == ""
     assert shown.out.split()[:4] == ["Usage:", "opnp", name, "[OPTIONS]"]
@@ -44,7 +45,7 @@ def test_options_stand_in_groups_and_the_old_ones_are_hidden(opnp: Opnp) -> None
 
 
 def test_a_group_of_options_is_taken_field_by_field() -> None:
-    cache = {item.name for item in imported_command("cache").params}
+    cache = {item.name for item in named_command("cache").params}
     assert set(CacheOptions.__dataclass_fields__) < cache
     assert "options" not in cache
 

@@ -262,17 +262,16 @@ def test_truncated_and_foreign_files_are_refused(opnp: Opnp, world: Path, tmp_pa
     ("place", "given"),
     [
         ("opnp.data.tables", "score --detector plain.st --features f/test.safetensors --out s.parquet"),
-        ("opnp.bench.demo", "demo --out demo"),
-        ("opnp.bench.records", _JUDGED),
-        ("opnp.adapters.baselines", _JUDGED),
+        ("opnp.errors", "demo --out demo"),
+        ("opnp.errors", _JUDGED),
         ("opnp.data.samples", "export --detector tiny.st TINY --out d.pt2"),
-        ("opnp.cli.options", "demo --out demo --report r.html"),
+        ("opnp.errors", "demo --out demo --report r.html"),
     ],
 )
 def test_what_is_not_installed_names_the_extra_before_anything_is_computed(
     opnp: Opnp, world: Path, monkeypatch: pytest.MonkeyPatch, place: str, given: str
 ) -> None:
-    extra = {"opnp.data.samples": "vision", "opnp.cli.options": "report"}.get(place, "bench")
+    extra = "vision" if place == "opnp.data.samples" else "report" if "--report" in given else "bench"
     monkeypatch.setattr(f"{place}.find_spec", lambda _name: None)
     assert f"pip install 'opnp[{extra}]'" in refused(opnp, *line(given))
     assert not {"new", "r.html", "d.pt2", "s.parquet"} & {path.name for path in world.iterdir()}

@@ -16,7 +16,7 @@ import opnp.errors
 from opnp.adapters.openood import OPNPPostprocessor
 from opnp.adapters.pytorch_ood import OPNPDetector
 from opnp.adapters.scikit_learn import OPNPOutlierDetector
-from opnp.cli.app import COMMANDS, imported_command
+from opnp.cli.app import COMMANDS, named_command
 from opnp.errors import OpnpError, OpnpWarning
 from tests.integration.core_environment import finished
 from tests.integration.docs_pages import DOCS, pages
@@ -71,7 +71,7 @@ def test_every_method_has_an_entry(site: Path, kind: type) -> None:
 def test_every_option_has_an_entry(site: Path, command: str) -> None:
     options = [
         item
-        for item in imported_command(command).params
+        for item in named_command(command).params
         if "--help" not in item.opts and not getattr(item, "hidden", False)
     ]
     expected = {f"opnp-{command}-{item.opts[0].lstrip('-').replace('_', '-')}" for item in options}

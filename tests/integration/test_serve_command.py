@@ -9,9 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-import opnp.serve.app as app_module
 from opnp import OPNP, Ratios
-from opnp.cli.app import imported_command
+from opnp.cli.app import named_command
 from opnp.cli.serve import bytes_from
 from opnp.errors import MissingExtraError, MissingFileError, NotCalibratedError, OpnpError, OptionError
 from opnp.serve.app import listening_socket, run_service
@@ -26,7 +25,7 @@ def refused(error: type[OpnpError], message: str, detector: Path, *options: str)
     """Fail unless the command raises an error with this message, which `opnp` prints."""
     arguments = ["--detector", str(detector), "--model", MODEL, *OPTIONS, *options]
     with pytest.raises(error, match=message):
-        imported_command("serve").main(args=arguments, standalone_mode=False)
+        named_command("serve").main(args=arguments, standalone_mode=False)
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_an_uncalibrated_detector_is_refused_with_the_way_out(tmp_path: Path) ->
 
 
 def test_a_missing_package_names_the_extra(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app_module, "find_spec", lambda name: None if name == "uvicorn" else object())
+    monkeypatch.setattr("opnp.errors.find_spec", lambda name: None if name == "uvicorn" else object())
     refused(MissingExtraError, r"needs uvicorn, not installed here: `pip install 'opnp\[serve\]'`", saved)
 
 

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from opnp.data import file_digest
 from opnp.data.samples import require_area
-from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OpnpError, OptionError
+from opnp.errors import DataFileError, MissingFileError, OpnpError, OptionError, require_installed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -229,7 +228,8 @@ def transformers_model(
     present = [name for name in files if (folder / name).is_file()]
     _require_inputs(folder, present, kind)
     _require_one_order(folder, settings)
-    _require_pillow(kind)
+    if kind == "image":
+        require_installed("`hf:` models of images need", "PIL", extra="hf")
     for name in ("config.json", *_PROCESSORS, "tokenizer_config.json"):
         _require_no_code(folder / name)
     if is_pretrained:
@@ -413,11 +413,6 @@ def _require_shapes(folder: Path, other: Sequence[tuple[str, Sequence[int], Sequ
         )
 
 
-def _require_pillow(kind: Literal["image", "text"]) -> None:
-    if kind == "image" and find_spec("PIL") is None:
-        raise MissingExtraError("`hf:` models of images need Pillow, which is not installed: `pip install 'opnp[hf]'`.")
-
-
 def _limit(tokenizer: Any, model: nn.Module) -> int | None:  # noqa: ANN401  # as above
     """Return how many tokens of a text the model takes, or None where nothing says so."""
     config: Any = model.config
@@ -461,8 +456,7 @@ def _told(folder: Path) -> Iterator[None]:
 
 
 def _transformers() -> Any:  # noqa: ANN401  # a module
-    if find_spec("transformers") is None:
-        raise MissingExtraError("`hf:` models need transformers, which is not installed: `pip install 'opnp[hf]'`.")
+    require_installed("`hf:` models need", "transformers", extra="hf")
     import transformers
 
     return transformers

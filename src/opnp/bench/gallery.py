@@ -70,8 +70,7 @@ def detector_pictures(detector: OPNP, weight: Tensor, *, model: str, method: str
 
 
 def _spread(values: Tensor, *, kept: Tensor, lowest: Tensor) -> SensitivityPicture:
-    maximum = float(values.max())
-    shares = values.double() / maximum if maximum > 0 else torch.zeros_like(values, dtype=torch.float64)
+    maximum, shares = _shares(values)
     edges = torch.linspace(0, 1, _BINS + 1, dtype=torch.float64)
     return SensitivityPicture(
         maximum=maximum,
@@ -81,6 +80,12 @@ def _spread(values: Tensor, *, kept: Tensor, lowest: Tensor) -> SensitivityPictu
         lowest=_counts(shares[lowest], edges),
         highest=_counts(shares[~kept & ~lowest], edges),
     )
+
+
+def _shares(values: Tensor) -> tuple[float, Tensor]:
+    """Return the largest value, and all values as shares of it."""
+    maximum = float(values.max())
+    return maximum, values.double() / (maximum or 1.0)
 
 
 def _weights(weight: Tensor, sensitivity: Tensor, masks: Masks) -> WeightPicture:
@@ -109,8 +114,7 @@ def _neurons(weight: Tensor, sensitivity: Tensor, masks: Masks, *, lowest: Tenso
     order = torch.argsort(sensitivity, stable=True)
     ranks = torch.linspace(0, len(order) - 1, min(len(order), _RANKS), dtype=torch.float64).round().long()
     shown = order[ranks]
-    maximum = float(sensitivity.max())
-    shares = sensitivity.double() / maximum if maximum > 0 else torch.zeros_like(sensitivity, dtype=torch.float64)
+    _, shares = _shares(sensitivity)
     pruned = pruned_weight(weight, Masks(weight=masks.weight.cpu(), neuron=masks.neuron.cpu()))
     removed = int((~masks.neuron).sum())
     return NeuronPicture(

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from opnp.data import Transform
 
-__all__ = ["export"]
-
 _TEXTS = (
     "Which of these do you know?",
     "No.",

@@ -4,60 +4,22 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opnp.errors import MissingExtraError, OptionError
+from opnp.errors import OptionError, require_installed
 from opnp.files import require_writable
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from opnp.core import ASHS, SCALE, ReAct, Shaping
+    from opnp.core import Shaping
     from opnp.data import Transform
-
-__all__ = [
-    "CacheOptions",
-    "DataPath",
-    "DetectorFile",
-    "FeaturesFile",
-    "FeaturesFileOrNone",
-    "FeaturesFolder",
-    "HeadFile",
-    "HeadOptions",
-    "JsonFlag",
-    "ModelName",
-    "ModelNameOrNone",
-    "ModelOptions",
-    "Neuron",
-    "OodPaths",
-    "RankTimeout",
-    "ReportFile",
-    "RunOptions",
-    "Scope",
-    "Score",
-    "checked_device",
-    "detector_option",
-    "given_options",
-    "head_layer_name",
-    "input_option",
-    "listed",
-    "model_option",
-    "ood_paths",
-    "require_form",
-    "require_out_file",
-    "require_out_folder",
-    "require_report",
-    "running_option",
-    "shaping_from",
-    "shaping_text",
-    "tell_report",
-]
+    from opnp.detector import Ratios
 
 input_option, model_option, detector_option, running_option = (
     partial(typer.Option, rich_help_panel=panel) for panel in ("Inputs", "Model", "Detector", "Running")
@@ -70,7 +32,6 @@ _NAMES = (
     "returns the model"
 )
 _PLACE_DIGITS = 5
-_REPORT_PACKAGES = ("jinja2", "matplotlib", "plotly", "pyarrow")
 
 # ------------------------------------------------------------------------------------------------------ single options
 
@@ -101,12 +62,35 @@ RankTimeout = Annotated[
     float, running_option(help="Under torchrun: seconds that a rank waits for the others before it gives up.")
 ]
 
-
-Neuron = Literal["gradient", "aggregate"]
-Scope = Literal["layer", "class"]
-Score = Literal["energy", "msp", "max_logit", "entropy", "gen"]
-
 # ------------------------------------------------------- groups of options: a command takes each field as an option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioOptions:
+    """Ratios of the paper's method."""
+
+    rho_w_min: Annotated[
+        float | None, detector_option(help="Share of the least sensitive weights to remove, in [0, 1).")
+    ] = None
+    rho_w_max: Annotated[
+        float | None, detector_option(help="Share of the most sensitive weights to remove, in [0, 1).")
+    ] = None
+    rho_o_min: Annotated[
+        float | None, detector_option(help="Share of the least sensitive neurons to remove, in [0, 1).")
+    ] = None
+    rho_o_max: Annotated[
+        float | None, detector_option(help="Share of the most sensitive neurons to remove, in [0, 1).")
+    ] = None
+
+    @property
+    def given_ratios(self) -> dict[str, float]:
+        """The ratios that are given, by the names that `Ratios` has for them."""
+        values = {each.name: getattr(self, each.name) for each in fields(RatioOptions)}
+        return {name.removeprefix("rho_"): value for name, value in values.items() if value is not None}
+
+    def over(self, default: "Ratios") -> "Ratios":
+        """Return these ratios, those of the default where they are not given."""
+        return replace(default, **self.given_ratios)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,11 +359,13 @@ def shaping_from(text: str) -> "Shaping | None":
         (SCALE(quantile=0.85), None, ReAct(quantile=0.9))
 
     """
+    from opnp.fitted import SHAPINGS
+
     name, _, quantile = text.partition(":")
     if text == "none":
         return None
     try:
-        kind = _shapings()[name]
+        kind = SHAPINGS[name.replace("-", "_")]
         return kind(float(quantile)) if quantile else kind()
     except (KeyError, ValueError) as error:
         if isinstance(error, OptionError):
@@ -398,15 +384,10 @@ def shaping_text(shaping: "Shaping") -> str:
         'scale:0.85'
 
     """
-    name = next(name for name, kind in _shapings().items() if isinstance(shaping, kind))
-    return f"{name}:{shaping.quantile:g}"
+    from opnp.fitted import SHAPINGS
 
-
-def _shapings() -> "Mapping[str, type[ReAct | ASHS | SCALE]]":
-    """Return the shapings by the names that they have on the command line."""
-    from opnp.core import ASHS, SCALE, ReAct
-
-    return {"react": ReAct, "ash-s": ASHS, "scale": SCALE}
+    name = next(name for name, kind in SHAPINGS.items() if isinstance(shaping, kind))
+    return f"{name.replace('_', '-')}:{shaping.quantile:g}"
 
 
 # --------------------------------------------------------------------------------- what is written, and asked for first
@@ -455,11 +436,7 @@ def require_report(path: Path | None, *, made: Path | None = None) -> None:
     """
     if path is None:
         return
-    missing = [name for name in _REPORT_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(
-            f"`--report` needs {' and '.join(missing)}, not installed: `pip install 'opnp[report]'`.",
-        )
+    require_installed("`--report` needs", "jinja2", "matplotlib", "plotly", "pyarrow", extra="report")
     if path.parent.is_dir() or made is None or path.parent.absolute() != made.absolute():
         require_out_file(path)
 

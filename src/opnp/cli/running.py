@@ -19,8 +19,6 @@ from opnp.distributed import Ranks, gathered_bytes, local_device
 from opnp.errors import ModelRunError, OpnpError
 from opnp.model import device_of
 
-__all__ = ["OpenedModel", "model_errors", "unreadable_of_all"]
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class OpenedModel:

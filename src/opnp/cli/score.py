@@ -21,6 +21,7 @@ from opnp.cli.options import (
 )
 from opnp.cli.output import print_result, progress_bar
 from opnp.errors import EmptyDataError, NotCalibratedError, OptionError, UncalibratedWarning
+from opnp.values.settings import RANK_TIMEOUT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from opnp.distributed import Ranks
 
     Table = dict[str, list[object]]
-
-__all__ = ["score"]
 
 _COLUMNS = {"predicted_class": "int64", "score": "float32", "p_value": "float64", "is_ood": "bool"}
 """Columns of a score file, with the dtype that one has where there is no row."""
@@ -47,7 +46,7 @@ def score(
     explain: Annotated[
         bool, typer.Option("--explain", help="Add each member's p-value and its share of the score.")
     ] = False,
-    rank_timeout: RankTimeout = 1800,
+    rank_timeout: RankTimeout = RANK_TIMEOUT,
     json: JsonFlag = False,
 ) -> None:
     """Score inputs of a model or cached features, and write class, score, p-value and verdict of each sample.
@@ -108,7 +107,7 @@ def score(
 def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: bool, is_quiet: bool) -> "Table":
     """Return the score table of cached features, on every rank."""
     from opnp.data import feature_part, open_features
-    from opnp.detector.fit_pass import feature_blocks
+    from opnp.detector.fit_pass import feature_blocks, shown
     from opnp.distributed import require_equal, together
 
     with together(ranks):
@@ -119,8 +118,7 @@ def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: 
     with together(ranks):
         part = feature_part(source, *ranks.part(source.rows))
         blocks = feature_blocks(part, detector.sensitivity.weight, is_part=True)
-        bar = progress_bar("scoring", is_quiet=is_quiet)
-        own = _columns(detector, blocks if bar is None else bar(blocks), is_explained=is_explained)
+        own = _columns(detector, shown(blocks, progress_bar("scoring", is_quiet=is_quiet)), is_explained=is_explained)
     return {"index": [*range(source.rows)], **_joined(own, ranks)}
 
 
@@ -138,6 +136,7 @@ def _of_inputs(
     import torch
 
     from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all
+    from opnp.detector.fit_pass import shown
     from opnp.distributed import gathered, require_equal, together
 
     with together(ranks):
@@ -148,11 +147,10 @@ def _of_inputs(
     own, index = _columns(detector, [], is_explained=is_explained), torch.empty(0, dtype=torch.int64)
     with together(ranks), model_errors(opened.model, data):
         detector.attach(opened.model, device=opened.device, auto_batch=options.auto_batch)
-        bar = progress_bar("scoring", is_quiet=is_quiet)
-        batches = opened.batches(inputs, rows=range(start, stop))
+        batches = shown(opened.batches(inputs, rows=range(start, stop)), progress_bar("scoring", is_quiet=is_quiet))
         place = detector.sensitivity.weight.device
         try:
-            with detector.feature_batches(batches if bar is None else bar(batches)) as found:
+            with detector.feature_batches(batches) as found:
                 own = _columns(detector, (rows.to(place) for rows in found), is_explained=is_explained)
         except EmptyDataError:  # other ranks may have some that can be read
             if ranks.is_alone:

@@ -14,7 +14,7 @@ Source: Chen et al., NeurIPS 2023, step 2 of the method; rho_min and rho_max are
 
 import warnings
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from opnp.core.checks import checked_fraction, require_finite
 from opnp.core.sensitivity import NeuronReading, Sensitivity
 from opnp.errors import InputTypeError, OptionError, RatioError, RatioWarning, ShapeError
+from opnp.values.settings import Scope
 
 __all__ = [
     "Masks",
@@ -34,8 +35,6 @@ __all__ = [
     "warn_of_lost_order",
     "weight_mask",
 ]
-
-Scope = Literal["layer", "class"]
 
 _EQUAL_WITHIN = 2.0**-38
 """Sensitivities this close to the cut, relative to it, count as equal to it (3.6e-12; far above float64 rounding)."""

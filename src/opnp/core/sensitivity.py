@@ -34,7 +34,7 @@ closed form follows from differentiating E.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ from torch.nn.functional import linear
 from opnp.core.checks import checked_matrix, checked_temperature, require_finite_sums
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE
 from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
+from opnp.values.settings import NeuronReading, Precision
 
 __all__ = [
     "BLOCK_ROWS",
@@ -59,9 +60,6 @@ __all__ = [
     "weight_sensitivity",
     "with_float64",
 ]
-
-NeuronReading = Literal["gradient", "aggregate"]
-Precision = Literal["float32", "float64"]
 
 BLOCK_ROWS = 1024
 """Rows multiplied at once: long enough for the product to dominate, short enough for float32 to stay exact to 1e-6."""

@@ -156,8 +156,9 @@ class Engine:
         confidence = self._confidence(features, verdict.predicted_class)
         columns = (verdict.predicted_class, confidence, verdict.score, verdict.p_value, verdict.is_ood)
         rows = zip(*(column.tolist() for column in columns), strict=True)
+        names = self.class_names
         answers = [
-            Answer(label, self._name(label), probability, score, p_value, is_ood)
+            Answer(label, None if names is None else names[label], probability, score, p_value, is_ood)
             for label, probability, score, p_value, is_ood in rows
         ]
         if not self.is_explained:
@@ -173,9 +174,6 @@ class Engine:
         logits = linear(features.to(weight), weight, bias)
         require_finite(logits, name="logits")
         return torch.softmax(logits.double(), dim=1).gather(1, classes[:, None].to(logits.device))[:, 0]
-
-    def _name(self, label: int) -> str | None:
-        return None if self.class_names is None else self.class_names[label]
 
 
 def _alike(inputs: Sequence[ModelInputs]) -> list[list[int]]:

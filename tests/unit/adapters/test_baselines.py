@@ -240,7 +240,7 @@ def test_arguments_are_checked(name: str, options: dict[str, Any], error: type[E
 
 @pytest.mark.parametrize("missing", ["pytorch_ood", "sklearn"])
 def test_a_missing_package_names_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setattr("opnp.errors.find_spec", lambda name: None if name == missing else name)
     with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[bench\]'"):
         PytorchOodBaseline("MSP", weight=WEIGHT, bias=BIAS)
     if missing == "pytorch_ood":

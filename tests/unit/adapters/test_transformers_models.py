@@ -256,7 +256,7 @@ def test_sizes_that_differ_are_named_with_their_tensors(copied: Callable[[str], 
 def test_the_extra_is_named_where_it_is_needed(
     folders: Path, monkeypatch: pytest.MonkeyPatch, missing: str, name: str, message: str
 ) -> None:
-    monkeypatch.setattr(transformers_models, "find_spec", lambda name: None if name == missing else find_spec(name))
+    monkeypatch.setattr("opnp.errors.find_spec", lambda name: None if name == missing else find_spec(name))
     if not message:
         assert transformers_model(folders / name)[1].kind == "text"
         return

@@ -193,7 +193,7 @@ def test_odin_is_computed_for_what_is_judged_and_only_if_wanted(
     assert found is not None
     assert sorted(found.scores) == ["ood_grey", "ood_noise", "test"]
     assert found.about.norm_std == INPUTS.std
-    monkeypatch.setattr("opnp.adapters.baselines.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.errors.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="ODIN needs pytorch-ood"):
         cached(tiny_model(), sets, tmp_path / "new")
     cached(tiny_model(), sets, tmp_path / "new", is_odin_wanted=False)
