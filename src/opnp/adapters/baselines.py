@@ -372,7 +372,7 @@ def odin_scores(
                 raise InputTypeError("ODIN changes the inputs by a small step: they must be floating-point tensors.")
             return (detector.predict(inputs.to(target)).double().cpu(),)
 
-        reader = BatchReader.of(inner)
+        reader = BatchReader.of(inner, is_inside=False)
         for batch in batches:
             scores += halving.outcome(scored, reader.read(batch).inputs)
     if not scores:

@@ -211,7 +211,7 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
         settings = blank_pass(self._settings())
         classifier = EncodedClassifier(self._encoder(), self._weight, self._bias)
         detector = OPNP.from_settings(settings).fit(
-            classifier, _known(data_loader, BatchReader.of(classifier)), head=classifier.head
+            classifier, _known(data_loader, BatchReader.of(classifier, is_inside=False)), head=classifier.head
         )
         return self._holding(b"", {settings: detector})
 

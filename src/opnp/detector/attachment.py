@@ -66,7 +66,7 @@ class ModelLink:
                 "This takes one batch or one input, got a DataLoader. Go through it: "
                 "`torch.cat([detector.score(batch) for batch in loader])`.",
             )
-        batch = BatchReader.of(self.model, classes=len(self.weight)).read(inputs, axes=self.axes)
+        batch = BatchReader.of(self.model, classes=len(self.weight), is_inside=False).read(inputs, axes=self.axes)
         with head_tap(self.model, self.head, device=self.device, is_checked=False) as tap:
             self.require_unchanged()  # of a computed weight, too, the model is lent to this thread alone
             features, _ = self.halving.outcome(partial(tap, labels=batch.labels), batch.inputs)
@@ -74,11 +74,19 @@ class ModelLink:
         return with_float64(features), batch.is_single
 
     @contextmanager
-    def feature_batches(self, loader: Iterable[object]) -> Iterator[Iterator[tuple[Tensor, Tensor | None]]]:
+    def feature_batches(
+        self, loader: Iterable[object], *, is_inside: bool = True
+    ) -> Iterator[Iterator[tuple[Tensor, Tensor | None]]]:
         """Open the model for one pass over `loader`; yields an iterator of (features, labels or None)."""
         self.require_unchanged()
         opened = head_stream(
-            self.model, loader, head=self.head, device=self.device, halving=self.halving, is_checked=False
+            self.model,
+            loader,
+            head=self.head,
+            device=self.device,
+            halving=self.halving,
+            is_checked=False,
+            is_inside=is_inside,
         )
         with opened as stream:
             yield ((with_float64(features), labels) for features, _, labels in stream.batches)

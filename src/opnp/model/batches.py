@@ -124,9 +124,11 @@ class BatchReader:
         first: Name of the first parameter of the model's forward.
         required: Names of the other parameters without a default that a tensor may go to, in their order.
         optional: Names of the parameters with a default that a known input goes by.
-        classes: Number of classes; None where that is not known yet: then labels may be any integers.
-        likely_classes: Number that is gone by where two readings are possible, and `classes` is not known.
+        classes: Number of classes; None where that is not known yet.
+        is_inside: Whether labels must be classes of the model. Those of OOD inputs are others; the number of classes
+            then decides between two readings, and nothing else.
         signature: That of the model's forward, for messages.
+        likely_classes: Number that decides between two readings where `classes` is not known.
 
     """
 
@@ -134,11 +136,12 @@ class BatchReader:
     required: tuple[str, ...]
     optional: tuple[str, ...]
     classes: int | None
-    likely_classes: int | None
+    is_inside: bool
     signature: inspect.Signature
+    likely_classes: int | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, *, classes: int | None = None) -> Self:
+    def of(cls, model: nn.Module, *, classes: int | None = None, is_inside: bool = True) -> Self:
         """Return the reader of a model's batches.
 
         Example:
@@ -169,9 +172,15 @@ class BatchReader:
             required=tuple(required),
             optional=tuple(optional),
             classes=classes,
-            likely_classes=likely,
+            is_inside=is_inside,
             signature=signature,
+            likely_classes=likely,
         )
+
+    @property
+    def limit(self) -> int | None:
+        """Number of classes that labels must lie in; None for any integers."""
+        return self.classes if self.is_inside else None
 
     def read(self, batch: object, *, axes: InputAxes | None = None) -> Batch:
         """Return what the model gets of a batch, and its labels.
@@ -208,14 +217,14 @@ class BatchReader:
         if is_single:
             named = None if named is None else _as_batch_of_one(named)
             others = {place: _as_batch_of_one(item) for place, item in others.items()}
-        labels = None if named is None else class_indices(named, classes=self.classes)
+        labels = None if named is None else class_indices(named, classes=self.limit)
         if not others:
             return Batch(inputs, labels, is_single)
         found = self._reading(inputs, others)
         further: dict[str, object] = {}
         for place, name in found.items():
             if name == LABEL_NAMES[0]:
-                own = class_indices(others[place], classes=self.classes)
+                own = class_indices(others[place], classes=self.limit)
                 if labels is not None and not torch.equal(own, labels.to(own.device)):
                     raise InputTypeError(
                         "The batch holds labels both in its mapping and beside it, and they differ. Leave out one of "
@@ -252,7 +261,7 @@ class BatchReader:
             for item in second.values():
                 class_indices(item, classes=None)
         except OpnpError:
-            if not any(_can_be_labels(each, self.classes) for each in tensors.values()):
+            if not any(_can_be_labels(each, self.limit) for each in tensors.values()):
                 raise
             second = {}  # the labels are further behind
         for place, item in others.items():
@@ -261,14 +270,14 @@ class BatchReader:
                     f"The batch is a tuple whose item {place} is a {type(item).__name__}, which would not reach the "
                     f"model. Give tensors, or the model's inputs as a mapping from names of arguments to tensors."
                 )
-        found = self._readings(inputs, tensors, list(second), self.classes)
-        if len(found) > 1 and self.classes is None:
-            found = self._readings(inputs, tensors, list(second), self.likely_classes)
+        found = self._readings(inputs, tensors, list(second), self.limit)
+        if len(found) > 1 and self.limit is None:
+            found = self._readings(inputs, tensors, list(second), self.classes or self.likely_classes)
         if len(found) == 1:
             return found[0]
         sole = next(iter(tensors.values())) if len(tensors) == 1 else None
         if sole is not None and not found and (sole.ndim == 1 or not (self.required or self.optional)):
-            class_indices(sole, classes=self.classes)  # says what is wrong with labels
+            class_indices(sole, classes=self.limit)  # says what is wrong with labels
         raise self._refusal(others, found)
 
     def _readings(

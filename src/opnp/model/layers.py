@@ -174,7 +174,7 @@ def sensitivity_sums(
         raise OptionError(f"`chunk_bytes` must be a whole number of bytes above 0, got {chunk_bytes!r}.")
     chosen, left_out = _chosen(inner, layers)
     first, batches = opened(loader)
-    reader = BatchReader.of(inner)
+    reader = BatchReader.of(inner, is_inside=False)
     found = (
         None if head is None else find_head(inner, reader.read(first).inputs, head=head, logits=logits, device=device)
     )

@@ -51,6 +51,7 @@ def head_stream(
     device: torch.device | str | None = None,
     halving: BatchHalving | None = None,
     is_checked: bool = True,
+    is_inside: bool = True,
 ) -> Iterator[HeadStream]:
     """Open a model for one pass over `loader`; on leaving, hooks are gone and the model is as it was.
 
@@ -62,6 +63,7 @@ def head_stream(
         device: Where to run; None for where the model is.
         halving: How batches are run that need more memory than there is; None to refuse them.
         is_checked: Whether the model's logits must be what the head makes of the features, as where they are used.
+        is_inside: Whether labels must be classes of the model, as those of ID inputs are.
 
     Yields:
         The open stream.
@@ -69,7 +71,7 @@ def head_stream(
     Raises:
         EmptyDataError: If `loader` yields nothing.
         HeadNotFoundError: If the head is not found; while reading, if the logits are not its own.
-        OptionError: If `logits` leads nowhere.
+        OptionError: If `logits` leads nowhere, or a label is no class of the model.
         NonFiniteError: While reading, if features or logits are not finite; the message counts batches from 0.
         ShapeError: While reading, if a batch holds another number of labels than of inputs.
         InputTypeError: If `model` is no module, `loader` is a tensor, or a batch is of a kind that cannot be read.
@@ -80,7 +82,8 @@ def head_stream(
     first, batches = opened(loader)
     halving = halving or BatchHalving()
     outcomes: list[tuple[Tensor, Tensor]] = []
-    reader = BatchReader.of(model, classes=len(head.weight) if isinstance(head, Head) else None)
+    classes = len(head.weight) if isinstance(head, Head) else None
+    reader = BatchReader.of(model, classes=classes, is_inside=is_inside)
     batch = reader.read(first)
     found = head if isinstance(head, Head) else None
     while found is None:
