@@ -261,14 +261,15 @@ class BatchReader:
             for item in second.values():
                 class_indices(item, classes=None)
         except OpnpError:
-            if not any(_can_be_labels(each, self.limit) for each in tensors.values()):
+            if not _is_array(others[1]) and not any(_can_be_labels(each, self.limit) for each in tensors.values()):
                 raise
             second = {}  # the labels are further behind
         for place, item in others.items():
             if place not in tensors and place not in second and _is_array(item):
                 raise InputTypeError(
-                    f"The batch is a tuple whose item {place} is a {type(item).__name__}, which would not reach the "
-                    f"model. Give tensors, or the model's inputs as a mapping from names of arguments to tensors."
+                    f"The batch is a tuple or list of {len(others) + 1} that look like several inputs: item {place}, a "
+                    f"{type(item).__name__} of numbers or tensors, would not reach the model. Go through batches one "
+                    f"by one, or give the model's inputs as a mapping from names of arguments to tensors.",
                 )
         found = self._readings(inputs, tensors, list(second), self.limit)
         if len(found) > 1 and self.limit is None:
@@ -329,9 +330,9 @@ class BatchReader:
         if len(shapes) > 1 or None in shapes or self.required:
             return
         raise InputTypeError(
-            f"The batch is a {type(batch).__name__} of {len(items)} tensors of shape {tuple(shapes.pop() or ())}, that "
-            f"look like several inputs. Stack single inputs, `torch.stack(batch)`; go through batches one by one; or "
-            f"give what the model takes as a mapping.",
+            f"The batch is a {type(batch).__name__} of {len(items)} that look like several inputs, tensors of shape "
+            f"{tuple(shapes.pop() or ())}. Stack single inputs, `torch.stack(batch)`; go through batches one by one; "
+            f"or give what the model takes as a mapping.",
         )
 
 
