@@ -19,6 +19,7 @@ __all__ = [
     "HeadNotFoundError",
     "InputTypeError",
     "InsufficientMemoryError",
+    "LabelWarning",
     "LayerError",
     "LayerNotFoundError",
     "LayerWarning",
@@ -180,6 +181,10 @@ class SignedFeaturesWarning(OpnpWarning):
 
 class MemberWarning(OpnpWarning):
     """A fusion goes without a score that it was asked for; the message says which, and why."""
+
+
+class LabelWarning(OpnpWarning):
+    """Labels and the model's answers contradict each other; the message says how, and names the likely causes."""
 
 
 class LayerWarning(OpnpWarning):

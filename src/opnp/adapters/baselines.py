@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from opnp.core.checks import checked_matrix
 from opnp.errors import EmptyDataError, InputTypeError, NotFittedError, OptionError, require_installed
-from opnp.model import BatchHalving, Inputs, borrowed, inputs_of, logits_of, run_model, unwrapped
+from opnp.model import BatchHalving, BatchReader, Inputs, borrowed, logits_of, run_model, unwrapped
 
 __all__ = [
     "BASELINE_NAMES",
@@ -367,8 +367,9 @@ def odin_scores(
                 raise InputTypeError("ODIN changes the inputs by a small step: they must be floating-point tensors.")
             return (detector.predict(inputs.to(target)).double().cpu(),)
 
+        reader = BatchReader.of(inner, is_inside=False)
         for batch in batches:
-            scores += halving.outcome(scored, inputs_of(batch))
+            scores += halving.outcome(scored, reader.read(batch).inputs)
     if not scores:
         raise EmptyDataError("There is no batch to score.")
     return torch.cat(scores)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from opnp.adapters.transformers_models import named_weights, transformers_model
-from opnp.data import Interpolation, Preprocessing, Transform, load_weights, read_weights
+from opnp.data import Interpolation, Preprocessing, Transform, fitting_names, load_weights, read_weights
 from opnp.data.inputs import is_lost_worker, lost_worker_text
 from opnp.errors import OptionError, require_installed
 from opnp.model import head_layers, is_out_of_memory
@@ -246,13 +246,13 @@ def model_from_name(text: str, *, weights: str | os.PathLike[str] | None = None)
     if kind in _HUBS:
         build = partial(_HUBS[kind], name)
         model, transform = build(is_pretrained=state is None)
-        classes = None if state is None else _other_classes(model, state)
+        classes = None if state is None else _other_classes(model, fitting_names(model, state))
         if classes is not None:
             model, transform = build(is_pretrained=False, classes=classes)
     else:
         model = _called(kind, name)
     if state is not None and weights is not None:
-        state = named_weights(model, state) if kind == "hf" else state
+        state = named_weights(model, fitting_names(model, state)) if kind == "hf" else state
         load_weights(model, state, path=weights)
     return model, transform
 

@@ -22,10 +22,11 @@ from opnp.adapters.toolkits import (
     settings_of,
 )
 from opnp.core.checks import checked_head, checked_matrix
+from opnp.core.labels import class_indices
 from opnp.core.shaping import Shaping
 from opnp.detector import OPNP, Settings
 from opnp.errors import EmptyDataError, InputTypeError, MissingExtraError, NotFittedError, OptionError, ShapeError
-from opnp.model import inputs_of, labels_of
+from opnp.model import BatchReader
 from opnp.values.settings import NeuronReading, Precision, Scope, ScoreName
 
 try:
@@ -207,7 +208,9 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
         """
         settings = blank_pass(self._settings())
         classifier = EncodedClassifier(self._encoder(), self._weight, self._bias)
-        detector = OPNP.from_settings(settings).fit(classifier, _known(data_loader), head=classifier.head)
+        detector = OPNP.from_settings(settings).fit(
+            classifier, _known(data_loader, BatchReader.of(classifier, is_inside=False)), head=classifier.head
+        )
         return self._holding(b"", {settings: detector})
 
     def fit_features(self, z: Tensor, y: Tensor | None = None) -> Self:
@@ -225,15 +228,16 @@ class OPNPDetector(FeaturesDetector):  # type: ignore[misc]  # the package ships
 
         """
         checked_matrix(z, name="z", axes="(batch, features)")
-        if y is not None and y.shape != z.shape[:1]:
+        labels = None if y is None else class_indices(y)
+        if labels is not None and labels.shape != z.shape[:1]:
             raise ShapeError(
-                f"`y` must have shape {tuple(z.shape[:1])}, as there are rows in `z`, got {tuple(y.shape)}."
+                f"`y` must have shape {tuple(z.shape[:1])}, as there are rows in `z`, got {tuple(labels.shape)}."
             )
         settings = blank_pass(self._settings())
-        seen = _digest(z) + (b"" if y is None else _digest(y))
+        seen = _digest(z) + (b"" if labels is None else _digest(labels))
         passes = self._passes if seen == self._seen else {}
         if settings not in passes:
-            known = slice(None) if y is None else (y >= 0).to(z.device)
+            known = slice(None) if labels is None else (labels >= 0).to(z.device)
             rows = z.detach()[known].to(self._weight.device)
             if not len(rows):
                 raise EmptyDataError("`y` names no ID sample: at least one label must be 0 or larger.")
@@ -310,7 +314,7 @@ def _digest(tensor: Tensor) -> bytes:
     return found.digest()
 
 
-def _known(loader: Iterable[object]) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+def _known(loader: Iterable[object], reader: BatchReader) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
     """Yield the batches without samples whose label is below 0, and without those that are left empty.
 
     Raises:
@@ -320,7 +324,7 @@ def _known(loader: Iterable[object]) -> Iterator[Tensor | tuple[Tensor, Tensor]]
     is_any = is_known = False
     for batch in loader:
         is_any = True
-        inputs, labels = inputs_of(batch), labels_of(batch)
+        inputs, labels, *_ = reader.read(batch)
         if not isinstance(inputs, Tensor):
             raise InputTypeError(
                 "Batches must be tensors, or pairs of inputs and labels as in pytorch-ood, got a mapping."

@@ -340,6 +340,7 @@ class FeaturePass:
                     logits=self.logits,
                     device=self.device,
                     halving=self.halving,
+                    is_inside=is_inside,
                 ) as stream:
                     head = stream.head
                     _require_classes(inputs, len(head.weight), is_inside=is_inside)

@@ -12,6 +12,7 @@ from torch import Tensor
 from opnp.bench.figures import detection_figures
 from opnp.bench.odin import OdinScores, read_odin
 from opnp.core.checks import require_finite
+from opnp.core.labels import NO_LABEL
 from opnp.data import FeatureSet, LinearHead, file_digest, read_features, read_head
 from opnp.errors import DataFileError, MissingFileError, NonFiniteError, OptionError
 from opnp.values.bench import DataSource
@@ -260,9 +261,9 @@ def _checked(path: Path, head: LinearHead) -> FeatureSet:
 
 
 def _labelled(path: Path, found: FeatureSet, head: LinearHead) -> FeatureSet:
-    """Return an ID set with int64 labels, if it has any and they are classes of the head."""
-    if found.labels is None:
-        return found
+    """Return an ID set with int64 labels, if it has any and they are classes of the head; -1 stands for none."""
+    if found.labels is None or bool((found.labels == NO_LABEL).all()):
+        return FeatureSet(features=found.features, labels=None)
     classes, labels = len(head.weight), found.labels.to(torch.int64)
     if not bool(((labels >= 0) & (labels < classes)).all()):
         raise DataFileError(

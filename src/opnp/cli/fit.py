@@ -301,6 +301,8 @@ def print_detector(detector: "OPNP", more: Mapping[str, object], *, json: bool) 
             f"{tuning.tried} settings tried; on samples not searched AUROC {100 * tuning.auroc:.2f}, plain energy "
             f"{100 * tuning.energy_auroc:.2f}, gain {100 * tuning.gain:+.2f}"
         )
+    if detector.id_accuracy:
+        texts["id_accuracy"] = ", ".join(f"{name} {100 * share:.2f} %" for name, share in detector.id_accuracy.items())
     if isinstance(counts := more.get("unreadable"), dict):
         texts["unreadable"] = ", ".join(f"{count} of {name}" for name, count in counts.items())
     print_result({**_summary(detector), **more}, json=json, texts=texts)
@@ -321,6 +323,8 @@ def _summary(detector: "OPNP") -> dict[str, object]:
     }
     if detector.settings.is_fusion:
         facts |= {"members": list(detector.members), "left_out": dict(detector.left_out)}
+    if detector.id_accuracy:
+        facts["id_accuracy"] = detector.id_accuracy
     if detector.tuning is not None:
         facts["tuned"] = detector.tuning.to_json() | {"gain": detector.tuning.gain}
     if detector.is_calibrated:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import typer
 from torch import nn
@@ -59,30 +59,15 @@ class OpenedModel:
             class_names=model_class_names(self.model),
         )
 
-    def batches(self, inputs: InputSet, *, rows: range | None = None) -> "_Unlabelled":
-        """Return batches of all rows of the inputs or of some, without their labels."""
+    def batches(self, inputs: InputSet, *, rows: range | None = None) -> InputBatches:
+        """Return batches of all rows of the inputs or of some."""
         place = self.device or str(device_of(self.model))
-        made = inputs.batches(
+        return inputs.batches(
             self.options.inputs_a_batch,
             rows=rows,
             workers=self.options.workers,
             is_pinned=place.startswith("cuda"),
         )
-        return _Unlabelled(made, has_labels=inputs.labels is not None)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Unlabelled:
-    """Batches of inputs without the labels that they come with; as many of them are known beforehand."""
-
-    made: InputBatches
-    has_labels: bool
-
-    def __len__(self) -> int:
-        return len(self.made)
-
-    def __iter__(self) -> Iterator[Any]:
-        return (inputs for inputs, _ in self.made) if self.has_labels else iter(self.made)
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: 
     require_equal(f"({source.rows}, {source.width})", ranks, what="features of shape")
     with together(ranks):
         part = feature_part(source, *ranks.part(source.rows))
-        blocks = feature_blocks(part, detector.sensitivity.weight, is_part=True)
+        blocks = feature_blocks(part, detector.sensitivity.weight, is_part=True, is_inside=False)
         own = _columns(detector, shown(blocks, progress_bar("scoring", is_quiet=is_quiet)), is_explained=is_explained)
     return {"index": [*range(source.rows)], **_joined(own, ranks)}
 

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+from opnp.core.labels import LABEL_NAMES
 from opnp.data.images import decoded_image
-from opnp.data.samples import LABEL_COLUMNS, Names, SampleKind, class_labels, file_digest, require_pillow
+from opnp.data.samples import Names, SampleKind, class_labels, file_digest, label_column, require_pillow
 from opnp.data.texts import checked_text
 from opnp.errors import DataFileError, EmptyDataError, InputTypeError, MissingExtraError
 
@@ -87,11 +88,11 @@ class SavedDataset:
             raise DataFileError(f"{path} holds the splits {', '.join(data)}: give one of them, such as {first}.")
         if len(data) == 0:
             raise EmptyDataError(f"{path} has no rows.")
-        label = next((name for name in LABEL_COLUMNS if name in data.features), None)
-        column = _column(path, data.features, kind, label)
+        label = label_column(path, data.features) if is_labelled else None
+        column = _column(path, data.features, kind)
         if kind == "image":
             data = data.cast_column(column, datasets.Image(decode=False))
-        labels, class_names = (None, None) if label is None or not is_labelled else _labels(path, data, label)
+        labels, class_names = (None, None) if label is None else _labels(path, data, label)
         return cls(path, kind, column, data.select_columns([column]), labels, class_names)
 
     def __len__(self) -> int:
@@ -135,12 +136,12 @@ def is_saved_dataset(path: Path) -> bool:
     return (path / _SPLITS).is_file() or all((path / name).is_file() for name in _FILES)
 
 
-def _column(path: Path, features: Any, kind: SampleKind, label: str | None) -> str:  # noqa: ANN401  # the package ships no types
+def _column(path: Path, features: Any, kind: SampleKind) -> str:  # noqa: ANN401  # the package ships no types
     """Return the name of the column of samples."""
     import datasets
 
     kinds = (datasets.Image,) if kind == "image" else (datasets.Value,)
-    found = [name for name, feature in features.items() if isinstance(feature, kinds) and name != label]
+    found = [name for name, feature in features.items() if isinstance(feature, kinds) and name not in LABEL_NAMES]
     if kind == "text":
         found = [name for name in found if features[name].dtype in ("string", "large_string")]
         found = ["text"] if "text" in found else found
@@ -164,5 +165,5 @@ def _labels(path: Path, data: Any, name: str) -> tuple[Sequence[int] | None, tup
     values = data[name][:]
     if not isinstance(feature, datasets.ClassLabel):
         return class_labels(values, path=path)
-    numbers, _ = class_labels([None if value == -1 else value for value in values], path=path)
+    numbers, _ = class_labels(values, path=path)
     return numbers, None if numbers is None else tuple(feature.names)

@@ -5,7 +5,7 @@ Of a file that `torch.save` wrote nothing but tensors is unpickled.
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from opnp.artifact import opened_tensors
 from opnp.core.checks import checked_matrix
-from opnp.data.samples import file_digest
+from opnp.core.labels import LABEL_NAMES
+from opnp.data.samples import file_digest, label_column, label_indices
 from opnp.data.shards import ShardIndex
 from opnp.errors import DataFileError, InputTypeError, OpnpError, OptionError, ShapeError
 from opnp.files import existing_file, write_atomically
@@ -32,6 +33,7 @@ __all__ = [
     "MappedFeatures",
     "block_edges",
     "feature_part",
+    "fitting_names",
     "load_weights",
     "open_features",
     "read_features",
@@ -42,8 +44,7 @@ __all__ = [
 ]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *_UNSIGNED)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @runtime_checkable
@@ -205,7 +206,7 @@ def read_head(path: str | os.PathLike[str]) -> LinearHead:
         DataFileError: If it is unreadable, or lacks `weight`, or a tensor has the wrong shape or dtype.
 
     """
-    tensors = _tensors_of(Path(path), needed="weight", optional="bias", content="a classifier's head")
+    tensors = _tensors_of(Path(path), needed="weight", optional=("bias",), content="a classifier's head")
     try:
         weight = _stored_matrix(tensors["weight"], name="weight", axes="(classes, features)").clone()
         bias = tensors.get("bias")
@@ -371,19 +372,23 @@ def open_features(path: str | os.PathLike[str]) -> MappedFeatures:
 
 def _mapped_tensors(path: Path) -> tuple[Tensor, Tensor | None]:
     """Return features and labels of one file as views of its mapped pages, checked for shape and dtype."""
-    tensors = _tensors_of(path, needed="features", optional="labels", content="cached features")
-    features, labels = tensors["features"], tensors.get("labels")
+    tensors = _tensors_of(path, needed="features", optional=LABEL_NAMES, content="cached features")
+    features, name = tensors["features"], label_column(path, tensors)
     try:
         _stored_matrix(features, name="features", axes="(batch, features)")
-        if labels is not None and (labels.shape != features.shape[:1] or labels.dtype not in _INTEGERS):
-            raise ShapeError(
-                f"`labels` must be integers of shape {tuple(features.shape[:1])}, got {labels.dtype} of shape "
-                f"{tuple(labels.shape)}.",
-            )
     except OpnpError as error:
         raise DataFileError(f"{path}: {error}") from error
-    # Of unsigned numbers wider than a byte torch has no minimum and no comparison.
-    return features, labels.to(torch.int64) if labels is not None and labels.dtype in _UNSIGNED else labels
+    if name is None:
+        return features, None
+    labels = tensors[name]
+    if labels.ndim != 1 or labels.dtype not in _INTEGERS:  # others stay views
+        labels = label_indices(labels, path=path)
+    if labels.shape != features.shape[:1]:
+        raise DataFileError(
+            f"{path}: `{name}` must be integers of shape {tuple(features.shape[:1])}, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}.",
+        )
+    return features, labels
 
 
 def _stored_matrix(tensor: Tensor, *, name: str, axes: str) -> Tensor:
@@ -402,8 +407,8 @@ def _stored_matrix(tensor: Tensor, *, name: str, axes: str) -> Tensor:
     return tensor
 
 
-def _tensors_of(path: Path, *, needed: str, optional: str, content: str) -> dict[str, Tensor]:
-    """Return one or two tensors of a safetensors file by name, as views of its mapped pages.
+def _tensors_of(path: Path, *, needed: str, optional: tuple[str, ...], content: str) -> dict[str, Tensor]:
+    """Return some tensors of a safetensors file by name, as views of its mapped pages.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -412,7 +417,7 @@ def _tensors_of(path: Path, *, needed: str, optional: str, content: str) -> dict
     """
     path = existing_file(path, content=content)
     try:
-        found = opened_tensors(path, wanted=(needed, optional))
+        found = opened_tensors(path, wanted=(needed, *optional))
     except ValueError as error:
         raise DataFileError(f"{path} is no readable safetensors file ({error}).") from error
     if needed not in found.names:
@@ -425,8 +430,11 @@ def _tensors_of(path: Path, *, needed: str, optional: str, content: str) -> dict
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts store the state dict beside other things."""
 
-_PARALLEL = "module."
-"""What `DataParallel` puts before every name."""
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+"""What wrappers put before every name: of `DataParallel`, of `torch.compile`, and of modules that hold a model."""
+_AVERAGED = "n_averaged"
+"""What averages of weights hold beside them."""
+_COUNTER = "num_batches_tracked"
 
 _SHOWN = 4
 
@@ -471,8 +479,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         found = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), found)
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise DataFileError(f"{path} must hold tensors by name, as `model.state_dict()` does, but it does not.")
-    is_parallel = all(str(name).startswith(_PARALLEL) for name in found)
-    return {str(name).removeprefix(_PARALLEL) if is_parallel else str(name): value for name, value in found.items()}
+    prefix = _PREFIXES[0] if all(str(name).startswith(_PREFIXES[0]) for name in found) else ""
+    return {str(name).removeprefix(prefix): value for name, value in found.items()}
 
 
 def _reason(error: Exception) -> str:
@@ -482,7 +490,7 @@ def _reason(error: Exception) -> str:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, path: str | os.PathLike[str]) -> None:
-    """Load a state dict into a model; every name and shape must fit.
+    """Load a state dict into a model; every name and shape must fit, once prefixes of wrappers are dropped.
 
     Args:
         model: The model, changed in place.
@@ -494,11 +502,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, path: str |
             as it was. The message lists the first of them.
 
     """
-    own = model.state_dict()
-    if own and all(name.startswith(_PARALLEL) for name in own):  # a model that is wrapped itself
-        weights = {name if name.startswith(_PARALLEL) else _PARALLEL + name: value for name, value in weights.items()}
+    own, weights = model.state_dict(), fitting_names(model, weights)
     # Files from before batch norm counted its batches lack that number, which no answer depends on.
-    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    missing = [name for name in own if name not in weights and not name.endswith(_COUNTER)]
     pairs = {name: (weights[name], own[name]) for name in own if name in weights}
     shapes = {name: (tuple(given.shape), tuple(wanted.shape)) for name, (given, wanted) in pairs.items()}
     kinds = {name: (_kind(given), _kind(wanted)) for name, (given, wanted) in pairs.items()}
@@ -516,6 +522,42 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, path: str |
         raise DataFileError(f"{path} does not fit the model. Of its names, {'; '.join(problems)}.")
     counters = {name: value for name, value in own.items() if name not in weights}
     model.load_state_dict({**weights, **counters})
+
+
+def fitting_names(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict under the model's own names, where prefixes of wrappers are all that differs.
+
+    Wrappers are `DataParallel`, `torch.compile`, averages of `torch.optim.swa_utils`, and modules that hold the model
+    as ``model`` or ``net``, one in another too. Where names differ otherwise, the state dict comes back as it is.
+
+    Example:
+        >>> sorted(
+        ...     fitting_names(
+        ...         nn.Linear(1, 1), {"model._orig_mod.weight": torch.ones(1, 1), "model._orig_mod.bias": torch.ones(1)}
+        ...     )
+        ... )
+        ['bias', 'weight']
+
+    """
+    own = list(model.state_dict())
+    given = {name: tensor for name, tensor in weights.items() if name in own or name != _AVERAGED}
+    for mine in _prefixes(own):
+        needed = {name.removeprefix(mine) for name in own if not name.endswith(_COUNTER)}
+        for theirs in _prefixes(given):
+            names = {name: name.removeprefix(theirs) for name in given}
+            if {name for name in names.values() if not name.endswith(_COUNTER)} == needed:
+                return {mine + names[name]: tensor for name, tensor in given.items()}
+    return dict(weights)
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """Return the prefixes of wrappers that all names have, from none to the longest."""
+    names, found = list(names), [""]
+    while True:
+        longer = [found[-1] + each for each in _PREFIXES if all(name.startswith(found[-1] + each) for name in names)]
+        if not names or not longer:
+            return found
+        found.append(longer[0])
 
 
 def _kind(tensor: Tensor) -> str:

@@ -16,14 +16,16 @@ from numpy.lib import format as numpy_format
 from numpy.typing import NDArray
 
 from opnp.artifact import opened_tensors
+from opnp.core.labels import LABEL_NAMES
 from opnp.data.samples import (
-    LABEL_COLUMNS,
     Names,
     SampleKind,
     class_index,
     class_labels,
     column_names,
     file_digest,
+    label_column,
+    label_indices,
     printable_name,
     readable_digest,
     require_pillow,
@@ -45,6 +47,9 @@ IMAGE_ENDINGS = (
 
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take a file for, whatever its name. Others are rare, and the reader of EPS starts a program."""
+
+_LEFT_OVERS = ("@eaDir", "__MACOSX")
+"""Folders with thumbnails and the like that storage devices and macOS leave beside images."""
 
 _DEEP = ("I", "F")
 """Modes of Pillow with more than 8 bits a channel begin with these letters."""
@@ -112,9 +117,10 @@ class ImageFolder:
 
     @classmethod
     def from_path(cls, path: str | os.PathLike[str], *, is_labelled: bool = True) -> "ImageFolder":
-        """Return the images of a folder. Files and folders whose names begin with a dot are passed over.
+        """Return the images of a folder.
 
-        A link to an image that is not there counts as an image that cannot be read.
+        Files and folders whose names begin with a dot are passed over, and so are ``@eaDir`` and ``__MACOSX``. A link
+        to an image that is not there counts as an image that cannot be read.
 
         Args:
             path: The folder.
@@ -195,7 +201,7 @@ class ImageFolder:
 
 def _by_class(path: Path) -> dict[str, tuple[Path, ...]]:
     """Return the images by name of the subfolder, at any depth in it."""
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry for entry in path.iterdir() if _is_content(entry.name))
     folders = [entry for entry in entries if entry.is_dir()]
     has_endings = any(folder.suffix for folder in folders)
     lost = next((each for each in entries if _is_lost_folder(each, has_endings=has_endings)), None)
@@ -213,7 +219,7 @@ def _walked(start: Path, seen: set[str]) -> Iterator[Path]:
     for place, subfolders, names in os.walk(start, followlinks=True):
         yield from (file for file in (Path(place, name) for name in names) if _is_image(file))
         entered = []
-        for name in sorted(name for name in subfolders if not name.startswith(".")):
+        for name in sorted(filter(_is_content, subfolders)):
             real = os.path.realpath(Path(place, name))
             if real not in seen:
                 seen.add(real)
@@ -221,9 +227,14 @@ def _walked(start: Path, seen: set[str]) -> Iterator[Path]:
         subfolders[:] = entered
 
 
+def _is_content(name: str) -> bool:
+    """Return whether a file or folder of this name belongs to what the owner put there."""
+    return not name.startswith(".") and name not in _LEFT_OVERS
+
+
 def _is_image(file: Path) -> bool:
     """Return whether a path has the name of an image and is a file, or a link to what is not there."""
-    if file.suffix.lower() not in IMAGE_ENDINGS or file.name.startswith("."):
+    if file.suffix.lower() not in IMAGE_ENDINGS or not _is_content(file.name):
         return False
     return file.is_file() or (file.is_symlink() and not file.exists())
 
@@ -323,11 +334,12 @@ def _rows(path: Path, rows: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
     at, label_at = 0, 1
     if "path" in header:
         names = column_names(path, rows[0])
-        at, label_at = names.index("path"), next((names.index(name) for name in LABEL_COLUMNS if name in names), -1)
+        label = label_column(path, names)
+        at, label_at = names.index("path"), -1 if label is None else names.index(label)
         rows = rows[1:]
     elif rows:
         columns = max(map(len, rows))
-        if set(LABEL_COLUMNS) & set(header) or (columns > 1 and _is_unlike(rows)):
+        if set(LABEL_NAMES) & set(header) or (columns > 1 and _is_unlike(rows)):
             raise DataFileError(
                 f"{path}: its first line, {shown_text(', '.join(rows[0]))}, is read as names of columns, and none of "
                 f"them is `path`: call the columns `path` and `label`, or leave that line out.",
@@ -377,7 +389,7 @@ class ImageArrays:
 
     @classmethod
     def from_path(cls, path: str | os.PathLike[str], *, is_labelled: bool = True) -> "ImageArrays":
-        """Return the images of a .npy file, or of `images` and, where they are known, `labels` in another file.
+        """Return the images of a .npy file, or of `images` and, where they are known, `label` or `labels` in another.
 
         Args:
             path: The file, ending in .npy, .npz or .safetensors.
@@ -396,16 +408,15 @@ class ImageArrays:
         arrays, held = _arrays(path)
         if "images" not in arrays:
             raise DataFileError(f"{path} must hold `images`, but it holds {shown_text(', '.join(held)) or 'nothing'}.")
-        pixels, labels = arrays["images"], arrays.get("labels") if is_labelled else None
+        pixels = arrays["images"]
         _require_pixels(path, pixels)
-        if labels is None:
+        name = label_column(path, arrays) if is_labelled else None
+        if name is None:
             return cls(path, pixels, None)
-        if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
-            raise DataFileError(
-                f"{path}: `labels` must be integers of shape ({len(pixels)},), got {labels.dtype.name} of shape "
-                f"{labels.shape}."
-            )
-        return cls(path, pixels, tuple(class_index(label, path=path) for label in labels.tolist()))
+        labels = label_indices(arrays[name], path=path)
+        if labels.shape != pixels.shape[:1]:
+            raise DataFileError(f"{path}: `{name}` must be one an image, {len(pixels)} of them, got {len(labels)}.")
+        return cls(path, pixels, class_labels(labels.tolist(), path=path)[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return what opens the file again in another process, instead of its pixels."""
@@ -436,12 +447,12 @@ def _arrays(path: Path) -> tuple[Mapping[str, NDArray[Any]], list[str]]:
     ending = path.suffix.lower()
     try:
         if ending == ".safetensors":
-            found = opened_tensors(path, wanted=("images", "labels"))
+            found = opened_tensors(path, wanted=("images", *LABEL_NAMES))
             return {name: tensor.numpy() for name, tensor in found.tensors.items()}, sorted(found.names)
         if ending == ".npy":
             return {"images": numpy_format.open_memmap(path, mode="r")}, ["images"]
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # noqa: TID251  # without pickles
-            return {name: archive[name] for name in ("images", "labels") if name in archive}, sorted(archive)
+            return {name: archive[name] for name in ("images", *LABEL_NAMES) if name in archive}, sorted(archive)
     except Exception as error:  # NumPy, zipfile and the parser of headers fail in their own ways on damaged files
         kind = "safetensors file" if ending == ".safetensors" else "file of NumPy"
         reason = str(error).partition("\n")[0] or type(error).__name__

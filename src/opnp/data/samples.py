@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from math import isfinite
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opnp.errors import DataFileError, MissingExtraError, OptionError
+from opnp.core.labels import LABEL_NAMES, NO_LABEL, class_indices, label_name
+from opnp.errors import DataFileError, MissingExtraError, OpnpError, OptionError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "LABEL_COLUMNS",
     "Interpolation",
     "ModelInputs",
     "Names",
@@ -36,6 +36,8 @@ __all__ = [
     "class_labels",
     "column_names",
     "file_digest",
+    "label_column",
+    "label_indices",
     "printable_name",
     "readable_digest",
     "require_area",
@@ -43,12 +45,11 @@ __all__ = [
     "shown_text",
 ]
 
-LABEL_COLUMNS = ("label", "labels")
-"""Names of the column of classes."""
-
-_READ_COLUMNS = ("path", "text", *LABEL_COLUMNS)
-_INTEGER = re.compile(r"-?[0-9]+")
+_READ_COLUMNS = ("path", "text", *LABEL_NAMES)
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
+_WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 _LARGEST = 2**63 - 1
+_KINDS = (int, float, str, type(None))
 _SHOWN = 160
 
 
@@ -143,63 +144,102 @@ def column_names(path: Path, fields: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def label_column(path: Path, names: Iterable[object]) -> str | None:
+    """Return the name that labels go by in a file, or None if there are none.
+
+    Raises:
+        DataFileError: If there are two.
+
+    """
+    try:
+        return label_name(names, where=str(path))
+    except OptionError as error:
+        raise DataFileError(str(error)) from None
+
+
+def label_indices(labels: object, *, path: Path) -> Tensor:
+    """Return the labels of an array as class indices, by `class_indices`.
+
+    Raises:
+        DataFileError: If they are of a kind that names no class.
+
+    """
+    try:
+        return class_indices(labels)
+    except OpnpError as error:
+        raise DataFileError(f"{path}: {error}") from None
+
+
 def class_labels(given: Sequence[object], *, path: Path) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
     """Return labels as class indices, and the names that were numbered in sorted order, each None if there are none.
 
     Args:
-        given: One label a sample: integers or texts of them are the classes themselves, other texts are names; None and
-            empty texts are missing.
+        given: One label a sample: whole numbers, or texts of them, are the classes themselves, one-hot lists their
+            places, other texts names. None, empty texts and -1 are missing.
         path: Where they come from, for the message.
 
     Raises:
-        DataFileError: If some are missing and others not, one is neither integer nor text, some are numbers and some
-            names, or a number needs more than 64 bits.
+        DataFileError: If some are missing and others not, one is of another kind or no whole number, some are numbers
+            and some names, or a number needs more than 64 bits.
 
     Example:
-        >>> class_labels(["7", 0], path=Path("list.csv"))
-        ((7, 0), None)
+        >>> class_labels(["7", 0, "2.0"], path=Path("list.csv"))
+        ((7, 0, 2), None)
         >>> class_labels(["dog", "cat", "dog"], path=Path("list.csv"))
         ((1, 0, 1), ('cat', 'dog'))
-        >>> class_labels([None, ""], path=Path("list.csv"))
+        >>> class_labels([None, "", -1], path=Path("list.csv"))
         (None, None)
 
     """
-    missing = sum(label is None or label == "" for label in given)
-    if missing == len(given):
-        return None, None
-    if missing:
-        raise DataFileError(f"{path}: {missing} of {len(given)} labels are missing: give all of them, or none.")
-    wrong = next((label for label in given if isinstance(label, bool) or not isinstance(label, int | str)), None)
+    if given and all(isinstance(label, list) for label in given):
+        return tuple(label_indices(given, path=path).tolist()), None
+    wrong = next((each for each in given if isinstance(each, bool) or not isinstance(each, _KINDS)), None)
     if wrong is not None:
         raise DataFileError(f"{path}: labels must be integers or names of classes, got {shown_text(repr(wrong))}.")
-    is_number = [isinstance(label, int) or _INTEGER.fullmatch(str(label)) is not None for label in given]
+    texts = ["" if label is None else str(label) for label in given]
+    is_missing = [text == "" or text == str(NO_LABEL) or text == f"{NO_LABEL}.0" for text in texts]
+    if all(is_missing):
+        return None, None
+    if any(is_missing):
+        raise DataFileError(
+            f"{path}: {sum(is_missing)} of {len(given)} labels are missing: give all of them, or none.",
+        )
+    is_number = [
+        _NUMBER.fullmatch(text) is not None or isinstance(label, float)
+        for text, label in zip(texts, given, strict=True)
+    ]
     if all(is_number):
-        return tuple(class_index(label, path=path) for label in given), None
+        return tuple(class_index(text, path=path) for text in texts), None
     if any(is_number):
         number, name = (shown_text(repr(given[is_number.index(wanted)])) for wanted in (True, False))
         raise DataFileError(
             f"{path}: labels must be numbers of classes or names of them, got both, such as {number} and {name}. "
             f"Where the first line names the columns, call them `path` (or `text`) and `label`.",
         )
-    names = tuple(sorted({str(label) for label in given}))
+    names = tuple(sorted(set(texts)))
     number_of = {name: number for number, name in enumerate(names)}
-    return tuple(number_of[str(label)] for label in given), names
+    return tuple(number_of[text] for text in texts), names
 
 
 def class_index(label: object, *, path: Path) -> int:
-    """Return an integer, or a text of digits, as a class index of 64 bits.
+    """Return a whole number, or a text of one, as a class index of 64 bits.
 
     Raises:
-        DataFileError: If it is larger.
+        DataFileError: If it is larger, below 0, or not whole.
 
     Example:
-        >>> class_index("007", path=Path("list.csv"))
-        7
+        >>> class_index("007", path=Path("list.csv")), class_index(2.0, path=Path("list.csv"))
+        (7, 2)
 
     """
-    digits = str(label)
-    if len(digits) > 1000 or abs(int(digits)) > _LARGEST:  # Python refuses to read very long numbers
-        raise DataFileError(f"{path}: labels must be numbers of classes, below 2^63, got {shown_text(digits)}.")
+    text = str(label)
+    digits = text.partition(".")[0]
+    if _WHOLE.fullmatch(text) is None:
+        raise DataFileError(f"{path}: labels must be integers or names of classes, got {shown_text(text)}.")
+    if len(digits) > 1000 or not abs(int(digits)) <= _LARGEST:  # Python refuses to read very long numbers
+        raise DataFileError(f"{path}: labels must be numbers of classes, below 2^63, got {shown_text(text)}.")
+    if int(digits) < 0:
+        raise DataFileError(f"{path}: labels must be numbers of classes, counted from 0, or -1 for none, got {digits}.")
     return int(digits)
 
 

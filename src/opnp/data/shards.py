@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from opnp.core.checks import checked_matrix, require_finite
+from opnp.core.labels import class_indices
 from opnp.errors import DataFileError, EmptyDataError, InputTypeError, MissingFileError, OptionError, ShapeError
 from opnp.files import write_atomically
 from opnp.values.reading import Value, json_values
@@ -200,16 +201,16 @@ class FeatureShardWriter:
         for path in (*self._folder.glob(_PATTERN), *self._folder.glob(f".{_PATTERN}.*.part")):
             path.unlink()
 
-    def write(self, features: Tensor, labels: Tensor | None = None) -> None:
+    def write(self, features: Tensor, labels: object = None) -> None:
         """Take a block of rows.
 
         Args:
             features: Shape ``(rows, features)``, any floating dtype and device.
-            labels: Class indices, shape ``(rows,)``; with every block or with none.
+            labels: Class indices of the rows, in any form that `class_indices` reads; with every block or with none.
 
         Raises:
             ShapeError: If a block has another width than the first, or not one label a row.
-            InputTypeError: If features are not floating point, labels are no integers, or some blocks have none.
+            InputTypeError: If features are not floating point, labels name no class, or some blocks have none.
             NonFiniteError: If features are not finite, or overflow in the dtype on disk.
             OptionError: If the writer is closed.
 
@@ -217,7 +218,7 @@ class FeatureShardWriter:
         if not self._is_open:
             raise OptionError("This writer is closed: its index is written. Write to another folder.")
         checked_matrix(features, name="features", axes="(batch, features)")
-        self._check(features, labels)
+        indices = self._checked_labels(features, labels)
         rows = features.detach().to("cpu", self._dtype)
         require_finite(rows, name="features", where=f" in {self._dtype}", first_row=self._written)
         if self._features is None:
@@ -227,8 +228,8 @@ class FeatureShardWriter:
             count = min(self._rows_per_shard - self._filled, len(rows) - taken)
             place = slice(self._filled, self._filled + count)
             self._features[place] = rows[taken : taken + count]
-            if labels is not None:
-                self._labels[place] = labels[taken : taken + count]
+            if indices is not None:
+                self._labels[place] = indices[taken : taken + count]
             self._filled, taken = self._filled + count, taken + count
             if self._filled == self._rows_per_shard:
                 self._flush()
@@ -272,7 +273,8 @@ class FeatureShardWriter:
                 for shard in self._shards:
                     (self._folder / shard.file).unlink(missing_ok=True)
 
-    def _check(self, features: Tensor, labels: Tensor | None) -> None:
+    def _checked_labels(self, features: Tensor, labels: object) -> Tensor | None:
+        """Return the labels of a block as class indices, once the block is seen to go with those before."""
         if self._features is not None and features.shape[1] != self._features.shape[1]:
             raise ShapeError(
                 f"`features` must have {self._features.shape[1]} columns as the blocks before, got {features.shape[1]}."
@@ -280,12 +282,10 @@ class FeatureShardWriter:
         if self._is_labelled not in (None, labels is not None):
             raise InputTypeError("`labels` must come with every block or with none.")
         self._is_labelled = labels is not None
-        if labels is None:
-            return
-        if labels.shape != features.shape[:1]:
-            raise ShapeError(f"`labels` must have shape ({len(features)},), got {tuple(labels.shape)}.")
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise InputTypeError(f"`labels` must be integer class indices, got {labels.dtype}.")
+        indices = None if labels is None else class_indices(labels)
+        if indices is not None and indices.shape != features.shape[:1]:
+            raise ShapeError(f"`labels` must have shape ({len(features)},), got {tuple(indices.shape)}.")
+        return indices
 
     def _flush(self) -> None:
         if self._filled == 0 or self._features is None:

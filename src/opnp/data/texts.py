@@ -4,12 +4,12 @@ import csv
 import json
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, ClassVar
 
-from opnp.data.samples import LABEL_COLUMNS, Names, SampleKind, class_labels, column_names, file_digest, shown_text
+from opnp.data.samples import Names, SampleKind, class_labels, column_names, file_digest, label_column, shown_text
 from opnp.errors import DataFileError, EmptyDataError
 from opnp.files import existing_file
 
@@ -92,12 +92,13 @@ class TextFile:
                     places.append(place)
                     lines.append(line)
                     try:
-                        _, label = _text_and_label(record, header)
+                        values = _values(record, header)
+                        checked_text(values.get("text"))
                     except DataFileError:
                         read.append(False)
                     else:
                         read.append(True)
-                        labels.append(label if is_labelled else None)
+                        labels.append(_label(path, values) if is_labelled else None)
         except (OSError, UnicodeError, csv.Error) as error:
             way_out = ": longer texts are read from a .jsonl file" if "field limit" in str(error) else ""
             raise DataFileError(f"{path} is no readable file of texts ({error}){way_out}.") from error
@@ -131,7 +132,7 @@ class TextFile:
                 _, _, record = next((_json_records if self.header is None else _csv_records)(file))
         except (OSError, UnicodeError, csv.Error, StopIteration) as error:
             raise DataFileError(f"the file has changed ({error})") from error
-        return _text_and_label(record, self.header)[0]
+        return checked_text(_values(record, self.header).get("text"))
 
     def digest(self) -> str:
         """Return the SHA-256 of the file."""
@@ -175,11 +176,16 @@ def _header(path: Path, record: _Record) -> tuple[str, ...]:
     return names
 
 
-def _text_and_label(record: _Record, header: Sequence[str] | None) -> tuple[str, object]:
-    """Return the text of a record and its label, raise with the reason alone if there is no text."""
-    values = _json_object(record) if isinstance(record, bytes) else dict(zip(header or (), record, strict=False))
-    label = next((values[name] for name in LABEL_COLUMNS if name in values), None)
-    return checked_text(values.get("text")), label.strip() if header and isinstance(label, str) else label
+def _values(record: _Record, header: Sequence[str] | None) -> Mapping[str, object]:
+    """Return what a record holds by name, raise with the reason alone if it is no record."""
+    return _json_object(record) if isinstance(record, bytes) else dict(zip(header or (), record, strict=False))
+
+
+def _label(path: Path, values: Mapping[str, object]) -> object:
+    """Return the label among the values of a record, or None."""
+    name = label_column(path, values)
+    label = None if name is None else values[name]
+    return label.strip() if isinstance(label, str) else label
 
 
 def _json_object(line: bytes) -> dict[str, object]:

@@ -16,14 +16,12 @@ from opnp.errors import HeadMismatchError, InputTypeError
 from opnp.fitted import head_digest
 from opnp.model import (
     BatchHalving,
+    BatchReader,
     Head,
     InputAxes,
-    as_batch,
     head_layers,
     head_stream,
     head_tap,
-    inputs_of,
-    labels_of,
     unwrapped,
 )
 
@@ -68,24 +66,27 @@ class ModelLink:
                 "This takes one batch or one input, got a DataLoader. Go through it: "
                 "`torch.cat([detector.score(batch) for batch in loader])`.",
             )
-        if isinstance(inputs, tuple | list) and (len(inputs) > 2 or _is_like_inputs(inputs)):
-            raise InputTypeError(
-                f"This takes one batch or one input, got a {type(inputs).__name__} of {len(inputs)} that look like "
-                f"several. Stack single inputs with `torch.stack`; go through batches one by one.",
-            )
-        batch, is_single = as_batch(inputs_of(inputs), self.axes)
+        batch = BatchReader.of(self.model, classes=len(self.weight), is_inside=False).read(inputs, axes=self.axes)
         with head_tap(self.model, self.head, device=self.device, is_checked=False) as tap:
             self.require_unchanged()  # of a computed weight, too, the model is lent to this thread alone
-            features, _ = self.halving.outcome(partial(tap, labels=labels_of(inputs)), batch)
+            features, _ = self.halving.outcome(partial(tap, labels=batch.labels), batch.inputs)
         require_finite(features, name="features")
-        return with_float64(features), is_single
+        return with_float64(features), batch.is_single
 
     @contextmanager
-    def feature_batches(self, loader: Iterable[object]) -> Iterator[Iterator[tuple[Tensor, Tensor | None]]]:
+    def feature_batches(
+        self, loader: Iterable[object], *, is_inside: bool = True
+    ) -> Iterator[Iterator[tuple[Tensor, Tensor | None]]]:
         """Open the model for one pass over `loader`; yields an iterator of (features, labels or None)."""
         self.require_unchanged()
         opened = head_stream(
-            self.model, loader, head=self.head, device=self.device, halving=self.halving, is_checked=False
+            self.model,
+            loader,
+            head=self.head,
+            device=self.device,
+            halving=self.halving,
+            is_checked=False,
+            is_inside=is_inside,
         )
         with opened as stream:
             yield ((with_float64(features), labels) for features, _, labels in stream.batches)
@@ -104,14 +105,6 @@ class ModelLink:
             f"The model's head {self.head.label} is not the one this detector was fitted on: its weights have "
             f"changed since. Fit again, or bring the old weights back.",
         )
-
-
-def _is_like_inputs(pair: tuple[object, ...] | list[object]) -> bool:
-    """Return whether the second of two is no batch of labels but further inputs."""
-    second = pair[1] if len(pair) == 2 else None
-    if isinstance(second, Tensor):
-        return second.is_floating_point() and second.ndim > 1
-    return isinstance(second, tuple | list)
 
 
 def _is_same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from opnp.artifact import read_artifact, tensors_digest, write_artifact
-from opnp.core.checks import checked_matrix, require_class_indices, require_finite
+from opnp.core.checks import checked_matrix, require_finite
 from opnp.core.histogram import ValueHistogram
 from opnp.core.kept_rows import KeptRows
+from opnp.core.labels import NO_LABEL, AnswerSum, class_indices
 from opnp.core.members import REACT_QUANTILE
 from opnp.core.moments import FeatureMoments
 from opnp.core.sensitivity import BLOCK_ROWS, SensitivitySum, product, product_dtype, row_blocks
@@ -50,6 +51,7 @@ __all__ = [
     "FitSum",
     "Progress",
     "added_up",
+    "counted",
     "feature_blocks",
     "shown",
     "summed_blocks",
@@ -67,7 +69,7 @@ _BYTES_OF_FLOAT32 = 4
 _UNSURE = 1e-4
 """Margin between two logits, relative to their size, that rounding of float32 may have turned."""
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _KIND = "fit checkpoint"
 _SHOWN = 200
 
@@ -113,6 +115,7 @@ class FitSum:
         histogram: Counts of the features' values, for thresholds of ReAct; None where none is needed.
         moments: Sums that the members of a fusion follow from; None for the paper's method.
         kept: Rows that are in none of the sums; None for the paper's method.
+        answers: How the head answers the samples whose labels are known.
 
     """
 
@@ -123,6 +126,7 @@ class FitSum:
     histogram: ValueHistogram | None
     moments: FeatureMoments | None
     kept: KeptRows | None
+    answers: AnswerSum
 
     @classmethod
     def zeros(cls, weight: Tensor, bias: Tensor | None, settings: Settings) -> Self:
@@ -147,20 +151,22 @@ class FitSum:
             histogram=ValueHistogram.zeros(device=device) if is_counting else None,
             moments=moments,
             kept=sample,
+            answers=AnswerSum.zeros(classes, device=device),
         )
 
     @classmethod
     def of(
         cls,
-        batches: Iterable[tuple[Tensor, Tensor | None]],
+        batches: Iterable[tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None]],
         weight: Tensor,
         bias: Tensor | None,
         settings: Settings,
     ) -> Self:
-        """Return the sum over a stream of (features, logits or None), however it is cut into batches.
+        """Return the sum over a stream of features, however it is cut into batches.
 
         Args:
-            batches: Features, shape ``(batch, features)``, with logits, shape ``(batch, classes)``, or None.
+            batches: Features, shape ``(batch, features)``, with logits, shape ``(batch, classes)``, or None; and, where
+                some are known, labels, class indices of shape ``(batch,)``, or None.
             weight: The head's weight, shape ``(classes, features)``.
             bias: The head's bias, shape ``(classes,)``, or None.
             settings: What is to be fitted.
@@ -171,18 +177,18 @@ class FitSum:
 
         """
         total = cls.zeros(weight, bias, settings)
-        pairs = ((features,) if logits is None else (features, logits) for features, logits in batches)
-        for block in row_blocks(pairs):
-            total.add_(*block)
+        for features, labels, *logits in row_blocks(_as_columns(*batch) for batch in batches):
+            total.add_(features, logits[0] if logits else None, labels=labels[:, 0])
         return total
 
-    def add_(self, features: Tensor, logits: Tensor | None = None) -> Self:
+    def add_(self, features: Tensor, logits: Tensor | None = None, *, labels: Tensor | None = None) -> Self:
         """Add a block of rows in place, and return this sum: a fusion's sample takes its rows first.
 
         Args:
             features: Shape ``(rows, features)``; at most `BLOCK_ROWS` rows, as for `SensitivitySum.add_`.
             logits: Shape ``(rows, classes)``, or None to have them computed. Those of half precision are computed anew,
                 as they have lost digits that the features have; in precision ``"float64"`` and for a fusion all are.
+            labels: Class indices, shape ``(rows,)``, -1 where none is known; or None.
 
         Raises:
             ShapeError: If features and head do not fit together.
@@ -192,6 +198,8 @@ class FitSum:
         weight, settings = self.weight, self.settings
         if features.shape[1:] != weight.shape[1:]:
             raise ShapeError(_width_message(tuple(features.shape), weight))
+        if labels is not None and bool((labels != NO_LABEL).any()):
+            self.answers.add_(_answers(features, weight, self.bias) if logits is None else logits, labels)
         if self.kept is not None:
             features, logits = self.kept.add_(features), None
         if logits is None or settings.precision == "float64" or logits.dtype.itemsize < _BYTES_OF_FLOAT32:
@@ -230,6 +238,7 @@ class FitSum:
         """Return the sums as tensors by name, each of which adds up by itself, for `with_tensors`."""
         count = torch.tensor([self.sensitivity.count], device=self.weight.device)
         tensors = {"weight": self.sensitivity.weight, "neuron": self.sensitivity.neuron, "count": count}
+        tensors |= self.answers.to_tensors()
         if self.histogram is not None:
             tensors["histogram"] = self.histogram.counts
         return tensors if self.moments is None else tensors | self.moments.to_tensors()
@@ -248,6 +257,7 @@ class FitSum:
             histogram=None if self.histogram is None else ValueHistogram(tensors["histogram"]),
             moments=None if self.moments is None else FeatureMoments.from_tensors(tensors, count=count),
             kept=kept,
+            answers=AnswerSum.from_tensors(tensors),
         )
 
     @property
@@ -379,6 +389,7 @@ class FeatureBlocks:
         name: Name of the argument, for messages.
         size: Rows of a block, at most.
         done: Number of blocks to leave out at the beginning.
+        is_inside: Whether labels must be classes of the head, as those of ID samples are; others are left out.
 
     Raises:
         NonFiniteError: While iterating, if a block holds NaN or infinite values.
@@ -392,6 +403,7 @@ class FeatureBlocks:
     name: str = "features"
     size: int = BATCH_ROWS
     done: int = 0
+    is_inside: bool = True
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -399,30 +411,50 @@ class FeatureBlocks:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the blocks, shape ``(rows, features)``."""
+        return (rows for rows, _ in self.labelled())
+
+    def labelled(self) -> "LabelledBlocks":
+        """Return the same blocks with their labels, of as many blocks."""
+        return LabelledBlocks(self)
+
+    def read(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield blocks and labels."""
         for start, stop in self._edges():
             rows, labels = self.source.read(start, stop)
-            self._require_sound(rows, labels, start, stop)
-            yield rows.to(self.weight.device)
+            yield rows.to(self.weight.device), self._checked_labels(rows, labels, start, stop)
 
     def _edges(self) -> list[tuple[int, int]]:
         return block_edges(self.source.rows, size=self.size, first_row=self.source.first_row)[self.done :]
 
-    def _require_sound(self, rows: Tensor, labels: Tensor | None, start: int, stop: int) -> None:
+    def _checked_labels(self, rows: Tensor, labels: object, start: int, stop: int) -> Tensor | None:
+        """Return the labels of rows that are as they must be."""
         if rows.shape != (stop - start, self.weight.shape[1]) or not rows.is_floating_point():
             raise DataFileError(
                 f"`{self.name}` must give floating-point features of shape {(stop - start, self.weight.shape[1])} for "
                 f"rows {start} to {stop}, got {rows.dtype} of shape {tuple(rows.shape)}."
             )
         require_finite(rows, name=self.name, first_row=self.source.first_row + start)
-        if labels is None:
-            return
-        is_tensor = isinstance(labels, Tensor)
-        if not is_tensor or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            got = labels.dtype if is_tensor else type(labels).__name__
-            raise InputTypeError(f"`labels` must be integer class indices in a torch.Tensor, got {got}.")
-        if labels.shape != (len(rows),):
-            raise ShapeError(f"`labels` must have shape ({len(rows)},), one a sample, got {tuple(labels.shape)}.")
-        require_class_indices(labels, classes=len(self.weight))
+        if labels is None or not self.is_inside:
+            return None
+        indices = class_indices(labels, classes=len(self.weight))
+        if indices.shape != (len(rows),):
+            raise ShapeError(f"`labels` must have shape ({len(rows)},), one a sample, got {tuple(indices.shape)}.")
+        return indices
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LabelledBlocks:
+    """Blocks with the labels of their rows, class indices of shape ``(rows,)``, or None; errors are those of blocks."""
+
+    blocks: FeatureBlocks
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        return len(self.blocks)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield blocks and labels."""
+        return self.blocks.read()
 
 
 def feature_blocks(
@@ -432,6 +464,7 @@ def feature_blocks(
     name: str = "features",
     size: int = BATCH_ROWS,
     is_part: bool = False,
+    is_inside: bool = True,
 ) -> FeatureBlocks:
     """Return features in memory or in a source as blocks for a head.
 
@@ -441,6 +474,7 @@ def feature_blocks(
         name: Name of the argument, for messages.
         size: Rows of a block, at most.
         is_part: Whether there may be no rows, as a rank among others may have none.
+        is_inside: Whether labels must be classes of the head.
 
     Raises:
         EmptyDataError: If there are no rows.
@@ -457,7 +491,7 @@ def feature_blocks(
     if source.rows == 0 and not is_part:
         raise EmptyDataError(f"`{name}` has no rows: at least one sample is needed.")
     block_edges(0, size=size)
-    return FeatureBlocks(source, weight, name=name, size=size)
+    return FeatureBlocks(source, weight, name=name, size=size, is_inside=is_inside)
 
 
 def summed_blocks(
@@ -476,9 +510,10 @@ def summed_blocks(
     if checkpoint is not None:
         run = _run(blocks, zeros, ranks)
         total, done = _resumed(checkpoint, blocks, zeros, ranks, run=run)
-    for rows in shown(replace(blocks, done=done), progress):
-        for block in rows.split(BLOCK_ROWS):
-            total.add_(block)
+    for rows, labels in shown(replace(blocks, done=done).labelled(), progress):
+        for start in range(0, len(rows), BLOCK_ROWS):
+            part = slice(start, start + BLOCK_ROWS)
+            total.add_(rows[part], labels=None if labels is None else labels[part])
         done += 1
         if checkpoint is not None and done % checkpoint.every == 0:
             write_artifact(
@@ -511,6 +546,28 @@ def _width_message(shape: tuple[int, ...], weight: Tensor, *, name: str = "featu
         f"`{name}` must have {weight.shape[1]} columns, one for each input of the head, got shape {shape}. Take them "
         f"where the head takes its input."
     )
+
+
+def counted(
+    batches: Iterable[tuple[Tensor, Tensor | None]], answers: AnswerSum, weight: Tensor, bias: Tensor | None
+) -> Iterator[Tensor]:
+    """Yield the features of labelled batches, and add to `answers` how a head answers those with labels."""
+    for features, labels in batches:
+        if labels is not None:
+            answers.add_(_answers(features, weight, bias), labels)
+        yield features
+
+
+def _answers(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a head's logits of features, float32 at least."""
+    return product(features.to(product_dtype(features, precision="float32")), weight, bias)
+
+
+def _as_columns(features: Tensor, logits: Tensor | None, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Return features, labels (-1 where none is known) and logits, if there are any, as matrices."""
+    if labels is None:
+        labels = torch.full((len(features),), NO_LABEL, device=features.device)
+    return (features, labels[:, None]) if logits is None else (features, labels[:, None], logits)
 
 
 def _predicted(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """The detector: a thin shell round pure functions that holds what one pass over the data left."""
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opnp.core.checks import checked_head, checked_matrix, require_finite
+from opnp.core.labels import AnswerSum
 from opnp.core.masks import Masks, Scope
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName
 from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype, with_float64
@@ -22,6 +24,7 @@ from opnp.detector.fit_pass import (
     FitSum,
     Progress,
     added_up,
+    counted,
     feature_blocks,
     shown,
     summed_blocks,
@@ -30,7 +33,7 @@ from opnp.detector.settings import Tuned, settings_from
 from opnp.detector.storage import read_detector, state_bytes, state_from_bytes, write_detector
 from opnp.detector.tuning import own_score, swept, tuned
 from opnp.distributed import Ranks, require_equal, sent_by_first, together
-from opnp.errors import NotCalibratedError, NotFittedError, OptionError
+from opnp.errors import LabelWarning, NotCalibratedError, NotFittedError, OptionError
 from opnp.export import CompactHead, DetectorModule, card_text
 from opnp.export.module import plain_head
 from opnp.fitted import Calibration, Explanation, FittedState, Ratios, Settings, Tuning, Verdict
@@ -39,6 +42,8 @@ from opnp.model import BatchHalving, InputAxes, LogitsSelector, head_stream
 __all__ = ["OPNP"]
 
 _KEEP = 0.95
+_Labelled = tuple[Tensor, Tensor | None]
+"""Features, and the labels of their samples, or None."""
 
 
 class OPNP:
@@ -117,6 +122,8 @@ class OPNP:
         self._searched = (scope is None, neuron is None)
         self._state: FittedState | None = None
         self._link: ModelLink | None = None
+        self._answers: dict[str, AnswerSum] = {}
+        """How the original head answered labelled samples, by what these were for."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -175,6 +182,7 @@ class OPNP:
             CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
         Warns:
+            LabelWarning: If labels are known, and the model's answers contradict them.
             MemberWarning: If a score cannot be fused.
             RatioWarning: If a ratio removes nothing, or cuts among sensitivities that underflowed.
 
@@ -185,13 +193,15 @@ class OPNP:
         opened = head_stream(model, batches, head=head, logits=logits, device=device, halving=halving)
         with together(ranks), opened as stream:
             weight, bias = _own_head(stream.head.weight, stream.head.bias)
-            pairs = ((with_float64(features), with_float64(outputs)) for features, outputs, _ in stream.batches)
-            total = FitSum.of(pairs, weight, bias, self._given)
+            rows = (
+                (with_float64(features), with_float64(outputs), labels) for features, outputs, labels in stream.batches
+            )
+            total = FitSum.of(rows, weight, bias, self._given)
             link = ModelLink(model, stream.head, stream.axes, device, weight=weight, bias=bias, halving=halving)
         self._state = self._ended(
             total,
-            None if validation is None else _held_out(link, shown(validation, progress)),
-            None if validation_ood is None else _held_out(link, shown(validation_ood, progress)),
+            None if validation is None else link.feature_batches(shown(validation, progress)),
+            None if validation_ood is None else link.feature_batches(shown(validation_ood, progress), is_inside=False),
             keep=keep,
             ranks=ranks,
             origin=(link.head.name, link.axes),
@@ -244,6 +254,7 @@ class OPNP:
             CalibrationError: If `validation` holds too few samples for `keep`: fewer than 19 at 0.95.
 
         Warns:
+            LabelWarning: If labels are known, and the model's answers contradict them.
             MemberWarning: If a score cannot be fused.
             RatioWarning: If a ratio removes nothing, or cuts among sensitivities that underflowed.
 
@@ -254,7 +265,9 @@ class OPNP:
             weight, bias = _own_head(weight, bias)
             blocks = feature_blocks(features, weight, size=batch_size, is_part=not ranks.is_alone)
             known, ood = (
-                nullcontext(feature_blocks(given, weight, name=name)) if ranks.is_first and given is not None else None
+                nullcontext(feature_blocks(given, weight, name=name, is_inside=name == "validation").labelled())
+                if ranks.is_first and given is not None
+                else None
                 for name, given in (("validation", validation), ("validation_ood", validation_ood))
             )
             zeros = FitSum.zeros(weight, bias, self._given)
@@ -284,10 +297,7 @@ class OPNP:
             HeadMismatchError: If the model's head has changed since the fit.
 
         """
-        state = self._fitted()
-        with self.feature_batches(shown(loader, progress)) as batches:
-            state = state.calibrated(batches, keep=keep)
-        self._state = state  # once the model was given back
+        self._state = self._calibrated(self._linked().feature_batches(shown(loader, progress)), keep=keep)
         return self
 
     def calibrate_features(self, features: Tensor | FeatureSource, *, keep: float = _KEEP) -> Self:
@@ -300,8 +310,8 @@ class OPNP:
             ShapeError: If the width is not the head's.
 
         """
-        state = self._fitted()
-        self._state = state.calibrated(feature_blocks(features, state.weight), keep=keep)
+        blocks = feature_blocks(features, self._fitted().weight).labelled()
+        self._state = self._calibrated(nullcontext(blocks), keep=keep)
         return self
 
     def with_ratios(self, ratios: Ratios, *, neuron: NeuronReading | None = None, scope: Scope | None = None) -> Self:
@@ -575,6 +585,14 @@ class OPNP:
         return self._calibration().scores
 
     @property
+    def id_accuracy(self) -> dict[str, float]:
+        """Share of labelled samples that the original head answers right, for ``training`` and ``validation`` samples.
+
+        Only what the last fit and calibration saw is in it, and where labels were known; a file does not hold it.
+        """
+        return {name: found.accuracy for name, found in self._answers.items() if found.accuracy is not None}
+
+    @property
     def is_fitted(self) -> bool:
         """Whether the training data were seen."""
         return self._state is not None
@@ -766,8 +784,8 @@ class OPNP:
     def _ended(
         self,
         total: FitSum,
-        known: AbstractContextManager[Iterable[Tensor]] | None,
-        ood: AbstractContextManager[Iterable[Tensor]] | None,
+        known: AbstractContextManager[Iterable[_Labelled]] | None,
+        ood: AbstractContextManager[Iterable[_Labelled]] | None,
         *,
         keep: float,
         ranks: Ranks,
@@ -775,21 +793,50 @@ class OPNP:
     ) -> FittedState:
         """Return what the sums of all ranks give, tuned and calibrated on held-out features; rank 0 decides for all."""
         total = added_up(total, ranks)
+        self._answers = {"training": total.answers}
         content = b""
         with together(ranks):
             if ranks.is_first:
+                self._tell_contradiction("training", classes=len(total.weight))
                 state = total.fitted().restated(head_name=origin[0], axes=origin[1])
-                if known is not None and ood is not None:
-                    inside, outside = _joined(known), _joined(ood)
-                    state, rest = tuned(state, inside, outside, searched=self._searched)
-                    state = state.calibrated([rest], keep=keep)
-                elif known is not None:
-                    with known as batches:
-                        state = state.calibrated(batches, keep=keep)
+                if known is not None:
+                    state = self._calibrated(known, keep=keep, state=state, ood=ood)
                 if ranks.is_alone:
                     return state
                 content = state_bytes(state)
         return state_from_bytes(sent_by_first(content, ranks), device=total.weight.device)
+
+    def _calibrated(
+        self,
+        known: AbstractContextManager[Iterable[_Labelled]],
+        *,
+        keep: float,
+        state: FittedState | None = None,
+        ood: AbstractContextManager[Iterable[_Labelled]] | None = None,
+    ) -> FittedState:
+        """Return a state, the present one if none is given, tuned where there are OOD samples, and calibrated."""
+        state = self._fitted() if state is None else state
+        answers = AnswerSum.zeros(len(state.weight), device=state.weight.device)
+        with known as batches:
+            rows = counted(batches, answers, state.weight, state.bias)
+            if ood is None:
+                state = state.calibrated(rows, keep=keep)
+            else:
+                inside = torch.cat([features.clone() for features in rows])  # a loader may use its buffer again
+        if ood is not None:
+            with ood as others:
+                outside = torch.cat([features.clone() for features, _ in others])
+            state, rest = tuned(state, inside, outside, searched=self._searched)
+            state = state.calibrated([rest], keep=keep)
+        self._answers["validation"] = answers
+        self._tell_contradiction("validation", classes=len(state.weight))
+        return state
+
+    def _tell_contradiction(self, name: str, *, classes: int) -> None:
+        """Warn if the original head's answers contradict the labels of training or validation samples."""
+        message = self._answers[name].contradiction(classes=classes, what=f"labelled {name} samples")
+        if message is not None:
+            warnings.warn(message, LabelWarning, stacklevel=4)
 
     def _fitted(self) -> FittedState:
         if self._state is None:
@@ -840,18 +887,6 @@ def _own_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | Non
     """Return copies of the weight and bias of a classifier's head, checked."""
     checked_head(weight, bias)
     return with_float64(weight.detach().clone()), None if bias is None else with_float64(bias.detach().clone())
-
-
-@contextmanager
-def _held_out(link: ModelLink, loader: Iterable[object]) -> Iterator[Iterator[Tensor]]:
-    """Open the model for one pass over held-out inputs; yields their features."""
-    with link.feature_batches(loader) as batches:
-        yield (features for features, _ in batches)
-
-
-def _joined(opened: AbstractContextManager[Iterable[Tensor]]) -> Tensor:
-    with opened as batches:
-        return torch.cat([features.clone() for features in batches])  # a loader may use its buffer again
 
 
 def _released(values: Tensor, *, is_single: bool) -> Tensor:

@@ -289,6 +289,8 @@ class DetectorModule(nn.Module):
         features, weight, bias = caught[0]
         if weight.ndim == 4 and features.ndim == 4 and (self.is_averaged or features.shape[2] * features.shape[3] == 1):
             features = features.mean((2, 3))
+        if features.ndim > 2 and all(length == 1 for length in features.shape[1:-1]):
+            features = features.flatten(1)
         if features.ndim != 2:
             raise ShapeError(
                 f"The head received features of shape {tuple(features.shape)}: it must get one vector a sample."

@@ -1,25 +1,16 @@
 """Models as they are: find the head, stream (features, logits), leave no trace."""
 
+from opnp.model.batches import BatchHalving, BatchReader, InputAxes, axes_of
 from opnp.model.borrow import borrowed, device_of, pruned, pruned_copy, unwrapped
 from opnp.model.forward import Inputs, LogitsSelector, is_out_of_memory, logits_of, plain_tensor, run_model
 from opnp.model.head import Head, HeadLayer, head_layers, linear_layers, require_values
 from opnp.model.layers import sensitivity, sensitivity_sums
 from opnp.model.search import find_head
-from opnp.model.stream import (
-    BatchHalving,
-    HeadStream,
-    InputAxes,
-    Tap,
-    as_batch,
-    axes_of,
-    head_stream,
-    head_tap,
-    inputs_of,
-    labels_of,
-)
+from opnp.model.stream import HeadStream, Tap, head_stream, head_tap
 
 __all__ = [
     "BatchHalving",
+    "BatchReader",
     "Head",
     "HeadLayer",
     "HeadStream",
@@ -27,7 +18,6 @@ __all__ = [
     "Inputs",
     "LogitsSelector",
     "Tap",
-    "as_batch",
     "axes_of",
     "borrowed",
     "device_of",
@@ -35,9 +25,7 @@ __all__ = [
     "head_layers",
     "head_stream",
     "head_tap",
-    "inputs_of",
     "is_out_of_memory",
-    "labels_of",
     "linear_layers",
     "logits_of",
     "plain_tensor",

@@ -24,6 +24,7 @@ __all__ = [
     "head_layers",
     "head_outcome",
     "is_as_its_kind",
+    "is_vector_a_sample",
     "linear_layers",
     "require_classifier",
     "require_module",
@@ -278,8 +279,8 @@ def head_outcome(
         return features, _computed(features, weight, head.bias).to(torch.promote_types(features.dtype, weight.dtype))
     logits = plain_tensor(logits).detach()
     shape = len(features), len(weight)
-    if logits.shape[0] == shape[0] and logits.flatten(1).shape == shape:
-        logits = logits.flatten(1)
+    if logits.numel() == shape[0] * shape[1] and (shape[0] == 1 or logits.shape[0] == shape[0]):
+        logits = logits.reshape(shape)
     if logits.shape != shape:
         raise ShapeError(
             f"The model's logits must have shape {shape}, as the head {head.label} makes them, got "
@@ -381,9 +382,31 @@ def _one_vector_a_sample(received: list[Tensor], head: Head) -> Tensor:
                 f"it was found on inputs that gave it one: give inputs of one size, the larger ones first.",
             )
         return features.flatten(1) if positions == 1 else features.mean((2, 3))
-    if features.ndim != 2:
+    if features.ndim == _axes_without_batch(head.module):
+        raise ShapeError(
+            f"The head {head.label} received features of shape {tuple(features.shape)}, which have no batch axis: the "
+            f"model drops it of a batch of one, as `squeeze()` does. Let it keep the first axis, "
+            f"`features.flatten(1)`, or give batches of two inputs or more.",
+        )
+    if not is_vector_a_sample(features.shape):
         raise ShapeError(token_message(f"The head {head.label}", tuple(features.shape)))
-    return features
+    return features.flatten(1)
+
+
+def is_vector_a_sample(shape: tuple[int, ...]) -> bool:
+    """Return whether features have one vector a sample; axes of length 1 may stand between.
+
+    Example:
+        >>> is_vector_a_sample((8, 16)), is_vector_a_sample((8, 1, 16)), is_vector_a_sample((8, 3, 16))
+        (True, True, False)
+
+    """
+    return len(shape) > 1 and all(length == 1 for length in shape[1:-1])
+
+
+def _axes_without_batch(module: HeadLayer) -> int:
+    """Return the number of axes of what a head receives of one sample that has no batch axis."""
+    return 3 if isinstance(module, nn.Conv2d) else 1
 
 
 def _can_be_head(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ are the gradients for the weight, whatever it is computed from, and for the inpu
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
@@ -27,6 +27,7 @@ from opnp.errors import (
     OptionError,
     ShapeError,
 )
+from opnp.model.batches import BatchReader, is_empty, opened
 from opnp.model.borrow import (
     LAYER_KINDS,
     borrowed,
@@ -48,7 +49,6 @@ from opnp.model.forward import (
 )
 from opnp.model.head import Head, HeadLayer, is_as_its_kind, require_values, weight_of
 from opnp.model.search import find_head
-from opnp.model.stream import inputs_of, is_empty, opened
 
 __all__ = ["sensitivity", "sensitivity_sums"]
 
@@ -173,7 +173,10 @@ def sensitivity_sums(
         raise OptionError(f"`chunk_bytes` must be a whole number of bytes above 0, got {chunk_bytes!r}.")
     chosen, left_out = _chosen(inner, layers)
     first, batches = opened(loader)
-    found = None if head is None else find_head(inner, inputs_of(first), head=head, logits=logits, device=device)
+    reader = BatchReader.of(inner, is_inside=False)
+    found = (
+        None if head is None else find_head(inner, reader.read(first).inputs, head=head, logits=logits, device=device)
+    )
     by_weight: dict[HeadLayer, _Watch] = {}
     with torch.inference_mode(mode=False), borrowed(inner, device=device) as target:
         for name, sharing in chosen.items():
@@ -181,11 +184,7 @@ def sensitivity_sums(
         watches = {name: by_weight[sharing[0]] for name, sharing in chosen.items()}
         energies = _Energies(inner, list(by_weight.values()), found, logits, temperature, target, layers is not None)
         with energies.hooks():
-            count = sum(
-                energies.add(inputs, f" in batch {index}", limit)
-                for index, inputs in enumerate(map(inputs_of, batches))
-                if not is_empty(inputs)
-            )
+            count = _added_up(energies, reader, batches, limit)
     absent = {name: reason for name, watch in watches.items() if (reason := watch.absence())}
     if absent and layers is not None:
         kind = LayerError if all(watches[name].has_run for name in absent) else LayerNotFoundError
@@ -292,8 +291,8 @@ class _Energies:
                     stack.enter_context(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
             return stack.pop_all()
 
-    def add(self, inputs: Inputs, where: str, chunk_bytes: int) -> int:
-        """Add the absolute gradients of a batch's samples to the sums; return how many samples there are."""
+    def add(self, inputs: Inputs, where: str, chunk_bytes: int) -> tuple[int, int]:
+        """Add the absolute gradients of a batch's samples to the sums; return the numbers of samples and classes."""
         whole = self._checked(run_model(self.model, inputs, device=self.device), where)
         samples = _samples(inputs, len(whole))
         if not all(watch.is_reached or watch.problem for watch in self.watches):
@@ -309,7 +308,7 @@ class _Energies:
                     total.add_(gradient.abs())
             for watch in self.watches:
                 watch.is_reached = watch.is_reached or bool(watch.sums[0].any())
-        return len(whole)
+        return len(whole), whole.shape[1]
 
     def _energy(self, inputs: Inputs, added: _Added, sample: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the energy of one sample, and its logits as a vector."""
@@ -441,6 +440,23 @@ class _Energies:
             raise ShapeError("The model has one output: the energy needs the logits of at least two classes.")
         require_finite(logits, name="logits", where=where)
         return logits
+
+
+def _added_up(energies: _Energies, reader: BatchReader, batches: Iterable[object], chunk_bytes: int) -> int:
+    """Add the samples of all batches to the sums of the watches; return how many there are."""
+    count = 0
+    for index, given in enumerate(batches):
+        if is_empty(given):
+            continue
+        batch = reader.read(given)
+        rows, classes = energies.add(batch.inputs, f" in batch {index}", chunk_bytes)
+        count += rows
+        reader = replace(reader, classes=classes)
+        if reader.read(given).places != batch.places:  # by the number of classes, which is known now
+            raise InputTypeError(
+                f"Batch {index} can be read in several ways. Give the model's inputs by name, as a mapping.",
+            )
+    return count
 
 
 def _samples(inputs: Inputs, count: int) -> dict[str, Tensor]:

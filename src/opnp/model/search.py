@@ -22,6 +22,7 @@ from opnp.model.head import (
     head_layers,
     head_outcome,
     is_as_its_kind,
+    is_vector_a_sample,
     require_classifier,
     require_values,
     token_message,
@@ -293,7 +294,7 @@ def _only(
             raise _refusal("ran often", none=none, name=name, runs=len(made), listed=listed)
         if isinstance(layers[name], nn.Conv2d):
             raise _of_positions(f"`{name}`", call)
-        if len(call.shape) != 2:
+        if not is_vector_a_sample(call.shape):
             read = " The model returns its output at one token of each sequence." if _is_one_token(call, output) else ""
             raise HeadNotFoundError(token_message(f"The layer `{name}`", call.shape, read=read))
         raise _refusal("followed", none=none, name=name, listed=listed)
@@ -305,7 +306,11 @@ def _combination(
     none: str, layers: Mapping[str, HeadLayer], calls: Mapping[str, _Call], logits: Tensor
 ) -> HeadNotFoundError:
     """Return the error for logits that several layers may make together."""
-    tokens = [name for name, call in calls.items() if len(call.shape) != 2 and isinstance(layers[name], nn.Linear)]
+    tokens = [
+        name
+        for name, call in calls.items()
+        if isinstance(layers[name], nn.Linear) and not is_vector_a_sample(call.shape)
+    ]
     lines = ", ".join(
         f"{name!r} {_size(layers[name])}{', on every token and so none to choose' if name in tokens else ''}"
         for name in list(calls)[-_SHOWN:]
@@ -437,7 +442,9 @@ def _call(module: HeadLayer, received: Tensor, output: Tensor) -> _Call:
     if isinstance(module, nn.Conv2d) and received.ndim == 4 and output.ndim == 4:
         kept, output = received.mean((2, 3)), output.mean((2, 3))
     else:
-        kept = received.clone() if received.ndim == 2 else torch.empty(shape, device="meta")
+        kept = (
+            received.clone() if is_vector_a_sample(shape) or received.ndim == 1 else torch.empty(shape, device="meta")
+        )
     return _Call(kept, shape, output, _version(output), is_plain)
 
 

@@ -13,7 +13,6 @@ from opnp.bench.odin import read_odin
 from opnp.bench.origin import FeatureSource
 from opnp.data import InputSet, open_inputs, read_features, read_head
 from opnp.errors import DataFileError, EmptyDataError, HeadNotFoundError, MissingExtraError, NonFiniteError, OptionError
-from opnp.model import inputs_of
 from tests.contract.snapshot import unchanged
 from tests.unit.bench.image_world import CLASSES, INPUTS, cached, class_images, image_sets, tiny_model, write_images
 from tests.unit.data.image_files import save_image, write_tree
@@ -36,7 +35,8 @@ def slow_features(model: nn.Sequential, images: InputSet) -> Tensor:
     """Return the features by running the layers before the head in eval mode."""
     other = tiny_model()
     other.load_state_dict(model.state_dict())
-    inputs = inputs_of(next(iter(images.batches(len(images)))))
+    loaded = next(iter(images.batches(len(images))))
+    inputs = loaded[0] if isinstance(loaded, tuple) else loaded
     with torch.no_grad():
         features: Tensor = other.eval()[:-1](inputs)
     return features

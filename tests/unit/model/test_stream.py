@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
 from opnp.errors import EmptyDataError, HeadNotFoundError, InputTypeError, NonFiniteError, ShapeError
-from opnp.model import as_batch, axes_of, find_head, head_stream, head_tap, inputs_of, labels_of
+from opnp.model import find_head, head_stream, head_tap
 from tests.contract.snapshot import unchanged
 from tests.unit.model.tiny_models import INPUTS, Answering, WithLogits, batch, batches, compiled, mlp, read
 
@@ -25,106 +25,6 @@ GIVEN, LABELS = batch(), torch.arange(8) % 3
 class Pair(NamedTuple):
     inputs: Tensor
     labels: Tensor
-
-
-@pytest.mark.parametrize(
-    "loaded",
-    [
-        GIVEN,
-        (GIVEN, LABELS),
-        (GIVEN,),
-        [GIVEN],
-        [GIVEN, LABELS],
-        (GIVEN, LABELS, ["a.png"]),
-        (GIVEN, None),
-        Pair(GIVEN, LABELS),
-    ],
-)
-def test_inputs_of_tensors(loaded: object) -> None:
-    assert inputs_of(loaded) is GIVEN
-
-
-@pytest.mark.parametrize("kind", [dict, UserDict])
-@pytest.mark.parametrize("label", ["label", "labels"])
-def test_inputs_of_mappings_have_no_labels(kind: Any, label: str) -> None:
-    loaded = kind({"pixel_values": GIVEN, label: LABELS, "scale": 2.0})
-    for form in (loaded, (loaded, LABELS), [loaded]):
-        found = inputs_of(form)
-        assert isinstance(found, dict)
-        assert sorted(found) == ["pixel_values", "scale"]
-        assert found["pixel_values"] is GIVEN
-    assert sorted(loaded) == sorted(["pixel_values", label, "scale"])
-
-
-@pytest.mark.parametrize(
-    ("loaded", "kind"),
-    [
-        ("images", "str"),
-        (3, "int"),
-        (None, "NoneType"),
-        (np.ones(3), "ndarray"),
-        ((), "empty tuple"),
-        ((["a.png"], 0), "list"),
-    ],
-)
-def test_inputs_of_anything_else_is_an_error(loaded: object, kind: str) -> None:
-    with pytest.raises(InputTypeError, match=rf"A batch must be a tensor.*got (an )?{kind}\."):
-        inputs_of(loaded)
-
-
-def test_a_list_of_inputs_that_were_not_stacked_is_an_error() -> None:
-    images = [torch.rand(3, 8, 8) for _ in range(4)]
-    with pytest.raises(InputTypeError, match=r"a list of 4 tensors of shape \(3, 8, 8\): .*torch\.stack"):
-        inputs_of(images)
-    # Views of a batch, soft labels and further columns are not that.
-    assert inputs_of([images[0], images[1]]) is images[0]
-    assert inputs_of((images[0], torch.rand(3, 5), torch.rand(3))) is images[0]
-    assert inputs_of((images[0], torch.zeros(3, 8, 8, dtype=torch.int64), images[1])) is images[0]
-
-
-@pytest.mark.parametrize(
-    ("loaded", "has_labels"),
-    [
-        ((GIVEN, LABELS), True),
-        ([GIVEN, LABELS.short()], True),
-        ({"x": GIVEN, "labels": LABELS}, True),
-        ({"x": GIVEN, "label": LABELS}, True),
-        (GIVEN, False),
-        ({"x": GIVEN}, False),
-        ((GIVEN, LABELS.float()), False),
-        ((GIVEN, torch.eye(8).long()), False),
-        ((GIVEN, ["cat"] * 8), False),
-    ],
-)
-def test_labels_of(loaded: object, has_labels: bool) -> None:
-    found = labels_of(loaded)
-    assert (found is not None) is has_labels
-    if found is not None:
-        assert found.tolist() == LABELS.tolist()
-
-
-IDS: dict[str, object] = {"ids": torch.ones(4, 7).long(), "mask": torch.ones(4, 7), "scale": 2.0}
-
-
-@pytest.mark.parametrize(
-    ("several", "one", "others"),
-    [
-        (torch.ones(5, 3, 8, 8), torch.ones(3, 8, 8), [torch.ones(8, 8)]),
-        (
-            IDS,
-            {"ids": torch.ones(7), "mask": torch.ones(7), "scale": 2.0},
-            [{"ids": torch.ones(7), "mask": torch.ones(1, 7)}, {"scale": 2.0}],
-        ),
-    ],
-    ids=["tensor", "mapping"],
-)
-def test_one_input_gets_a_batch_axis(several: Any, one: Any, others: list[Any]) -> None:
-    axes = axes_of(several)
-    found, is_single = as_batch(one, axes)
-    assert is_single
-    assert axes_of(found) == axes
-    for given, known in [(several, axes), (several, None), *((other, axes) for other in others)]:
-        assert as_batch(given, known) == (given, False)
 
 
 # --------------------------------------------------------------------------------------------------------- streams
