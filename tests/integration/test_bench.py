@@ -17,7 +17,7 @@ from opnp.values.bench import BenchRecord
 from tests.in_process import Opnp, done, refused
 from tests.unit.bench.bench_world import write_world
 from tests.unit.bench.image_world import OPTIONS, class_images, write_images, write_module
-from tests.unit.data.image_files import save_image, write_tensors
+from tests.unit.data.image_files import save_image
 
 
 @pytest.fixture(scope="module")
@@ -159,32 +159,6 @@ def test_the_table_on_the_terminal(opnp: Opnp, tmp_path: Path) -> None:
     assert "accuracy and calibration are unknown" in text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ("--methods", "gram"),
-            "`methods` must be groups (reference, baselines, combinations, product) or methods (MSP,",
-        ),
-        (("--methods", ","), "got none"),
-        (("--validation-samples", 240), "`validation_samples` must lie in 1 to 239"),
-        (
-            ("--rho-w-min", 30),
-            "`w_min` must be a fraction in [0, 1), got 30.0. Percentages are written as fractions: 0.3",
-        ),
-    ],
-)
-def test_mistakes_are_one_message(
-    opnp: Opnp, world: Path, tmp_path: Path, arguments: tuple[object, ...], message: str
-) -> None:
-    outcome = opnp("bench", "--features", world / "one", "--out", tmp_path / "out", *arguments)
-    assert outcome.code == 2
-    assert outcome.err.startswith("opnp: ")
-    assert message in outcome.err
-    assert "Traceback" not in outcome.err
-    assert not (tmp_path / "out").exists()
-
-
 def test_without_pytorch_ood_its_methods_name_the_extra_and_others_run(
     opnp: Opnp, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,18 +247,14 @@ def test_other_ood_sets_do_not_see_those_of_before(opnp: Opnp, here: Path) -> No
     assert set(record_in(here / "out").models[0].nearness) == {"noise"}
 
 
-def test_changed_images_and_another_model_are_never_mixed_up(opnp: Opnp, here: Path) -> None:
+def test_features_of_another_model_are_replaced(opnp: Opnp, here: Path) -> None:
     energy = ("--methods", "energy")
-    assert opnp(*MODEL, *DATA, *energy, "--out", "out").code == 0
-    images, labels = class_images(120, seed=1)
-    write_tensors(here / "test.safetensors", images.flip(0), labels.flip(0))
-    assert "test computed; train, ood_noise kept" in opnp(*MODEL, *DATA, *energy, "--out", "out").err
+    done(opnp, *MODEL, *DATA, *energy, "--out", "out")
     module = here / "tinynets.py"
     module.write_text(module.read_text(encoding="utf-8").replace("model()", "model(seed=3)"), encoding="utf-8")
     sys.modules.pop("tinynets")
-    replaced = opnp(*MODEL, *DATA, *energy, "--out", "out")
-    assert "train, test, ood_noise computed." in replaced.err
-    assert opnp(*MODEL, *DATA, *energy, "--out", "fresh").code == 0
+    assert "train, test, ood_noise computed." in opnp(*MODEL, *DATA, *energy, "--out", "out").err
+    done(opnp, *MODEL, *DATA, *energy, "--out", "fresh")
     assert (here / "out" / "results.json").read_bytes() == (here / "fresh" / "results.json").read_bytes()
 
 

@@ -60,20 +60,6 @@ def test_features_head_and_record_are_written(opnp: Opnp, here: Path) -> None:
     assert torch.equal(read_head(here / "out" / "head.safetensors").weight, list(tiny_model().parameters())[-2])
 
 
-def test_the_other_commands_read_them(opnp: Opnp) -> None:
-    assert opnp(*MODEL, *OPTIONS, *SETS, "--out", "out").code == 0
-    files = ("--features", "out/train.safetensors", "--head", "out/head.safetensors", "--rho-w-min", 0.1)
-    done(opnp, "fit", *files, "--validation", "out/test.safetensors", "--out", "detector.safetensors")
-    done(
-        opnp,
-        *("score", "--detector", "detector.safetensors", "--features", "out/ood_noise.safetensors"),
-        *("--out", "scores.csv"),
-    )
-    outcome = done(opnp, "bench", "--features", "out", "--out", "results", "--methods", "energy,odin", "--json")
-    rows = {row["method"]: row for row in json.loads(outcome.out)["models"][0]["methods"]}
-    assert rows["ODIN temperature=1000 eps=0.0014"]["status"] == "ok"
-
-
 def test_without_odin_it_can_be_left_out(opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opnp.adapters.baselines.find_spec", lambda name: None)
     message = refused(opnp, *MODEL, *OPTIONS, *SETS, "--out", "out")
@@ -134,20 +120,6 @@ def test_unreadable_images_are_listed_and_counted_and_nothing_but_those_is_an_er
     assert (mended.code, mended.err) == (0, "")
     facts = json.loads(mended.out)["sets"]["test"]
     assert (facts["samples"], facts["unreadable"], facts["is_new"]) == (7, 0, True)
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ((), "flat holds nothing to work on: 1 of 1 inputs could not be read: one.jpg (no image)"),
-        (("--strict",), "flat: one.jpg cannot be read (no image): mend or remove it."),
-    ],
-)
-def test_images_of_which_none_can_be_read(opnp: Opnp, here: Path, option: tuple[str, ...], message: str) -> None:
-    (here / "flat").mkdir()
-    (here / "flat" / "one.jpg").write_bytes(b"no image")
-    outcome = opnp(*MODEL, *OPTIONS, "--test", "flat", "--out", "out", *option)
-    assert (outcome.code, outcome.err) == (2, f"opnp: test: {message}\n")
 
 
 def test_a_model_that_odin_fails_on_is_cached_all_the_same(
@@ -241,11 +213,3 @@ def test_texts_are_cached_and_judged(opnp: Opnp, here: Path) -> None:
     assert rows["ODIN temperature=1000 eps=0.0014"]["reason"] == odin.about.reason
     strict = refused(opnp, *bench, "--strict")
     assert "line 1 cannot be read (no text): mend or remove it" in strict
-
-
-def test_a_saved_data_set_of_splits_needs_one_of_them(opnp: Opnp, here: Path) -> None:
-    write_bert(here / "bert")
-    data = HF.Dataset.from_dict({"text": ["a"]})
-    HF.DatasetDict({"train": data, "test": data}).save_to_disk(here / "both")
-    message = refused(opnp, "cache", "--test", "both", "--model", "hf:bert", "--out", "out")
-    assert "both holds the splits train, test: give one of them" in message
