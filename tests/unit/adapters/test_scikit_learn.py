@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits, load_iris, make_blobs
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier, SGDClassifier
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -58,9 +58,6 @@ def is_row_of(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     [
         OPNPOutlierDetector(),
         OPNPOutlierDetector(LogisticRegression(), w_min=0.1, o_max=0.3, shaping=None, contamination=0.2),
-        OPNPOutlierDetector(LinearSVC(random_state=0), w_min=0.1),
-        OPNPOutlierDetector(RidgeClassifier(), w_max=0.1, ood_score="msp"),
-        OPNPOutlierDetector(SGDClassifier(random_state=0), w_min=0.1, scope="class"),
         OPNPOutlierDetector(make_pipeline(StandardScaler(), LogisticRegression()), w_min=0.1),
     ]
 )
