@@ -106,22 +106,29 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "site", build)
 
 
-def anchors(site: Path, place: str) -> set[str]:
-    return set().union(*(page.ids for name, page in read_site(site).items() if name.startswith(place)))
+@pytest.fixture(scope="module")
+def read(site: Path) -> dict[str, Page]:
+    return read_site(site)
+
+
+@pytest.fixture(scope="module")
+def anchors(read: dict[str, Page]) -> set[str]:
+    """Return the anchors of the reference."""
+    return set().union(*(page.ids for name, page in read.items() if name.startswith("reference/")))
 
 
 @pytest.mark.slow
-def test_every_public_name_has_an_entry(site: Path) -> None:
+def test_every_public_name_has_an_entry(anchors: set[str]) -> None:
     expected = {f"opnp.{name}" for name in dir(opnp) if not inspect.ismodule(getattr(opnp, name))}
     expected |= {f"opnp.{room}.{name}" for room in ("adapters", "data") for name in getattr(opnp, room).__all__}
     expected |= {f"{kind.__module__}.{kind.__name__}" for kind in (OPNPDetector, OPNPOutlierDetector)}
     expected.add("opnp.adapters.openood.OPNPPostprocessor")
-    assert expected - anchors(site, "reference/") == set()
+    assert expected - anchors == set()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [opnp.OPNP, OPNPDetector, OPNPOutlierDetector, OPNPPostprocessor])
-def test_every_method_has_an_entry(site: Path, kind: type) -> None:
+def test_every_method_has_an_entry(anchors: set[str], kind: type) -> None:
     package = "opnp" if kind is opnp.OPNP else kind.__module__
     own = {
         name
@@ -130,12 +137,12 @@ def test_every_method_has_an_entry(site: Path, kind: type) -> None:
         for name, value in vars(base).items()
         if not name.startswith("_") and (inspect.isroutine(value) or isinstance(value, property))
     }
-    assert {f"{package}.{kind.__name__}.{name}" for name in own} - anchors(site, "reference/") == set()
+    assert {f"{package}.{kind.__name__}.{name}" for name in own} - anchors == set()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_has_an_entry(site: Path, command: str) -> None:
+def test_every_option_has_an_entry(read: dict[str, Page], command: str) -> None:
     options = [
         item
         for item in imported_command(command).params
@@ -143,7 +150,7 @@ def test_every_option_has_an_entry(site: Path, command: str) -> None:
     ]
     expected = {f"opnp-{command}-{item.opts[0].lstrip('-').replace('_', '-')}" for item in options}
     assert options
-    assert {f"opnp-{command}", *expected} - read_site(site)["reference/commands.html"].ids == set()
+    assert {f"opnp-{command}", *expected} - read["reference/commands.html"].ids == set()
 
 
 @pytest.mark.slow
@@ -162,20 +169,19 @@ def test_no_link_is_dead(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_page_is_left_out_of_the_navigation(site: Path) -> None:
-    found = read_site(site)
+def test_no_page_is_left_out_of_the_navigation(site: Path, read: dict[str, Page]) -> None:
     assert {name.removesuffix(".md") for name in pages()} <= {
-        name.replace("records/index", "records/README").removesuffix(".html") for name in found
+        name.replace("records/index", "records/README").removesuffix(".html") for name in read
     }
     reached = {
-        (site / "index.html").parent.joinpath(urlsplit(link).path).resolve() for link in found["index.html"].links
+        (site / "index.html").parent.joinpath(urlsplit(link).path).resolve() for link in read["index.html"].links
     }
-    assert {name for name in found if (site / name).resolve() not in reached} == {"404.html"}
+    assert {name for name in read if (site / name).resolve() not in reached} == {"404.html"}
 
 
 @pytest.mark.slow
-def test_nothing_is_loaded_from_the_network(site: Path) -> None:
-    for name, page in read_site(site).items():
+def test_nothing_is_loaded_from_the_network(site: Path, read: dict[str, Page]) -> None:
+    for name, page in read.items():
         assert [link for link in page.loaded if urlsplit(link).netloc] == [], name
     for path in (*site.rglob("*.css"), *(site / "assets").glob("*.css")):
         found = re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\"']+", path.read_text(encoding="utf-8"))
