@@ -9,13 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from opnp import MEMBERS, OPNP, Ratios
-from opnp.data import read_head, write_features, write_head
+from opnp.data import read_head, write_features
 from opnp.errors import OpnpWarning
 from opnp.files import write_atomically
 from tests.in_process import Opnp, done, refused
 from tests.integration.cli_world import MODULES, line, write_cached, write_world
 from tests.unit.adapters.hub_folders import write_bert
-from tests.unit.bench.bench_world import world_weight
 from tests.unit.bench.bench_world import write_world as write_feature_world
 from tests.unit.bench.image_world import CLASSES, tiny_model
 
@@ -38,7 +37,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
     write_bert(folder / "bert")
     write_feature_world(folder / "w")
-    write_head(write_feature_world(folder / "one-class", has_labels=False) / "head.safetensors", world_weight()[:1])
     head, images = read_head(features / "head.safetensors"), [torch.randn(40, 3, 8, 8)]
     plain = OPNP(ratios=Ratios(w_min=0.1)).fit_features(torch.rand(50, 32), weight=head.weight, bias=head.bias)
     plain.save(folder / "plain.st")
@@ -181,7 +179,6 @@ _TUNE = "tune FEATURES --out d.st"
         ("sweep --features w --out new --curves ,", "got none"),
         ("sweep --features w --out new --rho-w-min 30", "`w_min` must be a fraction in [0, 1), got 30.0"),
         ("sweep --features w --out new --rho-o-min 0.5 --rho-o-max 0.5", "`o_min` = 0.5 and `o_max` = 0.5 sum to 1"),
-        ("sweep --features one-class --out new --json", "at least two classes"),
         ("bench --features w --out new --methods ,", "got none"),
         ("bench --features w --out new --validation-samples 240", "`validation_samples` must lie in 1 to 239"),
         # A model that leaves the process, or is of another dtype.

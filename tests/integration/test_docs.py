@@ -2,7 +2,9 @@
 
 import ast
 import inspect
+import os
 import re
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -21,7 +23,6 @@ from opnp.adapters.scikit_learn import OPNPOutlierDetector
 from opnp.cli.app import COMMANDS, imported_command
 from opnp.errors import OpnpError, OpnpWarning
 from studies.results_page import Records, results_page, with_table
-from tests.integration.core_environment import finished
 from tests.integration.docs_pages import DOCS, pages
 from tests.made_once import made_once
 from tools.docs_reference import readable
@@ -101,7 +102,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def build(folder: Path) -> None:
         command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-        finished(["env", "NO_MKDOCS_2_WARNING=1", *command], folder=ROOT)
+        silent = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+        run = subprocess.run(command, cwd=ROOT, env=silent, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
 
     return made_once(tmp_path_factory, "site", build)
 

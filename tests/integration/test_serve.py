@@ -23,7 +23,7 @@ from tests.integration.serve_process import Served, all_begun, serving
 from tests.unit.bench.image_world import OPTIONS
 from tests.unit.serve.serve_world import fitted, image_bytes, inputs_of, pictures, require_equal, service, verdict_json
 
-CLIENTS, REQUESTS, PICTURES = 64, 2000, 50
+CLIENTS, REQUESTS, PICTURES = 64, 640, 40
 MODEL = "tests.unit.bench.image_world:tiny_model"
 
 
