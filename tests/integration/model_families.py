@@ -9,14 +9,12 @@ import timm
 import torch
 import torchvision
 import transformers
-from timm.models.efficientformer import EfficientFormer
 from timm.models.maxxvit import MaxxVit, MaxxVitCfg
 from timm.models.mlp_mixer import MlpMixer
-from timm.models.repvit import RepVit
 from timm.models.volo import VOLO
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
-from torchvision.models import convnext, maxvit, regnet
+from torchvision.models import convnext, regnet
 
 from opnp.model import Inputs, run_model
 
@@ -206,12 +204,6 @@ _OF_TORCHVISION = (
     ),
     _torchvision("vit", "heads.head", lambda: _TV.VisionTransformer(32, 16, 1, 2, 16, 32, num_classes=CLASSES)),
     _torchvision("swin", "head", lambda: _TV.SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2], num_classes=CLASSES)),
-    _torchvision(
-        "maxvit",
-        "classifier.5",
-        lambda: maxvit.MaxVit((64, 64), 2, 8, [8, 16], [1, 1], 8, 0.0, num_classes=CLASSES),
-        size=64,
-    ),
     _torchvision("vgg", "classifier.6", vgg),
     _torchvision(
         "regnet",
@@ -256,32 +248,6 @@ _OF_TIMM = (
         options={"img_size": 64},
         refusal=_TWO_HEADS.format("head.linear", "head_dist.linear"),
         choice={"head": "head"},
-        is_output=False,
-    ),
-    Family(
-        "timm efficientformer",
-        partial(
-            EfficientFormer,
-            (1, 1, 1, 1),
-            (8, 8, 16, 16),
-            num_classes=CLASSES,
-            num_vit=1,
-            img_size=224,
-            downsamples=(False, True, True, True),
-        ),
-        _images(224),
-        "head",
-        refusal=_TWO_HEADS.format("head", "head_dist"),
-        choice={"head": "head"},
-        is_output=False,
-    ),
-    Family(
-        "timm repvit",
-        partial(RepVit, embed_dim=(8, 16, 16, 16), depth=(1, 1, 1, 1), num_classes=CLASSES),
-        _images(64),
-        "head.head_dist.l",
-        refusal=_TWO_HEADS.format("head.head.l", "head.head_dist.l"),
-        choice={"head": "head.head_dist"},
         is_output=False,
     ),
     _timm("convnext_atto", "head.fc", options={"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 1)}),
@@ -359,7 +325,6 @@ _OF_TRANSFORMERS = (
     ),
     _hf("Bert", "classifier", _tokens, options=_BERT),
     _hf("Roberta", "classifier.out_proj", _tokens, options=_BERT),
-    _hf("Electra", "classifier.out_proj", _tokens, options=_BERT),
     _hf(
         "DistilBert",
         "classifier",
