@@ -73,7 +73,7 @@ def serving(folder: Path, *options: str, model: str = "tests.unit.bench.image_wo
 
 async def all_begun(address: str, count: int) -> None:
     """Wait until so many requests are in work or answered."""
-    async with httpx.AsyncClient(base_url=address) as client:
+    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
         begun = 0.0
         while begun < count:
             text = (await client.get("/metrics")).text
@@ -92,7 +92,7 @@ def _serve(arguments: list[str]) -> None:
 
 def address_of(process: BaseProcess, log: Path) -> str:
     """Return where a service answers, from its log."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.is_alive():
         found = re.search(r"http://[\w.:]+", log.read_text(encoding="utf-8")) if log.exists() else None
         if found:

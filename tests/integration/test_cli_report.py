@@ -56,7 +56,7 @@ def test_what_cannot_be_read_or_written_leaves_no_page(opnp: Opnp, results: Path
 
 def test_a_page_needs_neither_torch_nor_matplotlib(results: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOADED, str(results), str(tmp_path / "page.html")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "\n", "")
 
 

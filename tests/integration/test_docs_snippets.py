@@ -199,7 +199,7 @@ def service(block: Block) -> Iterator[str]:
             yield address
         finally:
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=120)
 
 
 def test_blocks_have_a_language_that_is_run_or_is_text() -> None:
@@ -255,7 +255,7 @@ def test_the_notebook_runs_and_tells_digits_from_others(tmp_path: Path, monkeypa
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     whole = notebook()
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(whole, timeout=120, kernel_name="python3", resources=resources).execute()
+    NotebookClient(whole, timeout=600, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in whole.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if "text" in output)
     shares = {name: float(share) for name, share in re.findall(r"(\w+): ([\d.]+)% flagged", printed)}

@@ -34,6 +34,11 @@ def refused(error: type[OpnpError], message: str, detector: Path, *options: str)
         imported_command("serve").main(args=arguments, standalone_mode=False)
 
 
+def posted(served: Served, content: bytes) -> httpx.Response:
+    headers = {"Content-Type": "image/png"}
+    return httpx.post(f"{served.address}/score", content=content, headers=headers, timeout=60)
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "detector.safetensors"
@@ -78,13 +83,10 @@ def test_with_a_batch_of_one_the_answers_are_the_librarys_to_the_bit(tmp_path: P
     wanted = verdict_json(*fitted(), inputs_of(images))
     with serving(tmp_path, "--max-batch", "1", "--class-names", str(names), "--max-bytes", "1KB") as served:
         for image, expected in zip(images, wanted, strict=True):
-            answer = httpx.post(
-                f"{served.address}/score", content=image_bytes(image), headers={"Content-Type": "image/png"}
-            ).json()
+            answer = posted(served, image_bytes(image)).json()
             assert answer.pop("class_name") == ["red", "green", "blue", "yellow"][expected["class"]]
             assert answer == expected
-        too_large = httpx.post(f"{served.address}/score", content=b"x" * 3000, headers={"Content-Type": "image/png"})
-        assert too_large.status_code == 413
+        assert posted(served, b"x" * 3000).status_code == 413
         served.process.terminate()
         served.process.join(60)
         assert served.process.exitcode == 0
@@ -155,7 +157,7 @@ def test_every_one_of_64_clients_gets_the_librarys_answers(tmp_path: Path) -> No
     bodies = [image_bytes(image) for image in images]
     with serving(tmp_path) as served:
         answers = asyncio.run(all_answers(served.address, bodies * (REQUESTS // PICTURES), clients=CLIENTS))
-        metrics = httpx.get(f"{served.address}/metrics").text
+        metrics = httpx.get(f"{served.address}/metrics", timeout=60).text
         os.kill(served.process.pid or 0, signal.SIGTERM)
         served.process.join(60)
         assert served.process.exitcode == 0, served.log.read_text(encoding="utf-8")

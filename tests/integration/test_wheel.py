@@ -75,7 +75,7 @@ def required_distributions(requirements: Iterable[str]) -> list[Distribution]:
 
 
 def finished(
-    command: list[str], *, folder: Path | None = None, code: int = 0, seconds: float = 300
+    command: list[str], *, folder: Path | None = None, code: int = 0, seconds: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Return a command that has run outside the environment of the tests, and ended with this exit code."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FROM_OUTSIDE)}
