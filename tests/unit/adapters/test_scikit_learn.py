@@ -221,15 +221,6 @@ def test_sparse_rows_give_what_dense_ones_give(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(thin, dense, rtol=1e-12)
 
 
-def test_fitting_again_leaves_nothing_of_before() -> None:
-    pandas = pytest.importorskip("pandas")  # a package of another extra; arrays have no names
-    detector = OPNPOutlierDetector(w_min=0.2, random_state=0).fit(pandas.DataFrame(X, columns=list("abcdef")), Y)
-    assert detector.feature_names_in_.tolist() == list("abcdef")
-    detector.fit(X[:, :4], Y)
-    assert not hasattr(detector, "feature_names_in_")
-    assert detector.n_features_in_ == 4
-
-
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
