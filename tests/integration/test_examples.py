@@ -19,6 +19,7 @@ from examples import (
 from examples.comparison import Comparison
 from opnp import PANEL
 from tests.real.locations import DATA
+from tests.tried import Tried
 
 TEXT = DATA / "text" / "clinc150.json"
 SINGLE = ["Energy", "MSP", "ReAct 0.9", "SCALE 0.85", "OPNP w_min=0.3"]
@@ -34,8 +35,11 @@ def comparison(name: str, seeds: int) -> Comparison:
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", [pytest.param("text", marks=needs_text), "table"])
-def test_every_method_is_reported_on_every_set_and_the_fusion_has_little_regret(name: str, seeds: int) -> None:
+def test_every_method_is_reported_on_every_set_and_the_fusion_has_little_regret(
+    name: str, seeds: int, tried: Tried
+) -> None:
     """Regret is against the single score that is best on each set, which nobody knows beforehand."""
+    tried("guarantees", "regrets of the fusion in an example", seeds)
     found = comparison(name, seeds)
     sets = ["out_of_scope"] if name == "text" else ["unseen_classes", "shuffled_columns"]
     expected = [(seed, method, ood) for seed in range(seeds) for method in METHODS for ood in sets]

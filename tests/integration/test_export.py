@@ -23,6 +23,7 @@ from opnp.export import FeatureJudge, files, write_onnx, write_program
 from opnp.export.files import arguments
 from opnp.model import Inputs, run_model
 from tests.real.locations import DATA
+from tests.tried import Tried
 from tests.unit.detector.detector_world import features, loader, model
 
 CLASSES = 10
@@ -141,8 +142,9 @@ def test_onnxruntime_gives_the_numbers_of_torch_at_any_batch_size(tmp_path: Path
     ],
 )
 def test_files_of_a_fusion_give_its_scores_and_verdicts(
-    make: Callable[[], nn.Module], rate: float, data: Callable[..., tuple[Inputs, Tensor]], tmp_path: Path
+    make: Callable[[], nn.Module], rate: float, data: Callable[..., tuple[Inputs, Tensor]], tmp_path: Path, tried: Tried
 ) -> None:
+    tried("models", "models trained and exported with a fusion, run beside torch")
     torch.manual_seed(0)
     net = trained(make(), rate=rate, data=data)
     detector = OPNP().fit(net, [data(100, seed=seed)[0] for seed in range(100, 105)])
@@ -215,8 +217,9 @@ HEADS: dict[str, Callable[[], Head]] = {
         pytest.param("mlperf", "float64", marks=pytest.mark.long),
     ],
 )
-def test_every_member_keeps_its_numbers_in_onnx_and_in_a_program(head: str, precision: Precision) -> None:
+def test_every_member_keeps_its_numbers_in_onnx_and_in_a_program(head: str, precision: Precision, tried: Tried) -> None:
     """Members to 1e-5, and twice what float32 itself loses of them; the score they are fused to to 1e-5."""
+    tried("numerics", "heads exported with all members, run beside torch")
     rows, weight, bias = HEADS[head]()
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     detector = OPNP(members=MEMBERS, precision=precision)

@@ -41,7 +41,8 @@ def of(families: Iterable[Family], *, quick: Callable[[Family], bool]) -> pytest
 
 
 @of(FAMILIES, quick=lambda family: family.name.partition(" ")[2] not in LARGE)
-def test_a_family_goes_all_the_way(family: Family, tmp_path: Path) -> None:
+def test_a_family_goes_all_the_way(family: Family, tmp_path: Path, tried: Tried) -> None:
+    tried("models", "families of models, fitted, scored and saved")
     model = family.model()
     if family.refusal is not None:
         check_is_refused(family, model)

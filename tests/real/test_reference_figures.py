@@ -21,6 +21,7 @@ from opnp.values.figures import DetectionFigures
 from opnp.values.sweep import SweepPoint, SweepRecord, SweptModel
 from tests.made_once import made_once
 from tests.real.locations import DATA, needs_data
+from tests.tried import Tried
 
 pytestmark = [pytest.mark.real, needs_data]
 
@@ -193,7 +194,8 @@ def sweep(factory: pytest.TempPathFactory, model: str) -> SweptModel:
 
 @pytest.mark.slow
 @rows_of(_rows(), quick="densenet_cifar10")
-def test_row_of_a_benchmark(tmp_path_factory: pytest.TempPathFactory, row: Row) -> None:
+def test_row_of_a_benchmark(tmp_path_factory: pytest.TempPathFactory, row: Row, tried: Tried) -> None:
+    tried("numerics", "figures of an independent implementation, met within 0.05 points")
     (model,) = benchmark(tmp_path_factory, row.model).models
     ours = model.row(row.method)
     assert ours.detection is not None
@@ -205,8 +207,9 @@ def test_row_of_a_benchmark(tmp_path_factory: pytest.TempPathFactory, row: Row) 
 @pytest.mark.slow
 @models_of("densenet_cifar10")
 def test_a_benchmark_goes_by_nearness_and_leaves_2000_samples_or_30_percent_to_validation(
-    tmp_path_factory: pytest.TempPathFactory, model: str
+    tmp_path_factory: pytest.TempPathFactory, model: str, tried: Tried
 ) -> None:
+    tried("numerics", "benchmarks and sweeps of real models")
     (found,) = benchmark(tmp_path_factory, model).models
     assert found.sets("near") == NEAR.get(model, [])
     share = 0.3 * found.id_samples["test"]
@@ -243,7 +246,8 @@ def point_of(model: SweptModel, row: Row) -> SweepPoint:
 
 @pytest.mark.slow
 @rows_of(_ours(), quick="densenet_cifar100")
-def test_row_of_a_sweep(tmp_path_factory: pytest.TempPathFactory, row: Row) -> None:
+def test_row_of_a_sweep(tmp_path_factory: pytest.TempPathFactory, row: Row, tried: Tried) -> None:
+    tried("numerics", "figures of an independent implementation, met within 0.05 points")
     point = point_of(sweep(tmp_path_factory, row.model), row)
     assert point.status == "ok"
     assert point.detection is not None
@@ -254,7 +258,10 @@ def test_row_of_a_sweep(tmp_path_factory: pytest.TempPathFactory, row: Row) -> N
 
 @pytest.mark.slow
 @models_of("densenet_cifar100")
-def test_every_step_of_a_ratio_removes_something_else(tmp_path_factory: pytest.TempPathFactory, model: str) -> None:
+def test_every_step_of_a_ratio_removes_something_else(
+    tmp_path_factory: pytest.TempPathFactory, model: str, tried: Tried
+) -> None:
+    tried("numerics", "benchmarks and sweeps of real models")
     found = sweep(tmp_path_factory, model)
     for curve in ("w_min", "w_max", "o_min", "o_min-aggregate", "o_max-aggregate"):
         points, name = found.curve(curve), curve.partition("-")[0]
