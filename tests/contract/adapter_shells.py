@@ -21,7 +21,7 @@ from tests.contract.library_shells import load_model, save_model
 from tests.contract.shell import NO_RATIOS, Fused, Shell, body_of, class_labels, features, head_of, known, plain
 from tests.contract.snapshot import snapshot
 from tests.contract.world import batches
-from tests.unit.adapters.openood_evaluator import batches as openood_batches
+from tests.unit.adapters.encoder_world import batches as openood_batches
 
 __all__ = [
     "BaselineShell",

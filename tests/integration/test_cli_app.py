@@ -79,12 +79,6 @@ def test_the_version_is_printed(opnp: Opnp) -> None:
     assert done(opnp, "--version").out.startswith("opnp 0.")
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_is_told_how_to_complete(opnp: Opnp, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
-    monkeypatch.setenv("_OPNP_COMPLETE", f"source_{shell}")
-    assert f"_OPNP_COMPLETE=complete_{shell}" in done(opnp).out
-
-
 @pytest.mark.parametrize(
     ("words", "completed"),
     [

@@ -85,16 +85,11 @@ def _hf_texts(folder: Path) -> Case:
     return Case(f"hf:{write_bert(folder / 'bert')}", (), None, ".jsonl")
 
 
-def _hf_other_weights(folder: Path) -> Case:
-    other = write_bert(folder / "other", seed=1) / "model.safetensors"
-    return Case(f"hf:{write_bert(folder / 'bert')}", (), other, ".jsonl")
-
-
 def _module(folder: Path) -> Case:
     return Case("tinynets:net", OPTIONS, None)
 
 
-_CASES = (_timm, _torchvision, _hf_images, _hf_texts, _hf_other_weights, _module)
+_CASES = (_timm, _torchvision, _hf_images, _hf_texts, _module)
 
 
 def fitted(opnp: Opnp, case: Case, *options: object, data: str = "train") -> Outcome:
@@ -193,17 +188,6 @@ def test_labels_change_no_detector(opnp: Opnp, world: Path) -> None:
         assert outcome.err == ""
         written.add((world / "d.safetensors").read_bytes())
     assert len(written) == 1
-
-
-def test_without_validation_there_is_no_verdict(opnp: Opnp, world: Path) -> None:
-    case = _module(world)
-    outcome = done(opnp, "fit", *case.arguments, "--data", "train.safetensors", "--out", "d.safetensors")
-    assert "No --validation" in outcome.err
-    assert "unreadable           0 of data" in outcome.out
-    outcome, rows = scored(opnp, case, "test.safetensors")
-    assert "not calibrated" in outcome.err
-    assert {(row["p_value"], row["is_ood"]) for row in rows} == {("", "")}
-    assert len({row["score"] for row in rows}) > 5
 
 
 @pytest.mark.parametrize(

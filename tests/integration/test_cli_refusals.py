@@ -15,6 +15,7 @@ from opnp.files import write_atomically
 from tests.in_process import Opnp, done, refused
 from tests.integration.cli_world import MODULES, line, write_cached, write_world
 from tests.unit.adapters.hub_folders import write_bert
+from tests.unit.bench.bench_world import write_world as write_feature_world
 from tests.unit.bench.image_world import CLASSES, tiny_model
 
 
@@ -35,6 +36,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("folder.csv", "folder.onnx", "folder.safetensors", "folder.html"):
         (folder / name).mkdir()
     write_bert(folder / "bert")
+    write_feature_world(folder / "w")
     head, images = read_head(features / "head.safetensors"), [torch.randn(40, 3, 8, 8)]
     plain = OPNP(ratios=Ratios(w_min=0.1)).fit_features(torch.rand(50, 32), weight=head.weight, bias=head.bias)
     plain.save(folder / "plain.st")
@@ -172,6 +174,13 @@ _TUNE = "tune FEATURES --out d.st"
         (f"{_JUDGED} --validation-samples 10", "`validation_samples` must lie in 1 to 9"),
         (f"{_JUDGED} --rho-w-min 30", "`w_min` must be a fraction in [0, 1)"),
         (f"{_JUDGED} --device abacus", "`--device` must be a device of this machine"),
+        ("sweep --features absent --out new", "absent does not exist"),
+        ("sweep --features w --out new --curves rho", "`curves` must be families (parts, paper, ratios, pairs, "),
+        ("sweep --features w --out new --curves ,", "got none"),
+        ("sweep --features w --out new --rho-w-min 30", "`w_min` must be a fraction in [0, 1), got 30.0"),
+        ("sweep --features w --out new --rho-o-min 0.5 --rho-o-max 0.5", "`o_min` = 0.5 and `o_max` = 0.5 sum to 1"),
+        ("bench --features w --out new --methods ,", "got none"),
+        ("bench --features w --out new --validation-samples 240", "`validation_samples` must lie in 1 to 239"),
         # A model that leaves the process, or is of another dtype.
         *(
             (f"{command} train.safetensors --out new --model {model} OPTIONS", message)

@@ -24,7 +24,7 @@ print(time.process_time() - started)
 def printed(code: str, *arguments: str) -> str:
     """Return what a new Python prints that runs this."""
     command = [sys.executable, "-c", code, *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout
 

@@ -41,23 +41,13 @@ def test_wrong_area(tried):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the JUnit report of a run of `TESTS` by two workers."""
+    """Return the JUnit report of a run of `TESTS`."""
     folder = tmp_path_factory.mktemp("told")
     (folder / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "test_told.py").write_text(TESTS, encoding="utf-8")
-    options = [
-        "-q",
-        "-n",
-        "2",
-        "-p",
-        "no:cacheprovider",
-        f"--junit-xml={folder / 'told.xml'}",
-        "-o",
-        f"pythonpath={ROOT}",
-    ]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(folder)], cwd=folder, check=False, capture_output=True
-    )
+    options = ["-q", "-p", "no:cacheprovider", f"--junit-xml={folder / 'told.xml'}", "-o", f"pythonpath={ROOT}"]
+    command = [sys.executable, "-m", "pytest", *options, str(folder)]
+    run = subprocess.run(command, cwd=folder, check=False, capture_output=True)
     assert run.returncode == 1, run.stdout
     return folder / "told.xml"
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_ood.detector import fDBD
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -205,13 +204,6 @@ def test_confident_samples_do_not_tie() -> None:
     assert len(torch.softmax(logits, 1).amax(1).unique()) == 1
     method = PytorchOodBaseline("MSP", weight=torch.eye(2), bias=None).fit(logits)
     assert len(method.output(logits).scores.unique()) == 2
-
-
-def test_fdbd_without_the_dense_product_is_fdbd() -> None:
-    head = nn.Linear(FEATURES, CLASSES)
-    head.weight.data, head.bias.data = WEIGHT.clone(), BIAS.clone()
-    theirs = fDBD(None, head).fit_features(TRAIN, LABELS).predict_features(QUERY)
-    torch.testing.assert_close(fitted("fDBD").output(QUERY).scores, theirs.double(), rtol=1e-5, atol=1e-6)
 
 
 def test_what_cannot_be_fitted_says_why() -> None:
