@@ -28,7 +28,7 @@ def snapshot(model: nn.Module) -> dict[str, object]:
 
 @contextmanager
 def unchanged(
-    owned: nn.Module | Callable[[], dict[str, object]], doing: str, *, but: tuple[str, ...] = ()
+    owned: nn.Module | Callable[[], dict[str, object]], doing: str = "it", *, but: tuple[str, ...] = ()
 ) -> Iterator[None]:
     """Assert that what happens inside changes nothing, whether or not it raises.
 
@@ -64,7 +64,8 @@ def _content(tensor: Tensor | None) -> object:
 def _tensors(model: nn.Module) -> dict[str, object]:
     facts: dict[str, object] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        place = parameter.data_ptr() if type(parameter) is nn.Parameter else None
+        has_place = type(parameter) is nn.Parameter and parameter.layout is torch.strided
+        place = parameter.data_ptr() if has_place else None
         facts[f"parameter {name}"] = id(parameter), place, _content(parameter), parameter.requires_grad
         facts[f"gradient of {name}"] = id(parameter.grad), _content(parameter.grad)
     for name, buffer in model.named_buffers(remove_duplicate=False):
