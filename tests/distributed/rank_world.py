@@ -15,8 +15,6 @@ from opnp.distributed import Ranks
 from opnp.errors import OpnpError
 from tests.child_process import command_line, rank_environments, started
 
-__all__ = ["Task", "begun", "on_ranks", "ran"]
-
 Task = Callable[..., Any]
 """A function of a module that takes `Ranks` and further arguments, and returns tensors or plain values."""
 

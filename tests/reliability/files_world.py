@@ -25,8 +25,6 @@ from opnp.values.sweep import SweepRecord
 from tests.unit.bench.bench_world import world_features, world_weight, write_world
 from tests.unit.report.report_world import RECORDS, demo_folder, picture_record, scores_by_set
 
-__all__ = ["KINDS", "Kind", "chance", "flipped", "kind", "world"]
-
 
 @dataclass(frozen=True)
 class Kind:

@@ -18,8 +18,6 @@ from tests.in_process import Outcome
 from tests.unit.bench.image_world import CLASSES, OPTIONS, class_images, write_module
 from tests.unit.data.image_files import write_tensors
 
-__all__ = ["LINES", "Trap", "damaged", "is_told", "run_opnp", "within", "write_world"]
-
 LINES: dict[str, tuple[str, ...]] = {
     "fit features": (
         *("fit", "--features", "f/train.safetensors", "--head", "f/head.safetensors"),

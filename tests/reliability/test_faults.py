@@ -1,4 +1,4 @@
-"""Commands that are stopped, that find the disk full, or lose a process of theirs: what is left, and what is said."""
+"""Loaders, forwards and commands that fail or are stopped at any moment: what is left afterwards, and what is said."""
 
 import errno
 import os
@@ -6,19 +6,113 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import product
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from benchmarks.random_shards import write_random_shards
+from opnp import OPNP, sensitivity
+from opnp.data import read_features
 from tests.child_process import command_line, started
+from tests.contract.snapshot import unchanged
 from tests.in_process import Opnp
+from tests.reliability import faults_world
+from tests.reliability.faults_world import FAULTS, Faulty, Trigger, answers, detector, same_answers
 from tests.tried import Tried
 from tests.unit.bench.image_world import OPTIONS, class_images
 from tests.unit.data.image_files import write_tensors
+
+ROWS = 24
+"""Rows a batch, so that four are enough to fuse scores by, and to tune ratios on."""
+
+batches = partial(faults_world.batches, rows=ROWS)
+Call = Callable[[OPNP, nn.Module, Iterable[Any]], object]
+
+CALLS: dict[str, Call] = {
+    "fit": lambda found, model, loader: found.fit(model, loader),
+    "fit with a validation set": lambda found, model, loader: found.fit(model, batches(), validation=loader, keep=0.9),
+    "fit with OOD samples": lambda found, model, loader: found.fit(
+        model, batches(), validation=batches(), validation_ood=loader, keep=0.9
+    ),
+    "calibrate": lambda found, _, loader: found.calibrate(loader, keep=0.9),
+    "score": lambda found, _, loader: [found.score(batch) for batch in loader],
+    "predict": lambda found, _, loader: [found.predict(batch) for batch in loader],
+    "verdict": lambda found, _, loader: [found.verdict(batch) for batch in loader],
+    "sensitivity of layers": lambda _, model, loader: sensitivity(model, loader, layers=["5", "7"]),
+}
+FITS = {"fit": 0, "fit with a validation set": 4, "fit with OOD samples": 8}
+"""Calls that fit, with the number of batches that they run before those of the loader."""
+KINDS: dict[str, Callable[[], OPNP]] = {
+    "paper": detector,
+    "fusion": partial(detector, is_fusion=True),
+    "tuned": lambda: OPNP(ratios="tuned"),
+}
+
+
+def prepared(faulty: Faulty, kind: str, *, is_fitted: bool) -> OPNP:
+    """Return the detector that a call begins with."""
+    found, ood = KINDS[kind](), batches(seed=7) if kind == "tuned" else None
+    if is_fitted:
+        found.fit(faulty.model, batches(seed=5), validation=batches(seed=6), validation_ood=ood, keep=0.9)
+    return found
+
+
+def fails(name: str, kind: str, place: str, fault: str, at: int, *, is_fitted: bool) -> None:
+    """Let a call fail at a batch, look at what is left, and make the same call again."""
+    faulty = Faulty()
+    found = prepared(faulty, kind, is_fitted=is_fitted)
+    before = answers(found)
+    trigger = Trigger(FAULTS[fault], at if place == "loader" else at + FITS.get(name, 0))
+    trigger.lasts = name == "sensitivity of layers"  # which runs samples one by one where many at once have failed
+    with unchanged(faulty.model, f"{name} with {fault} in the {place}"):
+        raised: BaseException | None = None
+        try:
+            if place == "loader":
+                CALLS[name](found, faulty.model, faults_world.faulty_loader(trigger, rows=ROWS))
+            else:
+                faulty.trigger = trigger
+                CALLS[name](found, faulty.model, batches())
+        except BaseException as error:  # noqa: BLE001  # the interrupts that were raised, too
+            raised = error
+    assert raised is not None, "nothing failed"
+    assert type(raised) is type(FAULTS[fault]()) or isinstance(raised.__cause__, type(FAULTS[fault]()))
+    assert same_answers(answers(found), before)
+    faulty.trigger = Trigger()
+    again, anew = CALLS[name](found, faulty.model, batches()), prepared(faulty, kind, is_fitted=is_fitted)
+    CALLS[name](anew, faulty.model, batches())
+    assert again is not None
+    assert same_answers(answers(found), answers(anew))
+
+
+# The model has a hook on its gradients, and the sensitivity of a layer is none of a parameter's.
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, kind) for name in CALLS if name != "fit with OOD samples" for kind in ("paper", "fusion")),
+        ("fit with OOD samples", "tuned"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("faults", "moments"),
+    [(("runtime", "interrupt"), (0, 2)), pytest.param(tuple(FAULTS), (0, 1, 2, 3), marks=pytest.mark.long)],
+)
+def test_a_call_that_fails_leaves_everything_as_it_was(
+    name: str, kind: str, faults: tuple[str, ...], moments: tuple[int, ...], tried: Tried
+) -> None:
+    fitted = (False, True) if name in FITS else (True,)
+    cases = [*product(("loader", "forward"), faults, moments, fitted)]
+    tried("faults", "calls of which loader or forward raises at a batch", len(cases))
+    for place, fault, at, is_fitted in cases:
+        fails(name, kind, place, fault, at, is_fitted=is_fitted)
+
 
 SECONDS = 60
 FIXED = ("--rho-w-min", "0.3", "--shaping", "none")
@@ -159,6 +253,13 @@ class Interrupting(Killing):
         if len(CALLS) == 2:
             raise KeyboardInterrupt
         return self.inner(inputs)
+
+
+class Hungry(Killing):
+    def forward(self, inputs):
+        if len(inputs) > 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return self.inner(inputs)
 """
 
 
@@ -168,7 +269,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "harmnets.py").write_text(_MODULE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "harmnets", raising=False)
-    for seed, (name, rows) in enumerate({"train": 90, "test": 20}.items()):
+    for seed, (name, rows) in enumerate({"train": 90, "validation": 24, "test": 20}.items()):
         write_tensors(tmp_path / f"{name}.safetensors", *class_images(rows, seed=seed))
     return tmp_path
 
@@ -203,6 +304,40 @@ def test_ctrl_c_in_a_forward_is_one_line(
     assert (outcome.code, outcome.err) == (130, "opnp: interrupted.\n")
     assert not (world / "made").is_file()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+@pytest.mark.parametrize(
+    "command", ["fit", *(pytest.param(name, marks=pytest.mark.long) for name in ("score", "cache", "bench"))]
+)
+def test_commands_halve_batches_or_say_how(opnp: Opnp, world: Path, command: str, tried: Tried) -> None:
+    tried("faults", "commands whose batches need more memory than there is", 3)
+    model: tuple[object, ...] = ("--model", "harmnets:Hungry", *OPTIONS)
+    fit = ("fit", *model, "--data", "train.safetensors", "--validation", "validation.safetensors", "--rho-w-min", "0.2")
+    sets = ("--train", "train.safetensors", "--ood", "far=test.safetensors")
+    given = {
+        "fit": (*fit, "--out", "made"),
+        "score": ("score", *model, "--detector", "small", "--data", "test.safetensors", "--out", "made.csv"),
+        "cache": ("cache", *model, *sets, "--test", "test.safetensors", "--dtype", "float32", "--out", "made"),
+        "bench": ("bench", *model, *sets, "--id", "validation.safetensors", "--methods", "energy", "--out", "made"),
+    }[command]
+    assert opnp(*fit, "--batch-size", "4", "--out", "small").code == 0
+    refused = opnp(*given)
+    assert refused.code == 2
+    assert len(refused.err.splitlines()) == 1
+    assert "of memory on a batch of " in refused.err
+    assert "`--batch-size`" in refused.err
+    assert "`--auto-batch`" in refused.err
+    assert not (world / "made").is_file()
+    outcome = opnp(*given, "--auto-batch")
+    assert outcome.code == 0, outcome.err
+    assert "ran out of memory on a batch of " in outcome.err
+    assert "Traceback" not in outcome.err
+    if command == "fit":
+        halves, small = OPNP.load("made"), OPNP.load("small")
+        assert torch.equal(halves.masks.weight, small.masks.weight)
+        torch.testing.assert_close(halves.calibration_scores, small.calibration_scores, rtol=1e-5, atol=1e-6)
+    if command == "cache":
+        assert len(read_features("made/train.safetensors").features) == 90
 
 
 def test_memory_that_runs_out_elsewhere_is_one_line(
