@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from opnp import OPNP, auroc, fpr_at_tpr
 from opnp.bench.demo import DEMO_FILES, small_cnn
-from opnp.cli.app import imported_command
+from opnp.cli.app import named_command
 from opnp.data import read_features
 from opnp.values.pictures import PictureRecord
 from tests.in_process import Opnp, done
@@ -26,7 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def run(folder: Path) -> None:
         arguments = ["--out", str(folder / "demo"), "--report", str(folder / "report.html"), "--json"]
         with redirect_stdout(StringIO()) as printed:
-            imported_command("demo").main(args=arguments, standalone_mode=False)
+            named_command("demo").main(args=arguments, standalone_mode=False)
         (folder / "facts.json").write_text(printed.getvalue(), encoding="utf-8")
 
     return made_once(tmp_path_factory, "demo", run)
