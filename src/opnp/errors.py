@@ -33,6 +33,7 @@ __all__ = [
     "OpnpError",
     "OpnpWarning",
     "OptionError",
+    "PrecisionWarning",
     "RatioError",
     "RatioWarning",
     "ShapeError",
@@ -193,6 +194,10 @@ class LayerWarning(OpnpWarning):
 
 class ClassOrderWarning(OpnpWarning):
     """Classes are numbered by their names, in an order that other readers may not share."""
+
+
+class PrecisionWarning(OpnpWarning):
+    """A model has the weights of the fit, stored in another type, so that scores differ a little."""
 
 
 class UncalibratedWarning(OpnpWarning):

@@ -25,6 +25,7 @@ from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, shaped
 from opnp.errors import CalibrationError, OptionError, RatioError
 from opnp.model import InputAxes
 from opnp.values.fit import TuningFigures
+from opnp.values.origin import ModelOrigin
 from opnp.values.settings import NeuronReading, Precision, Scope, ScoreName
 
 __all__ = [
@@ -377,6 +378,7 @@ class FittedState:
         tuning: How ratios were chosen on OOD validation data, or None.
         head_name: The head's dotted name in the model it was fitted on; None if fitted from features.
         axes: Number of axes of a batch of inputs; None if fitted from features.
+        origin: The model by name, and how its inputs are made, where they are known; else None.
 
     """
 
@@ -394,6 +396,7 @@ class FittedState:
     tuning: Tuning | None = None
     head_name: str | None = None
     axes: InputAxes | None = None
+    origin: ModelOrigin | None = None
 
     @property
     def head_digest(self) -> str:
@@ -479,7 +482,7 @@ class FittedState:
     def with_settings(self, settings: Settings) -> Self:
         """Return the paper's method under other settings on the same sensitivities, uncalibrated."""
         parts = self.weight, self.bias, self.sensitivity, self.react_thresholds
-        return type(self)(settings, *parts, head_name=self.head_name, axes=self.axes)
+        return type(self)(settings, *parts, head_name=self.head_name, axes=self.axes, origin=self.origin)
 
     @cached_property
     def _panels(self) -> dict[tuple[torch.device, torch.dtype], Panel]:
