@@ -1,4 +1,4 @@
-"""The command line as a whole: commands are imported when called, listed without it, and write over nothing."""
+"""The command line as a whole: its commands, its help and its streams; nothing is written over."""
 
 import re
 import subprocess
@@ -120,6 +120,19 @@ def test_it_runs_as_a_module_under_its_own_name(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert run.stdout.split()[:4] == ["Usage:", "opnp", "[OPTIONS]", "COMMAND"]
     assert run.stderr == ""
+
+
+@pytest.mark.parametrize("closed", ["| :", ">&-", "<&- >&- 2>&-"])
+def test_a_command_does_its_work_whatever_becomes_of_its_streams(tmp_path: Path, closed: str) -> None:
+    write_cached(tmp_path)
+    files = "--features train.safetensors --head head.safetensors --out d.safetensors"
+    script = f"'{sys.executable}' -m opnp fit {files} {closed}"
+    run = subprocess.run(
+        ["/bin/bash", "-o", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, "")
+    assert (tmp_path / "d.safetensors").is_file()
+    assert all(line.startswith("No --validation") for line in run.stderr.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,7 @@ _TUNE = "tune FEATURES --out d.st"
         ("FIT FEATURES --rank-timeout -1", "`timeout` must be a positive number of seconds"),
         ("FIT FEATURES --rank-timeout 1e30", "at most 1000000000, got 1e+30"),
         ("SCORE --detector plain.st --features f/none.safetensors", "holds no rows: at least one sample is needed"),
+        (f"{_TUNE} --validation f/test.safetensors --val-ood f/test.safetensors", "hold the same features"),
         (
             f"{_TUNE} --validation f/some.safetensors --val-ood f/test.safetensors",
             "at least 40 samples in `validation`",

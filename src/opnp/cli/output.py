@@ -57,10 +57,7 @@ def progress_bar(description: str, *, is_quiet: bool) -> Any:  # noqa: ANN401  #
 
 
 class _Stream(TextIOWrapper):
-    """A standard stream whose reader may leave early, as ``head`` does: what is printed then is lost, and no more.
-
-    Names of files that are no valid Unicode are printed with escapes.
-    """
+    """A standard stream whose reader may leave early, as ``head`` does: what is printed then is lost, and no more."""
 
     def write(self, text: str) -> int:
         try:
@@ -102,9 +99,12 @@ def steady_streams() -> Iterator[None]:
 def _steady(stream: TextIO | None) -> TextIO:
     if stream is None:  # closed when Python started
         return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  # as long as the process lasts
-    if type(stream) is not TextIOWrapper:  # of a test, say
+    if not isinstance(stream, TextIOWrapper):
         return stream
-    return _Stream(stream.buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+    stream.reconfigure(errors="backslashreplace")  # names of files that are no valid Unicode are printed with escapes
+    if type(stream) is not TextIOWrapper:  # that of a test, say
+        return stream
+    return _Stream(stream.buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
 
 
 def print_json(values: Mapping[str, object]) -> None:
