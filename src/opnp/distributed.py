@@ -246,7 +246,11 @@ def gathered_bytes(content: bytes, ranks: Ranks) -> list[bytes]:
     """Return what all ranks have to say, in rank order."""
     if ranks.is_alone:
         return [content]
-    own = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+    own = (
+        torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        if content
+        else torch.empty(0, dtype=torch.uint8, device="cpu")
+    )
     return [part.numpy().tobytes() for part in _gathered(own, ranks)]
 
 
@@ -277,12 +281,12 @@ def in_contact(ranks: Ranks, doing: str) -> Iterator[None]:
 
 def _gathered(own: Tensor, ranks: Ranks) -> list[Tensor]:
     """Return the bytes of all ranks, each of its own length."""
-    length = torch.tensor([len(own)], dtype=torch.int64)
+    length = torch.tensor([len(own)], dtype=torch.int64, device="cpu")
     sizes = [int(size) for size in _of_all(length, ranks, "gathering lengths")]
-    contents = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+    contents = [torch.empty(size, dtype=torch.uint8, device="cpu") for size in sizes]
     step = _piece(ranks)
     for start in range(0, max(sizes), step):
-        padded = torch.zeros(min(step, max(sizes) - start), dtype=torch.uint8)
+        padded = torch.zeros(min(step, max(sizes) - start), dtype=torch.uint8, device="cpu")
         piece = own[start : start + step]
         padded[: len(piece)] = piece
         for content, part in zip(contents, _of_all(padded, ranks, "gathering"), strict=True):

@@ -505,7 +505,7 @@ class FittedState:
 
     def _units(self, scores: Tensor) -> Tensor:
         """Return the scores of the fused members, the first of `explained`, in units of their tails."""
-        scales = torch.empty(2, 0) if self.scales is None else self.scales
+        scales = torch.empty(2, 0, device=scores.device) if self.scales is None else self.scales
         return tail_units(scores[:, : len(self.fused)], scales.to(scores.device))
 
 

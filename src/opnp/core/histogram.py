@@ -87,7 +87,7 @@ class ValueHistogram:
         rank = torch.tensor(max(1, math.ceil(share * total)), device=ascending.device)
         index = int(torch.searchsorted(ascending, rank)) - _SIGN_BIN
         bits = index << _DROPPED_BITS if index >= 0 else ((-1 - index) << _DROPPED_BITS) - (1 << 31)
-        return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+        return float(torch.tensor(bits, dtype=torch.int32, device="cpu").view(torch.float32))
 
 
 def _bins(values: Tensor) -> Tensor:

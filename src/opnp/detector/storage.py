@@ -218,7 +218,9 @@ def _with_fusion(state: FittedState, facts: _FusionFacts, tensors: Mapping[str, 
     fitted = replace(
         state, panel=panel, scales=scales, fused=facts.fused, left_out=dict(facts.left_out), kept=facts.kept
     )
-    fitted.member_scores(torch.zeros(1, features))  # that nothing is missing shows at once, and not at the first score
+    fitted.member_scores(
+        torch.zeros(1, features, device="cpu")
+    )  # that nothing is missing shows at once, and not at the first score
     return fitted
 
 

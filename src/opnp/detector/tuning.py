@@ -114,7 +114,7 @@ def tuned(
 
 
 def _halves(rows: Tensor) -> tuple[Tensor, Tensor]:
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0), device="cpu").to(rows.device)
     return rows[order[::2]], rows[order[1::2]]
 
 
@@ -303,7 +303,12 @@ class _Running:
             return False
         values = self.weight[place] * (new.kept[place].to(self.weight) - old.kept[place].to(self.weight))
         change = torch.sparse_coo_tensor(
-            torch.stack(place), values, self.weight.shape, is_coalesced=True, check_invariants=False
+            torch.stack(place),
+            values,
+            self.weight.shape,
+            device=values.device,
+            is_coalesced=True,
+            check_invariants=False,
         )
         self.logits += torch.sparse.mm(change, self.inputs)
         return True

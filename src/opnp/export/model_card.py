@@ -236,7 +236,7 @@ class FalseAlarms:
 
     def range(self, *, share: float = 0.95) -> tuple[float, float]:
         """Return the bounds between which the share flagged lies for the central `share` of calibration sets."""
-        counts = torch.arange(self.rank, self.samples + 1, dtype=torch.float64)
+        counts = torch.arange(self.rank, self.samples + 1, dtype=torch.float64, device="cpu")
         others = self.samples - counts
         ways = math.lgamma(self.samples + 1) - torch.lgamma(counts + 1) - torch.lgamma(others + 1)
 

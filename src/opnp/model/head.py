@@ -313,7 +313,7 @@ class OwnLogits:
             return
         weight, bias = head.weight, head.bias
         if self._norms is not None and len(features) > _LOOKED_AT:
-            rows = torch.linspace(0, len(features) - 1, _LOOKED_AT, dtype=torch.float64).round().long()
+            rows = torch.linspace(0, len(features) - 1, _LOOKED_AT, dtype=torch.float64, device="cpu").round().long()
             features, logits = features[rows.to(features.device)], logits[rows.to(features.device)]
         halves = {torch.float16, torch.bfloat16} & {logits.dtype, features.dtype, weight.dtype}
         is_half = bool(halves) or torch.is_autocast_enabled(features.device.type)

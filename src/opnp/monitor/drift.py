@@ -87,7 +87,7 @@ class MartingaleState:
 
         """
         width = _ONE_SIDED if is_one_sided else bets().shape[1]
-        return cls(samples=0, log_active=torch.full((*streams, width), -math.inf, dtype=torch.float64))
+        return cls(samples=0, log_active=torch.full((*streams, width), -math.inf, dtype=torch.float64, device="cpu"))
 
 
 def alarm_threshold(level: float) -> float:
@@ -126,7 +126,7 @@ def bin_of_p_value(p_values: Tensor) -> Tensor:
         raise OptionError(
             f"`p_values` must lie in [0, 1], got {float(p_values.min()):g} to {float(p_values.max()):g}.",
         )
-    inner = torch.tensor(BIN_EDGES[1:-1], dtype=torch.float64)
+    inner = torch.tensor(BIN_EDGES[1:-1], dtype=torch.float64, device="cpu")
     return torch.searchsorted(inner, p_values.double().contiguous(), side="right")
 
 
@@ -142,7 +142,7 @@ def bets() -> Tensor:
         True
 
     """
-    edges = torch.tensor(BIN_EDGES, dtype=torch.float64)
+    edges = torch.tensor(BIN_EDGES, dtype=torch.float64, device="cpu")
     piled, small = (edges.pow(power).diff() / edges.diff() for power in (_PILE_POWER, _POWER))
     middles = (edges[1:] + edges[:-1]) / 2
     alike = 0.5 + 2 * torch.minimum(middles, 1 - middles)
@@ -179,9 +179,9 @@ def log_wealth(p_values: Tensor, state: MartingaleState) -> tuple[Tensor, Martin
     log_bets = bets()[:, :width].log()[bin_of_p_value(p_values)]
     waiting = [1 / (1 + math.log1p((state.samples + number) / _PACE)) for number in range(samples + 1)]
     shares = [(before - after) / width for before, after in pairwise(waiting)]
-    jumping = torch.tensor([math.log(share) for share in shares], dtype=torch.float64)
-    wealth = torch.empty(p_values.shape, dtype=torch.float64)
-    money = torch.empty(*active.shape[:-1], width + 1, dtype=torch.float64)
+    jumping = torch.tensor([math.log(share) for share in shares], dtype=torch.float64, device="cpu")
+    wealth = torch.empty(p_values.shape, dtype=torch.float64, device="cpu")
+    money = torch.empty(*active.shape[:-1], width + 1, dtype=torch.float64, device="cpu")
     for number in range(samples):  # shapes are those of one sample: vector instructions round alike in every piece
         active = torch.logaddexp(active, jumping[number]) + log_bets[..., number, :]
         money[..., :width] = active
@@ -258,7 +258,7 @@ class DriftTest:
         self.level = float(level)
         self.threshold = alarm_threshold(level)
         self.state = MartingaleState.start(is_one_sided=is_one_sided)
-        self.counts = torch.zeros(len(BIN_EDGES) - 1, dtype=torch.int64)
+        self.counts = torch.zeros(len(BIN_EDGES) - 1, dtype=torch.int64, device="cpu")
         self.log_wealth = 0.0
         self.peak_log_wealth = 0.0
         self.peak_at: int | None = None

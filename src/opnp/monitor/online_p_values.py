@@ -158,7 +158,7 @@ def earlier_counts(places: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tens
     for start in range(0, places.shape[-1], _BLOCK):
         block = places[..., start : start + _BLOCK]
         size = block.shape[-1]
-        is_earlier = torch.ones(size, size, dtype=torch.bool).tril(-1)
+        is_earlier = torch.ones(size, size, dtype=torch.bool, device="cpu").tril(-1)
         others, own = block[..., None, :], block[..., :, None]
         before = counts.cumsum(-1) - counts
         smaller[..., start : start + size] = before.gather(-1, block) + ((others < own) & is_earlier).sum(-1)
@@ -194,7 +194,7 @@ def online_p_value(greater: Tensor, equal: Tensor, uniforms: Tensor, *, calibrat
     """
     if calibration < 1:
         raise EmptyDataError("at least one calibration sample is needed.")
-    total = calibration + start + 1 + torch.arange(greater.shape[-1])
+    total = calibration + start + 1 + torch.arange(greater.shape[-1], device="cpu")
     return (greater + uniforms * (1 + equal)).double() / total
 
 

@@ -106,7 +106,7 @@ class DriftMonitor:
         self._values = self._calibration.unique()
         ties = self._uniforms(len(scores), CALIBRATION_TIES)
         self._keys = ordered_keys(self._calibration, ties, values=self._values).sort().values
-        self._counts = torch.zeros(len(scores) + 1, dtype=torch.int64)
+        self._counts = torch.zeros(len(scores) + 1, dtype=torch.int64, device="cpu")
         self.counted = CountedScores()
 
     def update(self, scores: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class DriftMonitor:
 
         """
         if isinstance(scores, Tensor) and scores.ndim == 1 and len(scores) == 0:
-            return torch.empty(0, dtype=torch.float64)
+            return torch.empty(0, dtype=torch.float64, device="cpu")
         judged, start = checked_scores(scores, name="scores").detach().cpu(), self.samples
         ties = self._uniforms(len(judged), STREAM_TIES)
         cells = cell_of_scores(ordered_keys(judged, ties, values=self._values), self._keys)
@@ -175,7 +175,7 @@ class DriftMonitor:
             "cells": self._counts,
             "bins": test.counts,
             "log_active": test.state.log_active,
-            "wealth": torch.tensor([test.log_wealth, test.peak_log_wealth], dtype=torch.float64),
+            "wealth": torch.tensor([test.log_wealth, test.peak_log_wealth], dtype=torch.float64, device="cpu"),
         }
         metadata = {
             "level": test.level,
@@ -228,10 +228,10 @@ class DriftMonitor:
         """Raise `ValueError` if what was read cannot be the state of a monitor."""
         new, samples, state = DriftTest(), self.samples, self._test.state
         pairs = (
-            (self._counts, torch.zeros(len(self._calibration) + 1, dtype=torch.int64)),
+            (self._counts, torch.zeros(len(self._calibration) + 1, dtype=torch.int64, device="cpu")),
             (self._test.counts, new.counts),
             (state.log_active, new.state.log_active),
-            (wealth, torch.zeros(2, dtype=torch.float64)),
+            (wealth, torch.zeros(2, dtype=torch.float64, device="cpu")),
         )
         for tensor, pattern in pairs:
             if tensor.shape != pattern.shape or tensor.dtype != pattern.dtype:
