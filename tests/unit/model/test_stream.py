@@ -7,7 +7,6 @@ from functools import partial
 from threading import Thread
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
