@@ -277,7 +277,9 @@ def _head_of(net: nn.Module) -> tuple[Tensor, Tensor | None]:
         raise InputTypeError(
             f"`net` must have `get_fc()`, which returns weight and bias of its last layer, got {type(net).__name__}."
         )
-    weight, bias = (None if each is None else torch.as_tensor(each).detach().cpu().clone() for each in get_fc())
+    weight, bias = (
+        None if each is None else torch.as_tensor(each, device="cpu").detach().cpu().clone() for each in get_fc()
+    )
     if weight is not None and weight.ndim > 2:  # a 1x1 convolution
         weight = weight.flatten(1)
     return checked_head(weight, bias)  # type: ignore[arg-type]  # None is refused there
@@ -307,7 +309,7 @@ def _pair(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
     if not isinstance(batch, Mapping) or not isinstance(batch.get("data"), Tensor):
         raise InputTypeError(f"A batch must be a mapping with tensors `data` and `label`, got {type(batch).__name__}.")
     labels = batch.get("label")
-    return batch["data"], None if labels is None else torch.as_tensor(labels)
+    return batch["data"], None if labels is None else torch.as_tensor(labels, device="cpu")
 
 
 def _item(container: object, name: str) -> object:

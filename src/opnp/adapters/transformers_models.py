@@ -173,7 +173,7 @@ class TokenizerTransform:
         if not made["input_ids"]:
             raise DataFileError("no token is in the text")
         return {
-            name: torch.tensor(values)
+            name: torch.tensor(values, device="cpu")
             for name, values in made.items()
             if self.keywords is None or name in self.keywords
         }

@@ -321,7 +321,7 @@ class FeaturePass:
             for row, reason in json.loads(told):
                 inputs.skip(row, reason)
         whole = _joined(features, self.ranks)
-        right = sum(int(each) for each in gathered(torch.tensor(right), self.ranks))
+        right = sum(int(each) for each in gathered(torch.tensor(right, device="cpu"), self.ranks))
         readable = inputs.readable
         labels = inputs.labels[readable] if is_inside and inputs.labels is not None else None
         accuracy = None if labels is None else right / len(readable)
@@ -362,10 +362,10 @@ class FeaturePass:
             yield inputs.first_batch()
 
     def _read(self, stream: HeadStream, rows: int, *, is_inside: bool) -> tuple[Tensor, int]:
-        features, filled, right = torch.empty(0, dtype=self.dtype), 0, 0
+        features, filled, right = torch.empty(0, dtype=self.dtype, device="cpu"), 0, 0
         for inputs, logits, targets in stream.batches:
             if filled == 0:
-                features = torch.empty(rows, inputs.shape[1], dtype=self.dtype)
+                features = torch.empty(rows, inputs.shape[1], dtype=self.dtype, device="cpu")
             stop = filled + len(inputs)
             features[filled:stop] = _stored(inputs.cpu(), self.dtype)
             filled = stop
@@ -456,9 +456,11 @@ def _joined(part: Tensor, ranks: Ranks) -> Tensor | None:
         return part
     width = part.shape[1]
     step = max(1, _PIECE // max(1, width * part.element_size()))
-    lengths = [int(each) for each in gathered(torch.tensor(len(part)), ranks)]  # what could be read differs
+    lengths = [
+        int(each) for each in gathered(torch.tensor(len(part), device="cpu"), ranks)
+    ]  # what could be read differs
     starts = [0, *accumulate(lengths)]
-    whole = torch.empty(starts[-1], width, dtype=part.dtype) if ranks.is_first else None
+    whole = torch.empty(starts[-1], width, dtype=part.dtype, device="cpu") if ranks.is_first else None
     for offset in range(0, max(lengths), step):
         for rank, piece in enumerate(gathered(part[offset : offset + step], ranks)):
             if whole is not None:

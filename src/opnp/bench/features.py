@@ -224,7 +224,7 @@ def split_test(samples: int, *, validation_samples: int | None = None, seed: int
         raise OptionError(
             f"`validation_samples` must lie in 1 to {samples - 1}, as `test` has {samples} rows, got {count}."
         )
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed), device="cpu")
     return IdSplit(validation=order[:count].sort().values, rest=order[count:].sort().values)
 
 

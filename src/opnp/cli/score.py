@@ -144,7 +144,7 @@ def _of_inputs(
         inputs = opened.inputs(data, is_labelled=False)
     require_equal(str(len(inputs)), ranks, what="inputs in number")
     start, stop = ranks.part(len(inputs))
-    own, index = _columns(detector, [], is_explained=is_explained), torch.empty(0, dtype=torch.int64)
+    own, index = _columns(detector, [], is_explained=is_explained), torch.empty(0, dtype=torch.int64, device="cpu")
     with together(ranks), model_errors(opened.model, data):
         detector.attach(opened.model, device=opened.device, auto_batch=options.auto_batch)
         batches = shown(opened.batches(inputs, rows=range(start, stop)), progress_bar("scoring", is_quiet=is_quiet))
@@ -184,7 +184,10 @@ def _columns(detector: "OPNP", blocks: "Iterable[Tensor]", *, is_explained: bool
                 found |= {f"p_value_{name}": why.p_value[:, place], f"share_{name}": why.share[:, place]}
         for name, values in found.items():
             parts[name].append(values)
-    return {name: torch.cat(found) if found else torch.empty(0, dtype=dtypes[name]) for name, found in parts.items()}
+    return {
+        name: torch.cat(found) if found else torch.empty(0, dtype=dtypes[name], device="cpu")
+        for name, found in parts.items()
+    }
 
 
 def _joined(own: "dict[str, Tensor]", ranks: "Ranks") -> "Table":

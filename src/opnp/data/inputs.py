@@ -148,7 +148,7 @@ class InputSet(Dataset[object]):
     def labels(self) -> Tensor | None:
         """Classes of all samples, shape ``(inputs,)``, int64, or None; those of what was read: ``labels[readable]``."""
         labels = self.source.labels
-        return None if labels is None else torch.tensor(labels, dtype=torch.int64)
+        return None if labels is None else torch.tensor(labels, dtype=torch.int64, device="cpu")
 
     @property
     def reasons(self) -> Mapping[int, str]:
@@ -163,7 +163,7 @@ class InputSet(Dataset[object]):
     @property
     def readable(self) -> Tensor:
         """Rows that are not known to be unreadable, int64: after a pass, those that were read."""
-        is_readable = torch.ones(len(self), dtype=torch.bool)
+        is_readable = torch.ones(len(self), dtype=torch.bool, device="cpu")
         is_readable[list(self._reasons)] = False
         return is_readable.nonzero()[:, 0]
 
@@ -231,7 +231,7 @@ class InputSet(Dataset[object]):
         labels = self.source.labels
         if labels is None:
             return inputs
-        return inputs, torch.tensor([labels[row] for row in rows], dtype=torch.int64)
+        return inputs, torch.tensor([labels[row] for row in rows], dtype=torch.int64, device="cpu")
 
     def skip(self, row: int, reason: str) -> None:
         """Count a row as unreadable from now on.
@@ -349,7 +349,9 @@ class InputBatches:
     def _received(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Yield what the loader yields; that a worker died may be seen first in what it should have sent."""
         try:
-            yield from loader
+            with torch.device("cpu"):  # whatever the default is, where the loader draws the seed of its workers
+                batches = iter(loader)
+            yield from batches
         except (ConnectionError, EOFError, RuntimeError) as error:
             if self.workers == 0 or not (isinstance(error, OSError | EOFError) or is_lost_worker(error)):
                 raise

@@ -373,7 +373,9 @@ class Preprocessing:
         image = self._cropped(self._resized(image))
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).reshape(self.size, self.size, len(self.mean))
         scaled = pixels.permute(2, 0, 1).contiguous().float() / 255
-        return (scaled - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        return (scaled - torch.tensor(self.mean, device="cpu")[:, None, None]) / torch.tensor(self.std, device="cpu")[
+            :, None, None
+        ]
 
     def batch(self, items: Sequence[Tensor]) -> Tensor:
         """Return inputs as one batch, shape ``(batch, channels, size, size)``."""

@@ -182,7 +182,7 @@ class FeatureShardWriter:
         self._rows_per_shard, self._dtype = rows_per_shard, dtype
         self._shards: list[Shard] = []
         self._features: Tensor | None = None
-        self._labels = torch.empty(rows_per_shard, dtype=torch.int64)
+        self._labels = torch.empty(rows_per_shard, dtype=torch.int64, device="cpu")
         self._is_labelled: bool | None = None
         self._filled = 0
         self._written = 0
@@ -222,7 +222,7 @@ class FeatureShardWriter:
         rows = features.detach().to("cpu", self._dtype)
         require_finite(rows, name="features", where=f" in {self._dtype}", first_row=self._written)
         if self._features is None:
-            self._features = torch.empty(self._rows_per_shard, rows.shape[1], dtype=self._dtype)
+            self._features = torch.empty(self._rows_per_shard, rows.shape[1], dtype=self._dtype, device="cpu")
         taken = 0
         while taken < len(rows):
             count = min(self._rows_per_shard - self._filled, len(rows) - taken)

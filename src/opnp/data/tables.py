@@ -186,7 +186,7 @@ def _numbers(
         except (OverflowError, TypeError, ValueError):
             shown = repr(value)[:40]
             raise DataFileError(f"{path}: `{name}` of row {row} is {shown}, which is not a value of it.") from None
-    column = torch.tensor(found, dtype=torch.float64)
+    column = torch.tensor(found, dtype=torch.float64, device="cpu")
     if bool(column.isnan().any()):
         raise DataFileError(f"{path}: `{name}` is NaN in {_shown(column.isnan().nonzero().flatten().tolist())}.")
     return column

@@ -319,7 +319,7 @@ class BatchReader:
                 f"The batch holds {kinds} beside its inputs, which would not reach the model, or is no labels of it: "
                 f"its forward takes {str(self.signature)[:_SHOWN]}. {way_out}",
             )
-        ways = " or ".join(
+        ways = "; or ".join(
             ", ".join(f"item {place} as `{name}`" for place, name in sorted(each.items())) for each in found[:2]
         )
         return InputTypeError(f"The batch can be read in several ways: {ways}. {way_out}")
