@@ -21,9 +21,7 @@ def test_the_detector_brings_little_beyond_torch() -> None:
     brought = printed(code).split()
     packages = {name.partition(".")[0] for name in brought} - {*sys.stdlib_module_names}
     assert packages <= {"lazy_loader", "msgspec", "numpy", "opnp", "safetensors", "torch"}
-    assert len([name for name in brought if name.startswith("torch.")]) < 10, (
-        "more of torch than `import torch`"
-    )
+    assert len([name for name in brought if name.startswith("torch.")]) < 10, "more of torch than `import torch`"
 
 
 @pytest.mark.parametrize(
