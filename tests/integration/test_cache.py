@@ -176,13 +176,25 @@ def test_one_set_of_features_whatever_it_is_read_from(opnp: Opnp, here: Path) ->
 
 def test_texts_are_cached_and_judged(opnp: Opnp, here: Path) -> None:
     write_bert(here / "bert")
-    write_texts(here / "train.jsonl", 60, seed=0, classes=TEXT_CLASSES)
-    write_texts(here / "test.jsonl", 40, seed=1, broken=2, classes=TEXT_CLASSES)
+    (here / "texts").mkdir()
+    write_texts(here / "texts" / "train.jsonl", 60, seed=0, classes=TEXT_CLASSES)
+    write_texts(here / "texts" / "test.jsonl", 40, seed=1, broken=2, classes=TEXT_CLASSES)
     HF.Dataset.from_dict({"text": ["very very", "not a film", None, "is"]}).save_to_disk(here / "other")
     model = ("--model", "hf:bert", "--batch-size", 8)
     outcome = done(
         opnp,
-        *("cache", *model, "--train", "train.jsonl", "--test", "test.jsonl", "--ood", "other=other", "--out", "out"),
+        *(
+            "cache",
+            *model,
+            "--train",
+            "texts/train.jsonl",
+            "--test",
+            "texts/test.jsonl",
+            "--ood",
+            "other=other",
+            "--out",
+            "out",
+        ),
         "--json",
     )
     facts = json.loads(outcome.out)
@@ -206,7 +218,7 @@ def test_texts_are_cached_and_judged(opnp: Opnp, here: Path) -> None:
     odin = read_odin(here / "out")
     assert odin is not None
     assert odin.about.reason == facts["odin_reason"]
-    bench = ("bench", *model, "--id", ".", "--ood", "other=other", "--out", "results")
+    bench = ("bench", *model, "--id", "texts", "--ood", "other=other", "--out", "results")
     judged = done(opnp, *bench, "--methods", "energy,odin", "--json")
     rows = {row["method"]: row for row in json.loads(judged.out)["models"][0]["methods"]}
     assert rows["Energy"]["status"] == "ok"
