@@ -14,7 +14,6 @@ from hypothesis import Phase, settings
 from tests.in_process import Opnp, command_line
 from tests.tried import AREAS, Tried
 
-
 if "MUTANT_UNDER_TEST" in os.environ:  # of mutmut, which asks whether a test fails, and not for the smallest example
     settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate])
     settings.load_profile("mutants")
