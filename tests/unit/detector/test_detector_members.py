@@ -65,17 +65,6 @@ def test_two_members_by_hand() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("member", MEMBERS)
-def test_one_member_alone_is_its_score_in_units_of_its_tail(member: str) -> None:
-    detector, probe = fused(members=[member]), features(50, seed=2)
-    state = detector._fitted()
-    assert state.scales is not None
-    middle, tail = state.scales[:, 0]
-    raw = state.member_scores(probe, (member,))[:, 0]
-    torch.testing.assert_close(detector.score_features(probe), (raw.double() - middle) / (tail - middle))
-    assert torch.equal(detector.score_features(probe).argsort(), raw.argsort())
-
-
 def test_members_that_were_chosen_are_fused_in_their_order() -> None:
     chosen = ("norm", "energy", "nci")
     detector = fused(members=chosen)
