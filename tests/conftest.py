@@ -1,6 +1,7 @@
 """Fixtures of all tests: the command line in this process, and what tells the table of ``make test-long``."""
 
 import json
+import os
 import random
 from collections.abc import Callable
 from functools import partial
@@ -8,9 +9,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from hypothesis import Phase, settings
 
 from tests.in_process import Opnp, command_line
 from tests.tried import AREAS, Tried
+
+if "MUTANT_UNDER_TEST" in os.environ:  # of mutmut, which asks whether a test fails, and not for the smallest example
+    settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate])
+    settings.load_profile("mutants")
 
 
 @pytest.hookimpl(tryfirst=True)
