@@ -20,7 +20,7 @@ Task = Callable[..., Any]
 
 
 def on_ranks(
-    folder: Path, world: int, task: Task, *arguments: object, seconds: float = 60, patience: float = 30
+    folder: Path, world: int, task: Task, *arguments: object, seconds: float = 240, patience: float = 120
 ) -> list[Any]:
     """Return what a task returned on each rank; the message of an error of opnp in its place, None for a dead rank.
 
@@ -84,8 +84,8 @@ def begun(folder: Path, world: int, arguments: Sequence[str]) -> list[tuple[Base
 
 
 def ran(folder: Path, world: int, arguments: Sequence[str]) -> list[tuple[int | None, str]]:
-    """Run the command line on ranks, and return exit code and output of each; None after a minute."""
+    """Run the command line on ranks, and return exit code and output of each; None after some minutes."""
     processes = begun(folder, world, arguments)
     for process, _ in processes:
-        process.join(60)
+        process.join(240)
     return [(process.exitcode, log.read_text(encoding="utf-8")) for process, log in processes]

@@ -29,7 +29,7 @@ def images(tmp_path: Path) -> Path:
     return write_images(tmp_path, rows=53)
 
 
-@pytest.mark.parametrize(("rows", "world", "piece"), [(53, 2, None), (53, 3, None), (53, 2, 1), (1, 2, None)], ids=str)
+@pytest.mark.parametrize(("rows", "world", "piece"), [(53, 2, None), (53, 3, 1), (1, 2, None)], ids=str)
 def test_ranks_write_the_folder_of_one_process(tmp_path: Path, rows: int, world: int, piece: int | None) -> None:
     """Also in pieces of one row, of parts that differ by one; and where a rank has no images."""
     images, options = write_images(tmp_path, rows=rows), FLOATS | {"batch_size": 8}
@@ -58,7 +58,7 @@ def test_a_rank_that_fails_is_named(images: Path, failing: int) -> None:
     assert not (images / "together" / "test.safetensors").exists()
 
 
-@pytest.mark.parametrize("broken", [[], [2, 5], [0, 1, 2], [3, 4, 5, 6], [0, 1, 2, 3, 5, 6]], ids=str)
+@pytest.mark.parametrize("broken", [[2, 5], [0, 1, 2], [3, 4, 5, 6]], ids=str)
 def test_what_some_ranks_cannot_read_is_left_out_by_all(tmp_path: Path, broken: list[int]) -> None:
     """Of 7 images the first rank has 3 and the second 4; what is left is what one process leaves."""
     write_broken_tree(tmp_path / "tree", broken)

@@ -19,7 +19,8 @@ from tests.tried import Tried
 from tests.unit.bench.image_world import OPTIONS, class_images
 from tests.unit.data.image_files import save_image
 
-SECONDS = 60
+SECONDS = 240
+"""A generous limit, for a machine that does much else."""
 
 
 @pytest.fixture
@@ -49,12 +50,9 @@ def test_torchrun_fits_the_detector_of_one_process(tmp_path: Path, arguments: li
     assert torch.equal(together.calibration_scores, alone.calibration_scores)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_scores_of_ranks_are_one_table_in_the_order_of_the_rows(
-    tmp_path: Path, arguments: list[str], world: int
-) -> None:
+def test_scores_of_ranks_are_one_table_in_the_order_of_the_rows(tmp_path: Path, arguments: list[str]) -> None:
     """The last time there are more ranks than rows."""
-    detector, table = tmp_path / "detector.safetensors", tmp_path / "scores.csv"
+    world, detector, table = 3, tmp_path / "detector.safetensors", tmp_path / "scores.csv"
     assert ran(tmp_path, 1, [*arguments, "--out", str(detector)])[0][0] == 0
     scoring = ["score", "--detector", str(detector), "--features", arguments[2], "--out", str(table), "--json"]
     found = ran(tmp_path, world, scoring)
@@ -137,7 +135,6 @@ def test_ranks_fit_and_score_as_one_process_does(folder: Path, options: tuple[st
     torch.testing.assert_close(scores[1], scores[0], rtol=1e-6, atol=1e-6)
 
 
-SECONDS = 60
 FIXED = ("--rho-w-min", "0.3")
 PATIENCE = "600"
 """Seconds that ranks are told to wait for another; once one is gone they must end long before."""
@@ -146,11 +143,10 @@ PATIENCE = "600"
 @pytest.mark.parametrize(
     ("place", "number", "options"),
     [
-        ((2, 1), signal.SIGKILL, FIXED),
         ((2, 1), signal.SIGKILL, ()),
         *(
             pytest.param(place, number, FIXED, marks=pytest.mark.long)
-            for place in ((2, 0), (3, 1), (3, 2))
+            for place in ((2, 0), (2, 1), (3, 1), (3, 2))
             for number in (signal.SIGKILL, signal.SIGTERM)
         ),
     ],

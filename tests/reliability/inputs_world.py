@@ -77,14 +77,14 @@ def write_world(folder: Path) -> Path:
 
 
 def run_opnp(*arguments: object) -> Outcome:
-    """Return what ``opnp`` does with these arguments, for fixtures of a module too; it has a minute."""
+    """Return what ``opnp`` does with these arguments, for fixtures of a module too; it has some minutes."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         pytest.MonkeyPatch.context() as patched,
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
-        within(60),
+        within(300),
     ):
         patched.setattr(sys, "argv", ["opnp", *map(str, arguments)])
         warnings.simplefilter("default")

@@ -102,7 +102,7 @@ def fails(name: str, kind: str, place: str, fault: str, at: int, *, is_fitted: b
 )
 @pytest.mark.parametrize(
     ("faults", "moments"),
-    [(("runtime", "interrupt"), (0, 2)), pytest.param(tuple(FAULTS), (0, 1, 2, 3), marks=pytest.mark.long)],
+    [(("runtime", "interrupt"), (1,)), pytest.param(tuple(FAULTS), (0, 1, 2, 3), marks=pytest.mark.long)],
 )
 def test_a_call_that_fails_leaves_everything_as_it_was(
     name: str, kind: str, faults: tuple[str, ...], moments: tuple[int, ...], tried: Tried
@@ -114,7 +114,7 @@ def test_a_call_that_fails_leaves_everything_as_it_was(
         fails(name, kind, place, fault, at, is_fitted=is_fitted)
 
 
-SECONDS = 60
+SECONDS = 240
 FIXED = ("--rho-w-min", "0.3", "--shaping", "none")
 
 

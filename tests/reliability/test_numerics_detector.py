@@ -180,7 +180,7 @@ def require_fused_answers(detector: OPNP, features: Tensor) -> None:
 @pytest.mark.reliability
 @pytest.mark.filterwarnings("ignore::opnp.errors.MemberWarning")  # of members that such features leave nothing of
 @pytest.mark.filterwarnings("ignore::opnp.errors.RatioWarning")  # of cuts among what underflowed
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES[:2], *(pytest.param(dtype, marks=pytest.mark.long) for dtype in DTYPES[2:])])
 def test_a_fusion_of_extreme_heads_is_exact_or_says_what_to_do(tried: Tried, dtype: torch.dtype) -> None:
     tried("numerics", "fusions of extreme heads fitted, calibrated and asked", len(heads()))
     generator = torch.Generator().manual_seed(8)
@@ -332,8 +332,8 @@ def threads(number: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     "kind",
     [
-        *(pytest.param(kind, marks=pytest.mark.reliability) for kind in (*PAPERS[:2], *FUSIONS)),
-        *(pytest.param(kind, marks=pytest.mark.long) for kind in PAPERS[2:]),
+        *(pytest.param(kind, marks=pytest.mark.reliability) for kind in (PAPERS[0], FUSIONS[0])),
+        *(pytest.param(kind, marks=pytest.mark.long) for kind in (*PAPERS[1:], FUSIONS[1])),
     ],
 )
 def test_threads_and_runs(tried: Tried, kind: Kind) -> None:
