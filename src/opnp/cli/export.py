@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opnp.cli.options import DetectorFile, JsonFlag, ModelName, ModelOptions, require_out_file
+from opnp.cli.options import DetectorFile, DetectorModelName, ForceFlag, JsonFlag, ModelOptions, require_out_file
 from opnp.cli.output import print_result
 from opnp.errors import NotCalibratedError, OptionError
 
@@ -32,13 +32,14 @@ _ENDINGS: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
 def export(
     *,
     detector: DetectorFile,
-    model: ModelName,
+    model: DetectorModelName = None,
     out: Annotated[Path, typer.Option(help="File to write, ending in .onnx or .pt2.")],
     file_format: Annotated[
         Literal["onnx", "torch"] | None,
         typer.Option("--format", help="onnx, or torch for a program of torch.export. Default: by the ending of --out."),
     ] = None,
     options: ModelOptions,
+    force: ForceFlag = False,
     tolerance: Annotated[
         float,
         typer.Option(
@@ -67,7 +68,7 @@ def export(
         )
     if chosen == "onnx":
         require_onnx()
-    opened, transform = options.opened(model)
+    opened, transform = options.opened_for(loaded, detector, model, is_forced=force)
     example, is_text = _example(transform), transform.kind == "text"
     module = loaded.to_module(opened)
     if chosen == "onnx":

@@ -155,7 +155,7 @@ def fit(
         run = partial(_fit_features, features, head, checkpoint=position)
     elif model is not None and data is not None:
         layer = head_layer_name(options.head_layer, old=head)
-        run = partial(_fit_model, model, data, head=layer, logits=options.logits_place)
+        run = partial(_fit_model, model, data, head=layer, logits=options.logits_place, out=out)
     else:
         raise OptionError("`--model` needs the inputs that it was trained on: give `--data PATH`.")
     with launched(device=options.device or "cpu", timeout=rank_timeout) as ranks:
@@ -235,10 +235,12 @@ def _fit_model(
     validation: Path | None,
     head: str | None,
     logits: int | str | None,
+    out: Path,
     keep: float,
     is_quiet: bool,
 ) -> dict[str, object]:
     """Fit a detector by a model with all ranks, and return how many inputs of each set could not be read."""
+    from opnp.adapters import model_origin
     from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all
     from opnp.core.conformal import flagged_rank
     from opnp.distributed import Ranks, require_equal, together
@@ -263,6 +265,16 @@ def _fit_model(
             distributed=not ranks.is_alone,
             progress=progress_bar("fitting", is_quiet=is_quiet),
         )
+    detector.remember(
+        model_origin(
+            *(opened.model, opened.transform),
+            name=model,
+            weights=options.weights,
+            detector=out,
+            head_layer=head,
+            logits=logits,
+        )
+    )
     counts = {"data": unreadable_of_all(training, ranks)}
     if held_out is not None:
         counts["validation"] = unreadable_of_all(held_out, Ranks())

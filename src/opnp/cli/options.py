@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from opnp.core import Shaping
     from opnp.data import Transform
-    from opnp.detector import Ratios
+    from opnp.detector import OPNP, Ratios
 
 input_option, model_option, detector_option, running_option = (
     partial(typer.Option, rich_help_panel=panel) for panel in ("Inputs", "Model", "Detector", "Running")
@@ -58,6 +58,13 @@ DetectorFile = Annotated[Path, input_option(help="Detector that `opnp fit` wrote
 HeadFile = Annotated[Path, input_option(help="Safetensors file with `weight` (classes, features), and perhaps `bias`.")]
 ModelName = Annotated[str, model_option(help=f"The model: {_NAMES}.")]
 ModelNameOrNone = Annotated[str | None, model_option(help=f"Instead of --features, the model: {_NAMES}.")]
+DetectorModelName = Annotated[
+    str | None, model_option(help=f"The model: {_NAMES}. Default: the one that the detector remembers.")
+]
+ForceFlag = Annotated[
+    bool,
+    model_option("--force", help="Go on with other weights or inputs than those that the detector was fitted on."),
+]
 RankTimeout = Annotated[
     float, running_option(help="Under torchrun: seconds that a rank waits for the others before it gives up.")
 ]
@@ -119,8 +126,8 @@ class ModelOptions:
     ] = None
     std: Annotated[str | None, model_option(metavar="R,G,B", help="Standard deviation, as --mean.")] = None
 
-    def opened(self, name: str) -> "tuple[nn.Module, Transform]":
-        """Return the model of a name and what makes its inputs.
+    def opened(self, name: str, *, remembered: "Transform | None" = None) -> "tuple[nn.Module, Transform]":
+        """Return the model of a name and what makes its inputs: as remembered, or as comes with the model.
 
         Raises:
             OpnpError: If there is no such model, or nothing says how to make its inputs.
@@ -131,8 +138,40 @@ class ModelOptions:
         mean, std = _numbers("--mean", self.mean), _numbers("--std", self.std)
         model, known = model_from_name(name, weights=self.weights)
         return model, chosen_preprocessing(
-            known, model=name, image_size=self.image_size, resize=self.resize, mean=mean, std=std
+            remembered or known, model=name, image_size=self.image_size, resize=self.resize, mean=mean, std=std
         )
+
+    def opened_for(
+        self, detector: "OPNP", file: Path, name: str | None, *, is_forced: bool
+    ) -> "tuple[nn.Module, Transform]":
+        """Return the model of a detector and what makes its inputs: as it remembers them, where no option says more.
+
+        Args:
+            detector: The detector, of this file.
+            file: Where it lies; what it remembers by a relative path is looked for from there.
+            name: The model that was named, or None.
+            is_forced: Whether other weights or inputs than those of the fit are taken.
+
+        Raises:
+            OpnpError: If there is no such model, or it differs from that of the fit.
+
+        """
+        from opnp.adapters import require_same_inputs, require_same_weights, stored_preprocessing, stored_source
+
+        origin = detector.origin
+        if origin is None:
+            if name is None:
+                raise OptionError(f"{file} does not know the model that it was fitted on: give `--model NAME`.")
+            return self.opened(name)
+        options = self
+        if name is None or self.weights is None:
+            source, weights = stored_source(origin, file, is_named=name is not None)
+            options, name = replace(self, weights=self.weights or weights), name or source
+        model, transform = options.opened(name, remembered=stored_preprocessing(origin))
+        if not is_forced:
+            require_same_inputs(origin, transform)
+            require_same_weights(origin, model, head_sha256=detector.head_digest)
+        return model, transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

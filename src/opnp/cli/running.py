@@ -15,6 +15,7 @@ from opnp.cli.options import RunOptions, checked_device
 from opnp.data import InputSet, Transform, open_inputs, unreadable_summary
 from opnp.data.class_order import model_class_names
 from opnp.data.inputs import InputBatches
+from opnp.detector import OPNP
 from opnp.distributed import Ranks, gathered_bytes, local_device
 from opnp.errors import ModelRunError, OpnpError
 from opnp.model import device_of
@@ -45,9 +46,20 @@ class OpenedModel:
             OpnpError: If the options name no model, no device, or do not say how to make its inputs.
 
         """
-        place = checked_device(options.device)
-        model, transform = options.opened(name)
-        return cls(model, transform, None if place is None else local_device(place), options)
+        return cls(*options.opened(name), _place(options), options)
+
+    @classmethod
+    def of_detector(cls, detector: OPNP, file: Path, name: str | None, options: RunOptions, *, is_forced: bool) -> Self:
+        """Return the model of a detector, tied to it.
+
+        Raises:
+            OpnpError: If there is no such model or device, or the model is not that of the fit.
+
+        """
+        place = _place(options)
+        model, transform = options.opened_for(detector, file, name, is_forced=is_forced)
+        detector.attach(model, device=place, auto_batch=options.auto_batch)
+        return cls(model, transform, place, options)
 
     def inputs(self, path: Path, *, is_labelled: bool = True) -> InputSet:
         """Return the inputs at a path, with their labels if there are any, or without."""
@@ -68,6 +80,11 @@ class OpenedModel:
             workers=self.options.workers,
             is_pinned=place.startswith("cuda"),
         )
+
+
+def _place(options: RunOptions) -> str | None:
+    named = checked_device(options.device)
+    return None if named is None else local_device(named)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from opnp.cli.options import (
     DataPath,
     DetectorFile,
     FeaturesFileOrNone,
+    ForceFlag,
     JsonFlag,
     ModelNameOrNone,
     RankTimeout,
@@ -26,6 +27,7 @@ from opnp.values.settings import RANK_TIMEOUT
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from opnp.cli.running import OpenedModel
     from opnp.detector import OPNP
     from opnp.distributed import Ranks
 
@@ -43,6 +45,7 @@ def score(
     data: DataPath = None,
     model: ModelNameOrNone = None,
     options: RunOptions,
+    force: ForceFlag = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Add each member's p-value and its share of the score.")
     ] = False,
@@ -52,16 +55,18 @@ def score(
     """Score inputs of a model or cached features, and write class, score, p-value and verdict of each sample.
 
     Larger score = more OOD. A detector that was never calibrated leaves p-value and verdict empty. With --model the
-    table names the inputs, and leaves those out that cannot be read. Several processes score together:
+    table names the inputs, and leaves those out that cannot be read. A detector that was fitted on a model by name
+    needs --data alone: it remembers model, weights and how inputs are made. Several processes score together:
     `torchrun --nproc-per-node 2 -m opnp score ...`; the table is in the order of the rows.
     """
+    from opnp.cli.running import OpenedModel
     from opnp.data import require_score_file, write_score_table
     from opnp.detector import OPNP
     from opnp.distributed import launched, together
 
     require_form(
         features=features,
-        model=model,
+        model=model or data,
         inputs="`--data PATH`",
         of_model={"--data": data, **given_options(options)},
     )
@@ -82,11 +87,12 @@ def score(
         facts: dict[str, object] = {}
         if features is not None:
             table = _of_features(loaded, features, ranks, is_explained=explain, is_quiet=is_quiet)
-        elif model is not None and data is not None:
-            table, unreadable = _of_inputs(
-                *(loaded, model, data, ranks), options=options, is_explained=explain, is_quiet=is_quiet
+        elif data is not None:
+            with together(ranks):
+                opened = OpenedModel.of_detector(loaded, detector, model, options, is_forced=force)
+            table, facts["unreadable"] = _of_inputs(
+                loaded, opened, data, ranks, is_explained=explain, is_quiet=is_quiet
             )
-            facts["unreadable"] = unreadable
         with together(ranks):
             if ranks.is_first:
                 write_score_table(out, table)
@@ -123,30 +129,21 @@ def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: 
 
 
 def _of_inputs(
-    detector: "OPNP",
-    model: str,
-    data: Path,
-    ranks: "Ranks",
-    *,
-    options: RunOptions,
-    is_explained: bool,
-    is_quiet: bool,
+    detector: "OPNP", opened: "OpenedModel", data: Path, ranks: "Ranks", *, is_explained: bool, is_quiet: bool
 ) -> "tuple[Table, int]":
     """Return the score table of inputs, and how many of them could not be read, on every rank."""
     import torch
 
-    from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all
+    from opnp.cli.running import model_errors, unreadable_of_all
     from opnp.detector.fit_pass import shown
     from opnp.distributed import gathered, require_equal, together
 
     with together(ranks):
-        opened = OpenedModel.of(model, options)
         inputs = opened.inputs(data, is_labelled=False)
     require_equal(str(len(inputs)), ranks, what="inputs in number")
     start, stop = ranks.part(len(inputs))
     own, index = _columns(detector, [], is_explained=is_explained), torch.empty(0, dtype=torch.int64, device="cpu")
     with together(ranks), model_errors(opened.model, data):
-        detector.attach(opened.model, device=opened.device, auto_batch=options.auto_batch)
         batches = shown(opened.batches(inputs, rows=range(start, stop)), progress_bar("scoring", is_quiet=is_quiet))
         place = detector.sensitivity.weight.device
         try:

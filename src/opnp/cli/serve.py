@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from opnp.cli.options import DetectorFile, ModelName, ModelOptions, checked_device
+from opnp.cli.options import DetectorFile, DetectorModelName, ForceFlag, ModelOptions, checked_device
 from opnp.errors import DataFileError, OptionError
 from opnp.files import existing_file
 from opnp.values.serving import DEFAULT_LIMITS as LIMITS
@@ -19,8 +19,9 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 def serve(
     *,
     detector: DetectorFile,
-    model: ModelName,
+    model: DetectorModelName = None,
     options: ModelOptions,
+    force: ForceFlag = False,
     class_names: Annotated[
         Path | None, typer.Option(help="Text file with the name of one class a line. Default: those of the model.")
     ] = None,
@@ -67,7 +68,7 @@ def serve(
     names = None if class_names is None else _lines(class_names)
     place = checked_device(device)
     loaded = OPNP.load(detector)
-    network, transform = options.opened(model)
+    network, transform = options.opened_for(loaded, detector, model, is_forced=force)
     if place is not None:
         network.to(place)
     app = serve_app(
