@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +18,7 @@ from opnp.data.inputs import InputBatches
 from opnp.detector import OPNP
 from opnp.distributed import Ranks, gathered_bytes, local_device
 from opnp.errors import ModelRunError, OpnpError
-from opnp.model import device_of
+from opnp.model import device_of, head_layers
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -85,6 +85,18 @@ class OpenedModel:
 def _place(options: RunOptions) -> str | None:
     named = checked_device(options.device)
     return None if named is None else local_device(named)
+
+
+def without_foreign_labels(inputs: InputSet, model: nn.Module) -> InputSet:
+    """Return the inputs without labels that are names of some classes alone, numbered by their letters.
+
+    They are in the model's order where there are as many names as classes; a part of them says nothing.
+    """
+    names = inputs.source.class_names
+    if names is None or len(names) in {len(layer.weight) for layer in head_layers(model).values()}:
+        return inputs
+    source = replace(inputs.source, labels=None, class_names=None)  # type: ignore[type-var]  # each is a dataclass
+    return InputSet(source, inputs.transform, is_strict=inputs.is_strict)
 
 
 @contextmanager
