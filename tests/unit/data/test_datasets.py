@@ -63,6 +63,8 @@ def test_broken_and_missing_images_are_left_out(tmp_path: Path) -> None:
         ({"sentence": ["a", None], "count": [1, 2]}, None, ["a"], None, None),
         ({"text": ["a", "b"], "label": [-1, -1]}, {"label": CLASSES}, ["a", "b"], None, None),
         ({"text": ["a", "b"], "label": [None, None]}, {"label": CLASSES}, ["a", "b"], None, None),
+        ({"text": ["a", "b"], "labels": [1.0, 0.0]}, None, ["a", "b"], [1, 0], None),
+        ({"text": ["a", "b"], "labels": [[0, 1], [1, 0]]}, None, ["a", "b"], [1, 0], None),
     ],
 )
 def test_texts(
@@ -100,6 +102,8 @@ def test_splits_are_refused_by_name_and_each_is_read(tmp_path: Path) -> None:
         ({"one": ["a"], "two": ["b"]}, LETTERS, DataFileError, "has several columns of texts, one, two: save it with"),
         ({"text": []}, LETTERS, EmptyDataError, "has no rows"),
         ({"text": ["a", "b"], "label": [0, None]}, LETTERS, DataFileError, "some: 1 of 2 labels are missing"),
+        ({"text": ["a"], "label": [0], "labels": [0]}, LETTERS, DataFileError, "some holds both `labels` and `label`"),
+        ({"text": ["a"], "label": [[1, 1]]}, LETTERS, DataFileError, "multi-hot"),
     ],
 )
 def test_data_sets_of_another_form(tmp_path: Path, columns: Any, transform: Any, error: Any, message: str) -> None:

@@ -81,7 +81,8 @@ def test_files_that_cannot_be_read(tmp_path: Path, read: Callable[[Path], object
         (read_features, {"features": torch.ones(2, 3, 7, 7)}, "`features` must have shape.*Pool"),
         (read_features, {"features": FEATURES.long()}, "`features` must be floating point, got torch.int64"),
         (read_features, {"features": FEATURES, "labels": LABELS[:5]}, r"`labels` must be integers of shape \(6,\)"),
-        (read_features, {"features": FEATURES, "labels": LABELS.float()}, "`labels` must be integers.*torch.float32"),
+        (read_features, {"features": FEATURES, "labels": LABELS / 2}, "`labels` must be class indices, got 0.5"),
+        (read_features, {"features": FEATURES, "labels": LABELS, "label": LABELS.clone()}, "both `labels` and `label`"),
         (read_head, {"bias": LABELS.float()}, "must hold the tensor `weight`.*but it holds bias"),
         (read_head, {"weight": FEATURES.int()}, "`weight` must be floating point, got torch.int32"),
         (read_head, {"weight": FEATURES, "bias": torch.ones(6, 1)}, r"`bias` must have shape \(6,\), got \(6, 1\)"),
@@ -149,30 +150,51 @@ def state(*, width: int = 4) -> dict[str, Tensor]:
     return {name: torch.rand(value.shape).to(value.dtype) for name, value in model(width=width).state_dict().items()}
 
 
-def parallel(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"module.{name}": value for name, value in values.items()}
+def named(values: dict[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 @pytest.mark.parametrize(
     "stored",
     [
         lambda values: {"state_dict": values, "epoch": 3, "optimizer": {"lr": 0.1}},
-        lambda values: {"model": parallel(values)},
+        lambda values: {"model": named(values)},
         lambda values: {"model_state_dict": values},
         lambda values: values,
-        parallel,
+        named,
+        lambda values: named(values, "_orig_mod."),
+        lambda values: {"state_dict": named(values, "model.")},
+        lambda values: {"state_dict": named(values, "model._orig_mod.")},
+        lambda values: named(values, "net.module."),
+        lambda values: {"n_averaged": torch.tensor(4)} | named(values),
     ],
-    ids=["state_dict", "parallel in model", "model_state_dict", "plain", "parallel"],
 )
-@pytest.mark.parametrize("is_wrapped", [False, True])
-def test_checkpoints_as_training_scripts_write_them(tmp_path: Path, stored: Any, is_wrapped: bool) -> None:
-    """Into a model, or into one that `DataParallel` wraps."""
+@pytest.mark.parametrize("wrap", [lambda plain: plain, nn.DataParallel, lambda plain: nn.ModuleDict({"net": plain})])
+def test_checkpoints_as_training_scripts_write_them(tmp_path: Path, stored: Any, wrap: Any) -> None:
+    """Into a model, into one that `DataParallel` wraps, and into one that holds the model."""
     values, plain = state(), model()
     torch.save(stored(values), tmp_path / "last.pt")
-    found = read_weights(tmp_path / "last.pt")
-    load_weights(nn.DataParallel(plain) if is_wrapped else plain, found, path="last.pt")
-    assert found.keys() == values.keys()
+    load_weights(wrap(plain), read_weights(tmp_path / "last.pt"), path="last.pt")
     assert all(torch.equal(plain.state_dict()[name], value) for name, value in values.items())
+
+
+def test_prefixes_stay_where_names_do_not_all_fit() -> None:
+    whole = named(state(), "model.")
+    for stored in ({**whole, "loss.weight": torch.ones(2)}, named(whole, "teacher."), dict(list(whole.items())[:2])):
+        with pytest.raises(DataFileError, match=rf"{'teacher' if 'loss.weight' not in stored else 'model'}|missing"):
+            load_weights(model(), stored, path="last.pt")
+
+
+@pytest.mark.parametrize("name", ["label", "labels"])
+@pytest.mark.parametrize(
+    "form",
+    [lambda labels: labels.to(torch.uint16), lambda labels: labels[:, None].int(), lambda labels: labels.double()],
+)
+def test_labels_of_features_in_any_usual_form(tmp_path: Path, name: str, form: Any) -> None:
+    save_file({"features": FEATURES, name: form(LABELS)}, tmp_path / "some.safetensors")
+    found = open_features(tmp_path / "some.safetensors").read(1, 4)[1]
+    assert found is not None
+    assert found.tolist() == LABELS[1:4].tolist()
 
 
 def test_safetensors_and_files_of_before_batches_were_counted(tmp_path: Path) -> None:

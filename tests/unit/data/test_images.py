@@ -75,6 +75,15 @@ def test_folders_that_could_be_taken_wrongly(
         open_inputs(tmp_path / "data", PLAIN)
 
 
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", ".thumbnails"])
+def test_what_storage_devices_leave_behind_is_passed_over(tmp_path: Path, name: str) -> None:
+    write_tree(tmp_path, {"ant": 1, f"ant/{name}": 1, f"bee/deep/{name}/b.png": 1, "bee": 2, name: 1})
+    inputs = open_inputs(tmp_path, PLAIN)
+    assert list(inputs.names) == ["ant/000.png", "bee/000.png", "bee/001.png"]
+    assert inputs.source.class_names == ("ant", "bee")
+    assert len(open_inputs(tmp_path / "ant", PLAIN, is_labelled=False)) == 1
+
+
 def test_links_that_lead_back_end_with_each_file_once(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", {"ant/deep": 1, "ant": 1, "bee": 1})
     elsewhere = write_tree(tmp_path, {"elsewhere": 1}) / "elsewhere"
@@ -304,10 +313,12 @@ def write(path: Path, **arrays: Any) -> Path:
 @pytest.mark.parametrize("ending", ["npy", "npz", "safetensors"])
 def test_every_format_gives_the_images(tmp_path: Path, ending: str, images: Any) -> None:
     expected = scaled(torch.from_numpy(images))
-    for labels in (None, LABELS, LABELS.astype(np.uint8)):
+    one_hot = np.eye(4)[LABELS]
+    for labels in (None, LABELS, LABELS.astype(np.uint8), LABELS.astype(np.float32), LABELS[:, None], one_hot):
         if ending == "npy" and labels is not None:
             continue
-        arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
+        name = "labels" if labels is LABELS else "label"
+        arrays = {"images": images} if labels is None else {"images": images, name: labels}
         found = open_inputs(write(tmp_path / f"some.{ending}", **arrays), PLAIN)
         assert torch.equal(inputs_of(found), expected)
         assert found.source.labels == (None if labels is None else (3, 0, 2, 1, 3))
@@ -343,8 +354,10 @@ class Trap:
         ({"images": COLOURS.transpose(0, 3, 1, 2)}, DataFileError, r"of shape \(5, 3, 8, 8\)"),
         ({"images": COLOURS[:0]}, EmptyDataError, r"`images` has no pixels, got shape \(0, 8, 8, 3\)"),
         ({"images": COLOURS[0]}, DataFileError, r"\(8, 8, 3\) is one image in colours, not 8 grey.*`images\[None\]`"),
-        ({"images": COLOURS, "labels": LABELS[:4]}, DataFileError, r"`labels` must be integers of shape \(5,\)"),
-        ({"images": COLOURS, "labels": LABELS > 0}, DataFileError, "got .*bool of shape"),
+        ({"images": COLOURS, "labels": LABELS[:4]}, DataFileError, "`labels` must be one an image, 5 of them, got 4"),
+        ({"images": COLOURS, "labels": LABELS > 0}, DataFileError, "must be class indices, got .*bool"),
+        ({"images": COLOURS, "labels": np.ones((5, 4))}, DataFileError, "multi-hot"),
+        ({"images": COLOURS, "labels": LABELS - 1}, DataFileError, "1 of 5 labels are missing"),
         (
             {"images": COLOURS, "labels": np.full(5, 2**63, np.uint64)},
             DataFileError,

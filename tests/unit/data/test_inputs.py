@@ -218,3 +218,17 @@ def test_training_and_test_samples_beside_each_other(tmp_path: Path, names: str,
             train_and_test(tmp_path)
     else:
         assert train_and_test(tmp_path) == tuple(tmp_path / name for name in expected.split())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_default_device_changes_nothing(tmp_path: Path, workers: int) -> None:
+    inputs = open_inputs(write_tensors(tmp_path / "some.safetensors", pixels(7), torch.arange(7)), PLAIN)
+    expected = inputs_of(inputs)
+    torch.set_default_device("meta")
+    try:
+        found = list(inputs.batches(4, workers=workers))
+        readable = inputs.readable
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(torch.cat([images for images, _ in found]), expected)
+    assert torch.cat([labels for _, labels in found]).tolist() == readable.tolist() == list(range(7))

@@ -102,3 +102,37 @@ def test_numbers_of_more_than_64_bits_are_told_where_they_are_read(label: object
         class_labels([1, label], path=Path("list.csv"))
     with pytest.raises(DataFileError, match=r"got both, such as .{1,170} and 'dog'\. Where"):
         class_labels([label, "dog"], path=Path("list.csv"))
+
+
+@pytest.mark.parametrize(
+    ("given", "labels", "names"),
+    [
+        (["2.0", "0.0", " 1.".strip()], (2, 0, 1), None),
+        ([2.0, 0, "1"], (2, 0, 1), None),
+        ([[0, 1, 0], [1, 0, 0]], (1, 0), None),
+        (["dog 2.0", "cat"], (1, 0), ("cat", "dog 2.0")),
+        (["-1", -1, -1.0, "-1.0", None, ""], None, None),
+        ([], None, None),
+    ],
+)
+def test_labels_of_files(given: list[object], labels: object, names: object) -> None:
+    assert class_labels(given, path=Path("list.csv")) == (labels, names)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["0.5", "1"], r"integers or names of classes, got 0\.5"),
+        ([0.5, 1], r"integers or names of classes, got 0\.5"),
+        ([float("nan"), 1], "integers or names of classes, got nan"),
+        ([True, False], "integers or names of classes, got True"),
+        ([[0, 1, 1]], "multi-hot"),
+        ([[0.5, 0.5], [1.0, 0.0]], "soft, a probability"),
+        ([0, -5], "counted from 0, or -1 for none, got -5"),
+        ([0, -1], "1 of 2 labels are missing"),
+        (["nan", "2.0"], "got both"),
+    ],
+)
+def test_labels_of_files_that_name_no_class(given: list[object], message: str) -> None:
+    with pytest.raises(DataFileError, match=message):
+        class_labels(given, path=Path("list.csv"))

@@ -167,7 +167,7 @@ def test_a_shard_that_does_not_continue_the_first(shards: Path) -> None:
     [
         ((FEATURES.long(), None), InputTypeError, "`features` must be floating point"),
         ((FEATURES, LABELS[:5]), ShapeError, r"`labels` must have shape \(100,\)"),
-        ((FEATURES, LABELS.float()), InputTypeError, "`labels` must be integer class indices"),
+        ((FEATURES, LABELS + 0.5), InputTypeError, "`labels` must be class indices"),
         ((FEATURES, None), InputTypeError, "`labels` must come with every block or with none"),
         ((FEATURES / 0, LABELS), NonFiniteError, r"rows 10, 11"),
     ],

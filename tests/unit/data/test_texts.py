@@ -38,6 +38,16 @@ def test_lines_of_json(tmp_path: Path) -> None:
     assert written(tmp_path / "other.jsonl", '{"text": "a"}').labels is None
 
 
+@pytest.mark.parametrize("name", ["label", "labels"])
+def test_numbers_that_a_table_holds_as_floats(tmp_path: Path, name: str) -> None:
+    rows = "".join(f"w{row},{float(11 - row)}\n" for row in range(12))
+    found = written(tmp_path / "some.csv", f"text,{name}\n{rows}").labels
+    assert found is not None
+    assert found.tolist() == list(range(11, -1, -1))
+    with pytest.raises(DataFileError, match="both `labels` and `label`"):
+        written(tmp_path / "some.jsonl", '{"text": "a", "label": 0, "labels": 1}')
+
+
 def test_a_column_of_a_table(tmp_path: Path) -> None:
     content = '\ufefflabel,text\r\nbad,"two\nlines, ""quoted"""\r\n\r\ngood,Grüße\n'
     inputs = written(tmp_path / "some.csv", content)

@@ -299,3 +299,65 @@ def test_a_head_that_is_given_its_input_by_another_keyword_is_read() -> None:
     masked = Calling(mask=torch.ones(FEATURES))
     with unchanged(masked, "a refusal"), pytest.raises(HeadNotFoundError, match=r"2 tensors, all by keyword \(x, mask"):
         find_head(masked, batch())
+
+
+# ------------------------------------------------------------------------------------------ axes that come and go
+class Squeezed(nn.Module):
+    """Changes the axes round its head."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.body, self.fc, self.before, self.after = mlp()[:2], mlp()[2], before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.fc(self.before(self.body(x))))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Squeezed(lambda h: h.squeeze()),
+        Squeezed(lambda h: h[:, :, None, None].squeeze()),
+        Squeezed(lambda h: h.flatten() if len(h) == 1 else h),
+    ],
+)
+def test_a_model_that_drops_the_batch_axis_is_told_so(model: nn.Module) -> None:
+    detector = fitted(model, batches())
+    for refused in (lambda: detector.score(batch(1)), lambda: fitted(model, [batch(1)])):
+        with pytest.raises(ShapeError, match=r"of shape \(5,\), which have no batch axis.*`features\.flatten\(1\)`"):
+            refused()
+    convolution = Classifier((nn.AdaptiveAvgPool2d(1),), (nn.Flatten(-3),))
+    convolution.body.append(Apply(lambda h: h.squeeze(0)))
+    with pytest.raises(ShapeError, match=r"of shape \(6, 1, 1\), which have no batch axis"):
+        fitted(convolution, [images(4)]).score(images(1))
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.function(inputs)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Squeezed(lambda h: h[:, None], lambda logits: logits.squeeze(1)),
+        Squeezed(lambda h: h[:, None], lambda logits: logits[:, 0].clone()),
+        Squeezed(lambda h: h[:, None]),
+        Squeezed(lambda h: h[:, None, None], lambda logits: logits.flatten(1)),
+        Squeezed(lambda h: h, lambda logits: logits.squeeze()),
+    ],
+)
+@pytest.mark.parametrize("head", [None, "fc"])
+def test_axes_of_length_one_round_a_head_change_nothing(model: nn.Module, head: str | None) -> None:
+    plain = Squeezed(lambda h: h)
+    one, other = (OPNP(ratios=Ratios(w_min=0.3)).fit(each, batches(), head=head) for each in (model, plain))
+    assert torch.equal(one.sensitivity.weight, other.sensitivity.weight)
+    for given in (batch(), batch(1), batch()[0]):
+        torch.testing.assert_close(one.score(given), other.score(given))
+    torch.testing.assert_close(one.calibrate(batches()).to_module()(batch())[1], other.score(batch()))

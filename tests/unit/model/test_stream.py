@@ -4,8 +4,9 @@ import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -13,17 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
+from opnp import OPNP, Ratios, ReAct
 from opnp.errors import EmptyDataError, HeadNotFoundError, InputTypeError, NonFiniteError, ShapeError
-from opnp.model import find_head, head_stream, head_tap
+from opnp.model import find_head, head_stream, head_tap, sensitivity
 from tests.contract.snapshot import unchanged
 from tests.unit.model.tiny_models import INPUTS, Answering, WithLogits, batch, batches, compiled, mlp, read
 
 GIVEN, LABELS = batch(), torch.arange(8) % 3
-
-
-class Pair(NamedTuple):
-    inputs: Tensor
-    labels: Tensor
 
 
 # --------------------------------------------------------------------------------------------------------- streams
@@ -244,3 +241,25 @@ def test_the_model_runs_once_a_batch_the_one_it_is_searched_by_among_them(head: 
     with head_stream(model, [batch()[:rows] for rows in (4, 2, 3)], head=head) as stream:
         sizes = [len(features) for features, _, _ in stream.batches]
     assert runs == sizes == [4, 2, 3]
+
+
+@pytest.mark.parametrize("options", [{}, {"ratios": Ratios(w_min=0.3), "shaping": ReAct(0.9)}, {"ratios": "tuned"}])
+def test_the_default_device_changes_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A tensor that is made without its device would be on the meta device, which meets the others nowhere."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(INPUTS, 32), nn.ReLU(), nn.Linear(32, 3))
+    loader = [(batch(50, seed=seed), torch.arange(50) % 3) for seed in range(8)]
+    ood = {"validation_ood": [3 * inputs for inputs, _ in loader]} if options.get("ratios") == "tuned" else {}
+    found: list[list[Tensor]] = []
+    for device in (None, "meta"):
+        torch.set_default_device(device)
+        try:
+            detector = OPNP(**options).fit(model, loader, validation=loader, **ood).calibrate(loader)
+            detector.save(tmp_path / "detector.safetensors")
+            loaded, inputs = OPNP.load(tmp_path / "detector.safetensors", model), loader[0][0]
+            found.append([*loaded.verdict(inputs), *detector.explain(inputs)[1:], *detector.to_module()(inputs)])
+            found[-1] += [detector.score(inputs[0]), sensitivity(model, loader, layers=["0"])["0"].weight]
+        finally:
+            torch.set_default_device(None)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
