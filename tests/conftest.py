@@ -14,9 +14,10 @@ from hypothesis import Phase, settings
 from tests.in_process import Opnp, command_line
 from tests.tried import AREAS, Tried
 
-if "MUTANT_UNDER_TEST" in os.environ:  # of mutmut, which asks whether a test fails, and not for the smallest example
-    settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate])
-    settings.load_profile("mutants")
+# No test asserts a time. Under mutmut, which asks whether a test fails, no smallest example is looked for.
+_PHASES = [Phase.explicit, Phase.generate] if "MUTANT_UNDER_TEST" in os.environ else [*Phase]
+settings.register_profile("here", deadline=None, phases=_PHASES)
+settings.load_profile("here")
 
 
 @pytest.hookimpl(tryfirst=True)
