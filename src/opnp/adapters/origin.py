@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,6 +38,7 @@ def model_origin(
     detector: Path,
     head_layer: str | None = None,
     logits: int | str | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> ModelOrigin:
     """Return what is to be known to open a model again as it is here.
 
@@ -49,6 +50,7 @@ def model_origin(
         detector: The file that the detector is written to; paths are taken relative to its folder.
         head_layer: Name of the head that was asked for.
         logits: Where the logits are in the model's output.
+        class_names: Names of the classes, for a model that brings none.
 
     """
     folder = detector.absolute().parent
@@ -63,7 +65,7 @@ def model_origin(
         inputs=json.loads(json.dumps(dict(transform.facts()))),
         head_layer=head_layer,
         logits=logits,
-        class_names=model_class_names(model),
+        class_names=model_class_names(model) or (None if class_names is None else tuple(class_names)),
     )
 
 

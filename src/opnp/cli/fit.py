@@ -273,6 +273,7 @@ def _fit_model(
             detector=out,
             head_layer=head,
             logits=logits,
+            class_names=training.source.class_names,
         )
     )
     counts = {"data": unreadable_of_all(training, ranks)}

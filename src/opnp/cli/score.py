@@ -1,7 +1,7 @@
 """``opnp score``: a detector's verdict on inputs of a model, or on cached features, one row a sample."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,6 +93,9 @@ def score(
             table, facts["unreadable"] = _of_inputs(
                 loaded, opened, data, ranks, is_explained=explain, is_quiet=is_quiet
             )
+        names = loaded.origin.class_names if loaded.origin else None
+        if names is not None:
+            table = _with_names(table, names)
         with together(ranks):
             if ranks.is_first:
                 write_score_table(out, table)
@@ -196,3 +199,13 @@ def _joined(own: "dict[str, Tensor]", ranks: "Ranks") -> "Table":
     columns = {name: torch.cat(gathered(values, ranks)).tolist() for name, values in own.items()}
     rows = len(columns["score"])
     return {name: columns.get(name, [None] * rows) for name in dict.fromkeys((*_COLUMNS, *columns))}
+
+
+def _with_names(table: "Table", names: Sequence[str]) -> "Table":
+    """Return a score table with the name of each class beside its number."""
+    found: Table = {}
+    for column, values in table.items():
+        found[column] = values
+        if column == "predicted_class":
+            found["class_name"] = [names[int(str(number))] for number in values]
+    return found

@@ -1,6 +1,7 @@
 """``opnp serve``: verdicts over HTTP, with a page to try them."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -65,9 +66,10 @@ def serve(
         max_requests=max_requests,
         threads=threads,
     )
-    names = None if class_names is None else _lines(class_names)
     place = checked_device(device)
     loaded = OPNP.load(detector)
+    names: Sequence[str] | None = loaded.origin.class_names if loaded.origin else None
+    names = names if class_names is None else _lines(class_names)
     network, transform = options.opened_for(loaded, detector, model, is_forced=force)
     if place is not None:
         network.to(place)
