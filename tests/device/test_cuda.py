@@ -73,7 +73,7 @@ def test_a_fit_costs_little_beside_the_forward() -> None:
         call()
         end.record()
         torch.cuda.synchronize()
-        return start.elapsed_time(end)
+        return float(start.elapsed_time(end))
 
     detector = OPNP(ratios=Ratios(w_min=SHARE))
     pairs = [(seconds(forward), seconds(lambda: detector.fit(model, batches))) for _ in range(6)][1:]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torchvision import models
 
 from opnp import OPNP, Ratios
-from opnp.adapters import chosen_preprocessing, model_from_name
+from opnp.adapters import TokenizerTransform, chosen_preprocessing, model_from_name, transformers_model
 from opnp.data import open_inputs
 from tests.in_process import Opnp, Outcome, done, refused
 from tests.integration.cli_world import MODULES, write_world
@@ -273,7 +273,8 @@ def test_names_of_classes_come_from_the_model(opnp: Opnp, world: Path) -> None:
     names = ["zebra", "yak", "wolf"]
     change_json(folder / "config.json", id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     texts = [json.loads(line)["text"] for line in Path("train.jsonl").read_text().splitlines()]
-    model, transform = model_from_name(f"hf:{folder}")
+    model, transform = transformers_model(folder)
+    assert isinstance(transform, TokenizerTransform)
     with torch.no_grad():
         found = model.eval()(**transform.batch([transform(text) for text in texts])).logits.argmax(1).tolist()
     rows = [json.dumps({"text": text, "label": names[label]}) for text, label in zip(texts, found, strict=True)]

@@ -100,7 +100,9 @@ def test_files_are_written_and_read(world: World, tmp_path: Path, meta: None) ->
 
 def test_an_adapter_fits(world: World, meta: None) -> None:
     """As the toolkits' users do, from the model and a loader."""
-    detector = OPNPDetector(world.model[:2], head=world.model[2])
+    head = world.model[2]
+    assert isinstance(head, nn.Linear)
+    detector = OPNPDetector(world.model[:2], head=head)
     known = torch.zeros(50, dtype=torch.int64, device="cpu")
     scores = detector.fit([(x, known) for x in world.uncut]).predict(world.inputs[:5])
     assert torch.equal(scores, OPNP().fit(world.model, world.uncut).score(world.inputs[:5]).to(scores))
