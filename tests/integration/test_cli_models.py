@@ -228,7 +228,7 @@ def test_a_detector_remembers_its_model(opnp: Opnp, world: Path, make: Callable[
     case = make(world)
     fitted(opnp, case)
     scored(opnp, case, f"test{case.suffix}")
-    short = ("score", "--data", world / f"test{case.suffix}", "--out", "short.csv", "--detector")
+    short = ("score", "--data", world / f"test{case.suffix}", "--out", "short.csv")
     done(opnp, *short, "d.safetensors")
     expected = Path("scores.csv").read_bytes()
     assert Path("short.csv").read_bytes() == expected
@@ -244,6 +244,26 @@ def test_a_detector_remembers_its_model(opnp: Opnp, world: Path, make: Callable[
     done(opnp, *short, "new/d.safetensors")
     assert Path("short.csv").read_bytes() == expected
     moved.rename(source)
+
+
+def test_without_a_file_the_most_ood_inputs_are_printed(opnp: Opnp, world: Path) -> None:
+    """Largest scores first, with four digits and a verdict in words."""
+    case = _module(world)
+    fitted(opnp, case)
+    _, rows = scored(opnp, case, "test.safetensors")
+    printed = done(opnp, "score", "d.safetensors", "test.safetensors").out
+    ordered = sorted(rows, key=lambda row: -float(row["score"]))
+    cells = [[cell.strip() for cell in line.split("\u2502")[1:-1]] for line in printed.splitlines() if "\u2502" in line]
+    assert cells == [
+        [
+            *(row["name"], row["predicted_class"]),
+            *(f"{float(row[name]):.4g}" for name in ("score", "p_value")),
+            "OOD" if row["is_ood"] == "True" else "known",
+        ]
+        for row in ordered
+    ]
+    for wrong in (("d.safetensors", "--detector", "d.safetensors"), ()):
+        assert "Give DETECTOR once" in refused(opnp, "score", *wrong, "--data", "test.safetensors")
 
 
 def test_what_contradicts_the_fit_is_refused_unless_it_is_forced(opnp: Opnp, world: Path) -> None:

@@ -54,7 +54,10 @@ DataPath = Annotated[
 OodPaths = Annotated[
     list[str] | None, input_option(metavar="NAME=PATH", help="OOD inputs, as --train; may be given several times.")
 ]
-DetectorFile = Annotated[Path, input_option(help="Detector that `opnp fit` wrote.")]
+DetectorFile = Annotated[
+    Path | None, typer.Argument(metavar="DETECTOR", help="Detector that `opnp fit` wrote.", show_default=False)
+]
+DetectorOption = Annotated[Path | None, input_option("--detector", help="The same as DETECTOR, by name.")]
 HeadFile = Annotated[Path, input_option(help="Safetensors file with `weight` (classes, features), and perhaps `bias`.")]
 ModelName = Annotated[str, model_option(help=f"The model: {_NAMES}.")]
 ModelNameOrNone = Annotated[str | None, model_option(help=f"Instead of --features, the model: {_NAMES}.")]
@@ -302,6 +305,19 @@ def require_form(
     wrong = [name for name, value in foreign.items() if value is not None]
     if wrong:
         raise OptionError(f"{', '.join(wrong)} cannot go with `{here}`: only `{other}` has a use for it.")
+
+
+def one_of(place: Path | None, named: Path | None, *, option: str) -> Path:
+    """Return a path that is given by its place among the arguments, or by an option.
+
+    Raises:
+        OptionError: If both are given, or none.
+
+    """
+    if (place is None) == (named is None):
+        what = option.removeprefix("--").upper()
+        raise OptionError(f"Give {what} once, first or as `{option}`: got {'none' if place is None else 'both'}.")
+    return place or named or Path()
 
 
 def head_layer_name(name: str | None, *, old: object) -> str | None:

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from opnp.cli.options import DetectorFile, DetectorModelName, ForceFlag, ModelOptions, checked_device
+from opnp.cli.options import (
+    DetectorFile,
+    DetectorModelName,
+    DetectorOption,
+    ForceFlag,
+    ModelOptions,
+    checked_device,
+    one_of,
+)
 from opnp.errors import DataFileError, OptionError
 from opnp.files import existing_file
 from opnp.values.serving import DEFAULT_LIMITS as LIMITS
@@ -18,8 +26,9 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 
 def serve(
+    detector_file: DetectorFile = None,
     *,
-    detector: DetectorFile,
+    detector: DetectorOption = None,
     model: DetectorModelName = None,
     options: ModelOptions,
     force: ForceFlag = False,
@@ -67,10 +76,11 @@ def serve(
         threads=threads,
     )
     place = checked_device(device)
-    loaded = OPNP.load(detector)
+    file = one_of(detector_file, detector, option="--detector")
+    loaded = OPNP.load(file)
     names: Sequence[str] | None = loaded.origin.class_names if loaded.origin else None
     names = names if class_names is None else _lines(class_names)
-    network, transform = options.opened_for(loaded, detector, model, is_forced=force)
+    network, transform = options.opened_for(loaded, file, model, is_forced=force)
     if place is not None:
         network.to(place)
     app = serve_app(
