@@ -17,7 +17,7 @@ from opnp import auroc
 from opnp.core import Sensitivity, flagged_rank
 from opnp.core.kept_rows import row_hashes
 from tests.child_process import started
-from tests.contract.shell import ABILITIES, BROKEN, KEEP, OTHER, SUBJECTS, Shell, ready
+from tests.contract.shell import ABILITIES, BROKEN, KEEP, OTHER, SETTING, SUBJECTS, Shell, ready
 from tests.contract.snapshot import unchanged
 from tests.contract.world import class_labels, classifier, features, fresh, head_of, known, strange
 
@@ -411,7 +411,7 @@ def _travellers() -> dict[str, type[Shell]]:
     """Return the kinds of shells that travel in files, broken ones too."""
     for module in ("library_shells", "toolkit_shells", "surface_shells", "broken"):
         import_module(f"tests.contract.{module}")  # which enters its shells in the tables
-    kinds = [kind for name, kind in SUBJECTS.items() if "files" not in kind.lacks and not name.startswith("setting_")]
+    kinds = [kind for name, kind in SUBJECTS.items() if "files" not in kind.lacks and not name.startswith(SETTING)]
     return {kind.__name__: kind for kind in kinds + BROKEN["check_another_process_answers_alike"]}
 
 

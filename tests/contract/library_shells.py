@@ -13,7 +13,7 @@ from opnp import ASHS, MEMBERS, SCALE, Ratios, ReAct, energy_score
 from opnp.core import Sensitivity
 from opnp.errors import EmptyDataError
 from opnp.export import write_onnx, write_program
-from tests.contract.shell import KEEP, Fused, Holder, Shell, load_model, save_model, subject
+from tests.contract.shell import KEEP, SETTING, Fused, Holder, Shell, load_model, save_model, subject
 from tests.contract.world import features, fresh, head_of
 
 __all__ = [
@@ -181,7 +181,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 for _name, _given in _SETTINGS.items():
     _base = Inputs if "ratios" in _given else FusedInputs
-    subject(f"setting_{_name}")(
+    subject(f"{SETTING}{_name}")(
         type(f"Setting{_name}", (_base,), {"plural": "detectors under their settings", "given": _given})
     )
 

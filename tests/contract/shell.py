@@ -29,6 +29,7 @@ __all__ = [
     "KEEP",
     "NO_RATIOS",
     "OTHER",
+    "SETTING",
     "SUBJECTS",
     "Fused",
     "Holder",
@@ -285,6 +286,9 @@ _Kind = TypeVar("_Kind", bound=type)
 
 SUBJECTS: dict[str, type[Shell]] = {}
 """Every detector, adapter and exported module that the contract is held against."""
+
+SETTING = "setting_"
+"""What the names of detectors under one setting begin with, which are put to the checks of settings alone."""
 
 BROKEN: dict[str, list[type[Shell]]] = {}
 """By the name of the check that must fail: the shells that fail it."""

@@ -2,25 +2,21 @@
 
 import asyncio
 import csv
-import io
-import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import httpx
 import torch
 from torch import Tensor, nn
 
-from opnp.cli import main
 from opnp.data import Preprocessing, write_features
 from opnp.serve.app import serve_app
 from opnp.serve.limits import Limits
 from tests.contract.shell import Fused, Holder, save_model, subject
 from tests.contract.world import classifier, features
+from tests.in_process import run_opnp
 from tests.unit.data.image_files import write_tensors
 from tests.unit.serve.serve_world import in_service
 
@@ -124,7 +120,10 @@ class Command(Surface):
             folder = Path(name)
             self.detector.save(folder / "detector")
             data = self._data(folder, inputs, labels)
-            _opnp("score", "--detector", folder / "detector", "--out", folder / "scores.csv", "--json", *data)
+            given = ("--detector", folder / "detector", "--out", folder / "scores.csv", *data)
+            code, _, errors = run_opnp("score", *given)
+            if code:
+                raise RefusedError(code, errors)
             with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
                 found = list(csv.DictReader(file))
         assert [int(row["index"]) for row in found] == list(range(len(inputs))), "rows are not in the inputs' order"
@@ -191,15 +190,3 @@ def _posted(app: Any, bodies: Sequence[object]) -> list[Any]:
         return [answer.json() for answer in answers]
 
     return in_service(app, ask)
-
-
-def _opnp(*arguments: object) -> None:
-    """Run the command line in this process."""
-    errors = io.StringIO()
-    argv = patch.object(sys, "argv", ["opnp", *map(str, arguments)])
-    with argv, redirect_stdout(io.StringIO()), redirect_stderr(errors):
-        try:
-            main()
-        except SystemExit as leaving:
-            if leaving.code:
-                raise RefusedError(leaving.code, errors.getvalue()) from None

@@ -16,12 +16,11 @@ import opnp.detector
 from tests.contract import broken, detector_checks, surface_shells, toolkit_shells  # noqa: F401  # fill the tables
 from tests.contract.checks import CHECKS
 from tests.contract.library_shells import Inputs
-from tests.contract.shell import ABILITIES, BROKEN, SUBJECTS, Shell
+from tests.contract.shell import ABILITIES, BROKEN, SETTING, SUBJECTS, Shell
 from tests.tried import Tried
 
 pytestmark = pytest.mark.reliability
 
-SETTING = "setting_"
 PAIRS = [
     (subject, name)
     for subject, kind in SUBJECTS.items()

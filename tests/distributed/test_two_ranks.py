@@ -144,8 +144,8 @@ def test_an_error_of_one_rank_is_one_of_all(tmp_path: Path, failing: int) -> Non
 
 @pytest.mark.parametrize(("what", "lost"), [("die", 0), ("die", 1), ("hang", 1)])
 def test_a_rank_that_dies_or_hangs_ends_the_others(tmp_path: Path, what: str, lost: int) -> None:
-    patience = 6 if what == "hang" else 120
-    found = on_ranks(tmp_path, 2, rank_tasks.trouble, what, lost, 14.0, patience=patience)
+    patience = 4 if what == "hang" else 120
+    found = on_ranks(tmp_path, 2, rank_tasks.trouble, what, lost, 9.0, patience=patience)
     assert what == "hang" or found[lost] is None
     assert found[1 - lost].startswith(f"DistributedError: rank {1 - lost} of 2 lost rank {lost} while waiting")
     assert "it died, or took longer" in found[1 - lost]
