@@ -90,7 +90,7 @@ def searched(
     for values in product(*reversed(list(postprocessor.args_dict.values()))):
         postprocessor.set_hyperparam(values[::-1])
         trials[values[::-1]] = auroc(*(scores(net, postprocessor, loaders[kind]["val"]) for kind in ("id", "ood")))
-    postprocessor.set_hyperparam(list(max(trials, key=trials.__getitem__)))
+    postprocessor.set_hyperparam(list(max(trials, key=lambda values: trials[values])))
     postprocessor.hyperparam_search_done = True
     return trials
 
