@@ -86,7 +86,7 @@ def searched(
 ) -> dict[tuple[object, ...], float]:
     """Return the AUROC of every combination, tried as the evaluator does it: the first name changes fastest."""
     postprocessor.setup(net, loaders["id"], loaders["ood"])
-    trials = {}
+    trials: dict[Any, float] = {}
     for values in product(*reversed(list(postprocessor.args_dict.values()))):
         postprocessor.set_hyperparam(values[::-1])
         trials[values[::-1]] = auroc(*(scores(net, postprocessor, loaders[kind]["val"]) for kind in ("id", "ood")))
