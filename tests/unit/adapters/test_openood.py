@@ -97,14 +97,14 @@ def searched(
 
 def test_the_evaluator_finds_the_best_of_the_sweep() -> None:
     net, postprocessor = Net(), OPNPPostprocessor(configured(sweep=SWEEP, is_searching=True))
-    with unchanged(net, "the evaluation"):
-        train = iter(batches(*TRAIN))
-        trials = searched(net, postprocessor, {**loaders(), "id": {**loaders()["id"], "train": train}})
-        found = [scores(net, postprocessor, batches(*samples)) for samples in (ID_TEST, (NEAR,), (FAR,))]
     expected = {}
     for w_min, o_max, scope in product(*SWEEP.values()):
         detector = reference(net, w_min=w_min, o_max=o_max, scope=scope)
         expected[w_min, o_max, scope] = auroc(detector.score(ID_VALIDATION[0]), detector.score(OOD_VALIDATION))
+    with unchanged(net, "the evaluation"):
+        train = iter(batches(*TRAIN))
+        trials = searched(net, postprocessor, {**loaders(), "id": {**loaders()["id"], "train": train}})
+        found = [scores(net, postprocessor, batches(*samples)) for samples in (ID_TEST, (NEAR,), (FAR,))]
     assert trials == pytest.approx(expected, abs=1e-6)
     assert len(set(trials.values())) > 6
     best = max(expected, key=expected.__getitem__)
