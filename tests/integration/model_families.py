@@ -325,6 +325,7 @@ _OF_TRANSFORMERS = (
     ),
     _hf("Bert", "classifier", _tokens, options=_BERT),
     _hf("Roberta", "classifier.out_proj", _tokens, options=_BERT),
+    _hf("Electra", "classifier.out_proj", _tokens, options=_BERT),
     _hf(
         "DistilBert",
         "classifier",

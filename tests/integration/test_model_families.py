@@ -34,9 +34,9 @@ LARGE = (
 
 def of(families: Iterable[Family], *, quick: Callable[[Family], bool]) -> pytest.MarkDecorator:
     """Run a test for families, for those that are not quick in ``make test-long`` alone."""
-    marks = {True: (), False: pytest.mark.long}
     return pytest.mark.parametrize(
-        "family", [pytest.param(each, marks=marks[quick(each)], id=each.name) for each in families]
+        "family",
+        [pytest.param(each, marks=[] if quick(each) else [pytest.mark.long], id=each.name) for each in families],
     )
 
 

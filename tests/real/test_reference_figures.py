@@ -154,17 +154,18 @@ CURVES = ("parts", "w_min", "w_max", "o_min", "o_min-aggregate", "o_max-aggregat
 
 def rows_of(rows: list[Row], *, quick: str) -> pytest.MarkDecorator:
     """Run a test for rows; of other models than the quick one in ``make test-long`` alone."""
-    marks = {True: (), False: pytest.mark.long}
     return pytest.mark.parametrize(
-        "row", [pytest.param(row, marks=marks[row.model == quick], id=str(row)) for row in rows]
+        "row", [pytest.param(row, marks=_long(row.model != quick), id=str(row)) for row in rows]
     )
 
 
 def models_of(quick: str) -> pytest.MarkDecorator:
     """Run a test for all models; for others than the quick one in ``make test-long`` alone."""
-    return pytest.mark.parametrize(
-        "model", [pytest.param(each, marks=() if each == quick else pytest.mark.long) for each in _sections()]
-    )
+    return pytest.mark.parametrize("model", [pytest.param(each, marks=_long(each != quick)) for each in _sections()])
+
+
+def _long(is_long: bool) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.long] if is_long else []
 
 
 def require_figures(row: Row, found: Mapping[str, DetectionFigures], mean: DetectionFigures | None) -> None:
@@ -174,6 +175,7 @@ def require_figures(row: Row, found: Mapping[str, DetectionFigures], mean: Detec
         assert (100 * figures.fpr95, 100 * figures.auroc) == pytest.approx(row.figures[name], abs=0.05, rel=0), name
 
 
+@cache
 def benchmark(factory: pytest.TempPathFactory, model: str) -> BenchRecord:
     def run(out: Path) -> None:
         run_bench(DATA / "features" / model, out, methods=("reference", "dice"), near=NEAR.get(model, []))
@@ -182,6 +184,7 @@ def benchmark(factory: pytest.TempPathFactory, model: str) -> BenchRecord:
     return BenchRecord.from_json((folder / "results.json").read_text(encoding="utf-8"))
 
 
+@cache
 def sweep(factory: pytest.TempPathFactory, model: str) -> SweptModel:
     def run(out: Path) -> None:
         base = Ratios(w_min=0.7, w_max=0.001, o_min=0.3, o_max=0.003)
