@@ -60,6 +60,7 @@ def test_calibration_error_is_that_of_torchmetrics() -> None:
         found = expected_calibration_error(kept, labels[inner], bins=bins)
         assert found == pytest.approx(float(expected), abs=1e-6)
         assert found > 0.001
+    assert expected_calibration_error(kept, labels[inner]) == found  # 15 bins unless told
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
