@@ -1,5 +1,7 @@
 """Masks against Python's stable sort and double loops."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ def tied_sensitivity(seed: int, dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize(("lowest", "highest"), SHARES)
 def test_masks_are_stable_sorts_of_each_ranking(lowest: float, highest: float, dtype: torch.dtype) -> None:
-    shares = {"lowest": lowest, "highest": highest}
+    shares: dict[str, Any] = {"lowest": lowest, "highest": highest}
     for seed in range(5):
         sensitivity = tied_sensitivity(seed, dtype)
         rows, flat = sensitivity.tolist(), sensitivity.flatten().tolist()

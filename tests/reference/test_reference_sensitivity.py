@@ -10,7 +10,7 @@ from tests.reference.per_sample_gradients import loop_sensitivity
 
 def loop_of_head(features: Tensor, weight: Tensor, bias: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Mean absolute gradient of the energy for each weight and for each neuron, by backward passes."""
-    head = nn.Linear(*weight.T.shape, dtype=torch.float64)
+    head = nn.Linear(weight.shape[1], len(weight), dtype=torch.float64)
     head.load_state_dict({"weight": weight, "bias": bias})
     of_weights, of_inputs = loop_sensitivity(nn.Sequential(head), [features], ["0"], temperature=temperature)
     return of_weights["0"], of_inputs["0"]

@@ -1,5 +1,7 @@
 """Scores, shaping and metrics against pytorch-ood, scikit-learn and torchmetrics."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_sco
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from opnp.core import (
+    PositiveClass,
     accuracy,
     ash_s,
     aupr,
@@ -35,7 +38,8 @@ def test_metrics_are_those_of_scikit_learn(levels: int) -> None:
     inside, outside = ((each.double() * levels).round() / levels for each in (inside, outside))
     is_ood, scores = np.r_[np.zeros(400), np.ones(260)], torch.cat([inside, outside]).numpy()
     assert auroc(inside, outside) == pytest.approx(roc_auc_score(is_ood, scores), abs=1e-12)
-    for positive, is_positive, sign in (("ood", is_ood, 1), ("id", 1 - is_ood, -1)):
+    sides: list[tuple[PositiveClass, Any, int]] = [("ood", is_ood, 1), ("id", 1 - is_ood, -1)]
+    for positive, is_positive, sign in sides:
         precision = average_precision_score(is_positive, sign * scores)
         rates, shares, _ = roc_curve(is_positive, sign * scores, drop_intermediate=False)
         assert aupr(inside, outside, positive=positive) == pytest.approx(precision, abs=1e-12)
@@ -56,6 +60,7 @@ def test_calibration_error_is_that_of_torchmetrics() -> None:
         found = expected_calibration_error(kept, labels[inner], bins=bins)
         assert found == pytest.approx(float(expected), abs=1e-6)
         assert found > 0.001
+    assert expected_calibration_error(kept, labels[inner]) == found  # 15 bins unless told
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

@@ -130,9 +130,13 @@ def test_wrong_widths_say_what_the_head_takes(width: int) -> None:
 
 
 def test_a_wrong_head() -> None:
-    for options in ({"weight": torch.ones(FEATURES)}, {"weight": weight() / 0}, {"bias": torch.ones(CLASSES + 1)}):
-        with pytest.raises((ShapeError, NonFiniteError), match=f"`{next(iter(options))}` must"):
-            OPNP().fit_features(features(), **{"weight": weight(), "bias": bias(), **options})
+    for wrong, shift, name in (
+        (torch.ones(FEATURES), bias(), "weight"),
+        (weight() / 0, bias(), "weight"),
+        (weight(), torch.ones(CLASSES + 1), "bias"),
+    ):
+        with pytest.raises((ShapeError, NonFiniteError), match=f"`{name}` must"):
+            OPNP().fit_features(features(), weight=wrong, bias=shift)
 
 
 def test_features_that_overflow_the_head_are_refused_when_fitted_and_when_scored() -> None:
