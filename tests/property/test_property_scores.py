@@ -242,7 +242,8 @@ def test_units_are_the_same_after_a_change_of_scale_and_origin(seed: int, factor
 def test_a_score_that_is_not_finite_makes_the_fused_one_infinite(seed: int, bad: float, row: int, member: int) -> None:
     scores = drawn(seed)
     scales = tail_scales(scores)
-    whole = fused_score(tail_units(scores, scales))
+    assert tail_units(scores, scales.float()).dtype == torch.float32
+    whole, shares = fused_score(tail_units(scores, scales)), member_shares(tail_units(scores, scales))
     scores[row, member] = bad
     units = tail_units(scores, scales)
     assert units[row, member].item() == math.inf
@@ -251,6 +252,7 @@ def test_a_score_that_is_not_finite_makes_the_fused_one_infinite(seed: int, bad:
     assert member_shares(units)[row].tolist() == [float(place == member) for place in range(3)]
     is_other = torch.arange(60) != row
     assert found[is_other].equal(whole[is_other])
+    assert member_shares(units)[is_other].equal(shares[is_other])
     scores[row] = bad
     assert member_shares(tail_units(scores, scales))[row].tolist() == [pytest.approx(1 / 3)] * 3
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 from opnp import OPNP
-from opnp.errors import EmptyDataError, HeadMismatchError, InputTypeError, NonFiniteError, ShapeError
+from opnp.errors import EmptyDataError, HeadMismatchError, InputTypeError, NonFiniteError
 from tests.contract.snapshot import unchanged
 from tests.reliability import models_world as kinds
 from tests.reliability.models_world import (
@@ -196,7 +196,6 @@ CASES = (
         lambda: Net(lambda m, inputs: functional.linear(m.body(inputs), m.fc.weight, m.fc.bias)),
         r"`fc` .* was never called: .*functional\.linear.*Call the layer",
     ),
-    Case("one output", lambda: Net(fc=linear(outputs=1)), r"`fc` has one output: .*torch\.cat\(\[-w, w\]", ShapeError),
     Case("a hook that scales", hooked, r"logits are not what its head `fc` makes.*hook.*Take the hook"),
     Case("NaN", partial(with_value, "weight", float("nan")), r"`weight` of the head `fc` must be fi", NonFiniteError),
     Case("infinite", partial(with_value, "bias", float("inf")), r"`bias` of the head `fc` must be fin", NonFiniteError),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from opnp.core.checks import checked_matrix
+from opnp.core.checks import checked_matrix, two_class_logits
 from opnp.errors import EmptyDataError, InputTypeError, NotFittedError, OptionError, require_installed
 from opnp.model import BatchHalving, BatchReader, Inputs, borrowed, logits_of, run_model, unwrapped
 
@@ -309,7 +309,7 @@ class _Logits(nn.Module):
         logits = logits_of(self._run(inputs.clone()))
         if logits is None:
             raise InputTypeError("ODIN needs a model whose output is a tensor of logits, or holds `.logits`.")
-        return logits.double()
+        return two_class_logits(logits.double())
 
 
 def odin_scores(

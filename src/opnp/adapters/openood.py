@@ -26,7 +26,7 @@ from opnp.adapters.toolkits import (
     reset,
     settings_of,
 )
-from opnp.core.checks import checked_head
+from opnp.core.checks import checked_head, two_class_head
 from opnp.detector import OPNP, Settings
 from opnp.detector.fit_pass import shown
 from opnp.errors import EmptyDataError, HeadMismatchError, InputTypeError, NotFittedError, OptionError, ShapeError
@@ -282,7 +282,7 @@ def _head_of(net: nn.Module) -> tuple[Tensor, Tensor | None]:
     )
     if weight is not None and weight.ndim > 2:  # a 1x1 convolution
         weight = weight.flatten(1)
-    return checked_head(weight, bias)  # type: ignore[arg-type]  # None is refused there
+    return checked_head(*two_class_head(weight, bias))  # type: ignore[arg-type]  # None is refused there
 
 
 def _placed(head: tuple[Tensor, Tensor | None], net: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -21,7 +21,7 @@ from opnp.adapters.toolkits import (
     reset,
     settings_of,
 )
-from opnp.core.checks import checked_head, checked_matrix
+from opnp.core.checks import checked_head, checked_matrix, two_class_head
 from opnp.core.labels import class_indices
 from opnp.core.shaping import Shaping
 from opnp.detector import OPNP, Settings
@@ -302,7 +302,7 @@ def _head(head: nn.Linear | None, w: Tensor | None, b: Tensor | None) -> tuple[T
                 f"`head` must be an nn.Linear, got {type(head).__name__}. Give a weight and a bias as `w` and `b`."
             )
         w, b = head.weight, head.bias
-    weight, bias = checked_head(w, b)  # type: ignore[arg-type]  # one of the two is given
+    weight, bias = checked_head(*two_class_head(w, b))  # type: ignore[arg-type]  # one of the two is given
     return weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 

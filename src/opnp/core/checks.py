@@ -16,6 +16,8 @@ __all__ = [
     "require_class_indices",
     "require_finite",
     "require_finite_sums",
+    "two_class_head",
+    "two_class_logits",
 ]
 
 _LEAST_TEMPERATURE, _LARGEST_TEMPERATURE = 1e-30, 1e30
@@ -63,8 +65,7 @@ def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | 
     checked_matrix(weight, name="weight", axes="(classes, features)")
     if len(weight) < 2:
         raise ShapeError(
-            f"`weight` must have a row for each of at least two classes, got {len(weight)}. One logit z says the same "
-            f"as the two logits -z/2 and z/2: use `torch.cat([-weight, weight]) / 2`, and the bias alike.",
+            f"`weight` must have a row for each of at least two classes, got {len(weight)}.",
         )
     require_finite(weight.detach(), name="weight")
     if bias is not None:
@@ -78,6 +79,41 @@ def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | 
                 f"`bias` must be finite, got {int((~torch.isfinite(bias)).sum())} entries that are not."
             )
     return weight, bias
+
+
+def two_class_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the head of two classes that says the same as one of a single logit z: -z/2 and z/2; others as they are.
+
+    Softmax of these two is the sigmoid of z, and the second class the one that z speaks for.
+
+    Args:
+        weight: Shape ``(classes, features)``.
+        bias: Shape ``(classes,)``, or None.
+
+    Example:
+        >>> two_class_head(torch.tensor([[2.0, 4.0]]), torch.tensor([1.0]))
+        (tensor([[-1., -2.],
+                [ 1.,  2.]]), tensor([-0.5000,  0.5000]))
+
+    """
+    is_single = isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == 1
+    if not is_single or (bias is not None and bias.shape != (1,)):
+        return weight, bias
+    return torch.cat([-weight, weight]) / 2, bias if bias is None else torch.cat([-bias, bias]) / 2
+
+
+def two_class_logits(logits: Tensor) -> Tensor:
+    """Return logits of one column, shape ``(batch, 1)`` or ``(batch,)``, as those of two classes; others as they are.
+
+    Example:
+        >>> two_class_logits(torch.tensor([[2.0], [-6.0]])).tolist()
+        [[-1.0, 1.0], [3.0, -3.0]]
+
+    """
+    if logits.ndim != 1 and logits.shape[1:].numel() != 1:
+        return logits
+    logit = logits.reshape(-1)
+    return torch.stack([-logit, logit], 1) / 2
 
 
 def checked_scores(scores: Tensor, *, name: str) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from opnp.artifact import opened_tensors
-from opnp.core.checks import checked_matrix
+from opnp.core.checks import checked_matrix, two_class_head
 from opnp.core.labels import LABEL_NAMES
 from opnp.data.samples import file_digest, label_column, label_indices
 from opnp.data.shards import ShardIndex
@@ -201,6 +201,8 @@ def read_features(path: str | os.PathLike[str]) -> FeatureSet:
 def read_head(path: str | os.PathLike[str]) -> LinearHead:
     """Return the head of a safetensors file with the tensors `weight` and, unless the head has none, `bias`.
 
+    A head of one logit z becomes that of the two classes with the logits -z/2 and z/2.
+
     Raises:
         MissingFileError: If there is no such file.
         DataFileError: If it is unreadable, or lacks `weight`, or a tensor has the wrong shape or dtype.
@@ -215,7 +217,7 @@ def read_head(path: str | os.PathLike[str]) -> LinearHead:
         bias = None if bias is None else _stored_matrix(bias[:, None], name="bias", axes="(classes, 1)")[:, 0].clone()
     except OpnpError as error:
         raise DataFileError(f"{path}: {error}") from error
-    return LinearHead(weight=weight, bias=bias)
+    return LinearHead(*two_class_head(weight, bias))
 
 
 def write_features(path: str | os.PathLike[str], features: Tensor, *, labels: Tensor | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from opnp.core.checks import checked_head, checked_matrix, require_finite
+from opnp.core.checks import checked_head, checked_matrix, require_finite, two_class_head
 from opnp.core.labels import AnswerSum
 from opnp.core.masks import Masks, Scope
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName
@@ -229,7 +229,8 @@ class OPNP:
         Args:
             features: Inputs of the head, shape ``(batch, features)``, any floating dtype; or a source of them, such as
                 `opnp.data.open_features` gives, which is read block by block and never held as a whole.
-            weight: The head's weight, shape ``(classes, features)``.
+            weight: The head's weight, shape ``(classes, features)``; of a single logit z that of the two classes with
+                the logits -z/2 and z/2 is taken.
             bias: The head's bias, shape ``(classes,)``, or None.
             validation: Features of held-out ID inputs, shape ``(batch, features)``, or a source: the detector is
                 calibrated on them. With tuned ratios a half of them is searched on, and the other calibrates.
@@ -907,7 +908,7 @@ class OPNP:
 
 def _own_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return copies of the weight and bias of a classifier's head, checked."""
-    checked_head(weight, bias)
+    weight, bias = checked_head(*two_class_head(weight, bias))
     return with_float64(weight.detach().clone()), None if bias is None else with_float64(bias.detach().clone())
 
 

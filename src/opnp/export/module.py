@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from opnp import __version__
+from opnp.core.checks import two_class_head
 from opnp.core.conformal import flagged_rank
 from opnp.core.fusion import fused_score, tail_units
 from opnp.core.masks import Masks
@@ -296,8 +297,8 @@ class DetectorModule(nn.Module):
                 f"The head received features of shape {tuple(features.shape)}: it must get one vector a sample."
             )
         dtype = _common(features.dtype, weight.dtype)  # a model may run in autocast of its own
-        bias = None if bias is None else bias.to(dtype)
-        return features, linear(features.to(dtype), weight.flatten(1).to(dtype), bias)
+        weight, bias = two_class_head(weight.flatten(1).to(dtype), None if bias is None else bias.to(dtype))
+        return features, linear(features.to(dtype), weight, bias)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002, FBT001, FBT002  # torch's signature
         """Leave the module in eval mode, and return it: dropout or batch statistics would be those of no detector."""

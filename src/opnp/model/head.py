@@ -12,8 +12,8 @@ from torch.nn.functional import linear
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from opnp.core.checks import require_finite
-from opnp.errors import HeadNotFoundError, InputTypeError, ShapeError
+from opnp.core.checks import require_finite, two_class_head, two_class_logits
+from opnp.errors import HeadNotFoundError, InputTypeError, OptionError, ShapeError
 from opnp.model.borrow import borrowed
 from opnp.model.forward import Inputs, LogitsSelector, logits_of, plain_tensor
 
@@ -27,6 +27,7 @@ __all__ = [
     "is_vector_a_sample",
     "linear_layers",
     "require_classifier",
+    "require_exclusive",
     "require_module",
     "require_values",
     "tensor_of",
@@ -77,27 +78,14 @@ class Head:
 
     @property
     def weight(self) -> Tensor:
-        """The weight as a matrix, shape ``(classes, features)``, without gradient, in the layer's memory."""
-        return weight_of(self.module).detach().flatten(1)
+        """The weight as a matrix, shape ``(classes, features)``, without gradient; of one logit that of two classes."""
+        return two_class_head(weight_of(self.module).detach().flatten(1), None)[0]
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias, shape ``(classes,)``, without gradient, or None."""
+        """The bias, shape ``(classes,)``, without gradient, or None; of one logit that of two classes."""
         bias = tensor_of(self.module, "bias")
-        return None if bias is None else bias.detach()
-
-    @property
-    def linear(self) -> nn.Linear:
-        """The head as an `nn.Linear`: the layer itself, or in the place of a convolution one in the same memory."""
-        if isinstance(self.module, nn.Linear):
-            return self.module
-        weight, bias = self.weight, self.bias
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta").train(
-            self.module.training
-        )
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]  # a Linear without bias holds None
-        return layer
+        return two_class_head(weight_of(self.module).detach().flatten(1), None if bias is None else bias.detach())[1]
 
     def logits_from(self, output: Tensor) -> Tensor:
         """Return the logits, shape ``(batch, classes)``, in the layer's own output."""
@@ -147,6 +135,29 @@ def require_values(model: nn.Module) -> None:
         )
 
 
+def require_exclusive(model: nn.Module) -> None:
+    """Raise if a model of transformers says that it is none of classes that exclude each other.
+
+    Raises:
+        OptionError: If its configuration names a regression, or several labels at once.
+
+    """
+    config = getattr(model, "config", None)
+    problem, labels = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
+    if problem == "multi_label_classification" and isinstance(labels, int) and labels > 1:
+        raise OptionError(
+            f"The model's configuration says `problem_type` = {problem!r}: its {labels} labels do not exclude each "
+            f"other, and the scores here are those of a softmax over classes of which one is right. Give a model of "
+            f"exclusive classes, or one label at a time, by `fit_features` with that label's row of the head.",
+        )
+    if problem == "regression" or (problem is None and labels == 1 and hasattr(config, "problem_type")):
+        raise OptionError(
+            "The model's configuration names a regression (`problem_type`, or one label without it): there are no "
+            "classes, and the scores here are those of classifiers. If its one logit was trained by binary "
+            'cross-entropy, say so: `model.config.problem_type = "multi_label_classification"`.',
+        )
+
+
 def require_classifier(head: Head, *, is_plain: bool) -> None:
     """Raise if a head is none of a classifier, or not linear in what it does.
 
@@ -158,8 +169,6 @@ def require_classifier(head: Head, *, is_plain: bool) -> None:
         HeadNotFoundError: If it has a forward of its own.
         InputTypeError: If its weight or bias cannot be read as numbers: on the meta device, sparse, quantised, complex.
         NonFiniteError: If these are not finite.
-        ShapeError: If it has one row.
-
     """
     for name in ("weight", "bias"):
         tensor = tensor_of(head.module, name)
@@ -170,12 +179,6 @@ def require_classifier(head: Head, *, is_plain: bool) -> None:
             f"The head {head.label} is a {type(head.module).__name__} with a forward of its own: its output is not "
             f"`features @ weight.T + bias`, so that pruning its weight is not what the method says. Where an equal "
             f"linear layer exists, cache the features and use `fit_features` with its weight and bias.",
-        )
-    if len(head.weight) < 2:
-        raise ShapeError(
-            f"The head {head.label} has one output: a classifier needs at least two classes. One logit z says the "
-            f"same as the two logits -z/2 and z/2: give `fit_features` the weight `torch.cat([-w, w]) / 2`, and "
-            f"the bias alike.",
         )
     require_finite(head.weight, name="weight", where=f" of the head {head.label}")
     if head.bias is not None:
@@ -278,6 +281,8 @@ def head_outcome(
     if logits is None:
         return features, _computed(features, weight, head.bias).to(torch.promote_types(features.dtype, weight.dtype))
     logits = plain_tensor(logits).detach()
+    if len(weight_of(head.module)) == 1:
+        logits = two_class_logits(logits)
     shape = len(features), len(weight)
     if logits.numel() == shape[0] * shape[1] and (shape[0] == 1 or logits.shape[0] == shape[0]):
         logits = logits.reshape(shape)

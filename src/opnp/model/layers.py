@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from opnp.core.checks import checked_matrix, checked_temperature, require_finite
+from opnp.core.checks import checked_matrix, checked_temperature, require_finite, two_class_logits
 from opnp.core.sensitivity import LayerSensitivitySum, Precision, Sensitivity, product_dtype
 from opnp.errors import (
     HeadNotFoundError,
@@ -25,7 +25,6 @@ from opnp.errors import (
     LayerWarning,
     OpnpError,
     OptionError,
-    ShapeError,
 )
 from opnp.model.batches import BatchReader, is_empty, opened
 from opnp.model.borrow import (
@@ -47,7 +46,7 @@ from opnp.model.forward import (
     run_model,
     sole_input,
 )
-from opnp.model.head import Head, HeadLayer, is_as_its_kind, require_values, weight_of
+from opnp.model.head import Head, HeadLayer, is_as_its_kind, require_exclusive, require_values, weight_of
 from opnp.model.search import find_head
 
 __all__ = ["sensitivity", "sensitivity_sums"]
@@ -161,6 +160,7 @@ def sensitivity_sums(
     """
     require_values(model)
     inner = unwrapped(model)
+    require_exclusive(inner)
     if any(tensor.is_inference() for tensor in chain(inner.parameters(), inner.buffers())):
         raise LayerError(
             "The model's tensors were made under `torch.inference_mode()`, so that autograd cannot use them. Build or "
@@ -317,6 +317,7 @@ class _Energies:
         try:
             given = sample[""] if isinstance(inputs, Tensor) else {**inputs, **sample}
             logits = self._logits(called(self.model, given, device=self.device)).reshape(-1)
+            logits = two_class_logits(logits).reshape(-1) if len(logits) == 1 else logits
         finally:
             self._added = None
         outputs = logits.to(product_dtype(logits, precision="float32"))
@@ -436,8 +437,7 @@ class _Energies:
         """Return the logits of a whole batch, once the energy is seen to be defined."""
         logits = self._logits(output)
         checked_matrix(logits, name="logits", axes="(batch, classes)")
-        if logits.shape[1] < 2:
-            raise ShapeError("The model has one output: the energy needs the logits of at least two classes.")
+        logits = two_class_logits(logits) if logits.shape[1] == 1 else logits
         require_finite(logits, name="logits", where=where)
         return logits
 

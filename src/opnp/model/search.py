@@ -24,6 +24,7 @@ from opnp.model.head import (
     is_as_its_kind,
     is_vector_a_sample,
     require_classifier,
+    require_exclusive,
     require_values,
     token_message,
 )
@@ -83,8 +84,8 @@ def find_head(
 
     Raises:
         HeadNotFoundError: If no layer, or more than one, fits. The message lists the candidates.
-        ShapeError: If the head has fewer than two rows, or the logits are no matrix.
-        OptionError: If `logits` leads nowhere.
+        ShapeError: If the logits are no matrix.
+        OptionError: If `logits` leads nowhere, or the model is none of exclusive classes.
         InputTypeError: If `model` is no module, or the head's weights are no plain numbers.
         NonFiniteError: If the head's weights are not finite.
 
@@ -119,6 +120,7 @@ def head_run(
     """
     require_values(model)
     model = unwrapped(model)
+    require_exclusive(model)
     layers = head_layers(model)
     if not layers:
         raise _no_layer(model)
@@ -279,7 +281,7 @@ def _only(
     listed = _listed(layers)
     if output is None:
         raise _refusal("no logits", no_logits=no_logits_message(answer), listed=listed)
-    classes = output.flatten(1).shape[1] if output.ndim > 1 else 0
+    classes = output.flatten(1).shape[1] if output.ndim > 1 else 1
     fitting = {
         name: made
         for name, made in calls.items()

@@ -85,9 +85,9 @@ def head_stream(
     classes = len(head.weight) if isinstance(head, Head) else None
     reader = BatchReader.of(model, classes=classes, is_inside=is_inside)
     batch = reader.read(first)
-    found, wanted = (head, None) if isinstance(head, Head) else (None, head)
+    found, named = (head, None) if isinstance(head, Head) else (None, head)
     while found is None:
-        search = partial(head_run, model, head=wanted, logits=logits, device=device, labels=batch.labels)
+        search = partial(head_run, model, head=named, logits=logits, device=device, labels=batch.labels)
         (found, outcome), is_whole = halving.beginning(search, batch.inputs)
         reader = replace(reader, classes=len(found.weight))
         again = reader.read(first)  # by the number of classes, which is known now

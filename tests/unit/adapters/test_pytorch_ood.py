@@ -163,7 +163,7 @@ def test_a_head_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(InputTypeError, match=r"`head` must be an nn.Linear, got Sequential"):
         OPNPDetector(None, nn.Sequential(layer))  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ShapeError, match="a row for each of at least two classes"):
-        OPNPDetector(None, w=WEIGHT[:1])
+        OPNPDetector(None, w=WEIGHT[:0])
 
 
 @pytest.mark.parametrize("kind", ["module", "method", "partial"])

@@ -296,8 +296,8 @@ def test_one_input_is_told_by_its_axes_with_its_label_too() -> None:
         torch.testing.assert_close(found, expected)
     reader = BatchReader.of(Words())
     for axes, is_single in ((axes_of({"input_ids": IDS, "attention_mask": MASK}), True), (None, False)):
-        found = reader.read({"input_ids": IDS[0], "attention_mask": MASK[0]}, axes=axes)
-        assert found.is_single is is_single
+        read = reader.read({"input_ids": IDS[0], "attention_mask": MASK[0]}, axes=axes)
+        assert read.is_single is is_single
     mixed = reader.read({"input_ids": IDS[0], "attention_mask": MASK}, axes={"input_ids": 2, "attention_mask": 2})
     assert not mixed.is_single
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.nn.functional import linear, normalize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from opnp import OPNP, Ratios
-from opnp.errors import HeadNotFoundError, ShapeError
+from opnp.errors import HeadNotFoundError, OptionError, ShapeError
 from opnp.model import find_head, head_layers, head_stream, pruned, pruned_copy, sensitivity
 from opnp.model.head import OwnLogits
 from tests.contract.snapshot import unchanged
@@ -89,7 +91,6 @@ def test_the_logits_are_linear_in_the_mean_of_the_input(model: nn.Module, *, is_
     for (features, logits, _), count in zip(read, (5, 3), strict=True):
         assert (features.shape, logits.shape) == ((count, CHANNELS), (count, CLASSES))
         torch.testing.assert_close(linear(features, found.weight, found.bias), logits, rtol=rtol, atol=atol)
-        torch.testing.assert_close(found.linear(features), linear(features, found.weight, found.bias))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,9 @@ def fitted(model: nn.Module, loader: object = None, **ratios: float) -> OPNP:
 @pytest.mark.parametrize("make", [lambda: classifier(Mean()), lambda: classifier(FLAT, before=(POOL,))])
 def test_a_detector_is_that_of_the_equal_linear_head(make: Callable[[], Classifier], tmp_path: Path) -> None:
     model = make()
-    equal = nn.Sequential(model.body, POOL, FLAT, find_head(model, images()).linear)
+    layer, head = nn.Linear(CHANNELS, CLASSES), find_head(model, images())
+    layer.load_state_dict({"weight": head.weight, "bias": head.bias})
+    equal = nn.Sequential(model.body, POOL, FLAT, layer)
     one, other = fitted(model, w_min=0.25), fitted(equal, w_min=0.25)
     torch.testing.assert_close(one.sensitivity.weight, other.sensitivity.weight)
     assert torch.equal(one.masks.weight, other.masks.weight)
@@ -361,3 +364,87 @@ def test_axes_of_length_one_round_a_head_change_nothing(model: nn.Module, head: 
     for given in (batch(), batch(1), batch()[0]):
         torch.testing.assert_close(one.score(given), other.score(given))
     torch.testing.assert_close(one.calibrate(batches()).to_module()(batch())[1], other.score(batch()))
+
+
+# ------------------------------------------------------------------------------------------ one logit, and no classes
+class OneLogit(nn.Module):
+    """A binary classifier of one logit, and the same of two."""
+
+    def __init__(self, shape: Callable[[Tensor], Tensor] = lambda z: z, *, bias: bool = True) -> None:
+        super().__init__()
+        self.body, self.shape = mlp()[:2], shape
+        self.fc = nn.Linear(FEATURES, 1, bias=bias)
+        torch.nn.init.normal_(self.fc.weight, generator=torch.Generator().manual_seed(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shape(self.fc(self.body(x)))
+
+    def of_two(self) -> nn.Sequential:
+        """Return the model of two logits."""
+        fc = nn.Linear(FEATURES, 2, bias=self.fc.bias is not None)
+        fc.weight.data = torch.cat([-self.fc.weight, self.fc.weight]).detach() / 2
+        if self.fc.bias is not None:
+            fc.bias.data = torch.cat([-self.fc.bias, self.fc.bias]).detach() / 2
+        return nn.Sequential(*self.body, fc)
+
+
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [
+        (OneLogit(), None),
+        (OneLogit(bias=False), None),
+        (OneLogit(lambda z: z.squeeze(1)), None),
+        (OneLogit(lambda z: z.sigmoid()), "fc"),
+        (OneLogit(lambda z: z.sigmoid()[:, 0]), "fc"),
+    ],
+    ids=["column", "no bias", "squeezed", "sigmoid", "sigmoid squeezed"],
+)
+def test_one_logit_is_two_classes(tmp_path: Path, model: OneLogit, head: str | None) -> None:
+    other, kept = model.of_two(), Ratios(w_min=0.3)
+    targets = (model.fc(model.body(batch()))[:, 0] > 0).float()
+    one = OPNP(ratios=kept).fit(model, [(each, targets) for each in batches()], head=head)
+    two = OPNP(ratios=kept).fit(other, batches())
+    assert one.masks.weight.shape == (2, FEATURES)
+    torch.testing.assert_close(one.sensitivity.weight, two.sensitivity.weight)
+    torch.testing.assert_close(one.score(batch()), two.score(batch()))
+    verdict = one.calibrate(batches()).verdict(batch())
+    assert verdict.predicted_class.tolist() == targets.tolist()
+    one.save(tmp_path / "one.safetensors")
+    loaded = OPNP.load(tmp_path / "one.safetensors", model)
+    torch.testing.assert_close(loaded.to_module()(batch())[1], verdict.score)
+    of_features = OPNP(ratios=kept).fit_features(model.body(batch()), weight=model.fc.weight, bias=model.fc.bias)
+    assert torch.equal(of_features.original_head.weight, two.original_head.weight)
+    if head is None and model(batch()).ndim == 2:
+        layers = [sensitivity(each, batches(), layers=[name]) for each, name in ((model, "body.0"), (other, "0"))]
+        torch.testing.assert_close(layers[0]["body.0"].weight, layers[1]["0"].weight)
+    else:
+        with pytest.raises(HeadNotFoundError, match='name the head yourself: `head="fc"`'):
+            find_head(OneLogit(lambda z: z.sigmoid()), batch())
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"problem_type": "multi_label_classification", "num_labels": 3}, "its 3 labels do not exclude each other"),
+        ({"problem_type": "regression", "num_labels": 3}, "names a regression"),
+        ({"problem_type": None, "num_labels": 1}, "names a regression"),
+        ({"problem_type": "single_label_classification", "num_labels": 3}, None),
+        ({"problem_type": None, "num_labels": 3}, None),
+        ({"num_labels": 1}, None),
+    ],
+)
+def test_models_that_say_that_they_are_no_classifiers(facts: dict[str, object], message: str | None) -> None:
+    model: Any = Answering()
+    model.config = SimpleNamespace(**facts)
+    actions: list[Callable[[], object]] = [
+        lambda: find_head(model, batch()),
+        lambda: fitted(model, batches()),
+        lambda: sensitivity(model, batches(), layers=["fc"]),
+    ]
+    for action in actions:
+        if message is None:
+            assert action() is not None
+            continue
+        with pytest.raises(OptionError, match=message) as caught:
+            action()
+        assert str(caught.value).count(". ") < 3

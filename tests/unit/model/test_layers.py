@@ -471,7 +471,6 @@ def test_tensors_of_inference_mode() -> None:
             r"nor holds `\.logits`: .*`logits=0`, say\. Or name the layer whose output are the logits: `head=",
         ),
         (lambda logits: logits[..., None], ShapeError, r"`logits` must have shape \(batch, classes\), got \(8, 3, 1\)"),
-        (lambda logits: logits[:, :1], ShapeError, "The model has one output"),
     ],
 )
 def test_outputs_without_logits(after: Callable[[Tensor], object], error: type[Exception], message: str) -> None:

@@ -250,12 +250,12 @@ def test_the_default_device_changes_nothing(tmp_path: Path, options: dict[str, A
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(INPUTS, 32), nn.ReLU(), nn.Linear(32, 3))
     loader = [(batch(50, seed=seed), torch.arange(50) % 3) for seed in range(8)]
-    ood = {"validation_ood": [3 * inputs for inputs, _ in loader]} if options.get("ratios") == "tuned" else {}
+    ood = [3 * inputs for inputs, _ in loader] if options.get("ratios") == "tuned" else None
     found: list[list[Tensor]] = []
     for device in (None, "meta"):
         torch.set_default_device(device)
         try:
-            detector = OPNP(**options).fit(model, loader, validation=loader, **ood).calibrate(loader)
+            detector = OPNP(**options).fit(model, loader, validation=loader, validation_ood=ood).calibrate(loader)
             detector.save(tmp_path / "detector.safetensors")
             loaded, inputs = OPNP.load(tmp_path / "detector.safetensors", model), loader[0][0]
             found.append([*loaded.verdict(inputs), *detector.explain(inputs)[1:], *detector.to_module()(inputs)])
