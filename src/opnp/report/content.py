@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opnp.report.explorer import Explorer, fit_explorer, threshold_explorer
-from opnp.report.figures import NamedFigure, named_figures
+from opnp.report.explorer import Explorer, fit_explorer, keeping_threshold, threshold_explorer
+from opnp.report.figures import named_figures
 from opnp.report.gallery import Gallery, fitting_galleries, galleries
+from opnp.report.panels import Figure
 from opnp.report.results import ReportedModel, ReportedRow, Results, Scores
-from opnp.report.score_series import keeping_threshold
 from opnp.report.tables import (
     DataRow,
     Fact,
@@ -66,11 +66,21 @@ class ModelSection:
     tables_title: str
     tables: tuple[Table, ...]
     explorer: Explorer | None
-    figures: tuple[NamedFigure, ...]
+    figures: tuple[Figure, ...]
     galleries: tuple[Gallery, ...]
     facts: tuple[Fact, ...]
     data: tuple[DataRow, ...]
     origins: tuple[ReportedRow, ...]
+
+    @property
+    def linked_figures(self) -> tuple[Figure, ...]:
+        """The figures that show the threshold, and move with it: they stand under the explorer where there is one."""
+        return tuple(figure for figure in self.figures if figure.is_linked and self.explorer is not None)
+
+    @property
+    def other_figures(self) -> tuple[Figure, ...]:
+        """The other figures."""
+        return tuple(figure for figure in self.figures if figure not in self.linked_figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,7 @@ class PageContent:
     Attributes:
         title: Title of the page.
         keep: Share of ID kept that thresholds start at.
+        figures: Figures of all models.
         models: The models.
         facts: What is needed to make the run again.
 
@@ -87,6 +98,7 @@ class PageContent:
 
     title: str
     keep: float
+    figures: tuple[Figure, ...]
     models: tuple[ModelSection, ...]
     facts: tuple[Fact, ...]
 
@@ -124,7 +136,8 @@ def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
             pictures=pictures,
         )
         models.append(section)
-    return PageContent(_TITLE, keep, tuple(models), tuple(run_facts(results, keep=keep)))
+    common = tuple(figure for figure in figures if not figure.model)
+    return PageContent(_TITLE, keep, common, tuple(models), tuple(run_facts(results, keep=keep)))
 
 
 def _section(
@@ -133,7 +146,7 @@ def _section(
     *,
     fit: FitRecord | None,
     key: str,
-    figures: tuple[NamedFigure, ...],
+    figures: tuple[Figure, ...],
     shown: tuple[Gallery, ...],
     pictures: ModelPictures | None,
 ) -> ModelSection:
@@ -222,7 +235,7 @@ def score_faults(results: Results, model: ReportedModel) -> tuple[str, ...]:
         MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
     """
-    methods = [method for method in (model.chosen, model.baseline) if method is not None]
+    methods = [row.method for row in (model.chosen, model.baseline) if row is not None]
     scores = {method: results.scores(model.model, method) for method in methods}
     found = {method: by_set for method, by_set in scores.items() if by_set is not None}
     return tuple(_faults(model, methods, found)) if found else ()

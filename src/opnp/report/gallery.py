@@ -5,12 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from opnp.errors import DataFileError
-from opnp.report.wording import set_label
+from opnp.report.wording import gallery_title, percent
 from opnp.values.pictures import BEYOND, GalleryItem, GallerySet
 
 __all__ = ["Gallery", "Thumbnail", "fitting_galleries", "galleries"]
 
 _IMAGE = re.compile(r"data:image/(?:gif|jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
+
+
+@dataclass(frozen=True, slots=True)
+class MemberText:
+    """What a member of the fusion says of an input: its name, its p-value and its share of the score as texts."""
+
+    name: str
+    p_value: str
+    share: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,7 @@ class Thumbnail:
         score: The score as text.
         p_value: The p-value as text; empty where there is none.
         verdict: ``flagged``, ``kept`` or ``not calibrated``.
+        members: What each member of a fusion says, the least p-value first.
 
     """
 
@@ -37,6 +47,7 @@ class Thumbnail:
     score: str
     p_value: str
     verdict: str
+    members: tuple[MemberText, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +80,7 @@ def galleries(sets: Sequence[GallerySet]) -> tuple[Gallery, ...]:
 
     """
     ordered = sorted((each for each in sets if each.items), key=lambda each: each.set != "test")
-    titles = [
-        "ID images that look most OOD" if each.set == "test" else f"{set_label(each.set)}: OOD images that look most ID"
-        for each in ordered
-    ]
-    return tuple(
-        Gallery(title, tuple(map(_thumbnail, each.items))) for title, each in zip(titles, ordered, strict=True)
-    )
+    return tuple(Gallery(gallery_title(each.set), tuple(map(_thumbnail, each.items))) for each in ordered)
 
 
 def fitting_galleries(found: Sequence[tuple[Gallery, ...]], *, most_bytes: int) -> list[tuple[Gallery, ...]]:
@@ -122,4 +127,8 @@ def _thumbnail(item: GalleryItem) -> Thumbnail:
         score=score,
         p_value="" if item.p_value is None else f"{item.p_value:.3g}",
         verdict=verdict,
+        members=tuple(
+            MemberText(each.name, f"{each.p_value:.2g}", percent(each.share, 0))
+            for each in sorted(item.members, key=lambda member: member.p_value)
+        ),
     )

@@ -118,31 +118,34 @@ class Table:
 
 
 def methods_table(model: ReportedModel) -> Table:
-    """Return the methods of a model: means over far and over near sets, and the head that they score with."""
+    """Return the methods of a model, the chosen one first, then by mean AUROC: over far and near sets, and the head."""
     sides = [(name, title) for name, title in _SIDES if model.sets(name)]
-    columns = [Column("Method", is_number=False), Column("Kind", is_number=False)]
+    columns = [Column("Method", is_number=False), Column("AUROC", "All OOD sets")]
+    columns += [Column("Regret", "All OOD sets")] if model.best_single else []
     for name, title in sides:
         sets = ", ".join(set_label(each) for each in model.sets(name))
         group = title if sets == name else f"{title}: {'mean of ' if len(model.sets(name)) > 1 else ''}{sets}"
-        columns += [Column(each, group) for each in (FPR95_ID, FPR95_OOD, "AUROC")]
+        columns += [Column(each, group) for each in ("AUROC", FPR95_ID, FPR95_OOD)]
     head = [name for name, values in _HEAD.items() if any(values(row) is not None for row in model.methods)]
-    columns += [Column("Regret")] if model.best_single else []
-    columns += [*(Column(name, "Head scored with") for name in head), Column("ID samples")]
+    columns += [*(Column(name, "Head scored with") for name in head)]
+    columns += [Column("Kind", is_number=False), Column("ID samples")]
     regret = " Regret: AUROC of the best published single score, chosen with hindsight, less the row's own, means over "
+    places = {row.method: place for place, row in enumerate(model.best_first)}
+    ordered = sorted(model.methods, key=lambda row: (row is not model.chosen, places.get(row.method, len(places))))
     return Table(
         title="Methods",
         note=CONVENTIONS
         + (f"{regret}all OOD sets, in points." if model.best_single else "")
         + " ID accuracy and ECE are those of the logits that the score is read off; answers come from "
-        "the original head.",
+        "the original head. The chosen row stands first, then the largest mean AUROC.",
         columns=tuple(columns),
-        rows=tuple(_method_row(model, row, [name for name, _ in sides], head) for row in model.methods),
+        rows=tuple(_method_row(model, row, [name for name, _ in sides], head) for row in ordered),
     )
 
 
 def sets_table(model: ReportedModel) -> Table:
     """Return the methods of a model on each OOD set."""
-    titles = (FPR95_ID, FPR95_OOD, "AUROC", "AUPR, ID positive", "AUPR, OOD positive")
+    titles = ("AUROC", FPR95_ID, FPR95_OOD, "AUPR, ID positive", "AUPR, OOD positive")
     texts = [Column(title, is_number=False) for title in ("Method", "OOD set", "Side")]
     rows = []
     for row in model.methods:
@@ -204,13 +207,14 @@ def _side_cells(points: list[SweepPoint], names: list[Nearness]) -> Iterator[Cel
 
 
 def _method_row(model: ReportedModel, row: ReportedRow, sides: Iterable[Nearness], head: Iterable[str]) -> Row:
-    first = (_text(row.method), _text(_kind(row)))
     if row.status != "ok":
-        return Row(first, reason=row.reason or "no reason is recorded")
-    cells = [cell for name in sides for cell in _figures(getattr(row, name))]
+        return Row((_text(row.method),), reason=row.reason or "no reason is recorded")
+    cells = [_share(None if row.mean is None else row.mean.auroc)]
     cells += [_share(model.regret(row))] if model.best_single else []
+    cells += [cell for name in sides for cell in _figures(getattr(row, name))]
     cells += [_share(_HEAD[name](row)) for name in head]
-    return Row((*first, *cells, _number(model.id_samples.get(row.split))), mark=_mark(model, row))
+    last = _text(_kind(row)), _number(model.id_samples.get(row.split))
+    return Row((_text(row.method), *cells, *last), mark=_mark(model, row))
 
 
 def _kind(row: ReportedRow) -> str:
@@ -222,13 +226,15 @@ def _kind(row: ReportedRow) -> str:
 
 
 def _mark(model: ReportedModel, row: ReportedRow) -> str:
-    return {model.chosen: "chosen", model.baseline: "compared with"}.get(row.method, "")
+    if row is model.chosen:
+        return "chosen"
+    return "compared with" if row is model.baseline else ""
 
 
 def _figures(figures: DetectionFigures | None) -> tuple[Cell, ...]:
     if figures is None:
         return (_share(None),) * 3
-    return tuple(map(_share, (figures.fpr95, figures.fpr95_ood_positive, figures.auroc)))
+    return tuple(map(_share, (figures.auroc, figures.fpr95, figures.fpr95_ood_positive)))
 
 
 def _text(text: str) -> Cell:
