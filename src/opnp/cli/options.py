@@ -70,7 +70,8 @@ _NAMES = (
     "returns the model"
 )
 _PLACE_DIGITS = 5
-_REPORT_PACKAGES = ("jinja2", "matplotlib", "plotly", "pyarrow")
+_REPORT_PACKAGES = {"altair": "altair", "jinja2": "jinja2", "pyarrow": "pyarrow", "vl_convert": "vl-convert-python"}
+"""Packages of reports by the name of their module."""
 
 # ------------------------------------------------------------------------------------------------------ single options
 
@@ -455,7 +456,7 @@ def require_report(path: Path | None, *, made: Path | None = None) -> None:
     """
     if path is None:
         return
-    missing = [name for name in _REPORT_PACKAGES if find_spec(name) is None]
+    missing = [name for module, name in _REPORT_PACKAGES.items() if find_spec(module) is None]
     if missing:
         raise MissingExtraError(
             f"`--report` needs {' and '.join(missing)}, not installed: `pip install 'opnp[report]'`.",

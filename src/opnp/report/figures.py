@@ -42,7 +42,7 @@ def named_figures(results: Results, *, keep: float = 0.95) -> tuple[Figure, ...]
         MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
     """
-    with debug_mode(False):  # checks of each part that is built take most of the time: tests check the whole
+    with debug_mode(arg=False):  # checks of each part that is built take most of the time: tests check the whole
         return tuple(_named_figures(results, keep))
 
 
@@ -62,7 +62,7 @@ def _figures(results: Results, name: str, model: ReportedModel | None, keep: flo
     chosen = None if model is None else model.chosen
     settings = None if chosen is None else chosen.settings
     head, swept = results.pictures_of(name), results.swept(name)
-    found = [] if head is None else [sensitivity_figure(head), pruning_figure(head)]
+    found: list[Figure | None] = [] if head is None else [sensitivity_figure(head), pruning_figure(head)]
     found += [] if swept is None else [ratios_figure(swept, settings=settings)]
     found += [] if chosen is None else [calibration_figure(chosen)]
     scores = {} if model is None else results.scores_to_compare(model)
@@ -150,7 +150,7 @@ def write_figures(
 
 
 def figure_bytes(figure: Figure, ending: str) -> bytes:
-    """Return a figure as a file for paper, in one of `FORMATS`; equal figures give equal bytes."""
+    """Return a figure as a file for paper, in one of `FORMATS`; equal figures give equal bytes of SVG and PNG."""
     import vl_convert
 
     if ending == "svg":

@@ -1,6 +1,7 @@
 """Figures of a head: how sensitivities are spread, what pruning removes, and how well confidence is calibrated."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import altair as alt
 
@@ -126,20 +127,20 @@ def pruning_figure(head: ModelPictures) -> Figure:
 
 
 def _before_after(
-    title: str, what: str, rows: Sequence[Mapping[str, object]], across: str, neurons: NeuronPicture | None = None
+    title: str, what: str, rows: Sequence[Mapping[str, Any]], across: str, neurons: NeuronPicture | None = None
 ) -> Panel:
     long = [{"x": row["x"], "y": row[when], "when": when} for when in ("before", "after") for row in rows]
     x, y = _places(rows, across), alt.Y("y:Q", title=what).scale(domainMin=0)
     color = legend_of("when", {"before": "before", "after": "after"})
     dash = alt.StrokeDash("when:N", title=None).scale(domain=["before", "after"], range=[DASHES["before"], [1, 0]])
     tips = [alt.Tooltip("when:N"), alt.Tooltip("x:Q", title=across), alt.Tooltip("y:Q", title=what)]
-    interpolate = "step-after" if neurons is None else "linear"
+    interpolate: Literal["step-after", "linear"] = "step-after" if neurons is None else "linear"
     line = alt.Chart(data(long)).mark_line(interpolate=interpolate, strokeWidth=1.5)
     lines = line.encode(x=x, y=y, color=color, strokeDash=dash, tooltip=tips)
     return Panel(alt.layer(*_removed(neurons), lines).properties(title=title), 180)
 
 
-def _sensitivity_line(rows: Sequence[Mapping[str, object]], across: str, neurons: NeuronPicture | None = None) -> Panel:
+def _sensitivity_line(rows: Sequence[Mapping[str, Any]], across: str, neurons: NeuronPicture | None = None) -> Panel:
     x, y = _places(rows, across), alt.Y("y:Q", title="sensitivity / maximum").scale(domainMin=0)
     tips = [alt.Tooltip("x:Q", title=across), alt.Tooltip("y:Q", title="sensitivity / maximum")]
     shown = data(row for row in rows if row["y"] is not None)
@@ -147,7 +148,7 @@ def _sensitivity_line(rows: Sequence[Mapping[str, object]], across: str, neurons
     return Panel(alt.layer(*_removed(neurons), line.encode(x=x, y=y, tooltip=tips)), 110)
 
 
-def _places(rows: Sequence[Mapping[str, object]], across: str) -> alt.X:
+def _places(rows: Sequence[Mapping[str, Any]], across: str) -> alt.X:
     return alt.X("x:Q", title=across).scale(domain=[rows[0]["x"], rows[-1]["x"]], nice=False)
 
 

@@ -1,4 +1,4 @@
-"""Figures that compare: methods by how well they do, what the fusion loses to each of them, and what its members say."""
+"""Figures that compare: methods by AUROC and FPR95, the fusion with each single score, and what its members say."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -86,9 +86,10 @@ def _dots(model: ReportedModel, ran: Sequence[MethodRow], metric: Literal["auroc
 
 
 def _methods_axis(methods: Sequence[str], *, marked: Sequence[str]) -> alt.Y:
-    is_marked = f"indexof({list(marked)!r}, datum.value) >= 0"
-    weight = "normal" if not marked else alt.condition(is_marked, alt.value("bold"), alt.value("normal"))
-    axis = alt.Axis(labelFontWeight=weight, labelFontSize=10.5, ticks=False, domain=False, labelOverlap=False)
+    axis = alt.Axis(labelFontSize=10.5, ticks=False, domain=False, labelOverlap=False)
+    if marked:
+        is_marked = f"indexof({list(marked)!r}, datum.value) >= 0"
+        axis.labelFontWeight = {"condition": {"test": is_marked, "value": "bold"}, "value": "normal"}
     return alt.Y("method:N", title=None, sort=list(methods), axis=axis)
 
 
@@ -106,10 +107,10 @@ def regret_figure(model: ReportedModel) -> Figure | None:
     )
     better = sum(gap <= 0 for gap, _ in singles)
     best = f"{singles[0][1]} ({percent(own + singles[0][0], 2)})"
-    title = (
-        f"{chosen.method} loses {100 * max(singles[0][0], 0):.2f} points of mean AUROC to the best of {len(singles)}"
-    )
-    title += f" published single scores, chosen with hindsight: {best}"
+    against = f"{len(singles)} published single scores"
+    title = f"{chosen.method} is no worse than any of {against}, the best of which is {best}"
+    if (regret := singles[0][0]) > 0:
+        title = f"{chosen.method} loses {100 * regret:.2f} points of mean AUROC to the best of {against}, {best}"
     rows = [
         {
             "method": method,
@@ -238,11 +239,12 @@ def _member_cells(gallery: GallerySet, least: float) -> Panel:
         for place, item in enumerate(gallery.items, 1)
         for member in item.members
     ]
-    inputs = list(dict.fromkeys(row["input"] for row in rows))
-    names = list(dict.fromkeys(row["member"] for row in rows))
-    plain = {"ticks": False, "domain": False, "labelOverlap": False}
-    x = alt.X("member:N", title=None, sort=names).axis(labelAngle=-40, **plain)
-    y = alt.Y("input:N", title=None, sort=inputs).axis(labelLimit=110, **plain)
+    inputs = list(dict.fromkeys(str(row["input"]) for row in rows))
+    names = list(dict.fromkeys(str(row["member"]) for row in rows))
+    x_axis = alt.Axis(labelAngle=-40, ticks=False, domain=False, labelOverlap=False)
+    y_axis = alt.Axis(labelLimit=110, ticks=False, domain=False, labelOverlap=False)
+    x = alt.X("member:N", title=None, sort=names, axis=x_axis)
+    y = alt.Y("input:N", title=None, sort=inputs, axis=y_axis)
     scale = alt.Scale(type="log", domain=[min(least, 0.1), 1], range=[_UNUSUAL, _USUAL], interpolate="rgb")
     color = alt.Color("p:Q", title="p-value", scale=scale).legend(title="p-value", gradientLength=160, tickCount=3)
     tips = [

@@ -30,6 +30,7 @@ from opnp.report.panels import (
     legend_of,
     number,
     parameter,
+    parameter_name,
     percentages,
     steps,
 )
@@ -44,6 +45,7 @@ _POINTS = 256
 _TAIL = 0.0005
 
 _Array = NDArray[np.float64]
+_Marks = Mapping[str, Mapping[Quantity, float]]
 
 
 def scores_figure(
@@ -76,10 +78,10 @@ def scores_figure(
     titles = [set_title(name, nearness[name]) for name in sets]
     panels = [
         _histogram(
-            method, name, titles[row], by_set, edges[method], (thresholds[method], kept[method][row]), f"{row}_{column}"
+            method, name, by_set, edges[method], title=titles[row], marks=(thresholds[method], kept[method][row])
         )
         for row, name in enumerate(sets)
-        for column, (method, by_set) in enumerate(scores.items())
+        for method, by_set in scores.items()
     ]
     means = [f"{method_label(method)} {percent(fmean(shares))}" for method, shares in kept.items()]
     parts = [
@@ -98,9 +100,9 @@ def scores_figure(
 
 
 def _histogram(
-    method: str, name: str, title: str, scores: Scores, edges: _Array, at: tuple[float, float], mark: str
+    method: str, name: str, scores: Scores, edges: _Array, *, title: str, marks: tuple[float, float]
 ) -> Panel:
-    """Return one histogram; `at` is the threshold and the share of OOD kept there, `mark` ends its parameters."""
+    """Return one histogram; `marks` are the threshold and the share of OOD kept there."""
     inside, outside = (
         [{**row, "set": label} for row in steps(edges.tolist(), y=percentages(_shares(scores[each], edges)))]
         for label, each in (("ID", "test"), ("OOD", f"ood_{name}"))
@@ -111,16 +113,19 @@ def _histogram(
     color = legend_of("set", {"ID": BLUE, "OOD": VERMILLION})
     tips = [alt.Tooltip("set:N"), alt.Tooltip("x:Q", title="score from"), alt.Tooltip("x2:Q", title="to")]
     tips.append(alt.Tooltip("y:Q", title="% of the set"))
-    bars = alt.Chart(data(inside + outside)).mark_bar(opacity=0.45, binSpacing=0)
-    outline = alt.Chart(data(outside)).mark_line(interpolate="step-after", strokeDash=DASHES["ood"], strokeWidth=1.2)
-    threshold, kept = f"threshold{mark}", f"kept{mark}"
+    bars = alt.Chart(data(inside + outside)).mark_bar(opacity=0.5, binSpacing=0)
+    outlines = [
+        alt.Chart(data(rows)).mark_line(interpolate="step-after", strokeDash=dash, strokeWidth=1.2)
+        for rows, dash in ((inside, [1, 0]), (outside, DASHES["ood"]))
+    ]
+    threshold, kept = (parameter_name(what, method, name) for what in ("threshold", "kept_ood"))
     line = alt.XDatum(alt.ExprRef(threshold), type="quantitative")
     chart = alt.layer(
         bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), color=color, tooltip=tips),
-        outline.encode(x=x, y=y, color=color),
+        *(line.encode(x=x, y=y, color=color) for line in outlines),
         alt.Chart(data([{}])).mark_rule(strokeWidth=1.8, strokeDash=[6, 3]).encode(x=line),
     ).properties(title=alt.Title(alt.ExprRef(f"{title!r} + ': ' + format({kept}, '.1f') + ' % of OOD kept'")))
-    chart = chart.add_params(parameter(threshold, min(at[0], float(edges[-1]))), parameter(kept, 100 * at[1]))
+    chart = chart.add_params(parameter(threshold, min(marks[0], float(edges[-1]))), parameter(kept, 100 * marks[1]))
     follows = Follow(threshold, "threshold", method), Follow(kept, "kept_ood", method, name)
     return Panel(chart, 150, follows, Drag(method, name, "threshold"))
 
@@ -211,11 +216,11 @@ def curves_figure(scores: Mapping[str, Scores], nearness: Mapping[str, Nearness]
     """
     thresholds = {method: keeping_threshold(by_set["test"], keep) for method, by_set in scores.items()}
     panels, parts, aurocs = [], [], {method: list[float]() for method in scores}
-    for row, name in enumerate(ordered_sets(scores, nearness)):
+    for name in ordered_sets(scores, nearness):
         pairs = {method: (by_set["test"], by_set[f"ood_{name}"]) for method, by_set in scores.items()}
         curves = {method: Curve.of(*pair) for method, pair in pairs.items()}
         kept = {method: [int((each <= thresholds[method]).sum()) for each in pair] for method, pair in pairs.items()}
-        marks = {
+        marks: _Marks = {
             method: {
                 "kept_id": kept[method][0] / len(inside),
                 "kept_ood": kept[method][1] / len(outside),
@@ -226,8 +231,8 @@ def curves_figure(scores: Mapping[str, Scores], nearness: Mapping[str, Nearness]
         title = set_title(name, nearness[name])
         inside, outside = next(iter(pairs.values()))
         id_share = len(inside) / (len(inside) + len(outside))
-        panels.append(_roc(name, title, curves, marks, row))
-        panels.append(_precision(name, title, curves, marks, row, id_share=id_share))
+        panels.append(_roc(name, title, curves, marks))
+        panels.append(_precision(name, title, curves, marks, id_share=id_share))
         texts = [
             f"{method_label(method)} AUROC {percent(curve.auroc)}, AUPR {percent(curve.aupr)}"
             for method, curve in curves.items()
@@ -245,7 +250,6 @@ def curves_figure(scores: Mapping[str, Scores], nearness: Mapping[str, Nearness]
     )
 
 
-_Marks = Mapping[str, Mapping[Quantity, float]]
 _AXES: Mapping[Quantity, str] = {
     "kept_ood": "OOD kept (%)",
     "kept_id": "ID kept (%)",
@@ -253,31 +257,26 @@ _AXES: Mapping[Quantity, str] = {
 }
 
 
-def _roc(name: str, title: str, curves: Mapping[str, Curve], marks: _Marks, row: int) -> Panel:
+def _roc(name: str, title: str, curves: Mapping[str, Curve], marks: _Marks) -> Panel:
     points = {method: curve.roc for method, curve in curves.items()}
     values = ", ".join(f"{method_label(method)} {percent(curve.auroc)}" for method, curve in curves.items())
-    layers, follows = _layers(points, marks, ("kept_ood", "kept_id"), name, f"roc{row}")
+    layers, follows = _layers(points, ("kept_ood", "kept_id"), name, "roc")
     chart = alt.layer(diagonal(), *layers).properties(title=alt.Title([title, f"AUROC: {values}"]))
     return _followed(chart, follows, marks, Drag(list(curves)[-1], name, "kept_ood", "kept_id"))
 
 
-def _precision(
-    name: str, title: str, curves: Mapping[str, Curve], marks: _Marks, row: int, *, id_share: float
-) -> Panel:
+def _precision(name: str, title: str, curves: Mapping[str, Curve], marks: _Marks, *, id_share: float) -> Panel:
     points = {method: curve.precision for method, curve in curves.items()}
     level = alt.YDatum(number(100 * id_share), type="quantitative")
     ignorant = alt.Chart(data([{}])).mark_rule(color=GREY, strokeDash=[2, 3], strokeWidth=1).encode(y=level)
     values = ", ".join(f"{method_label(method)} {percent(curve.aupr)}" for method, curve in curves.items())
-    layers, follows = _layers(
-        points, marks, ("kept_id", "precision"), name, f"precision{row}", interpolate="step-before"
-    )
+    layers, follows = _layers(points, ("kept_id", "precision"), name, "recall", interpolate="step-before")
     chart = alt.layer(ignorant, *layers).properties(title=alt.Title([title, f"AUPR: {values}"]))
     return _followed(chart, follows, marks, Drag(list(curves)[-1], name, "kept_id", "precision"))
 
 
 def _layers(
     points: Mapping[str, _Array],
-    marks: _Marks,
     axes: tuple[Quantity, Quantity],
     name: str,
     stem: str,
@@ -295,7 +294,7 @@ def _layers(
     dash = alt.StrokeDash("method:N", title=None)
     dash = dash.scale(domain=list(roles), range=[DASHES.get(role, [1, 0]) for role in roles.values()])
     layers, follows = [], []
-    for place, (method, curve) in enumerate(points.items()):
+    for method, curve in points.items():
         label = method_label(method)
         columns = (percentages(values) for values in curve.T.tolist())
         rows = [{"x": across, "y": up, "method": label} for across, up in zip(*columns, strict=True)]
@@ -305,7 +304,7 @@ def _layers(
         ]
         line = alt.Chart(data(rows)).mark_line(interpolate=interpolate, strokeWidth=2, tooltip=True)
         layers.append(line.encode(x=x, y=y, color=color, strokeDash=dash, order=alt.value(0), tooltip=tips))
-        names = [f"{stem}_{axis}{place}" for axis in "xy"]
+        names = [parameter_name(quantity, stem, method, name) for quantity in axes]
         follows += [
             Follow(each, q, method, "" if q == "kept_id" else name) for each, q in zip(names, axes, strict=True)
         ]
@@ -318,6 +317,6 @@ def _layers(
     return layers, tuple(follows)
 
 
-def _followed(chart: alt.LayerChart, follows: tuple[Follow, ...], marks: _Marks, drag: Drag) -> Panel:
+def _followed(chart: alt.LayerChart | alt.FacetChart, follows: tuple[Follow, ...], marks: _Marks, drag: Drag) -> Panel:
     parameters = (parameter(each.parameter, 100 * marks[each.method][each.quantity]) for each in follows)
     return Panel(chart.add_params(*parameters), 220, follows, drag)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import altair as alt
 
-from opnp.report.panels import GREEN, SIDES, VERMILLION, Figure, Panel, Role, data, legend_of, number
+from opnp.report.panels import GREEN, SIDES, VERMILLION, Figure, Panel, data, legend_of, number
 from opnp.report.wording import RATIO_NAMES, chosen_ratios, has_shaping, percent, ratio_text
 from opnp.values.figures import DetectionFigures, Nearness
 from opnp.values.sweep import SweepCurve, SweepPoint, SweptModel
@@ -43,7 +44,7 @@ def ratios_figure(model: SweptModel, *, settings: Mapping[str, object] | None = 
         for side in sides
     ]
     panels = [
-        _ratio_panel(model.energy, ratio, points, sides, metric, settings)
+        _ratio_panel(model.energy, ratio, points, metric=metric, settings=settings)
         for ratio, points in swept.items()
         for metric in _METRICS
     ]
@@ -100,13 +101,9 @@ def _best_sentence(energy: SweepPoint, swept: Mapping[str, Sequence[SweepPoint]]
 
 
 def _ratio_panel(
-    energy: SweepPoint,
-    ratio: str,
-    points: Sequence[SweepPoint],
-    sides: Sequence[Nearness],
-    metric: Metric,
-    settings: Mapping[str, object],
+    energy: SweepPoint, ratio: str, points: Sequence[SweepPoint], *, metric: Metric, settings: Mapping[str, object]
 ) -> Panel:
+    sides = [side for side in SIDES if getattr(energy, side) is not None]
     values = [_value(point, ratio) for point in points]
     rows: list[dict[str, object]] = []
     for side in sides:
@@ -120,7 +117,9 @@ def _ratio_panel(
     words += ", without the shaping" if words and has_shaping(settings) else ""
     x = _ratio_axis(values, f"share of {kind}{words}")
     y = alt.Y("y:Q", title=f"{metric.upper()} (%)").scale(zero=False)
-    roles: dict[str, Role | str] = {f"{side} OOD": side for side in sides} | {f"Energy, {side}": side for side in sides}
+    roles: Mapping[str, Nearness] = {f"{side} OOD": side for side in sides} | {
+        f"Energy, {side}": side for side in sides
+    }
     dashes = {"near OOD": [1, 0], "far OOD": [1, 0], "Energy, near": [2, 3], "Energy, far": [7, 3]}
     dash = alt.StrokeDash("line:N", title=None).scale(domain=list(roles), range=[dashes[name] for name in roles])
     dash = dash.legend(symbolType="stroke")
@@ -160,6 +159,7 @@ def grid_figure(model: SweptModel, curve: SweepCurve, *, settings: Mapping[str, 
         return None
     x, y = curve.varies
     points = [point for point in model.points if point.curve == curve.name and point.status == "ok"]
+    chosen = _chosen_place(points, (x, y), settings)
     panels, findings = [], []
     for metric in reversed(_METRICS):
         for side in SIDES:
@@ -170,19 +170,21 @@ def grid_figure(model: SweptModel, curve: SweepCurve, *, settings: Mapping[str, 
             order = {
                 id(point): (sign * _figure(point, side, metric), _value(point, y), _value(point, x)) for point in judged
             }
-            best = min(judged, key=lambda point: order[id(point)])  # noqa: B023  # used in this round alone
+            best = min(judged, key=lambda point: order[id(point)])
             energy = percent(_figure(model.energy, side, metric))
             findings.append(
                 f"{side} {metric.upper()} {percent(_figure(best, side, metric))} at rho_{x} = "
                 f"{ratio_text(_value(best, x))}, rho_{y} = {ratio_text(_value(best, y))} (Energy {energy})"
             )
-            title = f"{side} {metric.upper()} (%); Energy {energy}"
-            panels.append(_heat(judged, (x, y), side, metric, best, _chosen_place(points, (x, y), settings), title))
+            panel = _heat(judged, (x, y), side=side, metric=metric, best=best, chosen=chosen)
+            panels.append(
+                replace(panel, chart=panel.chart.properties(title=f"{side} {metric.upper()} (%); Energy {energy}"))
+            )
     if not panels:
         return None
     aurocs = [finding for finding in findings if " AUROC " in finding]
     frames = "framed: the best"
-    if _chosen_place(points, (x, y), settings) is not None:
+    if chosen is not None:
         frames += "; dashed: ratios chosen by OPNP" + (", without the shaping" if has_shaping(settings) else "")
     return Figure(
         f"heat-map-{curve.name}",
@@ -207,11 +209,11 @@ def _chosen_place(
 def _heat(
     points: Sequence[SweepPoint],
     names: tuple[str, str],
+    *,
     side: Nearness,
     metric: Metric,
     best: SweepPoint,
     chosen: Mapping[str, str] | None,
-    title: str,
 ) -> Panel:
     def place(point: SweepPoint) -> dict[str, Any]:
         return {axis: ratio_text(_value(point, name)) for axis, name in zip("xy", names, strict=True)}
@@ -225,7 +227,7 @@ def _heat(
     tips = [alt.Tooltip(f"{axis}:N", title=f"rho_{name}") for axis, name in zip("xy", names, strict=True)]
     tips.append(alt.Tooltip("value:Q", title=f"{side} {metric.upper()}"))
     cells = alt.Chart(data(rows)).encode(x=x, y=y)
-    frames = [(place(best), {"stroke": VERMILLION, "strokeWidth": 3})]
+    frames: list[tuple[dict[str, Any], dict[str, Any]]] = [(place(best), {"stroke": VERMILLION, "strokeWidth": 3})]
     if chosen is not None:
         frames += [(dict(chosen), {"stroke": "#FFFFFF", "strokeWidth": 4})]
         frames += [(dict(chosen), {"stroke": "#000000", "strokeWidth": 2, "strokeDash": [4, 3]})]
@@ -234,4 +236,4 @@ def _heat(
         *(alt.Chart(data([where])).mark_rect(fillOpacity=0, **look).encode(x=x, y=y) for where, look in frames),
         cells.mark_text(fontSize=10, color="#000000").encode(text=alt.Text("value:Q", format=".1f")),
     ]
-    return Panel(alt.layer(*layers).properties(title=title), 26 * len(values[1]))
+    return Panel(alt.layer(*layers), 26 * len(values[1]))

@@ -43,6 +43,7 @@ __all__ = [
     "legend_of",
     "number",
     "parameter",
+    "parameter_name",
     "percentages",
     "steps",
 ]
@@ -53,7 +54,7 @@ INK = "currentColor"
 SIDES: tuple[Nearness, ...] = ("near", "far")
 
 Role = Literal["id", "ood", "near", "far", "baseline", "chosen", "before", "after", "kept", "lowest", "highest"]
-COLORS: Mapping[Role, str] = {
+COLORS: Mapping[str, str] = {
     "id": BLUE,
     "ood": VERMILLION,
     "near": VERMILLION,
@@ -80,13 +81,29 @@ CONFIG: Mapping[str, Any] = {
     "aria": False,
     "view": {"stroke": None},
     "axis": {
-        **{f"{part}Color": INK for part in ("domain", "grid", "label", "tick", "title")},
-        **{"gridOpacity": 0.12, "titleFontWeight": "normal", "titleFontSize": 11.5, "labelFontSize": 11},
-        **{"domainOpacity": 0.6, "tickOpacity": 0.6, "labelLimit": 190, "labelOverlap": True},
+        "domainColor": INK,
+        "domainOpacity": 0.6,
+        "gridColor": INK,
+        "gridOpacity": 0.12,
+        "labelColor": INK,
+        "labelFontSize": 11,
+        "labelLimit": 190,
+        "labelOverlap": True,
+        "tickColor": INK,
+        "tickOpacity": 0.6,
+        "titleColor": INK,
+        "titleFontSize": 11.5,
+        "titleFontWeight": "normal",
     },
     "legend": {
-        **{"orient": "bottom", "labelColor": INK, "titleColor": INK, "title": None, "labelFontSize": 11.5},
-        **{"labelLimit": 320, "symbolSize": 90, "symbolStrokeWidth": 2, "columns": 2},
+        "columns": 2,
+        "labelColor": INK,
+        "labelFontSize": 11.5,
+        "labelLimit": 320,
+        "orient": "bottom",
+        "symbolSize": 90,
+        "symbolStrokeWidth": 2,
+        "titleColor": INK,
     },
     "title": {"anchor": "start", "color": INK, "fontSize": 12.5, "offset": 8, "limit": 420},
     "text": {"color": INK},
@@ -145,7 +162,7 @@ class Panel:
 
     """
 
-    chart: alt.LayerChart
+    chart: alt.LayerChart | alt.FacetChart
     height: int
     follows: tuple[Follow, ...] = ()
     drag: Drag | None = None
@@ -199,7 +216,7 @@ class Figure:
         return black
 
 
-def _values(chart: alt.LayerChart | alt.ConcatChart) -> dict[str, Any]:
+def _values(chart: alt.TopLevelMixin) -> dict[str, Any]:
     values = chart.to_dict(validate=False)
     return {key: value for key, value in values.items() if key not in ("$schema", "config")}
 
@@ -213,9 +230,9 @@ def _lines(title: str) -> list[str]:
     return lines
 
 
-def data(rows: Iterable[Mapping[str, object]]) -> alt.Data:
+def data(rows: Iterable[Mapping[str, object]]) -> alt.InlineData:
     """Return rows as the data of a chart."""
-    return alt.Data(values=[dict(row) for row in rows])
+    return alt.InlineData(values=[dict(row) for row in rows])
 
 
 def number(value: float | None, scale: float = 1.0) -> float | None:
@@ -234,7 +251,7 @@ def percentages(values: Iterable[float | None]) -> list[float | None]:
     return [number(value, 100) for value in values]
 
 
-def steps(edges: Sequence[float], **columns: Sequence[object]) -> list[dict[str, object]]:
+def steps(edges: Sequence[float], **columns: Sequence[object]) -> list[dict[str, Any]]:
     """Return a row for each bin: its ends as ``x`` and ``x2``, and a value of each column.
 
     Example:
@@ -249,9 +266,9 @@ def steps(edges: Sequence[float], **columns: Sequence[object]) -> list[dict[str,
     ]
 
 
-def legend_of(title: str, entries: Mapping[str, Role | str], **options: Any) -> alt.Color:  # noqa: ANN401  # options of Altair
+def legend_of(title: str, entries: Mapping[str, str], **options: Any) -> alt.Color:  # noqa: ANN401  # options of Altair
     """Return the colours of the values of a field, by role or as ``#rrggbb``, with a legend of them in this order."""
-    colors = [COLORS.get(look, look) for look in entries.values()]  # type: ignore[call-overload]  # a role or a colour
+    colors = [COLORS.get(look, look) for look in entries.values()]
     return alt.Color(f"{title}:N", title=None, **options).scale(domain=list(entries), range=colors)
 
 
@@ -260,7 +277,19 @@ def parameter(name: str, value: float | None) -> alt.Parameter:
     return alt.param(name=name, value=number(value))
 
 
+def parameter_name(*parts: str) -> str:
+    """Return a name for a parameter of its own.
+
+    Example:
+        >>> parameter_name("kept", "OPNP()", "near")
+        'kept_4f504e502829_6e656172'
+
+    """
+    return "_".join([parts[0], *(part.encode().hex() for part in parts[1:])])
+
+
 def diagonal() -> alt.Chart:
     """Return the diagonal from (0, 0) to (100, 100)."""
     ends = data([{"x": 0, "y": 0}, {"x": 100, "y": 100}])
-    return alt.Chart(ends).mark_line(color=GREY, strokeDash=[2, 3], strokeWidth=1).encode(x="x:Q", y="y:Q")
+    line: alt.Chart = alt.Chart(ends).mark_line(color=GREY, strokeDash=[2, 3], strokeWidth=1).encode(x="x:Q", y="y:Q")
+    return line

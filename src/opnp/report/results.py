@@ -86,7 +86,7 @@ class ReportedModel(ModelResult, frozen=True):
 
     @property
     def baseline(self) -> ReportedRow | None:
-        """The energy judged by the samples of the chosen row, by any where nothing was chosen; None if it did not run."""
+        """The energy judged by the samples of the chosen row, by any where nothing was chosen; or None."""
         chosen = self.chosen
         ran = {row.method: row for row in self.methods if row.status == "ok"}
         found = (ran[name] for name in _BASELINES if name in ran)

@@ -72,10 +72,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """How a figure changes: its name, what it does, by how much it becomes better, and whether that counts."""
+    """How a figure changes: name, what it does, the same in brief, by how much it becomes better, if that counts."""
 
     name: str
     what: str
+    brief: str
     gain: float
     counts: bool
 
@@ -116,14 +117,14 @@ class _Side:
 
     @property
     def told(self) -> tuple[str, ...]:
-        """Return the change that a sentence names: AUROC's, or FPR95's where that alone counts; both where they differ."""
+        """Return what a sentence names: AUROC, or FPR95 where that alone counts; both where they go two ways."""
         fpr95, auroc = self.changes
         if auroc.step == 0 and fpr95.step == 0:
             return ()
         named = [auroc] if auroc.step else [fpr95]
         if auroc.step * fpr95.step < 0:
             named.append(fpr95)
-        return tuple(f"{each.name.partition(': ')[2]} of {self.name} OOD {each.what}" for each in named)
+        return tuple(f"{each.brief} ({self.name})" for each in named)
 
 
 def model_verdict(model: ReportedModel) -> Verdict:
@@ -191,7 +192,7 @@ def _without_choice(model: ReportedModel) -> Verdict:
     ran = [row for row in model.methods if row.mean is not None]
     sentence = "No row of opnp as it is used ran: there is nothing to compare with the energy."
     best = max(ran, key=lambda row: 0.0 if row.mean is None else row.mean.auroc, default=None)
-    found = ()
+    found: tuple[str, ...] = ()
     if best is not None and best.mean is not None:
         found = (f"of {len(ran)} methods, {best.method} has the highest mean AUROC, {percent(best.mean.auroc)}",)
     return Verdict("unknown", _TITLES["unknown"], sentence, found, (), ())
@@ -270,7 +271,8 @@ def _change(
     what, size = share_change(before, after), abs(after - before)
     if LEAST_CHANGE <= size <= noise:
         what += f" (within the noise of {count_text(samples)} samples)"
-    return _Change(name, what, sign * (after - before), size >= LEAST_CHANGE and size > noise)
+    brief = f"{name.rpartition(': ')[2]} {percent(after)} instead of {percent(before)}"
+    return _Change(name, what, brief, sign * (after - before), size >= LEAST_CHANGE and size > noise)
 
 
 def _outcome(changes: Sequence[_Change]) -> Outcome:

@@ -133,7 +133,7 @@ class ModelResult(JudgedModel, frozen=True):
 
     @property
     def single_scores(self) -> tuple[MethodRow, ...]:
-        """The published single scores that ran: at published settings, and at fixed ratios; no fusion, no combination."""
+        """The published single scores that ran, at published settings or fixed ratios: no fusion, no combination."""
         return tuple(row for row in self.methods if row.group in ("reference", "baseline") and row.mean is not None)
 
     @property
