@@ -92,8 +92,10 @@ def demo_model(
         (
             (0.3, 0.85),
             "mixed",
-            "OPNP gains and loses against Energy: "
-            + "AUROC 85.0 % instead of 90.0 % (far) and FPR95 30.0 % instead of 40.0 % (far).",
+            (
+                "OPNP gains and loses against Energy: AUROC 85.0 % instead of 90.0 % (far)"
+                " and FPR95 30.0 % instead of 40.0 % (far)."
+            ),
         ),
         ((0.5, 0.85), "loss", "OPNP loses against Energy: AUROC 85.0 % instead of 90.0 % (far)."),
     ],
