@@ -9,15 +9,14 @@ from opnp.report.explorer import Explorer, fit_explorer, keeping_threshold, thre
 from opnp.report.figures import named_figures
 from opnp.report.gallery import Gallery, fitting_galleries, galleries
 from opnp.report.panels import Figure
-from opnp.report.results import ReportedModel, ReportedRow, Results, Scores
+from opnp.report.results import ReportedModel, Results, Scores
 from opnp.report.tables import (
-    DataRow,
-    Fact,
     Table,
-    data_rows,
-    fit_facts,
+    data_table,
+    fit_table,
     methods_table,
-    run_facts,
+    origins_table,
+    run_table,
     sets_table,
     sweep_table,
 )
@@ -50,9 +49,7 @@ class ModelSection:
         explorer: What each threshold does, or None where there are no scores.
         figures: Its figures.
         galleries: Its images.
-        facts: What else it was made with.
-        data: Its data.
-        origins: Its rows, for what each was run with.
+        sources: What it was made with and of; the last, of settings, is folded.
 
     """
 
@@ -68,9 +65,20 @@ class ModelSection:
     explorer: Explorer | None
     figures: tuple[Figure, ...]
     galleries: tuple[Gallery, ...]
-    facts: tuple[Fact, ...]
-    data: tuple[DataRow, ...]
-    origins: tuple[ReportedRow, ...]
+    sources: tuple[Table, ...]
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Titles of its parts by the ends of their ids, in their order."""
+        there = {
+            "verdict": ("Verdict", True),
+            "methods": (self.tables_title, bool(self.tables)),
+            "thresholds": ("Thresholds", self.explorer is not None),
+            "figures": ("Figures", bool(self.other_figures)),
+            "gallery": ("Gallery", bool(self.galleries)),
+            "data": ("Data", bool(self.sources)),
+        }
+        return {name: title for name, (title, is_there) in there.items() if is_there}
 
     @property
     def linked_figures(self) -> tuple[Figure, ...]:
@@ -100,7 +108,7 @@ class PageContent:
     keep: float
     figures: tuple[Figure, ...]
     models: tuple[ModelSection, ...]
-    facts: tuple[Fact, ...]
+    facts: Table
 
 
 def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
@@ -137,7 +145,7 @@ def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
         )
         models.append(section)
     common = tuple(figure for figure in figures if not figure.model)
-    return PageContent(_TITLE, keep, common, tuple(models), tuple(run_facts(results, keep=keep)))
+    return PageContent(_TITLE, keep, common, tuple(models), run_table(results, keep=keep))
 
 
 def _section(
@@ -164,6 +172,11 @@ def _section(
         verdict, explorer = fit_verdict(fit), fit_explorer(fit)
     else:
         sentence = _sweep_sentence(results.sweep, swept) if results.sweep and swept else _picture_sentence(pictures)
+    sources = (
+        None if fit is None else fit_table(fit),
+        data_table(results, name),
+        None if model is None else origins_table(model),
+    )
     return ModelSection(
         key=key,
         name=name,
@@ -177,9 +190,7 @@ def _section(
         explorer=explorer,
         figures=figures,
         galleries=shown,
-        facts=() if fit is None else fit_facts(fit),
-        data=data_rows(results, name),
-        origins=() if model is None else model.methods,
+        sources=tuple(each for each in sources if each is not None),
     )
 
 

@@ -171,7 +171,9 @@ def regrets_figure(models: Sequence[ReportedModel]) -> Figure | None:
         for name, value in complete[method].items()
     ]
     means = [{"method": method, "value": number(mean[method]), "what": "mean over the models"} for method in shown]
-    x = alt.X("value:Q", title="regret: points of mean AUROC below the best single score of a model").scale(padding=8, nice=False)
+    x = alt.X("value:Q", title="regret: points of mean AUROC below the best single score of a model").scale(
+        padding=8, nice=False
+    )
     y = _methods_axis(shown, marked=[chosen])
     tips = [alt.Tooltip("method:N"), alt.Tooltip("model:N"), alt.Tooltip("value:Q", title="points")]
     band = alt.Chart(data([{"method": chosen}])).mark_rect(color=COLORS["chosen"], opacity=0.2).encode(y=y)

@@ -30,10 +30,7 @@ class Thumbnail:
         image: Data URI of a picture without script.
         alt: What it is, for readers who do not see it.
         name: Name of its file, or its place in one.
-        answer: The class that the original head answers, in words.
-        truth: Its label in words; empty where it has none.
-        score: The score as text.
-        p_value: The p-value as text; empty where there is none.
+        texts: Score, p-value, the class that the original head answers and its label, as far as they are known.
         verdict: ``flagged``, ``kept`` or ``not calibrated``.
         members: What each member of a fusion says, the least p-value first.
 
@@ -42,10 +39,7 @@ class Thumbnail:
     image: str
     alt: str
     name: str
-    answer: str
-    truth: str
-    score: str
-    p_value: str
+    texts: tuple[str, ...]
     verdict: str
     members: tuple[MemberText, ...]
 
@@ -114,18 +108,18 @@ def _thumbnail(item: GalleryItem) -> Thumbnail:
         )
     answer = item.predicted_name or f"class {item.predicted_class}"
     verdict = {True: "flagged", False: "kept", None: "not calibrated"}[item.is_ood]
-    truth = "" if item.true_class is None else f"class {item.true_class}"
-    if item.true_class == item.predicted_class:
-        truth = "the same"
     score = "infinite" if item.score >= BEYOND else f"{item.score:.4g}"
+    texts = [f"score {score}", f"answer: {answer}"]
+    if item.p_value is not None:
+        texts.insert(1, f"p-value {item.p_value:.3g}")
+    if item.true_class is not None:
+        truth = "the same" if item.true_class == item.predicted_class else f"class {item.true_class}"
+        texts.append(f"label: {truth}")
     return Thumbnail(
         image=item.image,
         alt=f"{item.name}, score {score}, answered as {answer}, {verdict}",
         name=item.name,
-        answer=answer,
-        truth=truth,
-        score=score,
-        p_value="" if item.p_value is None else f"{item.p_value:.3g}",
+        texts=tuple(texts),
         verdict=verdict,
         members=tuple(
             MemberText(each.name, f"{each.p_value:.2g}", percent(each.share, 0))

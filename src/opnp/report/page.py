@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,6 @@ def _environment() -> "Environment":
     )
     environment.filters |= {
         "count": count_text,
-        "json": partial(json.dumps, sort_keys=True, ensure_ascii=False),
         "method_label": method_label,
         "unbroken": unbroken,
     }

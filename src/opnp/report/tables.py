@@ -1,5 +1,6 @@
 """Tables of the page, with the values that they are sorted by; and what is needed to make a run again."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -22,14 +23,13 @@ from opnp.values.sweep import SweepCurve, SweepPoint, SweepRecord, SweptModel
 __all__ = [
     "Cell",
     "Column",
-    "DataRow",
-    "Fact",
     "Row",
     "Table",
-    "data_rows",
-    "fit_facts",
+    "data_table",
+    "fit_table",
     "methods_table",
-    "run_facts",
+    "origins_table",
+    "run_table",
     "sets_table",
     "sweep_table",
 ]
@@ -94,9 +94,9 @@ class Table:
 
     Attributes:
         title: What it shows, in a few words.
-        note: What its columns mean.
-        columns: The columns.
-        rows: The rows, in the order of the record.
+        note: What its columns mean; empty where that is plain.
+        columns: The columns; none where each row is a name and its value.
+        rows: The rows.
 
     """
 
@@ -249,90 +249,96 @@ def _share(value: float | None) -> Cell:
     return Cell("\N{EN DASH}" if value is None else f"{100 * value:.2f}", value)
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """A fact: its name, and its value as text."""
-
-    name: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class DataRow:
-    """A data set.
-
-    Attributes:
-        name: Its name.
-        nearness: ``near`` or ``far``; empty for data that are not OOD.
-        samples: How many there are, as text.
-        sha256: Digest of its file; empty where the record has none.
-
-    """
-
-    name: str
-    nearness: str
-    samples: str
-    sha256: str
-
-
-def run_facts(results: Results, *, keep: float) -> Iterator[Fact]:
-    """Yield seeds, versions and options of a run, and of this report.
+def run_table(results: Results, *, keep: float) -> Table:
+    """Return seeds, versions and options of a run, and of this report.
 
     Args:
         results: Records of a results folder.
         keep: Share of ID kept at the thresholds that figures draw.
 
     """
+    return _facts("Versions, seeds and options", _run_facts(results, keep))
+
+
+def _facts(title: str, facts: Iterable[tuple[str, str]]) -> Table:
+    return Table(title, "", (), tuple(Row((_text(name), _text(value))) for name, value in facts))
+
+
+def _run_facts(results: Results, keep: float) -> Iterator[tuple[str, str]]:
     if (bench := results.bench) is not None:
-        yield Fact("seed", str(bench.seed))
-        yield Fact("bins of calibration errors", str(bench.calibration_bins))
+        yield ("seed", str(bench.seed))
+        yield ("bins of calibration errors", str(bench.calibration_bins))
     if (demo := results.demo) is not None:
-        yield Fact("seed", str(demo.seed))
-        yield Fact("share of ID that thresholds are calibrated to keep", brief_percent(demo.keep))
+        yield ("seed", str(demo.seed))
+        yield ("share of ID that thresholds are calibrated to keep", brief_percent(demo.keep))
     if (sweep := results.sweep) is not None:
-        yield Fact("seed of the sweep", str(sweep.seed))
+        yield ("seed of the sweep", str(sweep.seed))
         base = sweep.base
         ratios = (base.w_min, base.w_max, base.o_min, base.o_max)
-        yield Fact(
-            "base of the sweep",
-            f"rho_w_min, rho_w_max, rho_o_min, rho_o_max = {', '.join(map(ratio_text, ratios))}; "
-            f"scope {base.scope}, neuron {base.neuron}",
-        )
-    yield Fact("share of ID kept at the thresholds of figures", brief_percent(keep))
+        words = f"rho_w_min, rho_w_max, rho_o_min, rho_o_max = {', '.join(map(ratio_text, ratios))}"
+        yield ("base of the sweep", f"{words}; scope {base.scope}, neuron {base.neuron}")
+    yield ("share of ID kept at the thresholds of figures", brief_percent(keep))
     records = (results.bench, results.demo, results.sweep, results.fit)
     versions = _merged(record.versions for record in records if record is not None)
     for package, version in sorted(versions.items()):
-        yield Fact(f"{package} version", version)
+        yield (f"{package} version", version)
 
 
-def fit_facts(record: FitRecord) -> tuple[Fact, ...]:
+def fit_table(record: FitRecord) -> Table:
     """Return what the detector was fitted on and with."""
-    return (
-        Fact("training samples", count_text(record.training_samples)),
-        Fact("calibration samples", count_text(len(record.calibration_scores))),
-        Fact("settings in words", record.settings_text),
-        Fact("SHA-256 of the head", record.head_sha256),
+    facts = [
+        ("training samples", count_text(record.training_samples)),
+        ("calibration samples", count_text(len(record.calibration_scores))),
+        ("settings in words", record.settings_text),
+        ("SHA-256 of the head", record.head_sha256),
         *_facts_of_values(record.settings),
-    )
+    ]
+    return _facts("What the detector was fitted with", facts)
 
 
-def data_rows(results: Results, name: str) -> tuple[DataRow, ...]:
-    """Return the data of a model, from the benchmark, the sweep or the demo."""
+def data_table(results: Results, name: str) -> Table | None:
+    """Return the data of a model, from the benchmark, the sweep or the demo; None where there is none of it."""
     models = (*results.models, results.swept(name))
     model = next((each for each in models if each is not None and each.model == name), None)
     if model is None:
-        return ()
-    return tuple(
-        DataRow(each, model.nearness.get(each.removeprefix("ood_"), ""), count_text(source.samples), source.sha256)
+        return None
+    rows = [
+        Row(
+            (
+                _text(each),
+                _text(model.nearness.get(each.removeprefix("ood_"), "")),
+                _number(source.samples),
+                *([_text(source.sha256)] if source.sha256 else []),
+            )
+        )
         for each, source in model.data.items()
+    ]
+    names = ("Set", "Side", "Samples", "SHA-256 of its file")[: max(len(row.cells) for row in rows)]
+    return Table("Data", "", tuple(Column(each, is_number=each == "Samples") for each in names), tuple(rows))
+
+
+def origins_table(model: ReportedModel) -> Table:
+    """Return what each method was run with, and the warnings that it issued."""
+    names = ("Method", "Computed by", "Settings from", "Settings", "Warnings")
+    rows = (
+        (
+            row.method,
+            row.source,
+            row.citation or "not recorded",
+            json.dumps(row.settings, sort_keys=True, ensure_ascii=False),
+            "; ".join(row.notes) or "none",
+        )
+        for row in model.methods
     )
+    columns = tuple(Column(each, is_number=False) for each in names)
+    return Table("Settings of every method", "", columns, tuple(Row(tuple(map(_text, row))) for row in rows))
 
 
-def _facts_of_values(values: Mapping[str, object], prefix: str = "") -> Iterator[Fact]:
+def _facts_of_values(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Return JSON values as facts, one for each that is no list or mapping; long texts and lists are counted.
 
     Example:
-        >>> [(fact.name, fact.value) for fact in _facts_of_values({"keep": 0.95, "counts": {"train": 7}, "x": [1, 2]})]
+        >>> list(_facts_of_values({"keep": 0.95, "counts": {"train": 7}, "x": [1, 2]}))
         [('keep', '0.95'), ('counts: train', '7'), ('x', '2 values')]
 
     """
@@ -341,10 +347,10 @@ def _facts_of_values(values: Mapping[str, object], prefix: str = "") -> Iterator
         if isinstance(value, Mapping):
             yield from _facts_of_values(value, f"{name}: ")
         elif isinstance(value, list | tuple):
-            yield Fact(name, f"{len(value)} values")
+            yield (name, f"{len(value)} values")
         else:
             text = "none" if value is None else str(value)
-            yield Fact(name, text if len(text) <= 400 else f"{len(text)} letters")
+            yield (name, text if len(text) <= 400 else f"{len(text)} letters")
 
 
 def _merged(versions: Iterable[Mapping[str, str]]) -> dict[str, str]:

@@ -251,7 +251,7 @@ def test_galleries_put_id_first_and_fit_into_their_room() -> None:
     assert [(len(each.thumbnails), each.left_out) for each in cut] == [(2, 3), (2, 3)]
     one = gallery("test", 1)
     [beyond] = galleries([replace(one, items=(replace(one.items[0], score=BEYOND),))])
-    assert beyond.thumbnails[0].score == "infinite"
+    assert beyond.thumbnails[0].texts[0] == "score infinite"
     [none] = fitting_galleries([found], most_bytes=0)
     assert [(len(each.thumbnails), each.left_out) for each in none] == [(0, 5), (0, 5)]
 

@@ -7,7 +7,7 @@
   const NARROW_SPACE = "\u202f";
   const NO_BREAK = "\u00a0";
 
-  /* ------------------------------------------------------------------------------------------------- tables */
+  /* ---- tables */
   const sorted = (rows, column, sign) => {
     const key = (row) => (row.cells[column] || { dataset: {} }).dataset.value;
     const compare = (first, second) => {
@@ -35,7 +35,7 @@
     });
   };
 
-  /* ---------------------------------------------------------------------------------------- threshold explorer */
+  /* ---- threshold explorer */
   const sum = (items, value) => items.reduce((total, each) => total + value(each), 0);
   const countText = (count) => String(count).replace(/\B(?=(\d{3})+$)/g, NARROW_SPACE);
   const percentText = (count, samples) => `${((100 * count) / samples).toFixed(2)}${NO_BREAK}%`;
@@ -101,20 +101,18 @@
     return { keeps, quantity, place, follow: (listener) => followers.push(listener), move: (to) => { input.value = keeps[to] / 10; change(); } };
   };
 
-  /* ------------------------------------------------------------------------------------------------- theme */
+  /* ---- theme */
   const stored = () => {
     try { return localStorage.getItem("opnp-theme"); } catch { return null; }
   };
   const keepTheme = (theme) => {
     try { localStorage.setItem("opnp-theme", theme); } catch { /* private windows have no storage: then it is not kept */ }
   };
-  const theme = () => {
-    return root.dataset.theme || (prefersDark.matches ? "dark" : "light");
-  };
+  const theme = () => root.dataset.theme || (prefersDark.matches ? "dark" : "light");
   const toggle = document.querySelector("[data-theme-toggle]");
   const showTheme = () => toggle.setAttribute("aria-pressed", String(theme() === "dark"));
 
-  /* ------------------------------------------------------------------------------------------------- figures */
+  /* ---- figures */
   const explorers = new Map();
   const plots = [...document.querySelectorAll("[data-figure]")];
 
@@ -152,9 +150,11 @@
       const box = svg.getBoundingClientRect();
       const scale = svg.viewBox.baseVal.width / box.width;
       const [left, top] = view.origin();
-      const at = { x: (event.clientX - box.left) * scale - left - view.padding().left, y: (event.clientY - box.top) * scale - top - view.padding().top };
-      const far = (place) => sum(["x", "y"].filter((axis) => drag[axis]), (axis) => (view.scale(axis)(explorer.quantity({ ...drag, quantity: drag[axis] }, place)) - at[axis]) ** 2);
-      const gaps = explorer.keeps.map((_, place) => far(place));
+      const { left: paddingLeft, top: paddingTop } = view.padding();
+      const at = { x: (event.clientX - box.left) * scale - left - paddingLeft, y: (event.clientY - box.top) * scale - top - paddingTop };
+      const axes = ["x", "y"].filter((axis) => drag[axis]);
+      const position = (axis, place) => view.scale(axis)(explorer.quantity({ ...drag, quantity: drag[axis] }, place));
+      const gaps = explorer.keeps.map((_, place) => sum(axes, (axis) => (position(axis, place) - at[axis]) ** 2));
       explorer.move(gaps.indexOf(Math.min(...gaps)));
     };
     element.addEventListener("pointerdown", (event) => { element.setPointerCapture(event.pointerId); moveTo(event); });
@@ -200,7 +200,7 @@
     document.querySelectorAll("details[data-opened]").forEach((each) => { each.open = false; delete each.dataset.opened; });
   };
 
-  /* ------------------------------------------------------------------------ boxes that hold more than is seen */
+  /* ---- boxes that hold more than is seen */
   const markScrolling = (box) => {
     const hasMore = box.scrollWidth > box.clientWidth + 1;
     if (hasMore) box.tabIndex = 0;
