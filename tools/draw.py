@@ -49,12 +49,12 @@ def demo(folder: Path, picture: Path) -> None:
     everything = np.concatenate([np.asarray(values) for values in scores.values()])
     edges = np.linspace(everything.min(), everything.max(), 45)
     rows, colors, dashes = [], {}, []
-    for name, (label, color, dash) in LOOKS.items():
+    for name, (label, look, pattern) in LOOKS.items():
         shares = 100 * np.histogram(scores[name], edges)[0] / len(scores[name])
         text = f"{label}: {100 * np.mean(flagged[name]):.0f} % flagged"
         rows += [{**row, "set": text} for row in steps(edges.tolist(), y=shares.tolist())]
-        colors[text] = color
-        dashes.append(dash)
+        colors[text] = look
+        dashes.append(pattern)
     x = alt.X("x:Q", title="score (larger = more OOD)").scale(domain=[edges[0], edges[-1]], nice=False)
     y = alt.Y("y:Q", title="share of the set (%)", stack=None)
     color = legend_of("set", colors)

@@ -19,6 +19,7 @@ from opnp.report.panels import (
     number,
     percentages,
     steps,
+    tips,
 )
 from opnp.report.results import ReportedRow
 from opnp.report.wording import chosen_ratios, fused_members, listed, percent
@@ -75,12 +76,12 @@ def _sensitivities(name: str, spread: SensitivityPicture) -> Panel:
     y = alt.Y("y:Q", title=f"{name}{', log scale' if is_log else ''}", stack=None)
     y = y.scale(type="log", domainMin=0.5) if is_log else y.scale(domainMin=0)
     color = legend_of("part", {part: role for part, (role, _) in counts.items()})
-    tips = [alt.Tooltip("part:N"), alt.Tooltip("y:Q", title=name), alt.Tooltip("x:Q", title="from")]
+    told = tips(part="part", y=name, x="from", x2="to")
     bars = alt.Chart(data(rows)).mark_bar(opacity=0.75, binSpacing=0)
     mean = alt.XDatum(number(spread.mean), type="quantitative")
     line = alt.Chart(data([{}])).mark_rule(strokeDash=[6, 3]).encode(x=mean)
     chart = alt.layer(
-        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0.5 if is_log else 0), color=color, tooltip=tips),
+        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0.5 if is_log else 0), color=color, tooltip=told),
         line,
     )
     title = [f"{name}: {_removed_text(spread)}", f"dashed: the mean, {spread.mean:.3f}"]
@@ -133,19 +134,17 @@ def _before_after(
     x, y = _places(rows, across), alt.Y("y:Q", title=what).scale(domainMin=0)
     color = legend_of("when", {"before": "before", "after": "after"})
     dash = alt.StrokeDash("when:N", title=None).scale(domain=["before", "after"], range=[DASHES["before"], [1, 0]])
-    tips = [alt.Tooltip("when:N"), alt.Tooltip("x:Q", title=across), alt.Tooltip("y:Q", title=what)]
     interpolate: Literal["step-after", "linear"] = "step-after" if neurons is None else "linear"
     line = alt.Chart(data(long)).mark_line(interpolate=interpolate, strokeWidth=1.5)
-    lines = line.encode(x=x, y=y, color=color, strokeDash=dash, tooltip=tips)
+    lines = line.encode(x=x, y=y, color=color, strokeDash=dash, tooltip=tips(when="when", x=across, y=what))
     return Panel(alt.layer(*_removed(neurons), lines).properties(title=title), 180)
 
 
 def _sensitivity_line(rows: Sequence[Mapping[str, Any]], across: str, neurons: NeuronPicture | None = None) -> Panel:
     x, y = _places(rows, across), alt.Y("y:Q", title="sensitivity / maximum").scale(domainMin=0)
-    tips = [alt.Tooltip("x:Q", title=across), alt.Tooltip("y:Q", title="sensitivity / maximum")]
     shown = data(row for row in rows if row["y"] is not None)
     line = alt.Chart(shown).mark_line(color=GREY, strokeWidth=1.5, point={"size": 12, "color": GREY})
-    return Panel(alt.layer(*_removed(neurons), line.encode(x=x, y=y, tooltip=tips)), 110)
+    return Panel(alt.layer(*_removed(neurons), line.encode(x=x, y=y, tooltip=tips(x=across, y="sensitivity"))), 110)
 
 
 def _places(rows: Sequence[Mapping[str, Any]], across: str) -> alt.X:
@@ -239,18 +238,14 @@ _CONFIDENCE = "confidence: largest probability (%)"
 def _confidences(title: str, figures: ClassifierFigures) -> Panel:
     x = alt.X("x:Q", title=_CONFIDENCE).scale(domain=[0, 100])
     y = alt.Y("share:Q", title="samples (%)").scale(domain=[0, 100])
-    tips = [
-        alt.Tooltip("count:Q", title="samples"),
-        alt.Tooltip("share:Q", title="%"),
-        alt.Tooltip("x:Q", title="from"),
-    ]
+    told = tips(count="samples", share="%", x="from", x2="to")
     bars = alt.Chart(data(_bins(figures))).mark_bar(color=GREY, opacity=0.75)
     means = {"accuracy": figures.accuracy, "mean confidence": _mean_confidence(figures)}
     marks = [{"x": number(value, 100), "mean": f"{name} {percent(value)}"} for name, value in means.items()]
     names = [str(each["mean"]) for each in marks]
     dash = alt.StrokeDash("mean:N", title=None).scale(domain=names, range=[[1, 0], [5, 3]])
     rules = alt.Chart(data(marks)).mark_rule(strokeWidth=1.6).encode(x="x:Q", strokeDash=dash)
-    chart = alt.layer(bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), tooltip=tips), rules)
+    chart = alt.layer(bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), tooltip=told), rules)
     return Panel(chart.resolve_scale(strokeDash="independent").properties(title=title), 110)
 
 
@@ -259,17 +254,13 @@ def _reliability(name: str, figures: ClassifierFigures) -> Panel:
     rows = _bins(figures)
     x = alt.X("x:Q", title=_CONFIDENCE).scale(domain=[0, 100])
     y = alt.Y("right:Q", title="right answers (%)").scale(domain=[0, 100])
-    tips = [
-        alt.Tooltip("count:Q", title="samples"),
-        alt.Tooltip("confidence:Q", title="mean confidence, %"),
-        alt.Tooltip("right:Q", title="right answers, %"),
-    ]
+    told = tips(count="samples", confidence="mean confidence, %", right="right answers, %")
     base = alt.Chart(data(rows))
     bars = base.mark_bar(color=COLORS[role], opacity=0.75)
     gap = base.mark_bar(fillOpacity=0.12, color=VERMILLION, stroke=VERMILLION, strokeDash=[3, 2], strokeWidth=1)
     chart = alt.layer(
-        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), tooltip=tips),
-        gap.encode(x=x, x2="x2:Q", y=y, y2="confidence:Q", tooltip=tips),
+        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), tooltip=told),
+        gap.encode(x=x, x2="x2:Q", y=y, y2="confidence:Q", tooltip=told),
         diagonal(),
     )
     return Panel(chart.properties(title=f"{name}: right answers, and the gap to the mean confidence"), 200)

@@ -33,6 +33,7 @@ from opnp.report.panels import (
     parameter_name,
     percentages,
     steps,
+    tips,
 )
 from opnp.report.results import Scores
 from opnp.report.wording import brief_percent, count_of_sets, listed, method_label, percent, set_title
@@ -111,8 +112,7 @@ def _histogram(
     x = x.scale(domain=[inside[0]["x"], inside[-1]["x2"]], nice=False, clamp=True)
     y = alt.Y("y:Q", title="samples (%)", stack=None).scale(domainMin=0)
     color = legend_of("set", {"ID": BLUE, "OOD": VERMILLION})
-    tips = [alt.Tooltip("set:N"), alt.Tooltip("x:Q", title="score from"), alt.Tooltip("x2:Q", title="to")]
-    tips.append(alt.Tooltip("y:Q", title="% of the set"))
+    told = tips(set="set", x="score from", x2="to", y="% of the set")
     bars = alt.Chart(data(inside + outside)).mark_bar(opacity=0.5, binSpacing=0)
     outlines = [
         alt.Chart(data(rows)).mark_line(interpolate="step-after", strokeDash=dash, strokeWidth=1.2)
@@ -121,7 +121,7 @@ def _histogram(
     threshold, kept = (parameter_name(what, method, name) for what in ("threshold", "kept_ood"))
     line = alt.XDatum(alt.ExprRef(threshold), type="quantitative")
     chart = alt.layer(
-        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), color=color, tooltip=tips),
+        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), color=color, tooltip=told),
         *(line.encode(x=x, y=y, color=color) for line in outlines),
         alt.Chart(data([{}])).mark_rule(strokeWidth=1.8, strokeDash=[6, 3]).encode(x=line),
     ).properties(title=alt.Title(alt.ExprRef(f"{title!r} + ': ' + format({kept}, '.1f') + ' % of OOD kept'")))
@@ -298,12 +298,9 @@ def _layers(
         label = method_label(method)
         columns = (percentages(values) for values in curve.T.tolist())
         rows = [{"x": across, "y": up, "method": label} for across, up in zip(*columns, strict=True)]
-        tips = [
-            alt.Tooltip("method:N"),
-            *(alt.Tooltip(f"{each}:Q", title=_AXES[q]) for each, q in zip("xy", axes, strict=True)),
-        ]
+        told = tips(method="method", x=_AXES[axes[0]], y=_AXES[axes[1]])
         line = alt.Chart(data(rows)).mark_line(interpolate=interpolate, strokeWidth=2, tooltip=True)
-        layers.append(line.encode(x=x, y=y, color=color, strokeDash=dash, order=alt.value(0), tooltip=tips))
+        layers.append(line.encode(x=x, y=y, color=color, strokeDash=dash, order=alt.value(0), tooltip=told))
         names = [parameter_name(quantity, stem, method, name) for quantity in axes]
         follows += [
             Follow(each, q, method, "" if q == "kept_id" else name) for each, q in zip(names, axes, strict=True)

@@ -46,6 +46,7 @@ __all__ = [
     "parameter_name",
     "percentages",
     "steps",
+    "tips",
 ]
 
 BLUE, GREEN, GREY, VERMILLION = "#0072B2", "#009E73", "#767676", "#D55E00"
@@ -68,7 +69,7 @@ COLORS: Mapping[str, str] = {
     "highest": VERMILLION,
 }
 """Colour by role."""
-DASHES: Mapping[Role, list[int]] = {"ood": [4, 2], "near": [4, 2], "baseline": [5, 3], "before": [5, 3]}
+DASHES: Mapping[str, list[int]] = {"ood": [4, 2], "near": [4, 2], "baseline": [5, 3], "before": [5, 3]}
 """Dash of the lines of roles that are not drawn through."""
 
 _DIGITS = 5
@@ -270,6 +271,11 @@ def legend_of(title: str, entries: Mapping[str, str], **options: Any) -> alt.Col
     """Return the colours of the values of a field, by role or as ``#rrggbb``, with a legend of them in this order."""
     colors = [COLORS.get(look, look) for look in entries.values()]
     return alt.Color(f"{title}:N", title=None, **options).scale(domain=list(entries), range=colors)
+
+
+def tips(**titles: str) -> list[alt.Tooltip]:
+    """Return what is told of a mark that is pointed at: fields, as they are written, by what they are called."""
+    return [alt.Tooltip(f"{name}:N", title=title) for name, title in titles.items()]
 
 
 def parameter(name: str, value: float | None) -> alt.Parameter:

@@ -95,7 +95,7 @@ class ReportedModel(ModelResult, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Records of a results folder; the scores beside them are read when they are asked for.
+    """Records of a results folder; the scores beside them are read when they are asked for, once.
 
     Attributes:
         folder: The folder.
@@ -115,6 +115,9 @@ class Results:
     pictures: PictureRecord | None = None
     fit: FitRecord | None = None
     models: tuple[ReportedModel, ...] = field(init=False)
+    _read_scores: dict[tuple[str, str], Scores | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Derive the models."""
@@ -140,6 +143,11 @@ class Results:
             MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
         """
+        if (model, method) not in self._read_scores:
+            self._read_scores[model, method] = self._scores_of_file(model, method)
+        return self._read_scores[model, method]
+
+    def _scores_of_file(self, model: str, method: str) -> Scores | None:
         if (path := self.folder / "scores.parquet").is_file():
             return _parquet_scores(path, model, method)
         if (path := self.folder / "scores.csv").is_file():
