@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-_PACKAGES = {"PIL": "Pillow", "sklearn": "scikit-learn"}
+_PACKAGES = {"PIL": "Pillow", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
 """Packages that are not called as their modules are."""
 
 

@@ -100,5 +100,6 @@ def test_the_report_shows_what_the_folder_holds(opnp: Opnp, made: Path, folder: 
         scores = [item.score for item in each.items]
         assert scores == sorted(scores, reverse=each.set == "test")
         assert [item.is_ood for item in each.items] == [score > threshold for score in scores]
+        assert all(sum(member.share for member in item.members) == pytest.approx(1) for item in each.items)
         assert len({item.image for item in each.items}) > 1
         assert all(item.image in page.read_text(encoding="utf-8") for item in each.items)

@@ -24,13 +24,13 @@ EXTRAS = {
     "bench": {"pillow", "pyarrow", "pytorch-ood", "scikit-learn"},
     "hf": {"datasets", "pillow", "transformers"},
     "onnx": {"onnx", "onnxruntime", "onnxscript"},
-    "report": {"jinja2", "matplotlib", "plotly", "pyarrow"},
+    "report": {"altair", "jinja2", "pyarrow", "vl-convert-python"},
     "serve": {"fastapi", "pillow", "prometheus-client", "uvicorn"},
     "vision": {"pillow", "timm", "torchvision"},
 }
 FOREIGN = """
-    PIL datasets fastapi hypothesis matplotlib onnx onnxruntime onnxscript plotly pyarrow pytest pytorch_ood sklearn
-    timm torchvision transformers uvicorn
+    PIL altair datasets fastapi hypothesis onnx onnxruntime onnxscript pyarrow pytest pytorch_ood sklearn timm
+    torchvision transformers uvicorn vl_convert
 """
 
 

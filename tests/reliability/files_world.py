@@ -227,7 +227,8 @@ def _results(path: Path) -> str:
 
 def _scores_of_results(path: Path) -> str:
     results = read_results(path.parent)
-    found = results.scores(results.models[0].model, results.models[0].chosen or "")
+    chosen = results.models[0].chosen
+    found = results.scores(results.models[0].model, "" if chosen is None else chosen.method)
     return repr(None if found is None else {name: values.tolist() for name, values in found.items()})
 
 

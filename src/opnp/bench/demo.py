@@ -32,7 +32,7 @@ from opnp.bench.records import (
 )
 from opnp.core import accuracy
 from opnp.data import write_features, write_head, write_score_table
-from opnp.detector import OPNP, Ratios, Verdict
+from opnp.detector import OPNP, Explanation, Ratios, Verdict
 from opnp.errors import require_installed
 from opnp.files import write_atomically
 from opnp.model import linear_layers
@@ -204,6 +204,7 @@ def _pictures(detector: OPNP, model: nn.Sequential, data: DigitsData) -> ModelPi
             place,
             detector.verdict(images),
             index=torch.arange(len(images)),
+            explain=partial(_explanation, detector, images),
             labels=data.test[1] if place == "test" else None,
             image_of=partial(digit_picture, images),
             name_of=f"{place} {{}}".format,
@@ -211,6 +212,10 @@ def _pictures(detector: OPNP, model: nn.Sequential, data: DigitsData) -> ModelPi
         for place, images in data.judged.items()
     ]
     return replace(pictures, gallery=tuple(gallery))
+
+
+def _explanation(detector: OPNP, images: Tensor, places: Tensor) -> Explanation:
+    return detector.explain(images[places])
 
 
 def _write_features(folder: Path, model: nn.Sequential, data: DigitsData) -> None:

@@ -491,7 +491,7 @@ def require_report(path: Path | None, *, made: Path | None = None) -> None:
     """
     if path is None:
         return
-    require_installed("`--report` needs", "jinja2", "matplotlib", "plotly", "pyarrow", extra="report")
+    require_installed("`--report` needs", "altair", "jinja2", "pyarrow", "vl_convert", extra="report")
     if path.parent.is_dir() or made is None or path.parent.absolute() != made.absolute():
         require_out_file(path)
 

@@ -38,6 +38,7 @@ from .metrics import auroc as auroc
 from .metrics import detection_metrics as detection_metrics
 from .metrics import expected_calibration_error as expected_calibration_error
 from .metrics import fpr_at_tpr as fpr_at_tpr
+from .metrics import passed_counts as passed_counts
 from .metrics import reliability as reliability
 from .moments import FeatureMoments as FeatureMoments
 from .scores import SCORE_NAMES as SCORE_NAMES

@@ -27,6 +27,7 @@ __all__ = [
     "detection_metrics",
     "expected_calibration_error",
     "fpr_at_tpr",
+    "passed_counts",
     "reliability",
 ]
 
@@ -185,6 +186,31 @@ def detection_metrics(id_scores: Tensor, ood_sets: Iterable[Tensor]) -> list[Det
         )
         for counts in (_Counts.of(id_scores, ood_scores) for ood_scores in ood_sets)
     ]
+
+
+def passed_counts(id_scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many ID and how many OOD samples score no more than each distinct score: the ROC curve, in counts.
+
+    Args:
+        id_scores: Scores of ID samples, shape ``(n,)``.
+        ood_scores: Scores of OOD samples, shape ``(m,)``.
+
+    Returns:
+        Two tensors of shape ``(distinct scores,)``, int64, ascending to n and to m.
+
+    Raises:
+        ShapeError: If an argument has not exactly one axis.
+        EmptyDataError: If an argument is empty.
+        NonFiniteError: If an argument holds NaN.
+
+    Example:
+        >>> import torch
+        >>> passed_counts(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0]))
+        (tensor([1, 2, 2]), tensor([0, 1, 2]))
+
+    """
+    inside, outside = _Counts.of(id_scores, ood_scores)
+    return inside.cumsum(0), outside.cumsum(0)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

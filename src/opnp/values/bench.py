@@ -146,13 +146,14 @@ class ModelResult(JudgedModel, frozen=True):
         raise KeyError(method)
 
     @property
-    def best_single(self) -> MethodRow | None:
-        """The published single score of largest mean AUROC, known with hindsight; None where none ran.
+    def single_scores(self) -> tuple[MethodRow, ...]:
+        """The published single scores that ran, at published settings or fixed ratios: no fusion, no combination."""
+        return tuple(row for row in self.methods if row.group in ("reference", "baseline") and row.mean is not None)
 
-        Published single scores are the rows at published settings and at fixed ratios: no fusion, and no combination.
-        """
-        ran = [row for row in self.methods if row.group in ("reference", "baseline") and row.mean is not None]
-        return max(ran, key=_mean_auroc, default=None)
+    @property
+    def best_single(self) -> MethodRow | None:
+        """The published single score of largest mean AUROC, known with hindsight; None where none ran."""
+        return max(self.single_scores, key=_mean_auroc, default=None)
 
     def regret(self, row: MethodRow) -> float | None:
         """Return the AUROC of `best_single` less that of a row, both means over the OOD sets; at least 0.
