@@ -175,7 +175,6 @@ def require_figures(row: Row, found: Mapping[str, DetectionFigures], mean: Detec
         assert (100 * figures.fpr95, 100 * figures.auroc) == pytest.approx(row.figures[name], abs=0.05, rel=0), name
 
 
-@cache
 def benchmark(factory: pytest.TempPathFactory, model: str) -> BenchRecord:
     def run(out: Path) -> None:
         run_bench(DATA / "features" / model, out, methods=("reference", "dice"), near=NEAR.get(model, []))
@@ -184,7 +183,6 @@ def benchmark(factory: pytest.TempPathFactory, model: str) -> BenchRecord:
     return BenchRecord.from_json((folder / "results.json").read_text(encoding="utf-8"))
 
 
-@cache
 def sweep(factory: pytest.TempPathFactory, model: str) -> SweptModel:
     def run(out: Path) -> None:
         base = Ratios(w_min=0.7, w_max=0.001, o_min=0.3, o_max=0.003)
