@@ -62,7 +62,13 @@ def test_every_dtype_stays_itself_rounded_once_and_rows_of_zeros_stay_zeros(
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), [(lambda h: react(h, threshold=1.0), "ReAct"), (ash_s, "ASH-S"), (scale, "SCALE")]
+    ("method", "name"),
+    [
+        (lambda h: react(h, threshold=1.0), "ReAct"),
+        (lambda h: shaped(h, ReAct(), threshold=1.0), "ReAct"),
+        (ash_s, "ASH-S"),
+        (scale, "SCALE"),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_negative_features_warn_and_stay_finite(
