@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from opnp.core import LayerSensitivitySum, Precision, SensitivitySum, neuron_sensitivity, weight_sensitivity
-from opnp.core.sensitivity import product_dtype, row_blocks
+from opnp.core.sensitivity import product, product_dtype, row_blocks, with_float64
 from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
 
 FITTING = torch.ones(2, 3), torch.ones(2, 4), torch.ones(4, 3)
@@ -259,3 +259,15 @@ def test_a_change_in_a_stream_begins_a_new_block(other: Tensor, sizes: list[int]
     blocks = [tuple(part.clone() for part in block) for block in row_blocks(pairs, rows=2)]
     assert [len(left) for left, _ in blocks] == [len(right) for _, right in blocks] == sizes
     assert [row for left, _ in blocks for row in left.tolist()] == first.tolist() + other.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_product_has_the_dtype_of_its_inputs_whatever_autocast_the_caller_is_in(dtype: torch.dtype) -> None:
+    inputs, _, weight = random_data()
+    rows, bias = inputs.to(dtype), torch.arange(5.0).half()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, without = product(rows, weight, bias), product(rows, weight, None)
+    assert found.dtype == without.dtype == dtype
+    torch.testing.assert_close(without, rows @ weight.to(dtype).T)
+    torch.testing.assert_close(found, without + bias.to(dtype))
+    assert with_float64(rows) is rows
