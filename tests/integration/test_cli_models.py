@@ -182,15 +182,24 @@ def test_what_cannot_be_read_is_counted_and_left_out_or_an_error(opnp: Opnp, wor
         assert "broken holds nothing to work on: 1 of 1 inputs could not be read" in message
 
 
+def shown_accuracy(text: str) -> str:
+    """Return the line that tells the accuracy, or an empty one."""
+    return next((line for line in text.splitlines() if line.startswith("id_accuracy")), "")
+
+
 def test_labels_change_no_detector(opnp: Opnp, world: Path) -> None:
-    """Folders of another number than the model has classes, or of none: a fit takes the inputs alone."""
+    """Folders of another number than the model has classes, or of none: a fit takes the inputs alone.
+
+    Those of as many name its classes, which a model with random weights contradicts.
+    """
     written = set()
     for name, folders in {"three": 3, "four": 4, "five": 5, "loose": 0}.items():
         for index, image in enumerate(class_images(120, seed=4)[0]):
             place = world / name / "abcde"[index * folders // 120] if folders else world / name
             save_image(place / f"{index:03d}.png", image)
         outcome = fitted(opnp, Case("tinynets:net", OPTIONS, None, ""), data=name)
-        assert outcome.err == ""
+        assert ("labelled training samples right, which is not above chance" in outcome.err) == (name == "four")
+        assert ("training" in shown_accuracy(outcome.out)) == (name == "four")
         written.add((world / "d.safetensors").read_bytes())
     assert len(written) == 1
 

@@ -271,8 +271,8 @@ def _fit_model(
 
     with together(ranks):
         opened = OpenedModel.of(model, options)
-        training = opened.inputs(data)
-        held_out = None if validation is None else opened.inputs(validation)
+        training = opened.known_inputs(data)
+        held_out = None if validation is None else opened.known_inputs(validation)
         if held_out is not None:
             flagged_rank(len(held_out), keep=keep)  # raises if these are too few, before the model is run
     require_equal(str(len(training)), ranks, what="inputs in number")

@@ -16,7 +16,7 @@ from opnp.data import InputSet, Transform, open_inputs, unreadable_summary
 from opnp.data.inputs import InputBatches
 from opnp.distributed import Ranks, gathered_bytes, local_device
 from opnp.errors import ModelRunError, OpnpError
-from opnp.model import device_of
+from opnp.model import device_of, head_layers
 
 __all__ = ["OpenedModel", "model_errors", "unreadable_of_all"]
 
@@ -53,6 +53,13 @@ class OpenedModel:
     def inputs(self, path: Path, *, is_labelled: bool = True) -> InputSet:
         """Return the inputs at a path, with their labels if there are any, or without."""
         return open_inputs(path, self.transform, is_strict=self.options.strict, is_labelled=is_labelled)
+
+    def known_inputs(self, path: Path) -> InputSet:
+        """Return ID inputs at a path; without labels where these are numbered names, and not as many as classes."""
+        inputs = self.inputs(path)
+        names, rows = inputs.source.class_names, [len(each.weight) for each in head_layers(self.model).values()]
+        is_of_model = names is None or len(names) in rows[-1:]
+        return inputs if is_of_model else self.inputs(path, is_labelled=False)
 
     def batches(self, inputs: InputSet, *, rows: range | None = None) -> InputBatches:
         """Return batches of all rows of the inputs or of some."""
