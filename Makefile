@@ -66,7 +66,13 @@ demo: venv  ## See it work: fit, prune and score, on this machine and without a 
 picture: venv  ## Draw the pictures of the README from the demo's scores
 	@$(BIN)/opnp demo --out opnp-demo >/dev/null
 	@$(BIN)/python tools/draw.py demo opnp-demo docs/assets/demo.svg
-	@$(BIN)/python tools/draw.py report opnp-demo docs/assets/report-demo.png --height 1960
+	@$(BIN)/python tools/draw.py report opnp-demo docs/assets/report-demo.png
+	@$(BIN)/python tools/draw.py report opnp-demo docs/assets/report-demo-dark.png --theme dark
+	@$(BIN)/python tools/draw.py report opnp-demo docs/assets/report-demo-narrow.png --width 400 --height 2600
+	@$(BIN)/python tools/draw.py report opnp-demo docs/assets/report-demo-narrow-dark.png --width 400 --height 2600 --theme dark
+	@$(BIN)/python tools/draw.py figure opnp-demo members-demo docs/assets/report-members.png
+	@rm -rf build/records && mkdir -p build/records && cp docs/records/bench.json build/records/results.json
+	@$(BIN)/python tools/draw.py figure build/records regrets docs/assets/report-regrets.png
 
 # The variable silences a notice of mkdocs-material about the end of mkdocs 1.
 docs: venv  ## Build the documentation strictly into build/site; nothing is fetched

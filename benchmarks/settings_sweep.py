@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.measuring import Outcome, seconds
 from opnp import OPNP, Ratios, Settings, aupr, auroc, fpr_at_tpr
 from opnp.bench.features import ModelData, read_feature_folder
-from opnp.core import DetectionMetrics, detection_metrics, score_logits
+from opnp.core import DetectionFigures, detection_metrics, score_logits
 from opnp.detector.tuning import swept
 from opnp.errors import RatioWarning
 
@@ -52,7 +52,7 @@ def settings_sweep(folder: Path, *, repeats: int) -> Iterator[Outcome]:
 
 def _together(
     detector: OPNP, model: ModelData, settings: list[Settings], kept: dict[int, Tensor]
-) -> list[list[DetectionMetrics]]:
+) -> list[list[DetectionFigures]]:
     """Return the figures of all settings, and keep the scores of those that are compared."""
     features = torch.cat([model.test.features, *model.ood.values()])
     sizes = [len(model.test.features), *map(len, model.ood.values())]

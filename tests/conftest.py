@@ -1,6 +1,7 @@
 """Fixtures of all tests: the command line in this process, and what tells the table of ``make test-long``."""
 
 import json
+import os
 import random
 from collections.abc import Callable
 from functools import partial
@@ -8,9 +9,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from hypothesis import Phase, settings
 
 from tests.in_process import Opnp, command_line
 from tests.tried import AREAS, Tried
+
+# No test asserts a time. Under mutmut, which asks whether a test fails, no smallest example is looked for.
+_PHASES = [Phase.explicit, Phase.generate] if "MUTANT_UNDER_TEST" in os.environ else [*Phase]
+settings.register_profile("here", deadline=None, phases=_PHASES)
+settings.load_profile("here")
 
 
 @pytest.hookimpl(tryfirst=True)

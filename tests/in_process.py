@@ -1,15 +1,18 @@
 """The command line, run in this process: arguments in; exit code, output and errors out."""
 
+import contextlib
+import io
 import sys
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 
 from opnp.cli import main
 
-__all__ = ["Opnp", "Outcome", "command_line", "done", "refused"]
+__all__ = ["Opnp", "Outcome", "command_line", "done", "refused", "run_opnp"]
 
 
 class Outcome(NamedTuple):
@@ -26,15 +29,29 @@ Opnp = Callable[..., Outcome]
 def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     """Run ``opnp`` in this process; any exception but that of leaving comes through."""
     monkeypatch.setattr(sys, "argv", ["opnp", *map(str, arguments)])
-    code = 0
+    code = _left()
+    captured = capsys.readouterr()
+    return Outcome(code, captured.out, captured.err)
+
+
+def run_opnp(*arguments: object) -> Outcome:
+    """Run ``opnp`` in this process where there are no fixtures."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = patch.object(sys, "argv", ["opnp", *map(str, arguments)])
+    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = _left()
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def _left() -> int:
+    """Run the command line by ``sys.argv``, and return the code that it leaves with."""
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         try:
             main()
         except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
-    captured = capsys.readouterr()
-    return Outcome(code, captured.out, captured.err)
+            return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+    return 0
 
 
 def done(opnp: Opnp, *arguments: object) -> Outcome:

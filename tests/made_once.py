@@ -15,11 +15,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
     Tests may read it. None may write to it.
     """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        folder = factory.mktemp(name)
-        make(folder)
-        return folder
-    folder = factory.getbasetemp().parent / name
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with FileLock(folder.with_suffix(".lock")):
         if not folder.with_suffix(".made").exists():
             folder.mkdir()

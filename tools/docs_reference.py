@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from opnp.cli.app import COMMANDS, imported_command
+from opnp.cli.app import COMMANDS, named_command
 
 __all__ = ["AREAS", "MODULES", "Area", "DocstringSections", "on_files", "pages", "readable"]
 
@@ -43,7 +43,6 @@ AREAS = (
         "How much the energy depends on each weight and neuron, of the last layer and of others.",
         (
             "opnp.core.sensitivity",
-            "opnp.core.layers",
             "opnp.core.histogram",
             "opnp.model.layers",
         ),
@@ -229,7 +228,7 @@ def _index(areas: dict[Area, dict[str, Any]]) -> str:
 
 def _command(name: str) -> str:
     """Return the section of a command: its help, and each option as its own help prints it."""
-    command = imported_command(name)
+    command = named_command(name)
     context = command.make_context(name, [], resilient_parsing=True)
     parts = [f"## opnp {name} {{#opnp-{name}}}\n", _marked(" ".join(str(command.help).split())) + "\n"]
     shown = [item for item in command.params if not getattr(item, "hidden", False)]

@@ -2,8 +2,7 @@
 
     python tools/mutation.py docs/records/mutation.json
 
-Files that were not run keep what the record says of them; those that are gone are left out. The exit code is 1 below a
-score of 90 %.
+A file of which not all was run, or that has changed since, is not in it. The exit code is 1 below a score of 90 %.
 """
 
 import json
@@ -25,11 +24,10 @@ def totals(mutants: int, survived: int, timeout: int) -> dict[str, Any]:
     return {"mutants": mutants, "killed": killed, "timeout": timeout, "survived": survived, "score": score}
 
 
-def updated(record: dict[str, Any], results: str, change_of: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """Return the record with the files in what ``mutmut results --all true`` prints, if all of a file was run.
+def record_of(results: str, change_of: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """Return the record of the files in what ``mutmut results --all true`` prints, if all of a file was run.
 
     Args:
-        record: The record as it was.
         results: The lines of mutmut.
         change_of: The line before and after, by the mutant.
 
@@ -37,20 +35,19 @@ def updated(record: dict[str, Any], results: str, change_of: dict[str, tuple[str
     found = defaultdict(list)
     for result in RESULT.finditer(results):
         found[f"src/{result['module'].replace('.', '/')}.py"].append(result)
-    run = {file: each for file, each in found.items() if all(one["status"] != "not checked" for one in each)}
-    files = {file: totals(each["mutants"], each["survived"], each["timeout"]) for file, each in record["files"].items()}
-    survivors = [each for each in record["survivors"] if each["file"] not in run]
-    for file, each in run.items():
+    files, survivors = {}, []
+    for file, each in sorted(found.items()):
         count = Counter(one["status"] for one in each)
-        alive = [one for one in each if one["status"] in {"survived", "no tests"}]
+        if count["not checked"]:
+            continue
+        alive = [one["mutant"] for one in each if one["status"] in {"survived", "no tests"}]
         files[file] = totals(len(each), len(alive), count["timeout"])
-        for one in alive:
-            original, mutated = change_of.get(one["mutant"], ("", ""))
-            survivors.append(
-                {"file": file, "mutant": one["mutant"].rpartition(".")[2], "original": original, "mutated": mutated}
-            )
+        for mutant in alive:
+            original, mutated = change_of.get(mutant, ("", ""))
+            name = mutant.rpartition(".")[2]
+            survivors.append({"file": file, "mutant": name, "original": original, "mutated": mutated})
     total = totals(*(sum(each[name] for each in files.values()) for name in ("mutants", "survived", "timeout")))
-    return {"tool": "mutmut", "total": total, "files": dict(sorted(files.items())), "survivors": survivors}
+    return {"tool": "mutmut", "total": total, "files": files, "survivors": survivors}
 
 
 def change(mutant: str) -> tuple[str, str]:
@@ -70,13 +67,10 @@ def mutmut(*arguments: str) -> str:
 
 
 def main(path: Path) -> int:
-    """Bring the record up to date and say what it holds."""
+    """Write the record and say what it holds."""
     results = mutmut("results", "--all", "true")
     alive = [each["mutant"] for each in RESULT.finditer(results) if each["status"] in {"survived", "no tests"}]
-    old = json.loads(path.read_text(encoding="utf-8"))
-    old["files"] = {file: each for file, each in old["files"].items() if Path(file).exists()}
-    old["survivors"] = [each for each in old["survivors"] if each["file"] in old["files"]]
-    record = updated(old, results, {mutant: change(mutant) for mutant in alive})
+    record = record_of(results, {mutant: change(mutant) for mutant in alive})
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     sys.stdout.writelines(f"survived: {mutant}\n" for mutant in alive)
     sys.stdout.write(f"{record['total']}\n")

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
 from opnp.errors import DistributedError, OptionError
+from opnp.values.settings import RANK_TIMEOUT
 
 __all__ = [
     "Ranks",
@@ -124,7 +126,7 @@ def row_part(rows: int, *, rank: int, world: int) -> tuple[int, int]:
 
 
 @contextmanager
-def launched(*, device: str = "cpu", timeout: float = 1800) -> Iterator[Ranks]:
+def launched(*, device: str = "cpu", timeout: float = RANK_TIMEOUT) -> Iterator[Ranks]:
     """Join the processes that torchrun started, for the time of the block; a process of its own is alone.
 
     The backend is NCCL where `device` is CUDA, else gloo. An open process group is used as it is.
@@ -246,11 +248,7 @@ def gathered_bytes(content: bytes, ranks: Ranks) -> list[bytes]:
     """Return what all ranks have to say, in rank order."""
     if ranks.is_alone:
         return [content]
-    own = (
-        torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        if content
-        else torch.empty(0, dtype=torch.uint8, device="cpu")
-    )
+    own = torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy())
     return [part.numpy().tobytes() for part in _gathered(own, ranks)]
 
 

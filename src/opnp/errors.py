@@ -4,11 +4,14 @@
 caller would expect, so that ``except ValueError`` keeps working.
 """
 
+from importlib.util import find_spec
+
 __all__ = [
     "ArtifactError",
     "BatchSizeWarning",
     "CalibrationError",
     "CheckpointError",
+    "ClassOrderWarning",
     "DataFileError",
     "DistributedError",
     "EmptyDataError",
@@ -30,6 +33,7 @@ __all__ = [
     "OpnpError",
     "OpnpWarning",
     "OptionError",
+    "PrecisionWarning",
     "RatioError",
     "RatioWarning",
     "ShapeError",
@@ -37,6 +41,10 @@ __all__ = [
     "UncalibratedWarning",
     "WorkerError",
 ]
+
+
+_PACKAGES = {"PIL": "Pillow", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
+"""Packages that are not called as their modules are."""
 
 
 class OpnpError(Exception):
@@ -119,6 +127,31 @@ class MissingExtraError(OpnpError, ImportError):
     """An optional dependency is not installed."""
 
 
+def require_installed(what: str, *modules: str, extra: str, way_out: str = "") -> None:
+    """Raise unless modules that an extra brings can be imported.
+
+    Args:
+        what: What needs them, with its verb, as the message begins.
+        modules: Names of the modules.
+        extra: The extra.
+        way_out: A sentence for the end of the message.
+
+    Raises:
+        MissingExtraError: If one cannot; the message names the command that installs it.
+
+    Example:
+        >>> require_installed("The moon needs", "green_cheese", extra="bench")
+        Traceback (most recent call last):
+            ...
+        opnp.errors.MissingExtraError: The moon needs green-cheese, not installed here: `pip install 'opnp[bench]'`.
+
+    """
+    missing = [_PACKAGES.get(name, name.replace("_", "-")) for name in modules if find_spec(name) is None]
+    if missing:
+        message = f"{what} {' and '.join(missing)}, not installed here: `pip install 'opnp[{extra}]'`."
+        raise MissingExtraError(f"{message} {way_out}".rstrip())
+
+
 class ModelRunError(OpnpError, RuntimeError):
     """The user's model raised an error of its own on the inputs it was given."""
 
@@ -157,6 +190,14 @@ class LabelWarning(OpnpWarning):
 
 class LayerWarning(OpnpWarning):
     """Layers were left out that no sensitivity can be taken of."""
+
+
+class ClassOrderWarning(OpnpWarning):
+    """Classes are numbered by their names, in an order that other readers may not share."""
+
+
+class PrecisionWarning(OpnpWarning):
+    """A model has the weights of the fit, stored in another type, so that scores differ a little."""
 
 
 class UncalibratedWarning(OpnpWarning):

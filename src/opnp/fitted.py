@@ -17,24 +17,20 @@ from opnp.artifact import tensors_digest
 from opnp.core.checks import checked_fraction, checked_temperature, require_finite
 from opnp.core.conformal import at_least_count, conformal_p_value, flagged_rank, is_flagged, keep_threshold
 from opnp.core.fusion import finite_or_infinite, fused_score, member_shares, tail_units
-from opnp.core.masks import Masks, Scope, neuron_mask, pruned_weight, warn_of_lost_order, weight_mask
+from opnp.core.masks import Masks, neuron_mask, pruned_weight, warn_of_lost_order, weight_mask
 from opnp.core.members import MEMBERS, PANEL, PANEL_SHAPING, PRUNED_HEAD, Panel, member_scores
-from opnp.core.scores import SCORE_NAMES, ScoreName, score_logits
-from opnp.core.sensitivity import (
-    NeuronReading,
-    Precision,
-    Sensitivity,
-    is_held_by_float32,
-    product,
-    product_dtype,
-)
+from opnp.core.scores import score_logits
+from opnp.core.sensitivity import Sensitivity, is_held_by_float32, product, product_dtype
 from opnp.core.shaping import ASHS, SCALE, ReAct, Shaping, shaped
 from opnp.errors import CalibrationError, OptionError, RatioError
 from opnp.model import InputAxes
 from opnp.values.fit import TuningFigures
+from opnp.values.origin import ModelOrigin
+from opnp.values.settings import NeuronReading, Precision, Scope, ScoreName
 
 __all__ = [
     "PANEL_RATIOS",
+    "SHAPINGS",
     "Calibration",
     "Explanation",
     "FittedState",
@@ -52,13 +48,9 @@ __all__ = [
 _MANY = 100
 """Calibration samples from which on infinite scores are no bad luck."""
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "neuron": get_args(NeuronReading),
-    "scope": get_args(Scope),
-    "score": SCORE_NAMES,
-    "precision": get_args(Precision),
-}
-_SHAPINGS: dict[str, type[ReAct | ASHS | SCALE]] = {"react": ReAct, "ash_s": ASHS, "scale": SCALE}
+_CHOICES = {"neuron": NeuronReading, "scope": Scope, "score": ScoreName, "precision": Precision}
+SHAPINGS: dict[str, type[ReAct | ASHS | SCALE]] = {"react": ReAct, "ash_s": ASHS, "scale": SCALE}
+"""The shapings by the names that they have in files, and, with a hyphen, on the command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +143,8 @@ class Settings:
         if self.shaping is not None and not isinstance(self.shaping, Shaping):
             raise OptionError(f"`shaping` must be None, ReAct(...), ASHS(...) or SCALE(...), got {self.shaping!r}.")
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                choices = ", ".join(map(repr, allowed))
+            if getattr(self, name) not in get_args(allowed):
+                choices = ", ".join(map(repr, get_args(allowed)))
                 raise OptionError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
         object.__setattr__(self, "temperature", checked_temperature(self.temperature))
 
@@ -176,7 +168,7 @@ class Settings:
         """Return the settings as JSON values, for `from_json`."""
         values: dict[str, object] = {each.name: getattr(self, each.name) for each in fields(self)[1:]}
         values["ratios"] = asdict(self.ratios)
-        for name, kind in _SHAPINGS.items():
+        for name, kind in SHAPINGS.items():
             if isinstance(self.shaping, kind):
                 values["shaping"] = {"name": name, "quantile": self.shaping.quantile}
         return values if self.members is None else {"members": list(self.members)} | values
@@ -218,7 +210,7 @@ def shaping_from_json(value: object) -> Shaping | None:
 
     """
     if isinstance(value, Mapping):
-        return _SHAPINGS[value["name"]](value["quantile"])
+        return SHAPINGS[value["name"]](value["quantile"])
     return value  # type: ignore[return-value]  # `Settings` refuses what is none
 
 
@@ -386,6 +378,7 @@ class FittedState:
         tuning: How ratios were chosen on OOD validation data, or None.
         head_name: The head's dotted name in the model it was fitted on; None if fitted from features.
         axes: Number of axes of a batch of inputs; None if fitted from features.
+        origin: The model by name, and how its inputs are made, where they are known; else None.
 
     """
 
@@ -403,6 +396,7 @@ class FittedState:
     tuning: Tuning | None = None
     head_name: str | None = None
     axes: InputAxes | None = None
+    origin: ModelOrigin | None = None
 
     @property
     def head_digest(self) -> str:
@@ -487,17 +481,8 @@ class FittedState:
 
     def with_settings(self, settings: Settings) -> Self:
         """Return the paper's method under other settings on the same sensitivities, uncalibrated."""
-        return replace(
-            self,
-            settings=settings,
-            panel=None,
-            scales=None,
-            fused=(PRUNED_HEAD,),
-            kept=0,
-            left_out={},
-            calibration=None,
-            tuning=None,
-        )
+        parts = self.weight, self.bias, self.sensitivity, self.react_thresholds
+        return type(self)(settings, *parts, head_name=self.head_name, axes=self.axes, origin=self.origin)
 
     @cached_property
     def _panels(self) -> dict[tuple[torch.device, torch.dtype], Panel]:
@@ -505,7 +490,7 @@ class FittedState:
 
     def _units(self, scores: Tensor) -> Tensor:
         """Return the scores of the fused members, the first of `explained`, in units of their tails."""
-        scales = torch.empty(2, 0, device=scores.device) if self.scales is None else self.scales
+        scales = scores.new_empty(2, 0) if self.scales is None else self.scales
         return tail_units(scores[:, : len(self.fused)], scales.to(scores.device))
 
 

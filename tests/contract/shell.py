@@ -1,50 +1,51 @@
-"""What is tested as one thing: a detector behind whatever interface, in a shell of few verbs.
+"""What is tested as one thing: a detector behind whatever interface, in a shell of few verbs; and tables of all shells.
 
 A shell is made with ratios, or is that of a fusion; it is fitted on the world of the contract, and asked. It speaks in
 images of that world and answers with tensors, in the sign of the interface itself. Verbs that an interface has no word
-for are not written; then `lacks` says why, and `test_subjects_table` compares the two.
+for are not written; then `lacks` says why, and `test_contract` compares the two.
 """
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Self
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from opnp import OPNP, Ratios, Verdict
+from opnp.adapters.toolkits import bytes_of
 from opnp.core import Precision, Sensitivity
 from opnp.errors import NotFittedError
-from tests.contract import world
-from tests.contract.model_checks import lived_in
 from tests.contract.snapshot import snapshot
-from tests.contract.world import batches, classifier
+from tests.contract.world import batches, classifier, fresh, known, lived_in
 
 __all__ = [
     "ABILITIES",
+    "BROKEN",
     "KEEP",
     "NO_RATIOS",
     "OTHER",
-    "RATIOS",
+    "SETTING",
+    "SUBJECTS",
     "Fused",
-    "LackingError",
+    "Holder",
+    "Pickled",
     "Shell",
-    "body_of",
-    "class_labels",
-    "features",
-    "fresh",
-    "head_of",
-    "known",
+    "breaks",
+    "load_model",
     "plain",
-    "strange",
+    "ready",
+    "save_model",
+    "subject",
 ]
 
 KEEP = 0.9
 RATIOS = Ratios(w_min=0.3, o_min=0.1)
 OTHER = Ratios(w_min=0.55, w_max=0.05, o_max=0.2)
-
 NO_RATIOS = "the fusion and the pruned head alone take a pass each, so that ratios need another fit"
 
 ABILITIES: Mapping[str, tuple[str, ...]] = {
@@ -80,6 +81,7 @@ class Shell:
         plural: What the table of the long tests calls it.
         covers: Public names that it stands for, with their modules.
         lacks: Abilities that it has not, and why.
+        given: Options of `OPNP` that it is made with beside ratios and precision.
         sign: 1 where larger scores mean more OOD, -1 where the interface means more ID.
         is_fusion: Whether scores are fused; otherwise it is the paper's method.
         tolerance: How far a score S may lie from that of `OPNP`, in units of 1 + |S|.
@@ -97,6 +99,7 @@ class Shell:
     plural: ClassVar[str]
     covers: ClassVar[tuple[str, ...]] = ()
     lacks: ClassVar[Mapping[str, str]] = {}
+    given: ClassVar[Mapping[str, Any]] = {}
     sign: ClassVar[int] = 1
     is_fusion: ClassVar[bool] = False
     tolerance: ClassVar[float] = 0.0
@@ -117,10 +120,15 @@ class Shell:
     @property
     def options(self) -> dict[str, Any]:
         """The options of `OPNP`."""
-        return {**({} if self.is_fusion else {"ratios": self.ratios}), "precision": self.precision}
+        return {**({} if self.is_fusion else {"ratios": self.ratios}), "precision": self.precision, **self.given}
 
     def fit(self, training: Tensor | None = None, held_out: Tensor | None = None) -> Self:
         """Make it ready on images it shall know, those of the world if none are given."""
+        self.fit_on(known() if training is None else training, fresh() if held_out is None else held_out)
+        return self
+
+    def fit_on(self, training: Tensor, held_out: Tensor) -> None:
+        """Fit and calibrate."""
         raise NotImplementedError
 
     def scores(self, inputs: Tensor) -> Tensor:
@@ -201,6 +209,12 @@ class Shell:
         """Return a shell from what `sent` wrote."""
         raise LackingError(cls.__name__, folder)
 
+    def by_files(self) -> "Shell":
+        """Return a shell of a copy that went through files."""
+        with TemporaryDirectory() as folder:
+            self.sent(Path(folder))
+            return self.received(Path(folder))
+
     def _lacking(self, *arguments: Any) -> NoReturn:
         raise LackingError(type(self).__name__, len(arguments))
 
@@ -215,57 +229,101 @@ class Fused(Shell):
     cutting = 1e-5
 
 
-def _rounded(images: Tensor) -> Tensor:
-    """Return images whose values are whole numbers of 255ths, as those in files are."""
-    return (images * 255).round().to(torch.uint8).float() / 255
+class Holder(Shell):
+    """What holds a detector of the library that was fitted on inputs, and answers by what is made of it."""
+
+    made_of: ClassVar[type[OPNP]] = OPNP
+
+    def __init__(self, ratios: Ratios | None = None, *, precision: Precision = "float32") -> None:
+        super().__init__(ratios, precision=precision)
+        self.detector = self.made_of(**self.options)
+        self.made: Any = None
+
+    def fit_on(self, training: Tensor, held_out: Tensor) -> None:
+        self.detector.fit(self.model, batches(training)).calibrate(batches(held_out), keep=KEEP)
+        self.made = self.make()
+
+    def make(self) -> Any:
+        """Return what is made of the detector."""
+        return self.detector
+
+    @property
+    def answering(self) -> Any:
+        """What was made; where nothing was, the error of trying."""
+        return self.make() if self.made is None else self.made
+
+    def state(self) -> bytes:
+        return bytes_of(self.detector)
+
+    def calibrated_on(self) -> Tensor:
+        return fresh()
+
+    def set_ratios(self, ratios: Ratios) -> None:
+        self.ratios = ratios
+        self.detector = self.detector.with_ratios(ratios).calibrate(batches(fresh()), keep=KEEP)
+        self.made = self.make()
 
 
-@cache
-def known() -> Tensor:
-    """Return the training images of the world."""
-    return _rounded(world.training())
+class Pickled(Shell):
+    """What travels as a pickle of one attribute of its shell, whose name is `inside`."""
+
+    inside: ClassVar[str]
+
+    def sent(self, folder: Path) -> None:
+        (folder / "pickle").write_bytes(pickle.dumps(getattr(self, self.inside)))
+
+    @classmethod
+    def received(cls, folder: Path) -> Shell:
+        other = cls()
+        setattr(other, cls.inside, pickle.loads((folder / "pickle").read_bytes()))  # noqa: S301  # written by this test
+        return other
+
+    def copied(self) -> Shell:
+        return self.by_files()
 
 
-@cache
-def fresh() -> Tensor:
-    """Return the images of the world to calibrate on."""
-    return _rounded(world.held_out())
+_Kind = TypeVar("_Kind", bound=type)
+
+SUBJECTS: dict[str, type[Shell]] = {}
+"""Every detector, adapter and exported module that the contract is held against."""
+
+SETTING = "setting_"
+"""What the names of detectors under one setting begin with, which are put to the checks of settings alone."""
+
+BROKEN: dict[str, list[type[Shell]]] = {}
+"""By the name of the check that must fail: the shells that fail it."""
 
 
-@cache
-def strange() -> Tensor:
-    """Return the images of the world that are out of distribution."""
-    return _rounded(world.outside())
+def subject(name: str) -> Callable[[_Kind], _Kind]:
+    """Enter a shell in the table of subjects."""
+
+    def entered(kind: _Kind) -> _Kind:
+        SUBJECTS[name] = kind
+        return kind
+
+    return entered
 
 
-def class_labels(inputs: Tensor) -> Tensor:
-    """Return the classes of images of the world that is known."""
-    return torch.arange(len(inputs)) % 4
+def breaks(*checks: str, of: tuple[type[Shell], ...] = ()) -> Callable[[_Kind], _Kind]:
+    """Enter a broken shell, or shells `of` which a broken class is the inside, beside the checks that it must fail."""
+
+    def entered(kind: _Kind) -> _Kind:
+        kinds = [type(f"{kind.__name__}In{each.__name__}", (each,), {"made_of": kind}) for each in of] or [kind]
+        for check in checks:
+            BROKEN.setdefault(check, []).extend(kinds)
+        return kind
+
+    return entered
 
 
-def head_of(model: nn.Module) -> nn.Linear:
-    """Return the head."""
-    head = model.get_submodule(world.HEAD)
-    assert isinstance(head, nn.Linear)
-    return head
+_READY: dict[type[Shell], Shell] = {}
 
 
-def body_of(model: nn.Module) -> nn.Sequential:
-    """Return all layers but the head, which stay those of the model."""
-    return nn.Sequential(*(layer for name, layer in model.named_children() if name != world.HEAD))
-
-
-@cache
-def _quiet() -> nn.Module:
-    return body_of(classifier())
-
-
-def features(inputs: Tensor) -> Tensor:
-    """Return what the head takes in for images, shape ``(batch, features)``."""
-    body = _quiet()
-    with torch.no_grad():
-        parts = [body(batch.clone()) for batch in batches(inputs, 256)]
-    return torch.cat(parts)
+def ready(kind: type[Shell]) -> Shell:
+    """Return the fitted shell of a kind, for questions that must not change it; that they do not is checked too."""
+    if kind not in _READY:
+        _READY[kind] = kind().fit()
+    return _READY[kind]
 
 
 @cache
@@ -275,3 +333,13 @@ def plain(ratios: Ratios | None, precision: Precision, *, is_fusion: bool = Fals
     if is_fusion and ratios is not None:
         detector = detector.with_ratios(ratios)
     return detector.calibrate(batches(fresh()), keep=KEEP)
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """Write the tensors of a model."""
+    torch.save(model.state_dict(), folder / "model.pt")
+
+
+def load_model(model: nn.Module, folder: Path) -> None:
+    """Read the tensors of a model."""
+    model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))

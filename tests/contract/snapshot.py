@@ -4,9 +4,11 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,37 +27,56 @@ def snapshot(model: nn.Module) -> dict[str, object]:
 
 
 @contextmanager
-def unchanged(model: nn.Module, doing: str) -> Iterator[None]:
-    """Assert that what happens inside changes nothing, whether or not it raises."""
-    before = snapshot(model)
+def unchanged(
+    owned: nn.Module | Callable[[], dict[str, object]], doing: str = "it", *, but: tuple[str, ...] = ()
+) -> Iterator[None]:
+    """Assert that what happens inside changes nothing, whether or not it raises.
+
+    Args:
+        owned: A model, or what returns the facts that must stay.
+        doing: What happens.
+        but: Parts of names of facts that may change.
+
+    """
+    take = partial(snapshot, owned) if isinstance(owned, nn.Module) else owned
+    before = take()
     try:
         yield
     finally:
-        after = snapshot(model)
-        changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-        assert not changed, f"{doing} changed {sorted(changed)}"
+        after = take()
+        names = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+        changed = sorted(name for name in names if not any(part in name for part in but))
+        assert not changed, f"{doing} changed {changed}"
 
 
-def _bytes(tensor: Tensor | None) -> object:
+def _content(tensor: Tensor | None) -> object:
+    """Return the bits of a tensor of any layout, of all its parts where it is spread; the kind of one that has none."""
     if tensor is None:
         return None
-    return tensor.dtype, tuple(tensor.shape), str(tensor.device), tensor.detach().cpu().numpy().tobytes()
+    whole: Any = getattr(tensor, "full_tensor", lambda: tensor)()
+    if nn.parameter.is_lazy(whole) or whole.is_meta:
+        return type(whole)
+    plain = whole.detach().to_dense() if whole.layout is not torch.strided else whole.detach()
+    bits = plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return plain.dtype, tuple(plain.shape), str(plain.device), bits
 
 
 def _tensors(model: nn.Module) -> dict[str, object]:
-    facts: dict[str, object] = {f"state_dict {name}": _bytes(value) for name, value in model.state_dict().items()}
+    facts: dict[str, object] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        facts[f"parameter {name}"] = id(parameter), parameter.data_ptr(), _bytes(parameter), parameter.requires_grad
-        facts[f"gradient of {name}"] = id(parameter.grad), _bytes(parameter.grad)
+        has_place = type(parameter) is nn.Parameter and parameter.layout is torch.strided
+        place = parameter.data_ptr() if has_place else None
+        facts[f"parameter {name}"] = id(parameter), place, _content(parameter), parameter.requires_grad
+        facts[f"gradient of {name}"] = id(parameter.grad), _content(parameter.grad)
     for name, buffer in model.named_buffers(remove_duplicate=False):
-        facts[f"buffer {name}"] = id(buffer), _bytes(buffer)
+        facts[f"buffer {name}"] = id(buffer), _content(buffer)
     return facts
 
 
 def _modules(model: nn.Module) -> dict[str, object]:
     facts: dict[str, object] = {}
     for name, module in model.named_modules():
-        facts[f"mode of {name!r}"] = module.training
+        facts[f"mode of {name!r}"] = getattr(module, "training", None)
         facts[f"type of {name!r}"] = type(module)
         facts[f"attributes of {name!r}"] = sorted(vars(module))
         for attribute, value in vars(module).items():

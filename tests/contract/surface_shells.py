@@ -2,40 +2,27 @@
 
 import asyncio
 import csv
-import io
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import httpx
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP, Ratios
-from opnp.adapters.toolkits import bytes_of
-from opnp.cli import main
 from opnp.data import Preprocessing, write_features
 from opnp.serve.app import serve_app
 from opnp.serve.limits import Limits
-from tests.contract.library_shells import save_model
-from tests.contract.shell import KEEP, Fused, Shell, features, fresh, known
-from tests.contract.world import batches, classifier
+from tests.contract.shell import Fused, Holder, save_model, subject
+from tests.contract.world import classifier, features
+from tests.in_process import run_opnp
 from tests.unit.data.image_files import write_tensors
 from tests.unit.serve.serve_world import in_service
 
-__all__ = [
-    "CommandShell",
-    "FusedCommandShell",
-    "FusedServiceShell",
-    "ModelCommandShell",
-    "RefusedError",
-    "ServiceShell",
-    "SurfaceShell",
-    "net",
-]
+__all__ = ["Command", "RefusedError", "Service", "net"]
+
+_FEATURES_ONLY = "features are given, and no model runs"
 
 PIXELS = Preprocessing(size=8, resize=8, mean=(0.0,), std=(1.0,))
 """What the world's images are, in files and in arrays."""
@@ -45,22 +32,12 @@ class RefusedError(Exception):
     """The service answered with a status that says no, or the command with an exit code that does."""
 
 
-class SurfaceShell(Shell):
-    """What both have in common: a fitted detector behind them, and answers of which each is a row of all values."""
+class Surface(Holder):
+    """A fitted detector behind a surface, with answers of which each is a row of all values."""
 
-    made_of: ClassVar[type[OPNP]] = OPNP
+    tolerance = 1e-6
     on_empty = RefusedError
     on_nan = RefusedError
-    detector: OPNP
-
-    def __init__(self, *args: object, **options: object) -> None:
-        super().__init__(*args, **options)  # type: ignore[arg-type]  # those of a shell
-        self.detector = self.made_of(**self.options)
-
-    def fit(self, training: Tensor | None = None, held_out: Tensor | None = None) -> Self:
-        self.detector.fit(self.model, batches(known() if training is None else training))
-        self.detector.calibrate(batches(fresh() if held_out is None else held_out), keep=KEEP)
-        return self
 
     def rows(self, inputs: Tensor) -> list[dict[str, Any]]:
         """Return ``class``, ``score``, ``p_value`` and ``is_ood`` of each image."""
@@ -78,19 +55,13 @@ class SurfaceShell(Shell):
     def classes(self, inputs: Tensor) -> Tensor:
         return torch.tensor([row["class"] for row in self.rows(inputs)])
 
-    def state(self) -> bytes:
-        return bytes_of(self.detector)
 
-    def calibrated_on(self) -> Tensor:
-        return fresh()
-
-
-class ServiceShell(SurfaceShell):
+@subject("service")
+class Service(Surface):
     """`serve_app`, asked over HTTP without a network."""
 
     plural = "HTTP services"
     covers = ("opnp.serve.app.serve_app", "opnp.serve.engine.Engine")
-    tolerance = 1e-6
     concurrency = 1e-6
     errors = (RuntimeError,)
     lacks: ClassVar = {
@@ -103,27 +74,16 @@ class ServiceShell(SurfaceShell):
         "sums": "a service answers, and nothing can be fitted through it",
     }
 
-    def __init__(self, *args: object, **options: object) -> None:
-        super().__init__(*args, **options)
-        self.app: Any = None
-
-    def fit(self, training: Tensor | None = None, held_out: Tensor | None = None) -> Self:
-        super().fit(training, held_out)
-        self.app = self._opened()
-        return self
+    def make(self) -> Any:
+        return serve_app(self.detector, self.model, PIXELS, limits=Limits(max_inputs=1000))
 
     def rows(self, inputs: Tensor) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = _posted(self.app or self._opened(), [inputs.tolist()])[0]
+        found: list[dict[str, Any]] = _posted(self.answering, [inputs.tolist()])[0]
         return found
 
     def concurrent_scores(self, parts: list[Tensor]) -> list[Tensor]:
-        answers = _posted(self.app, [part.tolist() for part in parts])
+        answers = _posted(self.answering, [part.tolist() for part in parts])
         return [torch.tensor([row["score"] for row in rows], dtype=torch.float64) for rows in answers]
-
-    def set_ratios(self, ratios: Ratios) -> None:
-        self.ratios = ratios
-        self.detector = self.detector.with_ratios(ratios).calibrate(batches(fresh()), keep=KEEP)
-        self.app = self._opened()
 
     def running_model(self) -> nn.Module:
         return self.model
@@ -131,21 +91,18 @@ class ServiceShell(SurfaceShell):
     def switch_to_training(self) -> None:
         self.model.train()
 
-    def _opened(self) -> Any:
-        return serve_app(self.detector, self.model, PIXELS, limits=Limits(max_inputs=1000))
 
-
-class CommandShell(SurfaceShell):
+@subject("command")
+class Command(Surface):
     """`opnp score --features`."""
 
     plural = "runs of opnp score on features"
     covers: ClassVar[tuple[str, ...]] = ("opnp.cli.score.score",)
-    tolerance = 1e-6
     lacks: ClassVar = {
         "copies": "a command has no state",
         "files": "each run reads its detector from a file, as a run elsewhere does",
-        "model": "features are given, and no model runs",
-        "modes": "features are given, and no model runs",
+        "model": _FEATURES_ONLY,
+        "modes": _FEATURES_ONLY,
         "parameters": "a command has no state",
         "refit": "the command scores, and `opnp fit` fits",
         "sums": "the command scores, and `opnp fit` fits",
@@ -158,16 +115,15 @@ class CommandShell(SurfaceShell):
     def labelled_scores(self, inputs: Tensor, labels: Tensor) -> Tensor:
         return torch.tensor([row["score"] for row in self._run(inputs, labels)], dtype=torch.float64)
 
-    def set_ratios(self, ratios: Ratios) -> None:
-        self.ratios = ratios
-        self.detector = self.detector.with_ratios(ratios).calibrate(batches(fresh()), keep=KEEP)
-
     def _run(self, inputs: Tensor, labels: Tensor | None) -> list[dict[str, Any]]:
         with TemporaryDirectory() as name:
             folder = Path(name)
             self.detector.save(folder / "detector")
             data = self._data(folder, inputs, labels)
-            _opnp("score", "--detector", folder / "detector", "--out", folder / "scores.csv", "--json", *data)
+            given = ("--detector", folder / "detector", "--out", folder / "scores.csv", *data)
+            code, _, errors = run_opnp("score", *given)
+            if code:
+                raise RefusedError(code, errors)
             with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
                 found = list(csv.DictReader(file))
         assert [int(row["index"]) for row in found] == list(range(len(inputs))), "rows are not in the inputs' order"
@@ -186,13 +142,13 @@ class CommandShell(SurfaceShell):
         return ["--features", folder / "features.safetensors"]
 
 
-class ModelCommandShell(CommandShell):
+@subject("command_on_images")
+class ModelCommand(Command):
     """`opnp score --model`."""
 
     plural = "runs of opnp score on images"
-    covers = ()
     lacks: ClassVar = {
-        **CommandShell.lacks,
+        **Command.lacks,
         "model": "each run opens a copy of the model by its name",
         "modes": "each run opens a copy of the model by its name",
         "nan": "pixels of a file are whole numbers",
@@ -201,21 +157,19 @@ class ModelCommandShell(CommandShell):
     def _data(self, folder: Path, inputs: Tensor, labels: Tensor | None) -> list[object]:
         images = write_tensors(folder / "images.safetensors", (inputs[:, 0] * 255).round().to(torch.uint8), labels)
         save_model(self.model, folder)
-        named = ("--model", "tests.contract.surface_shells:net", "--weights", folder / "model.pt")
+        named = ("--model", f"{__name__}:net", "--weights", folder / "model.pt")
         return [*named, "--data", images, "--image-size", "8", "--mean", "0", "--std", "1"]
 
 
-class FusedServiceShell(Fused, ServiceShell):
-    """A service that answers with a fusion."""
-
+@subject("fused_service")
+class FusedService(Fused, Service):
     plural = "HTTP services with fusions"
     tolerance = 1e-5
     concurrency = 1e-5
 
 
-class FusedCommandShell(Fused, CommandShell):
-    """`opnp score --features` with a fusion."""
-
+@subject("fused_command")
+class FusedCommand(Fused, Command):
     plural = "runs of opnp score with fusions"
     tolerance = 1e-5
 
@@ -236,23 +190,3 @@ def _posted(app: Any, bodies: Sequence[object]) -> list[Any]:
         return [answer.json() for answer in answers]
 
     return in_service(app, ask)
-
-
-def _opnp(*arguments: object) -> None:
-    """Run the command line in this process."""
-    errors = io.StringIO()
-    with _argv(["opnp", *map(str, arguments)]), redirect_stdout(io.StringIO()), redirect_stderr(errors):
-        try:
-            main()
-        except SystemExit as leaving:
-            if leaving.code:
-                raise RefusedError(leaving.code, errors.getvalue()) from None
-
-
-@contextmanager
-def _argv(arguments: list[str]) -> Iterator[None]:
-    before, sys.argv = sys.argv, arguments
-    try:
-        yield
-    finally:
-        sys.argv = before

@@ -15,14 +15,12 @@ from opnp.distributed import Ranks
 from opnp.errors import OpnpError
 from tests.child_process import command_line, rank_environments, started
 
-__all__ = ["Task", "begun", "on_ranks", "ran"]
-
 Task = Callable[..., Any]
 """A function of a module that takes `Ranks` and further arguments, and returns tensors or plain values."""
 
 
 def on_ranks(
-    folder: Path, world: int, task: Task, *arguments: object, seconds: float = 60, patience: float = 30
+    folder: Path, world: int, task: Task, *arguments: object, seconds: float = 240, patience: float = 120
 ) -> list[Any]:
     """Return what a task returned on each rank; the message of an error of opnp in its place, None for a dead rank.
 
@@ -86,8 +84,8 @@ def begun(folder: Path, world: int, arguments: Sequence[str]) -> list[tuple[Base
 
 
 def ran(folder: Path, world: int, arguments: Sequence[str]) -> list[tuple[int | None, str]]:
-    """Run the command line on ranks, and return exit code and output of each; None after a minute."""
+    """Run the command line on ranks, and return exit code and output of each; None after some minutes."""
     processes = begun(folder, world, arguments)
     for process, _ in processes:
-        process.join(60)
+        process.join(240)
     return [(process.exitcode, log.read_text(encoding="utf-8")) for process, log in processes]

@@ -63,8 +63,8 @@ DECIDED = {"mask_weight", "mask_neuron", "settings", "members", "tuning", "count
 @pytest.mark.parametrize(
     ("given", "world", "precision"),
     [
-        *((FIXED, 2, precision) for precision in ("float32", "float64")),
-        *((FUSED, 2, precision) for precision in ("float32", "float64")),
+        (FIXED, 2, "float32"),
+        (FUSED, 2, "float32"),
         (FUSED | {"kept_rows": 2000}, 2, "float64"),
         (FUSED | {"kept_rows": 100}, 3, "float64"),
         (TUNED | {"rows": 1200}, 2, "float64"),
@@ -95,11 +95,10 @@ def test_a_fit_of_ranks_is_that_of_one_process(cached: Path, given: dict[str, An
 @both_kinds
 def test_float64_masks_are_equal_for_any_ranks_and_batch_sizes(cached: Path, given: dict[str, Any]) -> None:
     alone = fit_alone(cached, **given, precision="float64")
-    for world, batch_size in ((3, 128), (2, 77), (2, 8192)):
-        changed = given | {"precision": "float64", "batch_size": batch_size}
-        for found in on_ranks(cached, world, rank_tasks.fit, cached, changed):
-            assert_same(found, alone, names={"mask_weight", "mask_neuron", "members", "count"})
-            torch.testing.assert_close(found["scores"], alone["scores"], rtol=1e-9, atol=1e-9)
+    changed = given | {"precision": "float64", "batch_size": 77}
+    for found in on_ranks(cached, 3, rank_tasks.fit, cached, changed):
+        assert_same(found, alone, names={"mask_weight", "mask_neuron", "members", "count"})
+        torch.testing.assert_close(found["scores"], alone["scores"], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("given", "rows", "world"), [(FIXED, 1, 2), (FUSED, 4, 5), (FUSED, 60, 2)])
@@ -112,9 +111,8 @@ def test_ranks_without_rows_of_their_own_take_part(cached: Path, given: dict[str
         torch.testing.assert_close(found["scores"], alone["scores"], rtol=1e-5, atol=1e-5)
 
 
-@both_kinds
-def test_no_rows_on_any_rank_is_an_error_on_all(cached: Path, given: dict[str, Any]) -> None:
-    found = on_ranks(cached, 2, rank_tasks.fit, cached, given | {"rows": 0})
+def test_no_rows_on_any_rank_is_an_error_on_all(cached: Path) -> None:
+    found = on_ranks(cached, 2, rank_tasks.fit, cached, FUSED | {"rows": 0})
     assert found[0].startswith("EmptyDataError: There are no training samples")
     assert found[1].startswith("DistributedError: rank 0 of 2 failed: There are no training samples")
 
@@ -146,8 +144,8 @@ def test_an_error_of_one_rank_is_one_of_all(tmp_path: Path, failing: int) -> Non
 
 @pytest.mark.parametrize(("what", "lost"), [("die", 0), ("die", 1), ("hang", 1)])
 def test_a_rank_that_dies_or_hangs_ends_the_others(tmp_path: Path, what: str, lost: int) -> None:
-    patience = 2 if what == "hang" else 30
-    found = on_ranks(tmp_path, 2, rank_tasks.trouble, what, lost, 6.0, seconds=20, patience=patience)
+    patience = 4 if what == "hang" else 120
+    found = on_ranks(tmp_path, 2, rank_tasks.trouble, what, lost, 9.0, patience=patience)
     assert what == "hang" or found[lost] is None
     assert found[1 - lost].startswith(f"DistributedError: rank {1 - lost} of 2 lost rank {lost} while waiting")
     assert "it died, or took longer" in found[1 - lost]
@@ -173,11 +171,9 @@ def test_what_differs_or_is_wrong_on_rank_0_is_refused_by_all(
         assert second.startswith(message)
 
 
-@both_kinds
-def test_each_rank_has_a_checkpoint_that_no_other_run_takes(cached: Path, given: dict[str, Any]) -> None:
-    checkpoint = Checkpoint(cached / "fit.checkpoint", every=5)
-    whole = on_ranks(cached, 2, rank_tasks.fit, cached, given)
-    again = given | {"checkpoint": checkpoint}
+def test_each_rank_has_a_checkpoint_that_no_other_run_takes(cached: Path) -> None:
+    whole = on_ranks(cached, 2, rank_tasks.fit, cached, FUSED)
+    again = FUSED | {"checkpoint": Checkpoint(cached / "fit.checkpoint", every=5)}
     assert_same(on_ranks(cached, 2, rank_tasks.fit, cached, again)[0], whole[0])
     names = sorted(path.name for path in cached.iterdir() if "checkpoint" in path.name)
     assert names == ["fit.checkpoint.rank0", "fit.checkpoint.rank1"]

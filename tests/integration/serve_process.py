@@ -14,12 +14,12 @@ from pathlib import Path
 import httpx
 from torch import Tensor, nn
 
-from opnp.cli.app import imported_command
+from opnp.cli.app import named_command
 from tests.child_process import started
 from tests.unit.bench.image_world import OPTIONS, tiny_model
 from tests.unit.serve.serve_world import fitted
 
-__all__ = ["SECONDS", "Served", "all_begun", "serving", "slow_model"]
+__all__ = ["SECONDS", "Served", "address_of", "all_begun", "serving", "slow_model"]
 
 SECONDS = 0.4
 """Seconds that `slow_model` takes for a batch."""
@@ -65,7 +65,7 @@ def serving(folder: Path, *options: str, model: str = "tests.unit.bench.image_wo
     arguments = ["--detector", str(folder / "detector.safetensors"), "--model", model, *OPTIONS, "--port", "0"]
     process = started(_serve, [*arguments, *options], log=log)
     try:
-        yield Served(_address(process, log), process, log)
+        yield Served(address_of(process, log), process, log)
     finally:
         process.kill()
         process.join()
@@ -73,7 +73,7 @@ def serving(folder: Path, *options: str, model: str = "tests.unit.bench.image_wo
 
 async def all_begun(address: str, count: int) -> None:
     """Wait until so many requests are in work or answered."""
-    async with httpx.AsyncClient(base_url=address) as client:
+    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
         begun = 0.0
         while begun < count:
             text = (await client.get("/metrics")).text
@@ -87,11 +87,12 @@ async def all_begun(address: str, count: int) -> None:
 def _serve(arguments: list[str]) -> None:
     """Run the command; what it writes goes to the log, whatever it took for its standard error."""
     os.dup2(sys.stderr.fileno(), 2)
-    imported_command("serve").main(args=arguments, prog_name="opnp serve")
+    named_command("serve").main(args=arguments, prog_name="opnp serve")
 
 
-def _address(process: BaseProcess, log: Path) -> str:
-    deadline = time.monotonic() + 60
+def address_of(process: BaseProcess, log: Path) -> str:
+    """Return where a service answers, from its log."""
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.is_alive():
         found = re.search(r"http://[\w.:]+", log.read_text(encoding="utf-8")) if log.exists() else None
         if found:

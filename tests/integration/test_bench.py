@@ -1,6 +1,7 @@
-"""``opnp bench``: from a folder of features to record, tables, scores and times."""
+"""``opnp bench``: from a folder of features, or a model and images, to record, tables, scores and times."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 from opnp import auroc, fpr_at_tpr
 from opnp.bench import results_markdown
 from opnp.bench.run import BENCH_FILES
+from opnp.data import InputSet
 from opnp.values.bench import BenchRecord
-from tests.in_process import Opnp
+from tests.in_process import Opnp, done, refused
 from tests.unit.bench.bench_world import write_world
+from tests.unit.bench.image_world import OPTIONS, class_images, write_images, write_module
+from tests.unit.data.image_files import save_image
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +82,9 @@ def test_the_rest_is_what_validation_did_not_take(results: Path) -> None:
     assert part["score"].tolist() == pytest.approx(whole["score"][rest].tolist(), rel=1e-12)
 
 
-def test_ours_and_theirs_agree(results: Path) -> None:
+def test_a_baseline_on_the_pruned_head_is_the_pruned_score(results: Path) -> None:
     for model in record_in(results).models:
-        for name in ("MSP", "Energy"):
-            ours, theirs = model.row(name).mean, model.row(f"{name} (pytorch-ood)").mean
-            assert ours is not None
-            assert theirs is not None
-            assert ours.auroc == pytest.approx(theirs.auroc, abs=1e-9)
-        pruned = model.row("OPP rho_w_min=0.3")
-        combined = model.row("Energy + OPP rho_w_min=0.3")
+        pruned, combined = model.row("OPP rho_w_min=0.3"), model.row("Energy + OPP rho_w_min=0.3")
         assert pruned.mean is not None
         assert combined.mean is not None
         assert pruned.mean.auroc == pytest.approx(combined.mean.auroc, abs=1e-9)
@@ -100,28 +98,15 @@ def test_twice_gives_the_same_bytes_and_times_stand_apart(
     assert outcome.code == 0, outcome.err
     for name in ("results.json", "results.md", "scores.parquet"):
         assert (tmp_path / "again" / name).read_bytes() == (results / name).read_bytes(), name
+    record, tables = record_in(results), (results / "results.md").read_text(encoding="utf-8")
+    assert tables == results_markdown(record)
+    assert " NaN" not in tables
     text = (results / "results.json").read_text(encoding="utf-8")
     assert not any(word in text for word in ("NaN", "Infinity", "seconds", "bytes", str(world), str(results)))
     timings = json.loads((results / "timings.json").read_text(encoding="utf-8"))
-    record = record_in(results)
     for model in record.models:
         assert list(timings[model.model]) == [row.method for row in model.methods]
         assert all(took["fit_seconds"] >= 0 and took["score_seconds"] > 0 for took in timings[model.model].values())
-
-
-def test_the_tables_are_made_from_the_record(results: Path) -> None:
-    text = (results / "results.md").read_text(encoding="utf-8")
-    record = record_in(results)
-    assert text == results_markdown(record)
-    near, far = text.index("### Near OOD"), text.index("### Far OOD")
-    row = record.models[0].row("MaxLogit")
-    assert row.near is not None
-    assert row.far is not None
-    lines = [line for line in text.splitlines() if line.startswith("| MaxLogit |")][1:]
-    assert f"{100 * row.far.fpr95:.2f}" in lines[0]
-    assert f"{100 * row.near.fpr95:.2f}" in lines[1]
-    assert far < near
-    assert all(" NaN" not in line for line in text.splitlines())
 
 
 def test_options_reach_the_protocol(opnp: Opnp, world: Path, tmp_path: Path) -> None:
@@ -155,39 +140,111 @@ def test_the_table_on_the_terminal(opnp: Opnp, tmp_path: Path) -> None:
     assert "accuracy and calibration are unknown" in text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ("--methods", "gram"),
-            "`methods` must be groups (reference, baselines, combinations, product) or methods (MSP,",
-        ),
-        (("--methods", ","), "got none"),
-        (("--validation-samples", 240), "`validation_samples` must lie in 1 to 239"),
-        (
-            ("--rho-w-min", 30),
-            "`w_min` must be a fraction in [0, 1), got 30.0. Percentages are written as fractions: 0.3",
-        ),
-    ],
-)
-def test_mistakes_are_one_message(
-    opnp: Opnp, world: Path, tmp_path: Path, arguments: tuple[object, ...], message: str
-) -> None:
-    outcome = opnp("bench", "--features", world / "one", "--out", tmp_path / "out", *arguments)
-    assert outcome.code == 2
-    assert outcome.err.startswith("opnp: ")
-    assert message in outcome.err
-    assert "Traceback" not in outcome.err
-    assert not (tmp_path / "out").exists()
-
-
 def test_without_pytorch_ood_its_methods_name_the_extra_and_others_run(
     opnp: Opnp, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opnp.adapters.baselines.find_spec", lambda name: None)
+    monkeypatch.setattr("opnp.errors.find_spec", lambda name: None)
     arguments = ("bench", "--features", world / "one", "--out", tmp_path / "out")
     outcome = opnp(*arguments, "--methods", "knn")
     assert outcome.code == 2
     assert "pip install 'opnp[bench]'" in outcome.err
     assert not (tmp_path / "out").exists()
     assert opnp(*arguments, "--methods", "reference,product").code == 0
+
+
+MODEL = ("bench", "--model", "tinynets:net", *OPTIONS)
+DATA = ("--id", "test.safetensors", "--train", "train.safetensors", "--ood", "noise=noise.safetensors")
+METHODS = ("--methods", "reference,baselines,product")
+ODIN = "ODIN temperature=1000 eps=0.0014"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder with a module of models and some images."""
+    monkeypatch.chdir(write_module(write_images(tmp_path)))
+    monkeypatch.delitem(sys.modules, "tinynets", raising=False)
+    return tmp_path
+
+
+def test_a_model_twice_gives_the_same_bytes_and_no_absolute_path(
+    opnp: Opnp, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert opnp(*MODEL, *DATA, *METHODS, "--out", "one").code == 0
+    absolute = [here / text if (here / str(text)).exists() else text for text in DATA]
+    absolute[-1] = f"noise={here / 'noise.safetensors'}"
+    done(opnp, *MODEL, *absolute, *METHODS, "--out", here / "deep" / "other")
+    monkeypatch.delattr(InputSet, "read")  # no image is decoded again
+    again = opnp(*MODEL, *DATA, *METHODS, "--out", "one")
+    assert "train, test, ood_noise kept" in again.err
+    for name in ("results.json", "results.md", "scores.parquet"):
+        assert (here / "one" / name).read_bytes() == (here / "deep" / "other" / name).read_bytes(), name
+    text = (here / "one" / "results.json").read_text(encoding="utf-8")
+    assert str(here) not in text
+    assert "NaN" not in text
+    assert str(here) not in (here / "one" / "features" / "tinynets-net" / "source.json").read_text(encoding="utf-8")
+
+
+def test_the_record_is_that_of_the_cached_features(opnp: Opnp, here: Path) -> None:
+    assert opnp(*MODEL, *DATA, *METHODS, "--out", "one").code == 0
+    features = here / "one" / "features" / "tinynets-net"
+    assert opnp("bench", "--features", features, *METHODS, "--out", "other").code == 0
+    assert (here / "one" / "results.json").read_bytes() == (here / "other" / "results.json").read_bytes()
+    (model,) = record_in(here / "one").models
+    assert (model.model, model.classes, model.features) == ("tinynets-net", 4, 48)
+    assert {name: item.samples for name, item in model.data.items()} == {
+        "head": 4,
+        "train": 120,
+        "test": 120,
+        "ood_noise": 60,
+    }
+    assert model.row(ODIN).status == "ok"
+    timings = json.loads((here / "one" / "timings.json").read_text(encoding="utf-8"))
+    assert ODIN not in timings["tinynets-net"]
+    assert "Energy" in timings["tinynets-net"]
+
+
+def test_an_id_folder_may_hold_train_and_test(opnp: Opnp, here: Path) -> None:
+    for seed, name in enumerate(("train", "val")):
+        for index, (image, label) in enumerate(zip(*class_images(24, seed=seed), strict=True)):
+            save_image(here / "id" / name / str(int(label)) / f"{index:02d}.png", image)
+    arguments = (*MODEL, "--ood", "noise=noise.safetensors", "--methods", "energy", "--out", "out")
+    done(opnp, *arguments, "--id", "id")
+    (model,) = record_in(here / "out").models
+    assert model.data["test"].samples == 24
+    alone = refused(opnp, *arguments, "--id", "id/val")
+    assert "val holds no train: it must hold both train and test (or val)" in alone
+    file = opnp(*arguments, "--id", "test.safetensors")
+    assert "holds test inputs alone: give the training inputs with `--train PATH`" in file.err
+
+
+def test_other_ood_sets_do_not_see_those_of_before(opnp: Opnp, here: Path) -> None:
+    energy = ("--methods", "energy", "--out", "out")
+    assert opnp(*MODEL, *DATA, *energy).code == 0
+    grey = ("--id", "test.safetensors", "--train", "train.safetensors", "--ood", "grey=grey.safetensors")
+    outcome = opnp(*MODEL, *grey, *energy)
+    assert "ood_grey computed; train, test kept" in outcome.err
+    assert set(record_in(here / "out").models[0].nearness) == {"grey"}
+    assert opnp(*MODEL, *DATA, *energy).err.count("kept") == 1
+    assert set(record_in(here / "out").models[0].nearness) == {"noise"}
+
+
+def test_features_of_another_model_are_replaced(opnp: Opnp, here: Path) -> None:
+    energy = ("--methods", "energy")
+    done(opnp, *MODEL, *DATA, *energy, "--out", "out")
+    module = here / "tinynets.py"
+    module.write_text(module.read_text(encoding="utf-8").replace("model()", "model(seed=3)"), encoding="utf-8")
+    sys.modules.pop("tinynets")
+    assert "train, test, ood_noise computed." in opnp(*MODEL, *DATA, *energy, "--out", "out").err
+    done(opnp, *MODEL, *DATA, *energy, "--out", "fresh")
+    assert (here / "out" / "results.json").read_bytes() == (here / "fresh" / "results.json").read_bytes()
+
+
+def test_odin_is_computed_if_it_is_asked_for(opnp: Opnp, here: Path) -> None:
+    assert opnp(*MODEL, *DATA, "--methods", "energy,knn", "--out", "out").code == 0
+    features = here / "out" / "features" / "tinynets-net"
+    assert not (features / "odin.safetensors").exists()
+    outcome = done(opnp, *MODEL, *DATA, "--methods", "odin", "--out", "out", "--json")
+    assert outcome.err == ""
+    assert BenchRecord.from_json(outcome.out) == record_in(here / "out")
+    assert [row.method for row in record_in(here / "out").models[0].methods] == [ODIN]
+    assert record_in(here / "out").models[0].row(ODIN).settings["norm_std"] == [0.25, 0.2, 0.1]

@@ -15,6 +15,7 @@ from opnp.files import write_atomically
 from tests.in_process import Opnp, done, refused
 from tests.integration.cli_world import MODULES, line, write_cached, write_world
 from tests.unit.adapters.hub_folders import write_bert
+from tests.unit.bench.bench_world import write_world as write_feature_world
 from tests.unit.bench.image_world import CLASSES, tiny_model
 
 
@@ -35,6 +36,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("folder.csv", "folder.onnx", "folder.safetensors", "folder.html"):
         (folder / name).mkdir()
     write_bert(folder / "bert")
+    write_feature_world(folder / "w")
     head, images = read_head(features / "head.safetensors"), [torch.randn(40, 3, 8, 8)]
     plain = OPNP(ratios=Ratios(w_min=0.1)).fit_features(torch.rand(50, 32), weight=head.weight, bias=head.bias)
     plain.save(folder / "plain.st")
@@ -172,6 +174,13 @@ _TUNE = "tune FEATURES --out d.st"
         (f"{_JUDGED} --validation-samples 10", "`validation_samples` must lie in 1 to 9"),
         (f"{_JUDGED} --rho-w-min 30", "`w_min` must be a fraction in [0, 1)"),
         (f"{_JUDGED} --device abacus", "`--device` must be a device of this machine"),
+        ("sweep --features absent --out new", "absent does not exist"),
+        ("sweep --features w --out new --curves rho", "`curves` must be families (parts, paper, ratios, pairs, "),
+        ("sweep --features w --out new --curves ,", "got none"),
+        ("sweep --features w --out new --rho-w-min 30", "`w_min` must be a fraction in [0, 1), got 30.0"),
+        ("sweep --features w --out new --rho-o-min 0.5 --rho-o-max 0.5", "`o_min` = 0.5 and `o_max` = 0.5 sum to 1"),
+        ("bench --features w --out new --methods ,", "got none"),
+        ("bench --features w --out new --validation-samples 240", "`validation_samples` must lie in 1 to 239"),
         # A model that leaves the process, or is of another dtype.
         *(
             (f"{command} train.safetensors --out new --model {model} OPTIONS", message)
@@ -206,6 +215,7 @@ _TUNE = "tune FEATURES --out d.st"
         ("FIT FEATURES --rank-timeout -1", "`timeout` must be a positive number of seconds"),
         ("FIT FEATURES --rank-timeout 1e30", "at most 1000000000, got 1e+30"),
         ("SCORE --detector plain.st --features f/none.safetensors", "holds no rows: at least one sample is needed"),
+        (f"{_TUNE} --validation f/test.safetensors --val-ood f/test.safetensors", "hold the same features"),
         (
             f"{_TUNE} --validation f/some.safetensors --val-ood f/test.safetensors",
             "at least 40 samples in `validation`",
@@ -262,17 +272,16 @@ def test_truncated_and_foreign_files_are_refused(opnp: Opnp, world: Path, tmp_pa
     ("place", "given"),
     [
         ("opnp.data.tables", "score --detector plain.st --features f/test.safetensors --out s.parquet"),
-        ("opnp.bench.demo", "demo --out demo"),
-        ("opnp.bench.records", _JUDGED),
-        ("opnp.adapters.baselines", _JUDGED),
+        ("opnp.errors", "demo --out demo"),
+        ("opnp.errors", _JUDGED),
         ("opnp.data.samples", "export --detector tiny.st TINY --out d.pt2"),
-        ("opnp.cli.options", "demo --out demo --report r.html"),
+        ("opnp.errors", "demo --out demo --report r.html"),
     ],
 )
 def test_what_is_not_installed_names_the_extra_before_anything_is_computed(
     opnp: Opnp, world: Path, monkeypatch: pytest.MonkeyPatch, place: str, given: str
 ) -> None:
-    extra = {"opnp.data.samples": "vision", "opnp.cli.options": "report"}.get(place, "bench")
+    extra = "vision" if place == "opnp.data.samples" else "report" if "--report" in given else "bench"
     monkeypatch.setattr(f"{place}.find_spec", lambda _name: None)
     assert f"pip install 'opnp[{extra}]'" in refused(opnp, *line(given))
     assert not {"new", "r.html", "d.pt2", "s.parquet"} & {path.name for path in world.iterdir()}

@@ -21,7 +21,7 @@ LOADED = """
 import sys
 from opnp.report import write_report
 write_report(sys.argv[1], sys.argv[2])
-print(*sorted({"torch", "matplotlib"} & set(sys.modules)))
+print(*sorted({"matplotlib", "plotly", "pandas"} & set(sys.modules)))
 """
 
 
@@ -54,36 +54,18 @@ def test_what_cannot_be_read_or_written_leaves_no_page(opnp: Opnp, results: Path
     assert not page.exists()
 
 
-def test_a_page_needs_neither_torch_nor_matplotlib(results: Path, tmp_path: Path) -> None:
+def test_a_page_loads_no_other_library_that_draws(results: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOADED, str(results), str(tmp_path / "page.html")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "\n", "")
-
-
-def test_the_demo_leaves_a_report_and_all_that_it_is_made_of(opnp: Opnp, tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
-    outcome = done(opnp, "demo", "--out", tmp_path / "demo", "--report", page)
-    assert outcome.out.rstrip().endswith(f"Report: {page}")
-    assert opnp("report", tmp_path / "demo", "--out", tmp_path / "again.html").code == 0
-    assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
-    (pictures,) = PictureRecord.from_json((tmp_path / "demo" / "pictures.json").read_text(encoding="utf-8")).models
-    record = json.loads((tmp_path / "demo" / "results.json").read_text(encoding="utf-8"))
-    threshold = next(row["threshold"] for row in record["methods"] if row["method"] == "OPNP()")
-    assert [each.set for each in pictures.gallery] == ["test", "ood_near", "ood_far"]
-    for each in pictures.gallery:
-        scores = [item.score for item in each.items]
-        assert scores == sorted(scores, reverse=each.set == "test")
-        assert [item.is_ood for item in each.items] == [score > threshold for score in scores]
-        assert len({item.image for item in each.items}) > 1
-        assert all(item.image in page.read_text(encoding="utf-8") for item in each.items)
 
 
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (("--rho-w-min", "0.2"), "uses pruning rho_w_min 0.2, no shaping"),
-        (("--members", "gen,norm"), "uses a fusion of gen and norm"),
-        ((), "uses a fusion of gen, react, fdbd, mahalanobis, vim, opnp and norm"),
+        (("--rho-w-min", "0.2"), "pruning rho_w_min 0.2, no shaping"),
+        (("--members", "gen,norm"), "a fusion of gen and norm"),
+        ((), "a fusion of gen, react, fdbd, mahalanobis, vim, opnp and norm"),
     ],
 )
 def test_a_fit_is_reported_with_its_threshold(

@@ -2,6 +2,8 @@
 
 import csv
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -10,17 +12,29 @@ from safetensors.torch import load_file
 
 from opnp import OPNP, auroc, fpr_at_tpr
 from opnp.bench.demo import DEMO_FILES, small_cnn
+from opnp.cli.app import named_command
 from opnp.data import read_features
-from tests.in_process import Opnp
+from opnp.values.pictures import PictureRecord
+from tests.in_process import Opnp, done
+from tests.made_once import made_once
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from opnp.bench import run_demo
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with what the command leaves: the demo, its report, and the facts that it printed."""
 
-    out = tmp_path_factory.mktemp("demo")
-    run_demo(out)
-    return out
+    def run(folder: Path) -> None:
+        arguments = ["--out", str(folder / "demo"), "--report", str(folder / "report.html"), "--json"]
+        with redirect_stdout(StringIO()) as printed:
+            named_command("demo").main(args=arguments, standalone_mode=False)
+        (folder / "facts.json").write_text(printed.getvalue(), encoding="utf-8")
+
+    return made_once(tmp_path_factory, "demo", run)
+
+
+@pytest.fixture
+def folder(made: Path) -> Path:
+    return made / "demo"
 
 
 def test_the_folder_holds_what_is_guarded(folder: Path) -> None:
@@ -68,10 +82,24 @@ def test_model_and_features_that_it_leaves_agree_with_its_detector(folder: Path)
     assert detector.score(images).shape == (3,)
 
 
-def test_the_command_names_what_it_left(opnp: Opnp, tmp_path: Path) -> None:
-    outcome = opnp("demo", "--out", tmp_path / "here", "--json")
-    assert outcome.code == 0, outcome.err
-    facts = json.loads(outcome.out)
-    assert facts["out"] == str(tmp_path / "here")
-    assert (tmp_path / "here" / "detector.safetensors").is_file()
+def test_the_command_names_what_it_left(made: Path) -> None:
+    facts = json.loads((made / "facts.json").read_text(encoding="utf-8"))
+    assert facts["out"] == str(made / "demo")
     assert [method["method"] for method in facts["methods"]] == ["OPNP()", "Energy", "OPP", "ONP", "OPNP"]
+
+
+def test_the_report_shows_what_the_folder_holds(opnp: Opnp, made: Path, folder: Path, tmp_path: Path) -> None:
+    page = made / "report.html"
+    done(opnp, "report", folder, "--out", tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
+    (pictures,) = PictureRecord.from_json((folder / "pictures.json").read_text(encoding="utf-8")).models
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    threshold = next(row["threshold"] for row in record["methods"] if row["method"] == "OPNP()")
+    assert [each.set for each in pictures.gallery] == ["test", "ood_near", "ood_far"]
+    for each in pictures.gallery:
+        scores = [item.score for item in each.items]
+        assert scores == sorted(scores, reverse=each.set == "test")
+        assert [item.is_ood for item in each.items] == [score > threshold for score in scores]
+        assert all(sum(member.share for member in item.members) == pytest.approx(1) for item in each.items)
+        assert len({item.image for item in each.items}) > 1
+        assert all(item.image in page.read_text(encoding="utf-8") for item in each.items)

@@ -1,11 +1,15 @@
-"""The site: it builds strictly, nothing public is missing in it, no link in it is dead, and it needs no network."""
+"""The site: it builds strictly, lacks nothing public, has no dead link, needs no network and quotes the records."""
 
 import ast
 import inspect
+import os
 import re
+import subprocess
 import sys
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -16,16 +20,80 @@ import opnp.errors
 from opnp.adapters.openood import OPNPPostprocessor
 from opnp.adapters.pytorch_ood import OPNPDetector
 from opnp.adapters.scikit_learn import OPNPOutlierDetector
-from opnp.cli.app import COMMANDS, imported_command
+from opnp.cli.app import COMMANDS, named_command
 from opnp.errors import OpnpError, OpnpWarning
-from tests.integration.core_environment import finished
+from studies.results_page import Records, results_page, with_table
 from tests.integration.docs_pages import DOCS, pages
-from tests.integration.docs_site import dead_links, read_site
 from tests.made_once import made_once
 from tools.docs_reference import readable
 
 ROOT = DOCS.parent
 METHOD = DOCS / "explanation" / "method.md"
+RESULTS = DOCS / "explanation" / "results.md"
+_LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
+_FOLLOWED = {"canonical", "next", "prev", "edit", "alternate"}
+
+
+@dataclass(slots=True)
+class Page(HTMLParser):
+    """One page.
+
+    Attributes:
+        ids: Its anchors.
+        links: Targets of its links.
+        loaded: Targets of what a browser loads with it.
+
+    """
+
+    ids: set[str] = field(default_factory=set)
+    links: set[str] = field(default_factory=set)
+    loaded: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        HTMLParser.__init__(self)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Take note of one element."""
+        found = {name: value or "" for name, value in attrs}
+        if found.get("id"):
+            self.ids.add(found["id"])
+        if tag == "a" and "href" in found:
+            self.links.add(found["href"])
+        elif tag in _LOADING and _LOADING[tag] in found and found.get("rel") not in _FOLLOWED:
+            self.loaded.add(found[_LOADING[tag]])
+
+
+def read_site(folder: Path) -> dict[str, Page]:
+    """Return the pages of a site by their path in it."""
+    found = {}
+    for path in sorted(folder.rglob("*.html")):
+        page = Page()
+        page.feed(path.read_text(encoding="utf-8"))
+        found[path.relative_to(folder).as_posix()] = page
+    return found
+
+
+def dead_links(folder: Path) -> list[str]:
+    """Return the links inside a site, and what it loads from itself, that lead nowhere; anchors too."""
+    site = read_site(folder)
+    dead = []
+    for name, page in site.items():
+        if name == "404.html":  # its links begin at the root of a server
+            continue
+        for link in sorted(page.links | page.loaded):
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            path = unquote(parts.path)
+            target = (folder / name).parent / path if path else folder / name
+            target = target / "index.html" if target.is_dir() else target
+            if not target.is_file():
+                dead.append(f"{name}: {link}")
+            elif parts.fragment and target.suffix == ".html":
+                other = site[target.resolve().relative_to(folder.resolve()).as_posix()]
+                if unquote(parts.fragment) not in other.ids:
+                    dead.append(f"{name}: {link}")
+    return dead
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +102,36 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def build(folder: Path) -> None:
         command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-        finished(["env", "NO_MKDOCS_2_WARNING=1", *command], folder=ROOT)
+        silent = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+        run = subprocess.run(command, cwd=ROOT, env=silent, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
 
     return made_once(tmp_path_factory, "site", build)
 
 
-def anchors(site: Path, place: str) -> set[str]:
-    return set().union(*(page.ids for name, page in read_site(site).items() if name.startswith(place)))
+@pytest.fixture(scope="module")
+def read(site: Path) -> dict[str, Page]:
+    return read_site(site)
+
+
+@pytest.fixture(scope="module")
+def anchors(read: dict[str, Page]) -> set[str]:
+    """Return the anchors of the reference."""
+    return set().union(*(page.ids for name, page in read.items() if name.startswith("reference/")))
 
 
 @pytest.mark.slow
-def test_every_public_name_has_an_entry(site: Path) -> None:
+def test_every_public_name_has_an_entry(anchors: set[str]) -> None:
     expected = {f"opnp.{name}" for name in dir(opnp) if not inspect.ismodule(getattr(opnp, name))}
     expected |= {f"opnp.{room}.{name}" for room in ("adapters", "data") for name in getattr(opnp, room).__all__}
     expected |= {f"{kind.__module__}.{kind.__name__}" for kind in (OPNPDetector, OPNPOutlierDetector)}
     expected.add("opnp.adapters.openood.OPNPPostprocessor")
-    assert expected - anchors(site, "reference/") == set()
+    assert expected - anchors == set()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [opnp.OPNP, OPNPDetector, OPNPOutlierDetector, OPNPPostprocessor])
-def test_every_method_has_an_entry(site: Path, kind: type) -> None:
+def test_every_method_has_an_entry(anchors: set[str], kind: type) -> None:
     package = "opnp" if kind is opnp.OPNP else kind.__module__
     own = {
         name
@@ -63,20 +140,20 @@ def test_every_method_has_an_entry(site: Path, kind: type) -> None:
         for name, value in vars(base).items()
         if not name.startswith("_") and (inspect.isroutine(value) or isinstance(value, property))
     }
-    assert {f"{package}.{kind.__name__}.{name}" for name in own} - anchors(site, "reference/") == set()
+    assert {f"{package}.{kind.__name__}.{name}" for name in own} - anchors == set()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_has_an_entry(site: Path, command: str) -> None:
+def test_every_option_has_an_entry(read: dict[str, Page], command: str) -> None:
     options = [
         item
-        for item in imported_command(command).params
+        for item in named_command(command).params
         if "--help" not in item.opts and not getattr(item, "hidden", False)
     ]
     expected = {f"opnp-{command}-{item.opts[0].lstrip('-').replace('_', '-')}" for item in options}
     assert options
-    assert {f"opnp-{command}", *expected} - read_site(site)["reference/commands.html"].ids == set()
+    assert {f"opnp-{command}", *expected} - read["reference/commands.html"].ids == set()
 
 
 @pytest.mark.slow
@@ -95,20 +172,19 @@ def test_no_link_is_dead(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_page_is_left_out_of_the_navigation(site: Path) -> None:
-    found = read_site(site)
+def test_no_page_is_left_out_of_the_navigation(site: Path, read: dict[str, Page]) -> None:
     assert {name.removesuffix(".md") for name in pages()} <= {
-        name.replace("records/index", "records/README").removesuffix(".html") for name in found
+        name.replace("records/index", "records/README").removesuffix(".html") for name in read
     }
     reached = {
-        (site / "index.html").parent.joinpath(urlsplit(link).path).resolve() for link in found["index.html"].links
+        (site / "index.html").parent.joinpath(urlsplit(link).path).resolve() for link in read["index.html"].links
     }
-    assert {name for name in found if (site / name).resolve() not in reached} == {"404.html"}
+    assert {name for name in read if (site / name).resolve() not in reached} == {"404.html"}
 
 
 @pytest.mark.slow
-def test_nothing_is_loaded_from_the_network(site: Path) -> None:
-    for name, page in read_site(site).items():
+def test_nothing_is_loaded_from_the_network(site: Path, read: dict[str, Page]) -> None:
+    for name, page in read.items():
         assert [link for link in page.loaded if urlsplit(link).netloc] == [], name
     for path in (*site.rglob("*.css"), *(site / "assets").glob("*.css")):
         found = re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\"']+", path.read_text(encoding="utf-8"))
@@ -168,3 +244,46 @@ def function_source(path: Path, name: str) -> str:
         (node,) = (each for each in nodes if getattr(each, "name", None) == part)
         nodes = getattr(node, "body", [])
     return str(ast.get_source_segment(path.read_text(encoding="utf-8"), node))
+
+
+@pytest.fixture(scope="module")
+def records() -> Records:
+    return Records.read(ROOT / "docs" / "records")
+
+
+def test_the_page_is_the_one_the_records_make(records: Records) -> None:
+    assert RESULTS.read_text(encoding="utf-8") == results_page(records), "run `make results`"
+
+
+def test_the_table_of_the_readme_is_the_one_the_records_make(records: Records) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == with_table(text, records), "run `make results`"
+    row = next(line for line in text.splitlines() if line.startswith("| **`OPNP()`** |"))
+    fused = records.panel["rows"]["OPNP()"]
+    figures = [f"{value:.1f}" for value in fused["auroc"].values()]
+    assert row.split(" | ")[1:] == [*figures, f"{fused['mean_regret']:.2f}", f"{fused['worst_regret']:.2f} |"]
+    with pytest.raises(ValueError, match="must hold"):
+        with_table("no comments", records)
+
+
+def test_every_baseline_that_ran_is_on_the_page_with_its_figures(records: Records) -> None:
+    page = RESULTS.read_text(encoding="utf-8")
+    for model in records.bench.models:
+        section = page.split(f"### {model.model}\n")[1].split("\n#")[0]
+        rows = [row for row in model.methods if row.group == "baseline" and row.status == "ok"]
+        assert len(rows) > 20
+        for row in rows:
+            if row.source == "pytorch-ood" and not row.method.endswith("(pytorch-ood)") and row.far is not None:
+                figures = f"{100 * row.far.fpr95:.2f} / {100 * row.far.auroc:.2f}"
+                assert any(line.startswith(f"| {row.method} | {figures} |") for line in section.splitlines())
+
+
+def test_the_records_cover_the_same_models_and_no_figure_is_missing(records: Records) -> None:
+    models = {model.model for model in records.bench.models}
+    assert {model.model for model in records.sweep.models} <= models == set(records.panel["best_single"])
+    for name, row in records.panel["rows"].items():
+        assert set(row["auroc"]) == set(row["regret"]) == models, name
+        assert len(row["mean_regret_by_split"]) == records.panel["splits"], name
+    for model in records.bench.models:
+        assert model.row("OPNP()").status == "ok"
+        assert [row.method for row in model.methods if row.group == "product" and row.status != "ok"] == []

@@ -1,29 +1,37 @@
-"""Every block of Python and shell in the documentation runs, page by page, in the order it stands there.
+"""Every block of Python and shell in the documentation runs, page by page, in its order, and the notebook runs whole.
 
 Shell blocks are given to the command line in this process, line by line. A page says in a comment which small data it
-takes for granted (`tests.integration.docs_world`), and why a block cannot run here.
+takes for granted (`WORLDS`), and why a block cannot run here.
 """
 
+import json
 import re
 import shlex
 import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
+import nbformat
+import numpy as np
 import pytest
 import torch
+from nbclient import NotebookClient
+from PIL import Image
+from torch import Tensor
 
+from opnp.data import write_features, write_head
 from opnp.errors import OpnpWarning
 from tests.in_process import Opnp
 from tests.integration.docs_pages import DOCS, Block, blocks, pages, world
-from tests.integration.docs_world import WORLDS
+from tests.unit.adapters.hub_folders import TEXT_CLASSES, write_bert
 
 RUN = {name: path for name, path in pages().items() if blocks(path)}
 NOT_RUN = {
@@ -37,6 +45,93 @@ NOT_RUN = {
     "tutorials/own-model.md": 1,
 }
 """How many blocks of a page are not run. Each says why in its page; more of them are more that nobody has tried."""
+
+
+CLASSES, FEATURES, SIDE = 10, 24, 32
+
+_NET = """\
+from torch import nn
+
+
+def classifier():
+    body = (nn.Conv2d(3, 16, 5, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return nn.Sequential(*body, nn.Linear(64, 10))
+"""
+
+
+def images(folder: Path) -> None:
+    """Write ``net.py`` with ``weights.pt``, and folders of images: train and val by class, new without classes."""
+    (folder / "net.py").write_text(_NET, encoding="utf-8")
+    scope: dict[str, Callable[[], torch.nn.Module]] = {}
+    exec(_NET, scope)  # noqa: S102  # the text above
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(scope["classifier"]().state_dict(), folder / "weights.pt")
+    random = np.random.default_rng(0)
+    for part, count in {"train": 12, "val": 3, "new": 1}.items():
+        for kind in range(CLASSES):
+            place = folder / "images" / part / ("" if part == "new" else f"kind_{kind}")
+            place.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = random.normal(25 * kind, 20, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(place / f"{kind}_{number}.png")
+
+
+def bert(folder: Path) -> None:
+    """Write ``my-bert``, a text classifier of transformers, and texts for it."""
+    write_bert(folder / "my-bert")
+    words = ("a", "film", "good", "bad", "very", "not", "is", "this")
+    random = np.random.default_rng(0)
+    for name, count in {"train": 60, "val": 40, "new": 5}.items():
+        lines = [
+            json.dumps({"text": " ".join(random.choice(words, 4)), "label": number % TEXT_CLASSES})
+            for number in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def features(folder: Path) -> None:
+    """Write features of ten classes, their head and one OOD set, as `opnp cache` names them and beside that by use."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.rand(CLASSES, FEATURES, generator=generator)
+
+    def drawn(rows: int) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(rows) % CLASSES
+        return (centres[labels] + 0.15 * torch.randn(rows, FEATURES, generator=generator)).clamp_min(0), labels
+
+    for name, rows in {"train": 600, "validation": 200, "test": 200}.items():
+        found, labels = drawn(rows)
+        write_features(folder / f"{name}.safetensors", found, labels=labels)
+    outside = 0.8 * torch.rand(200, FEATURES, generator=generator)
+    write_features(folder / "ood.safetensors", outside)
+    write_head(folder / "head.safetensors", 6 * (centres - centres.mean(0)), bias=-3 * (centres**2).sum(1))
+
+
+def results(folder: Path) -> None:
+    """Write a folder of features as `opnp cache` leaves it."""
+    inner = folder / "features"
+    inner.mkdir()
+    features(inner)
+    (inner / "ood.safetensors").rename(inner / "ood_uniform.safetensors")
+    (inner / "validation.safetensors").unlink()
+
+
+def demo(folder: Path) -> None:
+    """Write what `opnp demo` leaves, of other data."""
+    inner = folder / "opnp-demo"
+    inner.mkdir()
+    features(inner)
+    (inner / "ood.safetensors").rename(inner / "ood_far.safetensors")
+
+
+WORLDS: dict[str, Callable[[Path], None]] = {
+    "images": images,
+    "bert": bert,
+    "features": features,
+    "results": results,
+    "demo": demo,
+}
+"""By the name that a page gives in a comment: what writes it into a folder."""
 
 
 @pytest.fixture
@@ -104,7 +199,7 @@ def service(block: Block) -> Iterator[str]:
             yield address
         finally:
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=120)
 
 
 def test_blocks_have_a_language_that_is_run_or_is_text() -> None:
@@ -132,3 +227,38 @@ def test_a_block_that_fails_is_seen(opnp: Opnp, folder: Path) -> None:
         with pytest.raises(error):
             run(block, ModuleType("page"), opnp, "index.md")
     assert not list(folder.iterdir())
+
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "quick_start.ipynb"
+
+
+def notebook() -> Any:
+    return nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]  # the package has no annotations
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    cells = [cell for cell in notebook().cells if cell.cell_type == "code"]
+    assert cells
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+
+
+def test_links_of_the_notebook_lead_somewhere() -> None:
+    texts = "\n".join(cell.source for cell in notebook().cells if cell.cell_type == "markdown")
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", texts)
+    assert targets
+    assert [target for target in targets if not (NOTEBOOK.parent / target).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_tells_digits_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    whole = notebook()
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(whole, timeout=600, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in whole.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if "text" in output)
+    shares = {name: float(share) for name, share in re.findall(r"(\w+): ([\d.]+)% flagged", printed)}
+    assert set(shares) == {"digits", "shuffled", "photographs"}
+    assert shares["digits"] < 10
+    assert min(shares["shuffled"], shares["photographs"]) > 20

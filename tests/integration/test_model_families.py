@@ -1,6 +1,7 @@
 """One test for every family of classifiers: the head is found or clearly refused, and OPNP works on what is found."""
 
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,33 @@ from opnp.export.files import arguments
 from opnp.model import Inputs, find_head, head_stream, logits_of, run_model
 from tests.contract.snapshot import unchanged
 from tests.integration.model_families import CLASSES, FAMILIES, Family
+from tests.tried import Tried
 
 AS_ONNX = ("timm resnetv2_50", "transformers Bert", "network in network")
 """Families that are written as ONNX too: one of each kind of head and of inputs, as each takes seconds."""
+EXPORTED = (
+    *("network in network", "parametrized head", "softmax after the head", "tuple of outputs", "dict of outputs"),
+    *("timm deit_tiny_distilled_patch16_224", "transformers Roberta", "torchvision swin"),
+)
+"""One of each kind of head, inputs and answers; to export all of them takes minutes."""
+LARGE = (
+    *("googlenet", "inception", "mnasnet", "shufflenet"),
+    *("dla46_c", "ghostnet_050", "mobilenetv3_small_050", "mobilenetv4_conv_small_035", "starnet_s1"),
+)
+"""Many layers before a head like that of others: each takes seconds."""
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_a_family_goes_all_the_way(family: Family, tmp_path: Path) -> None:
+def of(families: Iterable[Family], *, quick: Callable[[Family], bool]) -> pytest.MarkDecorator:
+    """Run a test for families, for those that are not quick in ``make test-long`` alone."""
+    return pytest.mark.parametrize(
+        "family",
+        [pytest.param(each, marks=[] if quick(each) else [pytest.mark.long], id=each.name) for each in families],
+    )
+
+
+@of(FAMILIES, quick=lambda family: family.name.partition(" ")[2] not in LARGE)
+def test_a_family_goes_all_the_way(family: Family, tmp_path: Path, tried: Tried) -> None:
+    tried("models", "families of models, fitted, scored and saved")
     model = family.model()
     if family.refusal is not None:
         check_is_refused(family, model)
@@ -32,7 +53,6 @@ def test_a_family_goes_all_the_way(family: Family, tmp_path: Path) -> None:
         detector = fitted(family, model)
         check_scores(family, model, detector)
         check_is_saved(family, model, detector, tmp_path / "detector.safetensors")
-        check_is_exported(family, detector, tmp_path / "detector.onnx")
         fusion = fused(family, model)
         check_fusion(family, model, fusion)
         check_is_saved(family, model, fusion, tmp_path / "fusion.safetensors")
@@ -118,8 +138,12 @@ def check_is_saved(family: Family, model: nn.Module, detector: OPNP, path: Path)
     assert torch.equal(loaded.score(inputs), detector.score(inputs))
 
 
-def check_is_exported(family: Family, detector: OPNP, path: Path) -> None:
-    """Check that the exported program takes another batch size and gives the numbers of the detector."""
+@of([each for each in FAMILIES if each.head is not None], quick=lambda family: family.name in EXPORTED)
+def test_the_exported_program_takes_another_batch_size_and_gives_the_numbers(
+    family: Family, tmp_path: Path, tried: Tried
+) -> None:
+    tried("models", "families of models, exported and run beside torch")
+    detector = fitted(family, family.model())
     module = detector.calibrate([family.inputs(9, 5)], keep=0.5).to_module()
     example, inputs = family.inputs(2, 8), family.inputs(3, 7)
     args, named = arguments(module, inputs)
@@ -128,6 +152,7 @@ def check_is_exported(family: Family, detector: OPNP, path: Path) -> None:
     assert torch.equal(p_value, module.judge.p_value(score))
     assert torch.equal(is_ood, module.judge.is_ood(score))
     if family.name in AS_ONNX:
+        path = tmp_path / "detector.onnx"
         write_onnx(path, detector.to_module(), example)  # which compares with torch, at other batch sizes too
         assert path.stat().st_size > 0
 

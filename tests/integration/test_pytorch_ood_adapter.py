@@ -9,7 +9,7 @@ from pytorch_ood.api import BenchmarkInfo, Paper, Task
 from pytorch_ood.benchmark import Benchmark
 from pytorch_ood.detector import DICE, MaxSoftmax
 from pytorch_ood.utils import GridSearch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
 
 from opnp import OPNP, Ratios, auroc, fpr_at_tpr
@@ -82,28 +82,6 @@ def test_grid_search_tries_every_setting_and_leaves_the_best(metric: str, is_hig
         net, [TRAIN], head="fc"
     )
     assert detector.opnp.masks.kept.equal(kept.masks.kept)
-
-
-def test_a_search_over_the_default_space_goes_through_the_data_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    original = OPNP.fit_features
-
-    def counted(self: OPNP, features: Tensor, **options: object) -> OPNP:
-        calls.append(len(features))
-        return original(self, features, **options)  # type: ignore[arg-type]  # passed on as given
-
-    monkeypatch.setattr(OPNP, "fit_features", counted)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        wide = nn.Linear(WIDE, 10)
-    features = torch.rand(600, WIDE, generator=torch.Generator().manual_seed(0))
-    labels = torch.where(torch.arange(600) < 300, torch.arange(600) % 10, -1)
-    detector = OPNPDetector(nn.Identity(), wide)
-    grid = GridSearch(detector, *(DataLoader(TensorDataset(features, labels), batch_size=100) for _ in range(2)))
-    grid.run()
-    assert len(grid.results_) == 84
-    assert calls == [300]
-    assert len({each["score"] for each in grid.results_}) > 40
 
 
 def test_the_benchmark_reports_what_the_detector_scores() -> None:

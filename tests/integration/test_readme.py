@@ -1,10 +1,14 @@
-"""What the README shows works as it stands."""
+"""What the README shows works as it stands, and so does what the README of version 0.1 showed, but for what is gone."""
 
 import json
 import re
 import shlex
+import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import timm
@@ -12,67 +16,124 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.in_process import Opnp
+from opnp import OPNP, Ratios, layer_masks, pruned, pruned_copy, sensitivity
+from tests.child_process import command_line, started
+from tests.in_process import Opnp, done
+from tests.integration.serve_process import address_of
 from tests.unit.adapters.hub_folders import WORDS, write_bert
+from tests.unit.bench.image_world import tiny_model, write_module
 
-README = Path(__file__).parents[2] / "README.md"
-
-
-def run_script(opnp: Opnp, command: str) -> None:
-    """Run the block of shell commands that has this one in it."""
-    (script,) = (block for block in blocks("sh") if command in block)
-    for line in script.replace("\\\n", " ").splitlines():
-        program, *arguments = shlex.split(line)
-        assert program == "opnp"
-        outcome = opnp(*arguments)
-        assert outcome.code == 0, outcome.err
+ROOT = Path(__file__).parents[2]
+README, OF_0_1 = ROOT / "README.md", Path(__file__).parent / "readme_of_0.1.md"
+SMALL: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)}
+"""Of the networks of timm that the page names: their own names, steps and preprocessing, and fewer weights."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def commands(page: Path) -> list[list[str]]:
+    """Return the commands of a page in its order."""
+    script = "".join(blocks(page, "sh")).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in script.splitlines() if line.strip()]
+
+
+def serve_small(arguments: list[str]) -> None:
+    """Run the service on a small network; a task for a process of its own."""
+    setattr(timm, "create_model", partial(timm.create_model, **SMALL))  # noqa: B010  # of another type
+    command_line(arguments, {})
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder with everything that the page names as the reader's own, in small."""
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102  # the project's own page
+    monkeypatch.delitem(sys.modules, "mymodels", raising=False)
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **SMALL))
+    generator = np.random.default_rng(0)
+    counts = {"train": 30, "test": 40, "val": 21, "new": 3, "dtd": 3, "imagenet/train": 6, "imagenet/val": 24}
+    for folder, count in counts.items():
+        for place in range(count):
+            path = tmp_path / folder / f"{place % 3}" / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+    save_file({"images": torch.randint(256, (12, 32, 32, 3)).to(torch.uint8)}, tmp_path / "mnist.safetensors")
+    for name, file in {"resnet18": "mine", "resnet50": "resnet50"}.items():
+        save_file(timm.create_model(name, num_classes=3).state_dict(), tmp_path / f"{file}.safetensors")
+    write_module(tmp_path, "mymodels")
+    torch.save(tiny_model().state_dict(), tmp_path / "net.pt")
+    write_bert(tmp_path / "my-bert")
+    for name, count in {"train": 12, "val": 21}.items():
+        rows = [{"text": " ".join(generator.choice(WORDS[5:], 6)), "label": place % 3} for place in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return tmp_path
+
+
+def test_every_command_runs_in_the_order_of_the_page(opnp: Opnp, here: Path) -> None:
+    lines, ran = commands(README), []
+    for program, *arguments in [*lines, *(line for line in commands(OF_0_1) if line not in lines)]:
+        if program in ("make", "curl") or arguments[0] == "serve":
+            continue  # below
+        own = ["--weights", "resnet50.safetensors"] if "timm:resnet50" in arguments else []  # none can be fetched here
+        outcome = opnp(*arguments, *own)
+        is_alarm = arguments[0] == "monitor" and outcome.code == 3  # of far OOD, by then
+        assert outcome.code == 0 or is_alarm, f"opnp {shlex.join(arguments)}: {outcome.err}"
+        assert "deprecat" not in outcome.err
+        ran.append(arguments[0])
+    assert len(ran) == 15
+    assert set(ran) == {*["fit", "score", "export", "demo", "inspect", "cache", "bench", "sweep", "report", "monitor"]}
+    for name in ("detector.onnx", "scores.csv", "results/results.json", "sweep/sweep.json", "report.html"):
+        assert (here / name).is_file(), name
+    assert (here / "figures" / "figure-5-scores-demo.svg").is_file()
+
+
+def test_the_service_answers_the_request_of_the_page(opnp: Opnp, here: Path) -> None:
+    lines = commands(README)
+    (serve,), (curl,) = [line for line in lines if line[1] == "serve"], [line for line in lines if line[0] == "curl"]
+    done(opnp, *next(arguments for _, *arguments in lines if "fit" in arguments))
+    process = started(serve_small, [*serve[1:], "--port", "0"], log=here / "log")
+    try:
+        kind = curl[curl.index("-H") + 1].partition(": ")[2]
+        image = next((here / "new").rglob("*.png")).read_bytes()
+        address = address_of(process, here / "log")
+        answer = httpx.post(f"{address}/score", content=image, headers={"Content-Type": kind}, timeout=60)
+        assert set(answer.json()) >= {"class", "confidence", "score", "p_value", "is_ood"}
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize("page", [README, OF_0_1], ids=lambda page: page.stem)
+def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(page, "python")
+    exec(compile(code, page.name, "exec"), {})  # noqa: S102  # the project's own page
     assert (tmp_path / "detector.safetensors").is_file()
 
 
-def test_the_shell_commands_run(opnp: Opnp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run_script(opnp, "opnp inspect")
-    run_script(opnp, "opnp report")
-    assert (tmp_path / "figures" / "figure-5-scores-demo.svg").is_file()
-    assert (tmp_path / "scores.csv").is_file()
+def test_what_stood_between_the_lines_of_0_1_works() -> None:
+    first = torch.nn.Linear(6, 8)
+    model = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    batches = [torch.rand(40, 6)]
+    detector = OPNP(ratios=Ratios(w_min=0.3)).fit(model, batches)
+    assert type(detector.pruned_head) is torch.nn.Linear
+    assert detector.with_ratios(Ratios(w_min=0.5)).settings.ratios == Ratios(w_min=0.5)
+    assert detector.compact_head()(torch.rand(2, 8)).shape == (2, 3)
+    masks = layer_masks(sensitivity(model, batches, layers=["0", "2"]), w_min=0.3)
+    before = first.weight.detach().clone()
+    with pruned(model, masks):
+        assert int((first.weight == 0).sum()) == round(0.3 * before.numel())
+    assert torch.equal(first.weight, before)
+    assert int((pruned_copy(model, masks).get_parameter("0.weight") == 0).sum()) == round(0.3 * before.numel())
 
 
-def test_the_commands_on_models_run(opnp: Opnp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        save_file(timm.create_model("resnet18", num_classes=3).state_dict(), tmp_path / "mine.safetensors")
-    pixels = np.random.default_rng(0)
-    for name, count in {"train": 6, "val": 21, "new": 3}.items():
-        for place in range(count):
-            folder = tmp_path / name / f"{place % 3}"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{place}.png")
-    write_bert(tmp_path / "my-bert")
-    for name, count in {"train": 12, "val": 21}.items():
-        rows = [{"text": " ".join(pixels.choice(WORDS[5:], 6)), "label": place % 3} for place in range(count)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    run_script(opnp, "opnp export")
-    assert len((tmp_path / "scores.csv").read_text(encoding="utf-8").splitlines()) == 4
-    assert (tmp_path / "detector.onnx").is_file()
-
-
-def test_links_lead_somewhere() -> None:
+def test_links_lead_somewhere_make_targets_exist_and_what_is_gone_is_told() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text(encoding="utf-8")):
-        assert (README.parent / target).exists(), target
-
-
-def test_make_targets_exist() -> None:
-    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)", "\n".join(blocks("sh")), flags=re.MULTILINE):
-        assert f"\n{target}: " in makefile, target
+        assert (ROOT / target).exists(), target
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = [line[1] for line in commands(README) if line[0] == "make"]
+    assert targets
+    assert [target for target in targets if f"\n{target}: " not in makefile] == []
+    removed = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("Removed")[2]
+    assert [option for option in ("--compile", 'ratios="auto"') if option not in removed] == []

@@ -1,7 +1,6 @@
 """The page in a browser: no errors, no network, sorting, thresholds, gallery, narrow windows, dark, print, access."""
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -63,7 +62,9 @@ def shared(browser: Any, path: Path) -> Iterator[Any]:
 def test_it_loads_without_error_or_network_and_draws_every_figure(shared: Any) -> None:
     assert shared.faults == []
     assert shared.locator("[data-figure]").count() > 0
-    assert shared.locator("[data-figure]").count() == shared.locator("[data-figure] .main-svg:first-child").count()
+    panels = shared.locator("[data-figure] .panel")
+    assert panels.count() == shared.locator("[data-figure] .panel > svg").count()
+    assert all(panels.evaluate_all("panels => panels.map(each => each.querySelectorAll('path, text').length > 3)"))
     assert shared.locator("h2").filter(has_text=EVIL).count() == 1
     assert shared.locator("main script").count() == 0
 
@@ -105,7 +106,7 @@ def _pressed(page: Any, button: Any) -> None:
 def test_the_explorer_shows_what_the_core_measures_at_five_positions(shared: Any, folder: Path) -> None:
     results = read_results(folder)
     nearness = next(model for model in results.models if model.model == MODEL).nearness
-    explorer = shared.locator("#model1 .explorer")
+    explorer = shared.locator("#model1 .thresholds")
     assert explorer.locator("tr[data-set]").count() == len(nearness)
     for keep in ("50.0", "80.1", "95.0", "97.3", "99.9"):
         explorer.locator("input").fill(keep)
@@ -137,8 +138,49 @@ def _counts(explorer: Any, row: str, column: int) -> tuple[int, int]:
     return count, samples
 
 
+def test_the_threshold_moves_in_every_view_and_is_moved_in_them(shared: Any, folder: Path) -> None:
+    """The slider moves lines and points; a line that is dragged, and a click on a curve, move slider and numbers."""
+    results = read_results(folder)
+    scores = results.scores(MODEL, "OPNP()")
+    assert scores is not None
+    explorer = shared.locator("#model1 .thresholds")
+    panels = explorer.locator("[data-figure^=figure-5] .panel")
+    panels.nth(3).scroll_into_view_if_needed()
+    line = "line[stroke-dasharray]"
+    places = {}
+    for keep in ("60.0", "95.0"):
+        explorer.locator("input").fill(keep)
+        kept = _missed(explorer, "[data-set=cifar10]", 2)
+        shared.wait_for_function(
+            "([panel, text]) => panel.querySelector('.role-title-text text').textContent.includes(text)",
+            arg=[panels.nth(1).element_handle(), f": {kept:.1f} % of OOD kept"],
+        )
+        places[keep] = panels.nth(1).locator(line).last.bounding_box()["x"]
+    assert places["95.0"] > places["60.0"] + 5
+    box = panels.nth(1).locator(line).last.bounding_box()
+    shared.mouse.move(box["x"], box["y"] + 40)
+    shared.mouse.down()
+    shared.mouse.move(places["60.0"], box["y"] + 60, steps=4)
+    shared.mouse.up()
+    share = float(explorer.locator("input").input_value())
+    assert share == pytest.approx(60, abs=2.5)
+    flagged, samples = _counts(explorer, "[data-row=flagged]", 2)
+    assert 100 - 100 * flagged / samples == pytest.approx(share, abs=0.5)
+    roc = explorer.locator("[data-figure^=curves] .panel").first.locator("svg")
+    roc.scroll_into_view_if_needed()
+    box = roc.bounding_box()
+    shared.mouse.click(box["x"] + box["width"] - 40, box["y"] + 60)  # where nearly all is kept
+    assert float(explorer.locator("input").input_value()) > 97
+    assert shared.faults == []
+
+
+def _missed(explorer: Any, row: str, column: int) -> float:
+    missed, samples = _counts(explorer, row, column)
+    return 100 * missed / samples
+
+
 def test_the_explorer_moves_by_keyboard_and_speaks(shared: Any) -> None:
-    explorer = shared.locator("#model1 .explorer")
+    explorer = shared.locator("#model1 .thresholds")
     explorer.locator("input").fill("95.0")
     explorer.locator("input").press("ArrowRight")
     assert explorer.locator("output").inner_text().startswith("95.1")
@@ -151,7 +193,7 @@ def test_the_gallery_opens(shared: Any) -> None:
     assert galleries.count() == 2
     image = galleries.last.locator("img").first
     assert not image.is_visible()
-    galleries.last.locator("summary").press("Enter")
+    galleries.last.locator("summary").first.press("Enter")
     assert image.is_visible()
     assert image.evaluate("image => image.naturalWidth") == 96
     assert EVIL in image.get_attribute("alt")
@@ -161,7 +203,7 @@ def test_it_is_accessible_light_and_dark(browser: Any, path: Path) -> None:
     page = opened(browser, path)
     page.evaluate("() => document.querySelectorAll('details').forEach(each => { each.open = true; })")
     # Each drawing is one image with a text to readers; axe looks into thousands of shapes for half a minute.
-    page.evaluate("() => document.querySelectorAll('.plot').forEach(each => each.replaceChildren())")
+    page.evaluate("() => document.querySelectorAll('.panels').forEach(each => each.replaceChildren())")
     for scheme in ("light", "dark"):
         page.evaluate("scheme => { document.documentElement.dataset.theme = scheme; }", scheme)
         found = axe.Axe().run(page)
@@ -172,6 +214,10 @@ def test_it_is_accessible_light_and_dark(browser: Any, path: Path) -> None:
 
 def test_it_fits_a_narrow_window(browser: Any, path: Path) -> None:
     page = opened(browser, path, viewport={"width": 400, "height": 800})
+    table = page.locator("#model1 table.sortable").first
+    assert table.locator("tbody th").first.inner_text().startswith("OPNP()")
+    assert table.locator("thead tr:last-child th").nth(1).inner_text().endswith("AUROC")
+    assert table.locator("tbody td").first.bounding_box()["x"] < 300
     page.evaluate("() => document.querySelectorAll('details').forEach(each => { each.open = true; })")
     assert page.evaluate("() => document.documentElement.scrollWidth") == 400
     for table in page.locator("#model1 table").all():
@@ -183,6 +229,7 @@ def test_it_fits_a_narrow_window(browser: Any, path: Path) -> None:
         assert min(narrow, default=3 * font) >= 3 * font, "words break letter by letter"
     box = page.locator("#model1 .scroll").first
     assert box.evaluate("box => box.scrollWidth > box.clientWidth && box.tabIndex === 0")
+    assert page.locator("#model1 .hint").first.is_visible()
     box.focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_function("box => box.scrollLeft > 0", arg=box.element_handle())
@@ -191,7 +238,7 @@ def test_it_fits_a_narrow_window(browser: Any, path: Path) -> None:
 
 def test_dark_and_light_follow_the_system_until_one_is_asked_for(shared: Any) -> None:
     ground = "() => getComputedStyle(document.body).backgroundColor"
-    ink = "() => getComputedStyle(document.querySelector('[data-figure] .xtick text')).fill"
+    ink = "() => getComputedStyle(document.querySelector('[data-figure] .role-axis-label text')).fill"
     light = shared.evaluate(ground), shared.evaluate(ink)
     shared.emulate_media(color_scheme="dark")
     shared.wait_for_function(f"ink => ({ink})() !== ink", arg=light[1])
@@ -213,32 +260,24 @@ def test_it_prints_white_and_whole_without_controls(browser: Any, path: Path) ->
     assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     for control in ("input[type=range]", "[data-theme-toggle]", ".top nav"):
         assert not page.locator(control).first.is_visible()
-    assert page.locator("[data-figure] pattern").count() == 0, "hatches become pictures in a PDF"
     page.emulate_media(media="screen", color_scheme="dark")
     page.wait_for_function("() => ![...document.querySelectorAll('figcaption details')].some(each => each.open)")
-    assert page.locator("[data-figure] pattern").count() > 0
     assert page.faults == []
     page.close()
 
 
-def test_figures_are_as_wide_as_the_paper_and_then_as_the_window(browser: Any, path: Path) -> None:
+def test_figures_fit_the_paper_the_window_and_a_phone(browser: Any, path: Path) -> None:
     page = opened(browser, path, viewport={"width": 1280, "height": 900})
-    figures = "[...document.querySelectorAll('[data-figure] .main-svg')]"
-    widths = f"() => {figures}.map(each => each.getBoundingClientRect().width)"
-    page.evaluate(f"() => addEventListener('beforeprint', () => {{ window.printed = ({widths})(); }})")
-    before = page.evaluate(widths)
-    assert min(before) > PAPER
+    right = "each => each.getBoundingClientRect().right"
+    ends = f"() => Math.max(...[...document.querySelectorAll('.panel svg')].map({right}))"
     assert page.pdf(format="A4").startswith(b"%PDF")
-    printed = page.evaluate("() => window.printed")
-    assert len(printed) >= page.locator("[data-figure]").count()
-    assert 0.9 * PAPER < min(printed) <= max(printed) <= PAPER
-    page.wait_for_function(f"widths => String(({widths})()) === String(widths)", arg=before)
-    page.emulate_media(media="print")
-    page.wait_for_function(f"most => ({widths})().every(width => width <= most)", arg=PAPER)
-    page.emulate_media(media="screen")
-    page.wait_for_function(f"widths => String(({widths})()) === String(widths)", arg=before)
-    page.set_viewport_size({"width": 1000, "height": 900})
-    page.wait_for_function(f"most => ({widths})().every(width => width < most)", arg=min(before))
+    for width in (PAPER, 400, 1000):
+        page.set_viewport_size({"width": int(width), "height": 900})
+        page.wait_for_function(f"width => ({ends})() <= width", arg=width)
+        columns = page.locator("[data-figure^=figure-5] .panels, [data-figure^=figure-5]").first.evaluate(
+            "grid => getComputedStyle(grid).gridTemplateColumns.split(' ').length"
+        )
+        assert columns == (1 if width < 600 else 2)
     assert page.faults == []
     page.close()
 
@@ -262,26 +301,13 @@ def test_without_script_it_still_says_everything(browser: Any, path: Path) -> No
     context.close()
 
 
-def test_many_samples_neither_slow_the_report_nor_the_page(browser: Any, tmp_path: Path) -> None:
+def test_many_samples_make_no_large_page(browser: Any, tmp_path: Path) -> None:
     results = large_folder(tmp_path / "results", samples=LARGE)
-    started = time.perf_counter()
     path = write_report(results, tmp_path / "report.html")
-    assert time.perf_counter() - started < 20
     assert path.stat().st_size < 6_000_000
-    started = time.perf_counter()
     page = opened(browser, path)
-    assert time.perf_counter() - started < 15
-    moved = page.evaluate(
-        """() => {
-            const input = document.querySelector(".explorer input");
-            const start = performance.now();
-            input.value = "97";
-            input.dispatchEvent(new Event("input"));
-            document.body.offsetHeight;
-            return performance.now() - start;
-        }"""
-    )
-    assert moved < 300
-    assert page.locator(".explorer output").inner_text().startswith("97.0")
+    page.locator(".thresholds input").fill("97.0")
+    assert page.locator(".thresholds output").inner_text().startswith("97.0")
+    assert _counts(page.locator(".thresholds"), "[data-row=flagged]", 2) == (LARGE * 3 // 100, LARGE)
     assert page.faults == []
     page.close()

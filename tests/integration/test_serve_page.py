@@ -42,11 +42,11 @@ def running(app: FastAPI) -> Iterator[str]:
         port = listening.getsockname()[1]
         thread.start()
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=10):
+            with socket.create_connection(("127.0.0.1", port), timeout=60):
                 yield f"http://127.0.0.1:{port}"
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(60)
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def opened(browser: Any, address: str, *, noted: Sequence[str] = (), **options: 
     """Yield the page in a new window; messages other than `noted` and requests to other hosts fail the test."""
     context = browser.new_context(**options)
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -6,10 +6,9 @@ import pytest
 
 from opnp.bench import run_sweep, sweep_markdown
 from opnp.bench.sweep import CURVES, SWEEP_FILES
-from opnp.data import write_head
 from opnp.values.sweep import SweepBase, SweepRecord
 from tests.in_process import Opnp
-from tests.unit.bench.bench_world import FEATURES, world_weight, write_world
+from tests.unit.bench.bench_world import FEATURES, write_world
 
 
 @pytest.fixture(scope="module")
@@ -98,37 +97,3 @@ def test_the_table_on_the_terminal(opnp: Opnp, tmp_path: Path) -> None:
     assert f"{100 * best.fpr95:.2f} / {100 * best.auroc:.2f}" in outcome.out
     text = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
     assert f"- w_min 0.99 did not run: `w_min` = 0.99 and `w_max` = 0 remove {FEATURES} + 0 of {FEATURES}" in text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ("--curves", "rho"),
-            "`curves` must be families (parts, paper, ratios, pairs, temperature, samples, scores) or",
-        ),
-        (("--curves", ","), "got none"),
-        (("--rho-w-min", 30), "`w_min` must be a fraction in [0, 1), got 30.0"),
-        (("--rho-o-min", 0.5, "--rho-o-max", 0.5), "`o_min` = 0.5 and `o_max` = 0.5 sum to 1"),
-    ],
-)
-def test_mistakes_are_one_message(
-    opnp: Opnp, world: Path, tmp_path: Path, arguments: tuple[object, ...], message: str
-) -> None:
-    outcome = opnp("sweep", "--features", world / "one", "--out", tmp_path / "out", *arguments)
-    assert outcome.code == 2
-    assert outcome.err.startswith("opnp: ")
-    assert message in outcome.err
-    assert "Traceback" not in outcome.err
-    assert not (tmp_path / "out").exists()
-
-
-def test_data_that_cannot_be_swept_are_one_message(opnp: Opnp, tmp_path: Path) -> None:
-    outcome = opnp("sweep", "--features", tmp_path / "absent", "--out", tmp_path / "out")
-    assert (outcome.code, outcome.err.startswith("opnp: ")) == (2, True)
-    assert "absent does not exist" in outcome.err
-    folder = write_world(tmp_path / "net", has_labels=False)
-    write_head(folder / "head.safetensors", world_weight()[:1])
-    outcome = opnp("sweep", "--features", folder, "--out", tmp_path / "out", "--json")
-    assert outcome.code == 2
-    assert "at least two classes" in outcome.err

@@ -1,20 +1,22 @@
 """The wheel: what it asks for, what it holds, and that it works where nothing is but what it asks for."""
 
 import csv
+import os
 import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterable
 from email.message import Message
 from email.parser import Parser
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import NamedTuple
+from venv import EnvBuilder
 
 import pytest
 from packaging.requirements import Requirement
-
-from tests.integration.core_environment import core_environment, finished
 
 ROOT = Path(__file__).parents[2]
 CORE = {"filelock", "lazy-loader", "msgspec", "numpy", "rich", "safetensors", "torch", "typer"}
@@ -22,14 +24,83 @@ EXTRAS = {
     "bench": {"pillow", "pyarrow", "pytorch-ood", "scikit-learn"},
     "hf": {"datasets", "pillow", "transformers"},
     "onnx": {"onnx", "onnxruntime", "onnxscript"},
-    "report": {"jinja2", "matplotlib", "plotly", "pyarrow"},
+    "report": {"altair", "jinja2", "pyarrow", "vl-convert-python"},
     "serve": {"fastapi", "pillow", "prometheus-client", "uvicorn"},
     "vision": {"pillow", "timm", "torchvision"},
 }
 FOREIGN = """
-    PIL datasets fastapi hypothesis matplotlib onnx onnxruntime onnxscript plotly pyarrow pytest pytorch_ood sklearn
-    timm torchvision transformers uvicorn
+    PIL altair datasets fastapi hypothesis onnx onnxruntime onnxscript pyarrow pytest pytorch_ood sklearn timm
+    torchvision transformers uvicorn vl_convert
 """
+
+
+_FROM_OUTSIDE = ("PYTHON", "VIRTUAL_ENV")
+"""Beginnings of the environment variables that could bring other packages in."""
+
+
+def core_environment(folder: Path, wheel: Path, *, required: Iterable[str]) -> Path:
+    """Return the Python of a new virtual environment with a wheel and what it requires, without a download.
+
+    What `pip install` would fetch is installed already in the environment that runs the tests, among much else. The
+    new one gets links to exactly the packages that are required, in turn; then pip, which has no index to look at,
+    installs the wheel and finds every requirement there, or fails.
+    """
+    EnvBuilder(symlinks=True).create(folder)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for installed in required_distributions(required):
+        for name in _top_level_names(installed):
+            if not (packages / name).is_symlink():  # a namespace such as `nvidia` belongs to many
+                (packages / name).symlink_to(Path(str(installed.locate_file(name))))
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", "--python", str(python)]
+    finished([*pip, "install", "--quiet", "--no-index", str(wheel)])
+    return python
+
+
+def required_distributions(requirements: Iterable[str]) -> list[Distribution]:
+    """Return the installed distributions that requirements name, and those that these require here, by name."""
+    waiting = [Requirement(text) for text in requirements]
+    found: dict[str, Distribution] = {}
+    done: set[tuple[str, str]] = set()
+    while waiting:
+        wanted = waiting.pop()
+        installed = distribution(wanted.name)
+        found[installed.name] = installed
+        for extra in {"", *wanted.extras}:
+            if (installed.name, extra) not in done:
+                done.add((installed.name, extra))
+                parts = [Requirement(text) for text in installed.requires or ()]
+                waiting += [part for part in parts if part.marker is None or part.marker.evaluate({"extra": extra})]
+    return [found[name] for name in sorted(found)]
+
+
+def finished(
+    command: list[str], *, folder: Path | None = None, code: int = 0, seconds: float = 900
+) -> subprocess.CompletedProcess[str]:
+    """Return a command that has run outside the environment of the tests, and ended with this exit code."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FROM_OUTSIDE)}
+    run = subprocess.run(
+        command,
+        cwd=folder,
+        env=kept | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert run.returncode == code, f"{command}\n{run.stdout}\n{run.stderr}"
+    return run
+
+
+def _top_level_names(installed: Distribution) -> set[str]:
+    """Return the files and folders of a distribution, less programs and start-up code.
+
+    `Distribution.files` takes seconds for torch, and its record of 12 000 files is a table with the path in front.
+    """
+    record = installed.read_text("RECORD")
+    assert record is not None, f"{installed.name} has no record of its files"
+    names = {row[0].partition("/")[0] for row in csv.reader(record.splitlines())}
+    return {name for name in names if name not in {"..", "__pycache__"} and not name.endswith(".pth")}
 
 
 class Built(NamedTuple):
@@ -51,7 +122,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture(scope="module")
 def python(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the Python of an environment with the wheel and its core dependencies."""
-    return core_environment(tmp_path_factory.mktemp("core") / "venv", built.wheel, requirements=CORE)
+    return core_environment(tmp_path_factory.mktemp("core") / "venv", built.wheel, required=CORE)
 
 
 def metadata(wheel: Path) -> Message:

@@ -1,28 +1,32 @@
-"""What a pass leaves of the data is the same however they are ordered, cut into batches, merged and interrupted."""
+"""What a pass leaves of the data: the same in any order, batches and grouping, and after any interruption."""
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from opnp import OPNP, Checkpoint, Ratios, ReAct, Settings
-from opnp.core import tail_scales
-from opnp.core.histogram import ValueHistogram
-from opnp.core.kept_rows import row_hashes
+from opnp.core import ValueHistogram, tail_scales
+from opnp.core.kept_rows import KeptRows, row_hashes
+from opnp.core.moments import directions
 from opnp.detector import fit_pass
 from opnp.detector.fit_pass import FitSum, feature_blocks, summed_blocks
 from opnp.distributed import Ranks
 from opnp.fitted import FittedState
 
-checked = settings(derandomize=True, deadline=None, database=None, max_examples=25)
+checked = settings(derandomize=True, deadline=None, database=None, max_examples=16)
 
 CLASSES, WIDTH, KEPT = 3, 6, 24
 ROWS = st.integers(60, 200)
@@ -206,3 +210,125 @@ def test_a_pass_that_was_interrupted_anywhere_ends_in_the_same_bits(
         for name, tensor in straight.panel.tensors().items():
             assert torch.equal(found.panel.tensors()[name], tensor), name
         assert found.panel.numbers() == straight.panel.numbers()
+
+
+TRIPLES = st.lists(
+    st.tuples(*[st.sampled_from([-2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 1e-30, 3e5])] * 3), min_size=0, max_size=40
+)
+
+
+@checked
+@given(seed=st.integers(0, 10**6), factor=st.sampled_from([1e-300, 1e-30, 3.0, 1e30, 1e300]))
+def test_directions_have_length_1_at_any_scale(seed: int, factor: float) -> None:
+    features = drawn(seed, 7, torch.float64)[0] * torch.tensor([1.0, -1e-3, 50, 1, -1, 1])
+    features[2] = 0
+    found = directions(features * factor)
+    torch.testing.assert_close(found, directions(features), rtol=1e-12, atol=0)
+    lengths = torch.ones(7).double().index_fill(0, torch.tensor([2]), 0.0)
+    torch.testing.assert_close(found.norm(dim=1), lengths, rtol=1e-12, atol=0)
+
+
+def table(rows: Sequence[tuple[float, ...]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 3)
+
+
+def counted(*parts: Tensor) -> Counter[tuple[float, ...]]:
+    return Counter(tuple(row) for part in parts for row in part.tolist())
+
+
+@checked
+@given(rows=TRIPLES, limit=st.integers(1, 12), random=RANDOM)
+def test_kept_and_displaced_rows_are_the_rows_put_in(rows: list[tuple[float, ...]], limit: int, random: Random) -> None:
+    kept, displaced = KeptRows.empty(limit, features=3), table([])
+    for batch in cut(len(rows), random):
+        displaced = torch.cat([displaced, kept.add_(table(rows)[batch])])
+        done = rows[: batch.stop]
+        assert counted(kept.smallest(limit), displaced) == counted(table(done))
+        assert len(kept) == min(limit, len(done))
+    ordered = kept.hashes.sort().values
+    assert bool((ordered[: len(kept)] < 1 << 62).all())
+
+
+@checked
+@given(rows=TRIPLES, random=RANDOM)
+def test_every_row_of_a_block_has_a_hash_of_its_own(rows: list[tuple[float, ...]], random: Random) -> None:
+    features = table(rows)
+    hashes = row_hashes(features)
+    assert bool(((hashes >= 0) & (hashes < 1 << 62)).all())
+    assert hashes.unique().numel() == len(rows)
+    assert row_hashes(features.double()).equal(hashes)
+    order = random.sample(range(len(rows)), len(rows))
+    assert row_hashes(features[order]).sort().values.equal(hashes.sort().values)
+
+
+@pytest.mark.parametrize("spread", [0.3, 1e-2, 1e-4, 0.0])
+def test_kept_rows_are_like_the_others(spread: float) -> None:
+    """Also where the rows of a class are nearly equal, or copies: a block of them is sampled as any other."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.rand(10, 32, generator=generator)
+    classes = torch.arange(10).repeat_interleave(500)
+    features = centers[classes] + spread * torch.rand(5000, 32, generator=generator)
+    order = torch.randperm(5000, generator=generator)
+    features, classes = features[order], classes[order]
+    kept = row_hashes(features).argsort()[:1000]
+    counts = torch.bincount(classes[kept], minlength=10)
+    assert bool(((counts > 60) & (counts < 140)).all())  # 100 each, and four standard deviations
+    error = features.std(0) / 1000**0.5
+    assert bool(((features[kept].mean(0) - features.mean(0)).abs() < 5 * error).all())
+
+
+FRACTIONS = st.integers(1, 9999).map(lambda number: f"0.{number:04d}")
+HALVES = st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1, max_size=30)
+SINGLES = st.lists(
+    st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False), min_size=1, max_size=30
+)
+BRAIN_BITS = st.lists(st.integers(0, 2**16 - 1).filter(lambda bits: bits & 0x7F80 != 0x7F80), min_size=1, max_size=30)
+SPECIAL = [0.0, -0.0, 2.0**-24, -(2.0**-24), 2.0**-14, -65504.0, 65504.0, 1.0, -1.0]
+
+
+def order_statistic(values: Tensor, fraction: str) -> float:
+    """The k-th smallest value, k = max(1, ceil(fraction n))."""
+    return float(sorted(values.double().tolist())[max(1, math.ceil(Fraction(fraction) * values.numel())) - 1])
+
+
+@checked
+@given(values=HALVES, fraction=FRACTIONS)
+@example(values=SPECIAL, fraction="0.3")
+@example(values=SPECIAL, fraction="0.5")
+@example(values=SPECIAL, fraction="0.99")
+def test_quantiles_of_float16_are_order_statistics(values: list[float], fraction: str) -> None:
+    halves = torch.tensor(values, dtype=torch.float16)
+    assert ValueHistogram.from_values(halves).quantile(float(fraction)) == order_statistic(halves, fraction)
+
+
+@checked
+@given(patterns=BRAIN_BITS, fraction=FRACTIONS)
+@example(patterns=[0x0001, 0x8001, 0x0000, 0x8000, 0x7F7F, 0xFF7F], fraction="0.5")
+@example(patterns=[0x0001, 0x8001, 0x0000, 0x8000, 0x7F7F, 0xFF7F], fraction="0.3")
+def test_quantiles_of_bfloat16_are_order_statistics(patterns: list[int], fraction: str) -> None:
+    """Any finite bit pattern, subnormal ones as well."""
+    brains = torch.from_numpy(np.array(patterns, dtype=np.uint16).view(np.int16)).view(torch.bfloat16)
+    assert ValueHistogram.from_values(brains).quantile(float(fraction)) == order_statistic(brains, fraction)
+
+
+@checked
+@given(values=SINGLES, fraction=FRACTIONS)
+def test_quantiles_of_float32_lie_within_the_bound_towards_zero(values: list[float], fraction: str) -> None:
+    singles = torch.tensor(values, dtype=torch.float32)
+    exact, found = order_statistic(singles, fraction), ValueHistogram.from_values(singles).quantile(float(fraction))
+    assert abs(exact) * (1 - 2.0**-12) <= abs(found) <= abs(exact)
+    assert found * exact >= 0
+
+
+@checked
+@given(values=SINGLES, cuts=st.lists(st.integers(0, 30), max_size=3), choose=st.data())
+def test_parts_in_any_order_add_up_to_the_whole(values: list[float], cuts: list[int], choose: st.DataObject) -> None:
+    whole = torch.tensor(values)
+    shuffled = whole[torch.tensor(choose.draw(st.permutations(range(len(values)))))]
+    parts = [ValueHistogram.from_values(part) for part in shuffled.tensor_split(sorted(cuts))]
+    parts.append(ValueHistogram.zeros())
+    while len(parts) > 1:
+        left = parts.pop(choose.draw(st.integers(0, len(parts) - 1)))
+        parts.append(left + parts.pop(choose.draw(st.integers(0, len(parts) - 1))))
+    assert parts[0].counts.equal(ValueHistogram.from_values(whole).counts)
+    assert int(parts[0].counts.sum()) == len(values)

@@ -1,14 +1,19 @@
-"""Sensitivity sums: parts add up to the whole, and masks do not depend on how the data were cut."""
+"""Sensitivities of heads and of any layer, and the masks made of them: parts, orders, ties and shares."""
 
+import warnings
 from collections.abc import Iterator
 
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from opnp.core import Sensitivity, SensitivitySum, keep_mask
+from opnp import sensitivity, sensitivity_sums
+from opnp.core import SensitivitySum, keep_mask
 from opnp.core.sensitivity import row_blocks
+from opnp.errors import RatioError, RatioWarning
+from tests.reference.per_sample_gradients import loop_sensitivity
+from tests.unit.model.layer_models import TinyViT, images, seeded
 
 checked = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 
@@ -47,11 +52,6 @@ def merged(parts: list[SensitivitySum], choose: st.DataObject) -> SensitivitySum
     return parts[0]
 
 
-def all_rankings(mean: Sensitivity) -> list[Tensor]:
-    """The rankings that masks are made of: the layer, each class, the neurons in both readings."""
-    return [mean.weight.reshape(1, -1), mean.weight, mean.neuron_gradient[None], mean.neuron_aggregate[None]]
-
-
 @checked
 @given(data=data_of_a_head(), temperature=TEMPERATURES, choose=st.data())
 def test_parts_add_up_to_the_whole(data: Data, temperature: float, choose: st.DataObject) -> None:
@@ -65,31 +65,6 @@ def test_parts_add_up_to_the_whole(data: Data, temperature: float, choose: st.Da
     assert total.count == whole.count == len(features)
     torch.testing.assert_close(total.weight, whole.weight, rtol=1e-12, atol=0)
     torch.testing.assert_close(total.neuron, whole.neuron, rtol=1e-10, atol=1e-12)
-
-
-@checked
-@given(data=data_of_a_head(), share=st.sampled_from([0.25, 0.4, 0.49]), choose=st.data())
-def test_float64_masks_do_not_depend_on_batches_or_order(data: Data, share: float, choose: st.DataObject) -> None:
-    features, logits, weight = data
-    whole = SensitivitySum.from_batch(features, logits, weight, precision="float64").mean()
-    batches = [(features[index], logits[index]) for index in choose.draw(cut_batches(len(features)))]
-    stream = SensitivitySum.from_batches(batches, weight, precision="float64").mean()
-    for left, right in zip(all_rankings(whole), all_rankings(stream), strict=True):
-        assert keep_mask(left, lowest=share).equal(keep_mask(right, lowest=share))
-        assert keep_mask(left, highest=share).equal(keep_mask(right, highest=share))
-
-
-@checked
-@given(data=data_of_a_head(torch.float32), share=st.sampled_from([0.25, 0.4, 0.49]), choose=st.data())
-def test_float32_masks_differ_only_beside_the_cut(data: Data, share: float, choose: st.DataObject) -> None:
-    features, logits, weight = data
-    whole = SensitivitySum.from_batch(features, logits, weight).mean()
-    batches = [(features[index], logits[index]) for index in choose.draw(cut_batches(len(features)))]
-    stream = SensitivitySum.from_batches(batches, weight).mean()
-    for left, right in zip(all_rankings(whole)[:2], all_rankings(stream)[:2], strict=True):
-        is_other = keep_mask(left, lowest=share) ^ keep_mask(right, lowest=share)
-        cut = left.kthvalue(round(share * left.shape[1]), dim=1, keepdim=True).values.expand_as(left)
-        torch.testing.assert_close(left[is_other], cut[is_other], rtol=1e-6, atol=0)
 
 
 @checked
@@ -138,3 +113,129 @@ def test_blocks_are_the_rows_in_order_whatever_the_batches(sizes: list[int], row
     if blocks:
         assert torch.cat([first for first, _ in blocks]).equal(values)
         assert torch.cat([second for _, second in blocks]).equal(values[:, :1] * 10)
+
+
+CHUNKS = st.sampled_from([1, 500, 5_000, 10**9])
+VIT = seeded(TinyViT)
+
+
+def pairs(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    """A convolution of any geometry that leaves an output, with a head, and its inputs."""
+    groups = draw(st.integers(1, 3))
+    kernel, stride, padding, dilation = draw(pairs(1, 4)), draw(pairs(1, 4)), draw(pairs(0, 4)), draw(pairs(1, 3))
+    size = draw(pairs(1, 8))
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    assume(all(n + 2 * p >= s for n, p, s in zip(size, padding, spans, strict=True)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    layer = nn.Conv2d(
+        groups * draw(st.integers(1, 3)),
+        groups * draw(st.integers(1, 3)),
+        kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+    inputs = torch.randn(draw(st.integers(1, 4)), layer.in_channels, *size, generator=generator, dtype=torch.float64)
+    width = layer.double()(inputs)[0].numel()
+    return nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(width, 3)).double(), inputs
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=60)
+@given(case=convolutions(), chunk=CHUNKS)
+def test_convolutions_of_every_geometry_agree_with_autograd(case: tuple[nn.Module, Tensor], chunk: int) -> None:
+    model, inputs = case
+    found = sensitivity(model, [inputs], layers=["0"], chunk_bytes=chunk)["0"]
+    of_weights, of_inputs = loop_sensitivity(model, [inputs], ["0"])
+    torch.testing.assert_close(found.weight, of_weights["0"].detach(), rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(found.neuron_gradient, of_inputs["0"], rtol=1e-10, atol=1e-11)
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=12)
+@given(data=st.data())
+def test_the_cut_into_batches_and_the_order_of_samples_do_not_matter(data: st.DataObject) -> None:
+    pixels = images(8)
+    order = torch.tensor(data.draw(st.permutations(range(8))))
+    cuts = sorted(data.draw(st.lists(st.integers(0, 8), max_size=4)))
+    chunk = data.draw(CHUNKS)
+    whole = sensitivity(VIT, [pixels])
+    found = sensitivity(VIT, [pixels[rows] for rows in order.tensor_split(cuts)], chunk_bytes=chunk)
+    first, second = (sensitivity_sums(VIT, [pixels[rows]]) for rows in (order[:3], order[3:]))
+    for name, layer in whole.items():
+        for other in (found[name], (first[name] + second[name]).mean()):
+            assert other.count == 8
+            torch.testing.assert_close(other.weight, layer.weight, rtol=1e-9, atol=1e-13)
+            torch.testing.assert_close(other.neuron_gradient, layer.neuron_gradient, rtol=1e-9, atol=1e-13)
+
+
+SHARES = st.one_of(
+    st.sampled_from([0.0, 0.005, 0.05, 0.1, 0.25, 0.3, 0.35, 0.5, 0.7]), st.floats(0, 1, exclude_max=True)
+)
+RANKINGS = st.lists(st.integers(0, 8), min_size=1, max_size=60).map(lambda row: torch.tensor([row]).double())
+
+
+def removed(ranking: Tensor, *, lowest: float = 0.0, highest: float = 0.0) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RatioWarning)
+        return ~keep_mask(ranking, lowest=lowest, highest=highest)
+
+
+@checked
+@given(ranking=RANKINGS, lowest=SHARES, highest=SHARES)
+@example(ranking=torch.ones(1, 5).double(), lowest=0.5, highest=0.5)
+@example(ranking=torch.ones(1, 50).double(), lowest=0.01, highest=0.03)
+def test_counts_errors_and_warnings_follow_pythons_round(ranking: Tensor, lowest: float, highest: float) -> None:
+    entries = ranking.shape[1]
+    bottom, top = round(lowest * entries), round(highest * entries)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            mask = keep_mask(ranking, lowest=lowest, highest=highest)
+        except RatioError:
+            assert bottom + top >= entries
+        else:
+            assert bottom + top < entries
+            assert int((~mask).sum()) == bottom + top
+    silent = (lowest > 0 and bottom == 0) + (highest > 0 and top == 0)
+    assert [entry.category for entry in caught] == [RatioWarning] * silent
+
+
+@checked
+@given(ranking=RANKINGS, lowest=SHARES, highest=SHARES)
+def test_lowest_and_highest_are_disjoint_and_in_order(ranking: Tensor, lowest: float, highest: float) -> None:
+    entries = ranking.shape[1]
+    assume(round(lowest * entries) + round(highest * entries) < entries)
+    bottom, top = removed(ranking, lowest=lowest), removed(ranking, highest=highest)
+    both = removed(ranking, lowest=lowest, highest=highest)
+
+    assert not bool((bottom & top).any())
+    assert both.equal(bottom | top)
+    kept = ranking[~both]
+    assert bool((ranking[bottom] <= kept.min()).all())
+    assert bool((ranking[top] >= kept.max()).all())
+
+
+@checked
+@given(ranking=RANKINGS, lowest=SHARES, highest=SHARES)
+def test_masks_depend_on_the_order_alone(ranking: Tensor, lowest: float, highest: float) -> None:
+    entries = ranking.shape[1]
+    assume(round(lowest * entries) + round(highest * entries) < entries)
+    plain = removed(ranking, lowest=lowest, highest=highest)
+    for monotone in (2 * ranking - 5, ranking.exp(), ranking.float(), ranking * 1e-200):
+        assert removed(monotone, lowest=lowest, highest=highest).equal(plain)
+
+
+@checked
+@given(ranking=RANKINGS, smaller=SHARES, larger=SHARES)
+def test_a_larger_share_removes_what_a_smaller_one_does(ranking: Tensor, smaller: float, larger: float) -> None:
+    """A changed share gives another mask at once: nothing is remembered between calls."""
+    smaller, larger = sorted([smaller, larger])
+    assume(round(larger * ranking.shape[1]) < ranking.shape[1])
+    less, more = removed(ranking, lowest=smaller), removed(ranking, lowest=larger)
+    assert bool((more | ~less).all())
+    assert int(more.sum() - less.sum()) == round(larger * ranking.shape[1]) - round(smaller * ranking.shape[1])

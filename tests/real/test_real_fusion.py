@@ -13,12 +13,12 @@ from opnp import OPNP, auroc
 from opnp.core import flagged_rank, is_flagged
 from tests.real.locations import DATA, needs_data
 from tests.reliability.guarantees_world import require_beta_binomial
+from tests.tried import Tried
 
 pytestmark = [pytest.mark.real, needs_data]
 
 RECORD = Path(__file__).parents[2] / "docs" / "records" / "panel.json"
 MODELS = sorted(path.name for path in (DATA / "features").glob("*")) if DATA.is_dir() else []
-LARGE = ("densenet_cifar10", "densenet_cifar100", "mobilenet_v2_imagenet")
 
 
 def read(model: str, name: str) -> Tensor:
@@ -67,9 +67,10 @@ def test_features_of_half_precision_cost_next_to_nothing(model: str) -> None:
     assert mean_auroc(model, torch.bfloat16) == pytest.approx(mean_auroc(model, torch.float32), abs=tolerance)
 
 
-@pytest.mark.parametrize("samples", [400, 650])
+@pytest.mark.parametrize("samples", [400, pytest.param(650, marks=pytest.mark.long)])
 @pytest.mark.parametrize("model", MODELS)
-def test_features_that_no_input_gives_are_flagged(model: str, samples: int) -> None:
+def test_features_that_no_input_gives_are_flagged(model: str, samples: int, tried: Tried) -> None:
+    tried("inputs", "kinds of features that no input gives, on a real model", 6)
     generator = torch.Generator().manual_seed(0)
     test = read(model, "test").float()
     test = test[torch.randperm(len(test), generator=generator)]
@@ -89,10 +90,11 @@ def test_features_that_no_input_gives_are_flagged(model: str, samples: int) -> N
     assert float(detector.predict_features(known).double().mean()) < 0.1
 
 
-@pytest.mark.parametrize("samples", [20, 50, 200, 2000])
-@pytest.mark.parametrize("model", LARGE[:2])
-def test_the_share_of_real_inputs_flagged_is_beta_binomial(model: str, samples: int) -> None:
+@pytest.mark.parametrize("samples", [20, 2000])
+@pytest.mark.parametrize("model", ["densenet_cifar10", pytest.param("densenet_cifar100", marks=pytest.mark.long)])
+def test_the_share_of_real_inputs_flagged_is_beta_binomial(model: str, samples: int, tried: Tried) -> None:
     """2000 draws of calibration samples from real scores; 1000 others are judged by each."""
+    tried("guarantees", "draws of calibration samples from real scores", 2000)
     scores = fitted(model).score_features(read(model, "test"))
     generator = torch.Generator().manual_seed(samples)
     flagged = torch.empty(2000, dtype=torch.int64)

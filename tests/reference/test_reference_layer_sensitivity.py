@@ -133,16 +133,6 @@ def test_the_last_layer_has_the_closed_form() -> None:
     assert_close(found.neuron_aggregate, found.weight.mean(0), tolerance=1e-12)
 
 
-def test_the_aggregate_reading_is_the_mean_over_all_weights_that_read_a_channel() -> None:
-    model = seeded(lambda: nn.Sequential(nn.Conv2d(4, 6, (2, 3), groups=2), nn.Flatten(), nn.Linear(6 * 9 * 8, 3)))
-    pixels = torch.cat([images(), images(seed=1)], 1)[:, :4]
-    found = sensitivity(model, [pixels], layers=["0"])["0"]
-    for channel in range(4):
-        group = channel // 2
-        reading = found.weight[3 * group : 3 * group + 3, channel % 2]
-        assert float(found.neuron_aggregate[channel]) == pytest.approx(float(reading.mean()), rel=1e-12)
-
-
 def assert_close(found: Tensor, expected: Tensor, *, tolerance: float = 1e-9) -> None:
     """Compare relative to the largest entry: small ones may be what is left of sums that cancel, as in keys."""
     assert found.dtype == torch.float64

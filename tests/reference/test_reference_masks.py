@@ -1,10 +1,12 @@
 """Masks against Python's stable sort and double loops."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from opnp.core import Masks, Scope, keep_mask, neuron_mask, pruned_weight, weight_mask
+from opnp.core import Masks, keep_mask, neuron_mask, pruned_weight, weight_mask
 
 SHARES = [(0.0, 0.0), (0.3, 0.0), (0.0, 0.3), (0.25, 0.5), (0.45, 0.45)]
 
@@ -26,32 +28,16 @@ def tied_sensitivity(seed: int, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize(("lowest", "highest"), SHARES)
-def test_keep_mask_is_the_stable_sort_of_each_row(lowest: float, highest: float, dtype: torch.dtype) -> None:
+def test_masks_are_stable_sorts_of_each_ranking(lowest: float, highest: float, dtype: torch.dtype) -> None:
+    shares: dict[str, Any] = {"lowest": lowest, "highest": highest}
     for seed in range(5):
         sensitivity = tied_sensitivity(seed, dtype)
-        expected = [loop_keep(row, lowest, highest) for row in sensitivity.tolist()]
-        assert keep_mask(sensitivity, lowest=lowest, highest=highest).tolist() == expected
-
-
-@pytest.mark.parametrize("scope", ["layer", "class"])
-@pytest.mark.parametrize(("lowest", "highest"), SHARES)
-def test_weight_mask_ranks_the_layer_or_each_class(lowest: float, highest: float, scope: Scope) -> None:
-    sensitivity = tied_sensitivity(7, torch.float64)
-    rows = sensitivity.tolist()
-    if scope == "layer":
-        flat = loop_keep([value for row in rows for value in row], lowest, highest)
-        expected = [flat[index * 30 : (index + 1) * 30] for index in range(4)]
-    else:
-        expected = [loop_keep(row, lowest, highest) for row in rows]
-    assert weight_mask(sensitivity, lowest=lowest, highest=highest, scope=scope).tolist() == expected
-
-
-@pytest.mark.parametrize(("lowest", "highest"), SHARES)
-def test_neuron_mask_ranks_the_neurons(lowest: float, highest: float) -> None:
-    sensitivity = tied_sensitivity(8, torch.float64).flatten()
-    assert neuron_mask(sensitivity, lowest=lowest, highest=highest).tolist() == loop_keep(
-        sensitivity.tolist(), lowest, highest
-    )
+        rows, flat = sensitivity.tolist(), sensitivity.flatten().tolist()
+        of_rows, of_layer = [loop_keep(row, lowest, highest) for row in rows], loop_keep(flat, lowest, highest)
+        assert keep_mask(sensitivity, **shares).tolist() == of_rows
+        assert weight_mask(sensitivity, scope="class", **shares).tolist() == of_rows
+        assert weight_mask(sensitivity, scope="layer", **shares).flatten().tolist() == of_layer
+        assert neuron_mask(sensitivity.flatten(), **shares).tolist() == of_layer
 
 
 def test_pruned_weight_is_zero_where_the_weight_or_its_neuron_goes() -> None:

@@ -17,8 +17,10 @@ from opnp.core.members import (
     boundary_weights,
 )
 from opnp.core.moments import FeatureMoments
+from tests.reference.test_reference_scores import loop_energy, loop_gen
+from tests.reference.test_reference_shaping import loop_ash_s, loop_react, loop_scale
 
-WORD = 1 << 64
+WORD, GOLDEN = 1 << 64, 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -108,18 +110,6 @@ def first_largest(row: Tensor) -> int:
     return values.index(max(values))
 
 
-def loop_energy(row: Tensor) -> float:
-    largest: float = max(row.tolist())
-    return -largest - math.log(math.fsum(math.exp(value - largest) for value in row.tolist()))
-
-
-def loop_gen(row: Tensor) -> float:
-    largest = max(row.tolist())
-    powers = [math.exp(value - largest) for value in row.tolist()]
-    terms = sorted(powers, reverse=True)[:100]
-    return math.fsum((power * (math.fsum(powers) - power) / math.fsum(powers) ** 2) ** 0.1 for power in terms)
-
-
 def loop_fdbd(row: Tensor, logits: Tensor, weight: Tensor, mean: Tensor) -> float:
     predicted, distances = first_largest(logits), []
     for rival in range(len(weight)):
@@ -185,21 +175,7 @@ def loop_space(world: World, held_out: Tensor) -> tuple[Tensor, Tensor, float]:
 
 def loop_vim(row: Tensor, logits: Tensor, space: tuple[Tensor, Tensor, float]) -> float:
     origin, outside, alpha = space
-    return alpha * math.hypot(*(outside @ (row - origin)).tolist()) + loop_energy(logits)
-
-
-def loop_clipped(row: Tensor, threshold: float) -> Tensor:
-    return torch.tensor([min(value, threshold) for value in row.tolist()], dtype=torch.float64)
-
-
-def loop_scaled(row: Tensor, *, quantile: float, is_cut: bool) -> Tensor:
-    """SCALE, or ASH-S where the small entries are cut."""
-    values = row.tolist()
-    largest = sorted(values, reverse=True)[: max(1, len(values) - round(quantile * len(values)))]
-    kept = [value if value >= largest[-1] else 0.0 for value in values]
-    part = math.fsum(kept if is_cut else largest)
-    factor = math.exp(min(40.0, math.fsum(values) / part)) if part > 0 else 1.0
-    return torch.tensor([value * factor for value in (kept if is_cut else values)], dtype=torch.float64)
+    return alpha * math.hypot(*(outside @ (row - origin)).tolist()) + loop_energy(logits.tolist())
 
 
 def mixed(value: int) -> int:
@@ -207,9 +183,6 @@ def mixed(value: int) -> int:
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % WORD
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB % WORD
     return value ^ (value >> 31)
-
-
-GOLDEN = 0x9E3779B97F4A7C15
 
 
 def loop_hash(row: list[float], copies: int = 0) -> int:
@@ -308,20 +281,23 @@ def test_every_member_of_the_panel(world: World) -> None:
     def expected(name: str, row: Tensor) -> float:
         logits, z = world.logits(row), direction(row) - center
         distance = loop_mahalanobis(row, means, inverse)
-        of_scale, of_ash_s = (loop_scaled(row, quantile=share, is_cut=share == 0.9) for share in (0.85, 0.9))
+        values = row.tolist()
+        of_react, of_scale, of_ash_s = map(
+            row.new_tensor, (loop_react(values, 0.8), loop_scale(values, 0.85), loop_ash_s(values, 0.9))
+        )
         return {
-            "gen": lambda: loop_gen(logits),
-            "energy": lambda: loop_energy(logits),
-            "react": lambda: loop_energy(world.logits(loop_clipped(row, 0.8))),
-            "scale": lambda: loop_energy(world.logits(of_scale)),
-            "ash_s": lambda: loop_energy(world.logits(of_ash_s)),
+            "gen": lambda: loop_gen(logits.tolist()),
+            "energy": lambda: loop_energy(logits.tolist()),
+            "react": lambda: loop_energy(world.logits(of_react).tolist()),
+            "scale": lambda: loop_energy(world.logits(of_scale).tolist()),
+            "ash_s": lambda: loop_energy(world.logits(of_ash_s).tolist()),
             "fdbd": lambda: loop_fdbd(row, logits, world.weight, mean),
             "nci": lambda: loop_nci(row, logits, world.weight, mean),
             "mahalanobis": lambda: distance,
             "relative_mahalanobis": lambda: distance - float(z @ background @ z),
             "vim": lambda: loop_vim(row, logits, space),
-            "opnp": lambda: loop_energy(pruned_world.logits(of_scale)),
-            "opnp_gen": lambda: loop_gen(pruned_world.logits(row)),
+            "opnp": lambda: loop_energy(pruned_world.logits(of_scale).tolist()),
+            "opnp_gen": lambda: loop_gen(pruned_world.logits(row).tolist()),
             "norm": lambda: loop_norm(row, 3.0),
         }[name]()
 

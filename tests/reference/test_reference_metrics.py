@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opnp.core import aupr, auroc, expected_calibration_error, fpr_at_tpr, reliability
+from opnp.core import aupr, auroc, detection_metrics, expected_calibration_error, fpr_at_tpr, reliability
 
 
 def loop_auroc(inside: list[float], outside: list[float]) -> float:
@@ -61,28 +61,25 @@ def two_sets(seed: int, inside: int = 60, outside: int = 41) -> tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_auroc_counts_pairs(seed: int) -> None:
-    inside, outside = two_sets(seed)
-    assert auroc(inside, outside) == loop_auroc(inside.tolist(), outside.tolist())
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_aupr_sums_over_distinct_thresholds(seed: int) -> None:
-    inside, outside = two_sets(seed)
-    low, high = [-score for score in inside.tolist()], [-score for score in outside.tolist()]
-    assert aupr(inside, outside, positive="id") == pytest.approx(loop_average_precision(low, high), abs=1e-14)
-    assert aupr(inside, outside, positive="ood") == pytest.approx(
-        loop_average_precision(outside.tolist(), inside.tolist()), abs=1e-14
-    )
-
-
-@pytest.mark.parametrize("tpr", ["0.95", "0.9", "0.35", "0.005", "0.999"])
-@pytest.mark.parametrize("seed", range(5))
-def test_fpr_in_both_conventions(seed: int, tpr: str) -> None:
+def test_figures_count_pairs_and_samples_at_distinct_thresholds(seed: int) -> None:
     inside, outside = two_sets(seed)
     lists = inside.tolist(), outside.tolist()
-    assert fpr_at_tpr(inside, outside, tpr=float(tpr)) == loop_fpr_id_positive(*lists, tpr)
-    assert fpr_at_tpr(inside, outside, tpr=float(tpr), positive="ood") == loop_fpr_ood_positive(*lists, tpr)
+    low, high = [-score for score in lists[0]], [-score for score in lists[1]]
+    of_id, of_ood = loop_average_precision(low, high), loop_average_precision(lists[1], lists[0])
+    for tpr in ("0.95", "0.9", "0.35", "0.005", "0.999"):
+        assert fpr_at_tpr(inside, outside, tpr=float(tpr)) == loop_fpr_id_positive(*lists, tpr)
+        assert fpr_at_tpr(inside, outside, tpr=float(tpr), positive="ood") == loop_fpr_ood_positive(*lists, tpr)
+    assert auroc(inside, outside) == loop_auroc(*lists)
+    assert aupr(inside, outside, positive="id") == pytest.approx(of_id, abs=1e-14)
+    assert aupr(inside, outside, positive="ood") == pytest.approx(of_ood, abs=1e-14)
+    [figures] = detection_metrics(inside, [outside])
+    assert (figures.fpr95, figures.fpr95_ood_positive) == (
+        fpr_at_tpr(inside, outside),
+        fpr_at_tpr(inside, outside, positive="ood"),
+    )
+    assert figures.auroc == auroc(inside, outside)
+    assert figures.aupr_id_positive == aupr(inside, outside, positive="id")
+    assert figures.aupr_ood_positive == aupr(inside, outside, positive="ood")
 
 
 def test_the_two_conventions_are_two_numbers() -> None:

@@ -20,21 +20,14 @@ from opnp.monitor.online_p_values import (
     online_p_value,
     ordered_keys,
 )
-
-_MASK = (1 << 64) - 1
+from tests.reference.test_reference_members import GOLDEN, WORD, mixed
 
 
 def loop_uniforms(count: int, *, seed: int) -> list[float]:
     """Return splitmix64 as its authors write it, from a seed that is mixed once."""
-
-    def mixed(word: int) -> int:
-        word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK
-        return word ^ (word >> 31)
-
-    state, found = mixed((seed * 0x9E3779B97F4A7C15 + 1) & _MASK), []
+    state, found = mixed((seed * GOLDEN + 1) % WORD), []
     for _ in range(count):
-        state = (state + 0x9E3779B97F4A7C15) & _MASK
+        state = (state + GOLDEN) % WORD
         found.append(((mixed(state) >> 12) + 0.5) / 2**52)
     return found
 

@@ -2,21 +2,18 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opnp.core import SensitivitySum, neuron_sensitivity, weight_sensitivity
+from tests.reference.per_sample_gradients import loop_sensitivity
 
 
-def loop_sensitivity(features: Tensor, weight: Tensor, bias: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def loop_of_head(features: Tensor, weight: Tensor, bias: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Mean absolute gradient of the energy for each weight and for each neuron, by backward passes."""
-    weight_sum, neuron_sum = torch.zeros_like(weight), torch.zeros_like(features[0])
-    for sample in features:
-        head, neurons = weight.clone().requires_grad_(), sample.clone().requires_grad_()
-        energy = -temperature * torch.logsumexp((head @ neurons + bias) / temperature, dim=0)
-        of_weight, of_neurons = torch.autograd.grad(energy, [head, neurons])
-        weight_sum += of_weight.abs()
-        neuron_sum += of_neurons.abs()
-    return weight_sum / len(features), neuron_sum / len(features)
+    head = nn.Linear(weight.shape[1], len(weight), dtype=torch.float64)
+    head.load_state_dict({"weight": weight, "bias": bias})
+    of_weights, of_inputs = loop_sensitivity(nn.Sequential(head), [features], ["0"], temperature=temperature)
+    return of_weights["0"], of_inputs["0"]
 
 
 def head_and_features(seed: int, *, samples: int = 23, classes: int = 5, features: int = 7) -> tuple[Tensor, ...]:
@@ -31,7 +28,7 @@ def head_and_features(seed: int, *, samples: int = 23, classes: int = 5, feature
 def test_sensitivities_are_mean_absolute_gradients(seed: int, temperature: float) -> None:
     features, weight, bias = head_and_features(seed)
     logits = features @ weight.T + bias
-    of_weight, of_neurons = loop_sensitivity(features, weight, bias, temperature)
+    of_weight, of_neurons = loop_of_head(features, weight, bias, temperature)
 
     weights = weight_sensitivity(features, logits, temperature=temperature)
     gradient = neuron_sensitivity(features, logits, weight, reading="gradient", temperature=temperature)
@@ -45,7 +42,7 @@ def test_sensitivities_are_mean_absolute_gradients(seed: int, temperature: float
 def test_batches_longer_than_a_block_lose_no_row() -> None:
     features, weight, bias = head_and_features(3, samples=2051, classes=3, features=4)
     logits = features @ weight.T + bias
-    of_weight, of_neurons = loop_sensitivity(features, weight, bias, 1.0)
+    of_weight, of_neurons = loop_of_head(features, weight, bias)
 
     batches = [(features[:2050], logits[:2050]), (features[2050:], logits[2050:])]
     mean = SensitivitySum.from_batches(batches, weight).mean()
@@ -58,5 +55,5 @@ def test_batches_longer_than_a_block_lose_no_row() -> None:
 def test_the_mean_of_absolute_gradients_is_not_the_absolute_mean_gradient() -> None:
     features = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     logits, weight = torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
-    of_weight, _ = loop_sensitivity(features, weight, torch.zeros(2, dtype=torch.float64), 1.0)
+    of_weight, _ = loop_of_head(features, weight, torch.zeros(2, dtype=torch.float64))
     assert of_weight.tolist() == weight_sensitivity(features, logits).tolist() == [[0.5], [0.5]]

@@ -17,13 +17,13 @@ def loop_ash_s(row: list[float], quantile: float) -> list[float]:
     """Keep the largest values and those equal to the last of them, times exp(s1 / s2)."""
     last = sorted(row, reverse=True)[max(1, len(row) - round(quantile * len(row))) - 1]
     kept = [value if value >= last else 0.0 for value in row]
-    factor = math.exp(math.fsum(row) / math.fsum(kept)) if math.fsum(kept) > 0 else 1.0
+    factor = math.exp(min(40.0, math.fsum(row) / math.fsum(kept))) if math.fsum(kept) > 0 else 1.0
     return [value * factor for value in kept]
 
 
 def loop_scale(row: list[float], quantile: float) -> list[float]:
     largest = sorted(row, reverse=True)[: max(1, len(row) - round(quantile * len(row)))]
-    factor = math.exp(math.fsum(row) / math.fsum(largest)) if math.fsum(largest) > 0 else 1.0
+    factor = math.exp(min(40.0, math.fsum(row) / math.fsum(largest))) if math.fsum(largest) > 0 else 1.0
     return [value * factor for value in row]
 
 

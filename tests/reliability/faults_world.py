@@ -9,20 +9,6 @@ from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
 
-__all__ = [
-    "FAULTS",
-    "INPUTS",
-    "SHORTAGES",
-    "Faulty",
-    "Trigger",
-    "answers",
-    "batches",
-    "detector",
-    "faulty_loader",
-    "same_answers",
-    "well_used_model",
-]
-
 INPUTS, FEATURES, CLASSES = 6, 8, 4
 _ALLOCATOR = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
 

@@ -25,8 +25,6 @@ from opnp.values.sweep import SweepRecord
 from tests.unit.bench.bench_world import world_features, world_weight, write_world
 from tests.unit.report.report_world import RECORDS, demo_folder, picture_record, scores_by_set
 
-__all__ = ["KINDS", "Kind", "chance", "flipped", "kind", "world"]
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -229,7 +227,8 @@ def _results(path: Path) -> str:
 
 def _scores_of_results(path: Path) -> str:
     results = read_results(path.parent)
-    found = results.scores(results.models[0].model, results.models[0].chosen or "")
+    chosen = results.models[0].chosen
+    found = results.scores(results.models[0].model, "" if chosen is None else chosen.method)
     return repr(None if found is None else {name: values.tolist() for name, values in found.items()})
 
 

@@ -1,24 +1,18 @@
 """The command line in this process, and a folder with one good input of every kind that it takes."""
 
 import contextlib
-import io
 import random
 import signal
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
 import torch
 
-from opnp.cli import main
 from opnp.data import write_features, write_head
+from tests import in_process
 from tests.in_process import Outcome
 from tests.unit.bench.image_world import CLASSES, OPTIONS, class_images, write_module
 from tests.unit.data.image_files import write_tensors
-
-__all__ = ["LINES", "Trap", "damaged", "is_told", "run_opnp", "within", "write_world"]
 
 LINES: dict[str, tuple[str, ...]] = {
     "fit features": (
@@ -79,22 +73,9 @@ def write_world(folder: Path) -> Path:
 
 
 def run_opnp(*arguments: object) -> Outcome:
-    """Return what ``opnp`` does with these arguments, for fixtures of a module too; it has a minute."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        warnings.catch_warnings(),
-        within(60),
-    ):
-        patched.setattr(sys, "argv", ["opnp", *map(str, arguments)])
-        warnings.simplefilter("default")
-        try:
-            main()
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    return Outcome(code, out.getvalue(), err.getvalue())
+    """Return what ``opnp`` does with these arguments, for fixtures of a module too; it has some minutes."""
+    with within(300):
+        return in_process.run_opnp(*arguments)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,11 @@
 
 A model takes images of 3 x 8 x 8 and has four classes. Right is what comes of the features that its head is given, seen
 by hand in another model, and of the head's weight, seen by what it makes of unit vectors; all the rest is written
-out in float64, sample by sample.
+out in float64, sample by sample. Models that are adapted, wrapped, scripted or spread are made by a function each, as
+``--model module:callable`` takes it.
 """
 
 import math
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,33 +15,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from opnp import OPNP, Ratios
 from opnp.bench import cache_features
 from opnp.data import InputSet, open_inputs, read_features, read_head
 from opnp.errors import HeadNotFoundError, MemberWarning
+from tests.contract.snapshot import unchanged
 from tests.unit.bench.image_world import INPUTS, class_images
 from tests.unit.data.image_files import write_tensors
-
-__all__ = [
-    "CLASSES",
-    "FEATURES",
-    "Case",
-    "Net",
-    "after",
-    "body",
-    "built",
-    "check",
-    "fitted",
-    "image_sets",
-    "images",
-    "linear",
-    "paper",
-    "untouched",
-]
 
 CLASSES, FEATURES = 4, 12
 _SHARE, _KEEP, _BATCH = 0.25, 0.95, 16
@@ -147,22 +137,6 @@ def image_sets(folder: Path) -> dict[str, InputSet]:
     }
 
 
-@contextmanager
-def untouched(model: nn.Module, *, own: tuple[str, ...] = ()) -> Iterator[None]:
-    """Assert that model and process are bit for bit what they were, whether or not something is raised inside."""
-    before = _facts(model)
-    try:
-        yield
-    finally:
-        after = _facts(model)
-        changed = [
-            name
-            for name in sorted(before.keys() | after.keys())
-            if before.get(name) != after.get(name) and not any(part in name for part in own)
-        ]
-        assert not changed, f"changed: {changed}"
-
-
 def paper() -> OPNP:
     """Return the detector whose scores are computed slowly, too."""
     return OPNP(ratios=Ratios(w_min=_SHARE), shaping=None)
@@ -180,7 +154,7 @@ def check(case: Case, folder: Path) -> None:
         return
     model = built(case.build)
     loader = [case.inputs(batch.clone()) for batch in images("train")]
-    with untouched(model, own=case.own):
+    with unchanged(model, but=case.own):
         with pytest.raises(case.error, match=case.message):
             paper().fit(model, loader, **case.choice)
         if case.is_cached:
@@ -194,7 +168,7 @@ def _check_right(case: Case, folder: Path) -> None:
     model.train()
     probe = case.inputs(images("probe")[0].clone())
     detector = paper()
-    with untouched(model, own=case.own):
+    with unchanged(model, but=case.own):
         detector.fit(model, (case.inputs(batch.clone()) for batch in images("train")), **case.choice)
         detector.calibrate([case.inputs(batch.clone()) for batch in images("test")], keep=_KEEP)
         scores = detector.score(_fresh(probe))
@@ -207,7 +181,7 @@ def _check_right(case: Case, folder: Path) -> None:
         loaded = OPNP.load(folder / "detector.safetensors", model)
         torch.testing.assert_close(loaded.score(_fresh(probe)), scores, rtol=0, atol=0)
     if case.is_copied:
-        with untouched(model, own=case.own):
+        with unchanged(model, but=case.own):
             module, given = detector.to_module(), _fresh(probe)
             logits, found, p_value = module(**given) if isinstance(given, Mapping) else module(given)
         _close(logits, right.logits("probe"), case)
@@ -215,7 +189,7 @@ def _check_right(case: Case, folder: Path) -> None:
         assert torch.equal(p_value, right.p_values)
     _check_fusion_right(case, right)
     if case.is_cached:
-        with untouched(model, own=case.own):
+        with unchanged(model, but=case.own):
             _cached(model, case, folder)
         _close(read_features(folder / "cache" / "train.safetensors").features, right.features("train"), case)
         _close(read_head(folder / "cache" / "head.safetensors").weight, right.weight, case)
@@ -228,13 +202,13 @@ def _check_fusion_right(case: Case, right: "_Right") -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MemberWarning)  # a random head may leave nothing to a member
         wanted.fit_features(right.features("train"), weight=right.weight, bias=right.bias)
-        with untouched(model, own=case.own):
+        with unchanged(model, but=case.own):
             found.fit(model, (case.inputs(batch.clone()) for batch in images("train")), **case.choice)
     assert found.members == wanted.members
     assert len(found.members) >= 5
     assert found.samples == _ROWS["train"]
     scores = wanted.score_features(right.features("probe"))
-    with untouched(model, own=case.own):
+    with unchanged(model, but=case.own):
         said = found.score(_fresh(case.inputs(images("probe")[0].clone())))
     off = (said - scores.to(said)).abs() / (1 + scores.to(said).abs())
     assert float(off.max()) <= 30 * case.tolerance, f"{case.name}: fused scores are off by {float(off.max()):.2g}"
@@ -318,27 +292,183 @@ def _close(found: Tensor, right: Tensor, case: Case) -> None:
     torch.testing.assert_close(found.double(), right.double(), rtol=0, atol=atol, check_device=False)
 
 
-def _facts(model: nn.Module) -> dict[str, object]:
-    facts: dict[str, object] = {
-        "process": (torch.is_grad_enabled(), torch.get_default_dtype(), torch.is_autocast_enabled("cpu")),
-        "random numbers": (torch.random.get_rng_state().numpy().tobytes(), random.getstate()),
-    }
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        facts[f"parameter {name}"] = id(parameter), _content(parameter), parameter.requires_grad, id(parameter.grad)
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        facts[f"buffer {name}"] = id(buffer), _content(buffer)
-    for name, module in model.named_modules():
-        facts[f"mode of {name}"] = getattr(module, "training", None), type(module)
-        facts[f"attributes of {name}"] = sorted(vars(module))
-        for attribute, value in vars(module).items():
-            if "hook" in attribute and isinstance(value, Mapping):
-                facts[f"{attribute} of {name}"] = [(key, id(hook)) for key, hook in value.items()]
-    return facts
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pass over what torch says of what it has a newer way for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
-def _content(tensor: Tensor) -> object:
-    whole: Any = getattr(tensor, "full_tensor", lambda: tensor)()
-    if nn.parameter.is_lazy(whole) or whole.is_meta:
-        return type(whole)
-    plain = whole.detach().to_dense() if whole.layout is not torch.strided else whole.detach()
-    return plain.dtype, tuple(plain.shape), plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+class _Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        return 2 * tensor
+
+
+def on_the_head(change: Callable[[nn.Module], object], *tripled: str) -> nn.Module:
+    """Return a model with something done to its head, and parameters changed then: the weight is that of before."""
+    model = Net()
+    with _quiet():
+        change(model.fc)
+    with torch.no_grad():
+        for name in tripled:
+            model.fc.get_parameter(name)[:1].mul_(3)
+    return model
+
+
+def parametrized() -> nn.Module:
+    model = on_the_head(lambda fc: parametrize.register_parametrization(fc, "weight", _Doubled()))
+    parametrize.register_parametrization(model.fc, "bias", _Doubled())  # type: ignore[arg-type]  # a module
+    return model
+
+
+def older_weight_norm() -> nn.Module:
+    return on_the_head(nn.utils.weight_norm, "weight_g")
+
+
+def older_spectral_norm() -> nn.Module:
+    return on_the_head(nn.utils.spectral_norm, "weight_orig")
+
+
+def spectral_norm() -> nn.Module:
+    return on_the_head(parametrizations.spectral_norm)
+
+
+def pruned_by_its_owner() -> nn.Module:
+    def pruned(fc: nn.Module) -> None:
+        prune.l1_unstructured(fc, "weight", amount=0.3)
+        prune.l1_unstructured(fc, "bias", amount=0.5)
+
+    return on_the_head(pruned, "weight_orig", "bias_orig")
+
+
+def quantised(model: nn.Module | None = None) -> Any:
+    with _quiet():
+        return torch.ao.quantization.quantize_dynamic((model or Net()).eval(), {nn.Linear}, dtype=torch.qint8)
+
+
+def quantised_body() -> nn.Module:
+    model = Net().eval()
+    model.body = quantised(model.body)
+    return model
+
+
+def lora(*modules: str, **options: Any) -> Any:
+    """Return a model with an adapter that does something."""
+    targets = list(modules or ["fc"])
+    return peft.get_peft_model(Net(), peft.LoraConfig(r=2, init_lora_weights=False, target_modules=targets, **options))
+
+
+def lora_merged() -> Any:
+    model = lora("body.1", "fc")
+    model.merge_adapter()
+    return model
+
+
+def lora_with_a_trained_head() -> Any:
+    model = lora("body.1", modules_to_save=["fc"])
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data += 0.3
+    return model
+
+
+class Scriptable(nn.Module):
+    """A body and a head, in words that scripts have too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = body(), nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.fc(self.body(inputs))
+        return outputs
+
+
+def compiled() -> Any:
+    return torch.compile(Net(), backend="eager")
+
+
+def compiled_head() -> nn.Module:
+    model = Net()
+    model.fc = torch.compile(model.fc, backend="eager")
+    return model
+
+
+def scripted(module: nn.Module | None = None) -> Any:
+    with _quiet():
+        return torch.jit.script(module or Scriptable())
+
+
+def scripted_body() -> nn.Module:
+    model = Net()
+    model.body = scripted(model.body)
+    return model
+
+
+def traced() -> Any:
+    with _quiet():
+        return torch.jit.trace(Scriptable().eval(), torch.zeros(2, 3, 8, 8))
+
+
+def exported() -> nn.Module:
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    return torch.export.export(Scriptable().eval(), (torch.zeros(4, 3, 8, 8),), dynamic_shapes=shapes).module()
+
+
+def made_in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return Net()
+
+
+class _Tagged(Tensor):
+    """A tensor of another type."""
+
+
+def weight_of_another_type() -> nn.Module:
+    model = Net()
+    model.fc.weight = nn.Parameter(model.fc.weight.detach().as_subclass(_Tagged))
+    return model
+
+
+def fully_sharded_by_the_older_way() -> nn.Module:
+    with _quiet():
+        return FullyShardedDataParallel(Net(), device_id=torch.device("cpu"), use_orig_params=True)
+
+
+def fully_sharded() -> nn.Module:
+    model, mesh = Net(), init_device_mesh("cpu", (1,))
+    fully_shard(model.fc, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def head_in_parts_by_columns() -> nn.Module:
+    model = Net()
+    parallelize_module(model.fc, init_device_mesh("cpu", (1,)), ColwiseParallel(output_layouts=Replicate()))
+    return model
+
+
+def on_the_meta_device() -> nn.Module:
+    with torch.device("meta"):
+        return Net()
+
+
+def drops_a_sample() -> nn.Module:
+    return Net(lambda model, inputs: model.fc(model.body(inputs[1:])))
+
+
+class Needs(Net):
+    """Needs a second argument, as its signature says."""
+
+    def forward(self, inputs: Tensor, scale: Tensor) -> Any:  # type: ignore[override]  # the test
+        return super().forward(inputs * scale[:, None, None, None])
+
+
+class ByKeyword(Net):
+    """Takes its inputs by keyword alone."""
+
+    def forward(self, *, inputs: Tensor) -> Any:  # type: ignore[override]  # the test
+        return super().forward(inputs)

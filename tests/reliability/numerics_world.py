@@ -12,24 +12,6 @@ from torch import Tensor
 
 from opnp.core import ScoreName
 
-__all__ = [
-    "DTYPES",
-    "EXACT",
-    "TEMPERATURES",
-    "Head",
-    "Sensitivities",
-    "exact_gen_terms",
-    "exact_logits",
-    "exact_probabilities",
-    "exact_score",
-    "exact_sensitivities",
-    "extreme_floats",
-    "extreme_rows",
-    "heads",
-    "numbers",
-    "relative_error",
-]
-
 EXACT = mpmath.mp.clone()
 EXACT.dps = 50
 

@@ -1,28 +1,21 @@
 """A batch that needs more memory than there is: told in one message, or run in halves to the same result."""
 
 import re
-import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from opnp import OPNP
 from opnp.adapters import odin_scores
-from opnp.data import read_features
 from opnp.errors import BatchSizeWarning, InsufficientMemoryError, ModelRunError
 from opnp.model import BatchHalving, Inputs, head_stream, is_out_of_memory
 from tests.contract.snapshot import unchanged
-from tests.in_process import Opnp
 from tests.reliability.faults_world import SHORTAGES, Faulty, batches, detector
 from tests.tried import Tried
-from tests.unit.bench.image_world import OPTIONS, class_images
-from tests.unit.data.image_files import write_tensors
 
 
 class Limit:
@@ -271,65 +264,3 @@ def test_samples_on_the_second_axis_are_not_cut_by_time(steps: int, tried: Tried
         found.score(given)
     with pytest.warns(BatchSizeWarning), pytest.raises(InsufficientMemoryError, match=message):
         detector().fit(model, [given], auto_batch=True)
-
-
-_MODULE = """
-import torch
-from tests.unit.bench.image_world import tiny_model
-
-
-class Hungry(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = tiny_model()
-
-    def forward(self, inputs):
-        if len(inputs) > 5:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-        return self.inner(inputs)
-"""
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the current folder, with models that need much memory, and inputs."""
-    (tmp_path / "hungrynets.py").write_text(_MODULE, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "hungrynets", raising=False)
-    for seed, (name, rows) in enumerate({"train": 60, "validation": 24, "test": 10}.items()):
-        write_tensors(tmp_path / f"{name}.safetensors", *class_images(rows, seed=seed))
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "command", ["fit", *(pytest.param(name, marks=pytest.mark.long) for name in ("score", "cache", "bench"))]
-)
-def test_commands_halve_batches_or_say_how(opnp: Opnp, world: Path, command: str, tried: Tried) -> None:
-    tried("faults", "commands whose batches need more memory than there is", 3)
-    model: tuple[object, ...] = ("--model", "hungrynets:Hungry", *OPTIONS)
-    fit = ("fit", *model, "--data", "train.safetensors", "--validation", "validation.safetensors", "--rho-w-min", "0.2")
-    sets = ("--train", "train.safetensors", "--ood", "far=test.safetensors")
-    given = {
-        "fit": (*fit, "--out", "made"),
-        "score": ("score", *model, "--detector", "small", "--data", "test.safetensors", "--out", "made.csv"),
-        "cache": ("cache", *model, *sets, "--test", "test.safetensors", "--dtype", "float32", "--out", "made"),
-        "bench": ("bench", *model, *sets, "--id", "validation.safetensors", "--methods", "energy", "--out", "made"),
-    }[command]
-    assert opnp(*fit, "--batch-size", "4", "--out", "small").code == 0
-    refused = opnp(*given)
-    assert refused.code == 2
-    assert len(refused.err.splitlines()) == 1
-    assert "of memory on a batch of " in refused.err
-    assert "`--batch-size`" in refused.err
-    assert "`--auto-batch`" in refused.err
-    assert not (world / "made").is_file()
-    outcome = opnp(*given, "--auto-batch")
-    assert outcome.code == 0, outcome.err
-    assert "ran out of memory on a batch of " in outcome.err
-    assert "Traceback" not in outcome.err
-    if command == "fit":
-        halves, small = OPNP.load("made"), OPNP.load("small")
-        assert torch.equal(halves.masks.weight, small.masks.weight)
-        torch.testing.assert_close(halves.calibration_scores, small.calibration_scores, rtol=1e-5, atol=1e-6)
-    if command == "cache":
-        assert len(read_features("made/train.safetensors").features) == 60

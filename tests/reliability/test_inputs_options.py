@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from opnp.bench.demo import DigitsData, digits_data, small_cnn
-from opnp.cli.app import COMMANDS, command_function, imported_command
+from opnp.cli.app import COMMANDS, command_function, named_command
 from tests.in_process import Opnp
 from tests.reliability.inputs_world import LINES, is_told, run_opnp, write_world
 from tests.tried import Tried
@@ -109,7 +109,7 @@ def _lines(name: str, trials: int) -> list[tuple[str, list[str]]]:
     hints = get_type_hints(command_function(command), include_extras=True)
     generator = random.Random(zlib.crc32(name.encode()))  # noqa: S311  # a choice, no secret
     found = []
-    for parameter in imported_command(command).params:
+    for parameter in named_command(command).params:
         kinds = _taken(hints[parameter.name])
         values = [value for kind in sorted(kinds, key=str) for value in _ODD[kind]]
         assert values or getattr(parameter, "is_flag", False), parameter.name

@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from opnp import OPNP, Ratios
 from opnp.bench import cache_features
 from opnp.errors import HeadMismatchError, HeadNotFoundError, InputTypeError, NonFiniteError, OpnpWarning, ShapeError
+from tests.contract.snapshot import unchanged
 from tests.in_process import Opnp
-from tests.reliability import models_kinds as kinds
+from tests.reliability import models_world as kinds
 from tests.reliability.models_world import (
     CLASSES,
     FEATURES,
@@ -31,7 +32,6 @@ from tests.reliability.models_world import (
     image_sets,
     images,
     linear,
-    untouched,
 )
 from tests.tried import Tried
 from tests.unit.bench.image_world import OPTIONS
@@ -334,7 +334,7 @@ def test_a_dropout_that_ignores_eval_mode_is_told(build: Callable[[], nn.Module]
     message = r"random numbers in eval mode.*`training=True`.*differ from run to run"
     with (
         torch.random.fork_rng(devices=[]),
-        untouched(model, own=("random numbers",)),
+        unchanged(model, but=("random numbers",)),
         pytest.warns(OpnpWarning, match=message),
     ):
         fitted(model)
@@ -365,9 +365,9 @@ def test_statistics_of_the_batch_in_eval_mode_are_told(
 ) -> None:
     tried("models", "models with statistics of the batch in eval mode")
     model = built(build)
-    with untouched(model), pytest.warns(OpnpWarning, match=reason + r".*depend on\s+the other inputs of its batch"):
+    with unchanged(model), pytest.warns(OpnpWarning, match=reason + r".*depend on\s+the other inputs of its batch"):
         detector = fitted(model)
-    with untouched(model):
+    with unchanged(model):
         alone = [detector.score(images("probe")[0][:rows])[0] for rows in (2, 10)]
     assert alone[0] != alone[1], "what was told is not so"
 
@@ -384,7 +384,7 @@ def test_a_layer_that_cannot_be_set_to_eval_mode_by_its_train_is_in_it_all_the_s
     model, plain = (built(lambda: norm_after(Stubborn(FEATURES))) for _ in range(2))
     for module in plain.modules():
         module.training = False
-    with untouched(model):
+    with unchanged(model):
         scores = OPNP(ratios=Ratios(), shaping=None).fit(model, images("train")).score(images("probe")[0])
     torch.testing.assert_close(scores, -plain(images("probe")[0]).logsumexp(1).detach())
 
@@ -402,7 +402,7 @@ def test_features_and_logits_of_a_square_batch_are_not_mixed_up(tried: Tried) ->
     """Logits with their axes exchanged have the shape of logits where there are as many samples as classes."""
     tried("models", "transposed logits of square batches")
     model = built(lambda: Net(after(Tensor.t)))
-    with untouched(model), pytest.raises(HeadNotFoundError, match="logits are not what its head `fc` makes"):
+    with unchanged(model), pytest.raises(HeadNotFoundError, match="logits are not what its head `fc` makes"):
         OPNP(ratios=Ratios()).fit(model, [batch[:4] for batch in images("train")])
 
 
@@ -418,7 +418,7 @@ def test_samples_that_a_model_drops_or_doubles_when_it_scores_are_noticed(
     model = built(lambda: Net(lambda m, inputs: m.fc(change(m.body(inputs)) if m.runs else m.body(inputs))))
     detector = fitted(model)
     model.runs = 1
-    with untouched(model), pytest.raises(ShapeError, match=f"received {rows} rows for a batch of 10 inputs"):
+    with unchanged(model), pytest.raises(ShapeError, match=f"received {rows} rows for a batch of 10 inputs"):
         detector.score(images("probe")[0])
 
 

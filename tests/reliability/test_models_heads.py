@@ -1,7 +1,7 @@
-"""Heads of every kind: scores are those of a slow computation, or the message says what to do instead."""
+"""Heads and loaders of every kind: scores are those of a slow computation, or the message says what to do instead."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 from opnp import OPNP
-from opnp.errors import HeadMismatchError, InputTypeError, NonFiniteError
-from tests.reliability import models_kinds as kinds
+from opnp.errors import EmptyDataError, HeadMismatchError, InputTypeError, NonFiniteError
+from tests.contract.snapshot import unchanged
+from tests.reliability import models_world as kinds
 from tests.reliability.models_world import (
     CLASSES,
     FEATURES,
@@ -27,7 +28,7 @@ from tests.reliability.models_world import (
     fitted,
     images,
     linear,
-    untouched,
+    paper,
 )
 from tests.tried import Tried
 
@@ -260,7 +261,83 @@ def test_masks_of_the_owner_stay(tried: Tried) -> None:
     tried("models", "models that their owner has pruned")
     model = built(kinds.pruned_by_its_owner)
     mask = model.get_buffer("fc.weight_mask").clone()
-    with untouched(model):
+    with unchanged(model):
         detector = fitted(model)
         detector.score(images("probe")[0])
     assert not bool(detector.pruned_head.weight[mask == 0].any())
+
+
+pytestmark = pytest.mark.reliability
+
+_LABELS = torch.arange(16) % 4
+
+
+def _fitted(loader: Iterable[Any], model: nn.Module | None = None) -> OPNP:
+    model = built(Net) if model is None else model
+    with unchanged(model):
+        return paper().fit(model, loader)
+
+
+def _of_inference(batch: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return batch.clone()
+
+
+def _reused() -> Iterator[Tensor]:
+    place = torch.empty(16, 3, 8, 8)
+    for batch in images("train"):
+        yield place.copy_(batch)
+
+
+def each(change: Callable[[Tensor], object]) -> Callable[[], Iterable[Any]]:
+    return lambda: [change(batch) for batch in images("train")]
+
+
+LOADERS: dict[str, Callable[[], Iterable[Any]]] = {
+    "labels as floats": each(lambda batch: (batch, _LABELS.float())),
+    "labels of one hot": each(lambda batch: (batch, nn.functional.one_hot(_LABELS))),
+    "labels as a list": each(lambda batch: (batch, _LABELS.tolist())),
+    "labels as words": each(lambda batch: (batch, ["a"] * 16)),
+    "labels in a mapping": each(lambda batch: (batch, {"label": _LABELS, "box": _LABELS})),
+    "three parts": each(lambda batch: (batch, _LABELS, "path")),
+    "channels last": each(lambda batch: batch.contiguous(memory_format=torch.channels_last)),
+    "strided views": each(lambda batch: batch.repeat(1, 1, 1, 2)[..., :8]),
+    "inputs with gradients": each(lambda batch: batch.clone().requires_grad_()),
+    "inputs of inference mode": each(_of_inference),
+    "a generator": lambda: (batch for batch in images("train")),
+    "batches without samples among others": lambda: [images("train")[0][:0], *images("train"), images("train")[0][:0]],
+    "batches of one": lambda: [batch[row : row + 1] for batch in images("train") for row in range(16)],
+    "one memory for all batches": _reused,
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_every_kind_of_loader_gives_the_same(kind: str, tried: Tried) -> None:
+    tried("models", "loaders of unusual kinds")
+    found, right = _fitted(LOADERS[kind]()), fitted(built(Net))
+    torch.testing.assert_close(found.sensitivity.weight, right.sensitivity.weight, rtol=1e-5, atol=1e-8)
+    assert torch.equal(found.masks.weight, right.masks.weight)
+    probe = images("probe")[0]
+    for inputs in (probe, [probe], (probe, _LABELS[:10]), {"inputs": probe}):
+        torch.testing.assert_close(found.score(inputs), right.score(probe), rtol=1e-5, atol=1e-6)
+
+
+def test_a_generator_that_is_used_up_has_no_batch_for_a_second_pass(tried: Tried) -> None:
+    tried("models", "generators given twice")
+    generator = (batch for batch in images("train"))
+    detector = _fitted(generator)
+    with pytest.raises(EmptyDataError, match="yields no batch"):
+        detector.calibrate(generator)
+    with pytest.raises(EmptyDataError, match="yields no batch"):
+        _fitted(generator)
+
+
+def test_one_sample_goes_through_a_batch_norm(tried: Tried) -> None:
+    tried("models", "batches of one through a batch norm", 10)
+    model = built(lambda: Net(fc=nn.Sequential(nn.BatchNorm1d(FEATURES), linear(FEATURES, CLASSES)))).train()
+    detector, probe = _fitted(images("train"), model), images("probe")[0]
+    with unchanged(model):
+        together = detector.score(probe)
+        alone = torch.stack([detector.score(sample) for sample in probe])
+        torch.testing.assert_close(alone, together)
+        assert detector.score(probe[:0]).shape == (0,)

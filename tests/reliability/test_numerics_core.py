@@ -91,11 +91,20 @@ def require_exact_scores(logits: Tensor, temperature: float) -> None:
             assert error <= allowed_error(row, exact, name, temperature, scores.dtype), (name, row.tolist(), score)
 
 
+EXTREME_LOGITS = (
+    *([1e4, 1e4, 1e4, 1e4], [-1e4, -1e4, -1e4, -1e4], [1e4, -1e4, 0.0, -0.0], [1e4, 1e4 - 0.01, -1e4, 0.0]),
+    *([0.0, -0.0, 0.0, 0.0], [1e-30, 2e-30, 0.0, -1e-30], [20.0, 0.0, 0.0, 0.0], [1e-40, 2e-40, 3e-40, 0.0]),
+    *([1e30, 1e-30, -1e30, 0.0], [3e38, -3e38, 3e38, 1.0]),  # the last two are no numbers of float16
+)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("trials", [20, pytest.param(400, marks=pytest.mark.long)])
 def test_scores_of_any_logits_are_exact(tried: Tried, trials: int, dtype: torch.dtype) -> None:
-    tried("numerics", "rows of extreme logits, each scored in five ways", 3 * trials)
-    highest = 4 if dtype == torch.float16 else 38
+    highest, named = (4, EXTREME_LOGITS[:-2]) if dtype == torch.float16 else (38, EXTREME_LOGITS)
+    tried("numerics", "rows of extreme logits, each scored in five ways", 3 * trials + len(named) * len(TEMPERATURES))
+    for temperature in TEMPERATURES:
+        require_exact_scores(torch.tensor(named, dtype=dtype), temperature)
 
     @fuzzed(trials)
     @given(logits=extreme_rows(rows=3, width=5, highest=highest), temperature=st.sampled_from(TEMPERATURES))
@@ -103,29 +112,6 @@ def test_scores_of_any_logits_are_exact(tried: Tried, trials: int, dtype: torch.
         require_exact_scores(logits.to(dtype), temperature)
 
     check()
-
-
-@pytest.mark.reliability
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_scores_of_named_extremes_are_exact(tried: Tried, temperature: float, dtype: torch.dtype) -> None:
-    logits = torch.tensor(
-        [
-            [1e4, 1e4, 1e4, 1e4],
-            [-1e4, -1e4, -1e4, -1e4],
-            [1e4, -1e4, 0.0, -0.0],
-            [1e4, 1e4 - 0.01, -1e4, 0.0],
-            [0.0, -0.0, 0.0, 0.0],
-            [1e-30, 2e-30, 0.0, -1e-30],
-            [1e30, 1e-30, -1e30, 0.0],
-            [3e38, -3e38, 3e38, 1.0],
-            [1e-40, 2e-40, 3e-40, 0.0],
-            [20.0, 0.0, 0.0, 0.0],
-        ],
-        dtype=dtype,
-    )
-    tried("numerics", "rows of extreme logits, each scored in five ways", len(logits))
-    require_exact_scores(logits, temperature)
 
 
 @pytest.mark.reliability

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.mutation import totals, updated
+from tools.mutation import record_of, totals
 from tools.reliability import BEGIN, END, main, markdown, ordered, table, written
 
 ROOT = Path(__file__).parents[2]
@@ -41,23 +41,13 @@ def test_wrong_area(tried):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the JUnit report of a run of `TESTS` by two workers."""
+    """Return the JUnit report of a run of `TESTS`."""
     folder = tmp_path_factory.mktemp("told")
     (folder / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "test_told.py").write_text(TESTS, encoding="utf-8")
-    options = [
-        "-q",
-        "-n",
-        "2",
-        "-p",
-        "no:cacheprovider",
-        f"--junit-xml={folder / 'told.xml'}",
-        "-o",
-        f"pythonpath={ROOT}",
-    ]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(folder)], cwd=folder, check=False, capture_output=True
-    )
+    options = ["-q", "-p", "no:cacheprovider", f"--junit-xml={folder / 'told.xml'}", "-o", f"pythonpath={ROOT}"]
+    command = [sys.executable, "-m", "pytest", *options, str(folder)]
+    run = subprocess.run(command, cwd=folder, check=False, capture_output=True)
     assert run.returncode == 1, run.stdout
     return folder / "told.xml"
 
@@ -134,15 +124,12 @@ def test_the_page_tells_the_mutants_of_the_record() -> None:
     assert total["score"] >= 0.9
 
 
-def test_the_record_of_mutants_takes_over_whole_files_alone() -> None:
-    old = {"mutants": 8, "killed": 7, "timeout": 0, "survived": 1, "score": 0.875}
-    record = {"files": {"src/opnp/core/a.py": old}, "survivors": [{"file": "src/opnp/core/a.py"}]}
+def test_the_record_of_mutants_holds_whole_files_alone() -> None:
     states = {"a.x_f__mutmut_1": "killed", "a.x_f__mutmut_2": "not checked"}
     states |= {"b.x_f__mutmut_1": "killed", "b.x_f__mutmut_2": "timeout", "b.xǁAǁg__mutmut_1": "survived"}
     results = "".join(f"    opnp.core.{mutant}: {status}\n" for mutant, status in states.items())
-    found = updated(record, results, {"opnp.core.b.xǁAǁg__mutmut_1": ("a + b", "a - b")})
-    assert found["files"]["src/opnp/core/a.py"] == old
-    assert found["files"]["src/opnp/core/b.py"] == totals(3, 1, 1)
-    assert found["total"] == totals(11, 2, 1)
+    found = record_of(results, {"opnp.core.b.xǁAǁg__mutmut_1": ("a + b", "a - b")})
+    assert found["files"] == {"src/opnp/core/b.py": totals(3, 1, 1)}
+    assert found["total"] == totals(3, 1, 1)
     changed = {"mutant": "xǁAǁg__mutmut_1", "original": "a + b", "mutated": "a - b"}
-    assert found["survivors"] == [*record["survivors"], {"file": "src/opnp/core/b.py", **changed}]
+    assert found["survivors"] == [{"file": "src/opnp/core/b.py", **changed}]

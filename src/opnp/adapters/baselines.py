@@ -10,7 +10,6 @@ words.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from opnp.core.checks import checked_matrix, two_class_logits
-from opnp.errors import EmptyDataError, InputTypeError, MissingExtraError, NotFittedError, OptionError
+from opnp.errors import EmptyDataError, InputTypeError, NotFittedError, OptionError, require_installed
 from opnp.model import BatchHalving, BatchReader, Inputs, borrowed, logits_of, run_model, unwrapped
 
 __all__ = [
@@ -261,11 +260,7 @@ def require_pytorch_ood() -> None:
         MissingExtraError: If one is missing; the message names the command that installs it.
 
     """
-    for module, package in (("pytorch_ood", "pytorch-ood"), ("sklearn", "scikit-learn")):
-        if find_spec(module) is None:
-            raise MissingExtraError(
-                f"The baselines need {package}, which is not installed: `pip install 'opnp[bench]'`.",
-            )
+    require_installed("The baselines need", "pytorch_ood", "sklearn", extra="bench")
     import_module("pytorch_ood.detector")
 
 
@@ -387,8 +382,5 @@ def require_odin() -> None:
         MissingExtraError: If it is not; the message names the command that installs it.
 
     """
-    if find_spec("pytorch_ood") is None:
-        raise MissingExtraError(
-            "ODIN needs pytorch-ood, which is not installed: `pip install 'opnp[bench]'`. Or leave ODIN out, with "
-            "`opnp cache --no-odin`.",
-        )
+    way_out = "Or leave ODIN out, with `opnp cache --no-odin`."
+    require_installed("ODIN needs", "pytorch_ood", extra="bench", way_out=way_out)

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module, invalidate_caches
 from importlib.metadata import version
-from importlib.util import find_spec
 from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from opnp.adapters.transformers_models import named_weights, transformers_model
 from opnp.data import Interpolation, Preprocessing, Transform, fitting_names, load_weights, read_weights
 from opnp.data.inputs import is_lost_worker, lost_worker_text
-from opnp.errors import MissingExtraError, OptionError
+from opnp.errors import OptionError, require_installed
 from opnp.model import head_layers, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -135,8 +134,7 @@ def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | TimmTransf
 
 
 def _timm() -> Any:  # noqa: ANN401  # a module
-    if find_spec("timm") is None:
-        raise MissingExtraError("`timm:` models need timm, which is not installed: `pip install 'opnp[vision]'`.")
+    require_installed("`timm:` models need", "timm", extra="vision")
     import timm
     import timm.data
 
@@ -187,10 +185,7 @@ def _torchvision_preprocessing(preset: Any) -> Preprocessing:  # noqa: ANN401  #
 
 
 def _torchvision() -> Any:  # noqa: ANN401  # a module without types
-    if find_spec("torchvision") is None:
-        raise MissingExtraError(
-            "`torchvision:` models need torchvision, which is not installed: `pip install 'opnp[vision]'`.",
-        )
+    require_installed("`torchvision:` models need", "torchvision", extra="vision")
     from torchvision import models
 
     return models

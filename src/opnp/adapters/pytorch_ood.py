@@ -23,13 +23,11 @@ from opnp.adapters.toolkits import (
 )
 from opnp.core.checks import checked_head, checked_matrix, two_class_head
 from opnp.core.labels import class_indices
-from opnp.core.masks import Scope
-from opnp.core.scores import ScoreName
-from opnp.core.sensitivity import NeuronReading, Precision
 from opnp.core.shaping import Shaping
 from opnp.detector import OPNP, Settings
 from opnp.errors import EmptyDataError, InputTypeError, MissingExtraError, NotFittedError, OptionError, ShapeError
 from opnp.model import BatchReader
+from opnp.values.settings import NeuronReading, Precision, Scope, ScoreName
 
 try:
     from pytorch_ood.api import (

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opnp.adapters.toolkits import RATIO_NAMES, settings_of
 from opnp.artifact import tensors_digest
 from opnp.core.checks import checked_fraction
 from opnp.core.conformal import minimum_samples
-from opnp.core.masks import Scope
-from opnp.core.scores import SCORE_NAMES, ScoreName
-from opnp.core.sensitivity import NeuronReading
+from opnp.core.scores import SCORE_NAMES
 from opnp.core.shaping import Shaping
 from opnp.data import block_edges
-from opnp.detector import OPNP, Ratios
+from opnp.detector import OPNP
 from opnp.errors import EmptyDataError, MissingExtraError, OptionError, UncalibratedWarning
+from opnp.values.settings import NeuronReading, Scope, ScoreName
 
 try:
     from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
@@ -249,17 +249,8 @@ class OPNPOutlierDetector(MetaEstimatorMixin, BaseEstimator):  # type: ignore[mi
         if self.ood_score is not None and self.ood_score not in SCORE_NAMES:
             names = ", ".join(map(repr, SCORE_NAMES))
             raise OptionError(f"`ood_score` must be one of {names}, got {self.ood_score!r}.")
-        shares = {name: getattr(self, name) for name in Ratios.__slots__}
-        given = {name: share for name, share in shares.items() if share is not None}
-        return OPNP(
-            ratios=Ratios(**given) if given else None,
-            neuron=self.neuron,
-            scope=self.scope,
-            temperature=self.temperature,
-            score=self.ood_score,
-            shaping=self.shaping,
-            precision="float64",
-        )
+        given = {name: getattr(self, name) for name in (*RATIO_NAMES, "neuron", "scope", "temperature", "shaping")}
+        return OPNP.from_settings(settings_of({**given, "score": self.ood_score, "precision": "float64"}))
 
     def _targets(self, labels: object) -> np.ndarray | None:
         """Return the labels as one axis, checked; None where there are none and none are needed."""

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from opnp.data import file_digest
 from opnp.data.samples import require_area
-from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OpnpError, OptionError
+from opnp.errors import DataFileError, MissingFileError, OpnpError, OptionError, require_installed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,11 +74,16 @@ class TransformersImageTransform:
     def __call__(self, sample: "Image") -> Tensor:
         """Return the model's input of one image, shape ``(channels, height, width)``, float32.
 
+        An orientation tag is followed, as transformers does where it opens an image.
+
         Raises:
             DataFileError: If the image is so long and thin that it has too many pixels once resized.
             OptionError: If the processor makes several inputs of an image, such as a tensor and a mask.
 
         """
+        from PIL import ImageOps
+
+        sample = ImageOps.exif_transpose(sample)
         self._require_area(sample)
         made = self.processor(images=sample.convert("L" if self.channels == 1 else "RGB"), return_tensors="pt")
         if set(made) != {"pixel_values"}:
@@ -223,7 +227,9 @@ def transformers_model(
     files = _PROCESSORS if kind == "image" else (*_TOKENIZERS, *_SETTINGS)
     present = [name for name in files if (folder / name).is_file()]
     _require_inputs(folder, present, kind)
-    _require_pillow(kind)
+    _require_one_order(folder, settings)
+    if kind == "image":
+        require_installed("`hf:` models of images need", "PIL", extra="hf")
     for name in ("config.json", *_PROCESSORS, "tokenizer_config.json"):
         _require_no_code(folder / name)
     if is_pretrained:
@@ -375,6 +381,20 @@ def _require_inputs(folder: Path, present: Sequence[str], kind: Literal["image",
         )
 
 
+def _require_one_order(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise if the two tables of class names in ``config.json`` contradict each other."""
+    by_number, by_name = settings.get("id2label"), settings.get("label2id")
+    if not isinstance(by_number, dict) or not isinstance(by_name, dict):
+        return
+    for number, name in by_number.items():
+        other = by_name.get(name, number)
+        if str(other) != str(number):
+            raise DataFileError(
+                f"{folder / 'config.json'} numbers its classes in two ways: {name!r} is {number} by `id2label` and "
+                f"{other} by `label2id`. Mend the wrong one."
+            )
+
+
 def _require_whole(folder: Path, missing: Sequence[str]) -> None:
     if missing:
         raise DataFileError(
@@ -391,11 +411,6 @@ def _require_shapes(folder: Path, other: Sequence[tuple[str, Sequence[int], Sequ
             f"config.json in {folder} says other sizes than its weights have, in {len(other)} tensors: "
             f"{', '.join(named)}{', ...' if len(other) > _SHOWN else ''}. Give config.json the sizes of the training.",
         )
-
-
-def _require_pillow(kind: Literal["image", "text"]) -> None:
-    if kind == "image" and find_spec("PIL") is None:
-        raise MissingExtraError("`hf:` models of images need Pillow, which is not installed: `pip install 'opnp[hf]'`.")
 
 
 def _limit(tokenizer: Any, model: nn.Module) -> int | None:  # noqa: ANN401  # as above
@@ -441,8 +456,7 @@ def _told(folder: Path) -> Iterator[None]:
 
 
 def _transformers() -> Any:  # noqa: ANN401  # a module
-    if find_spec("transformers") is None:
-        raise MissingExtraError("`hf:` models need transformers, which is not installed: `pip install 'opnp[hf]'`.")
+    require_installed("`hf:` models need", "transformers", extra="hf")
     import transformers
 
     return transformers

@@ -26,9 +26,9 @@ from opnp.bench.origin import (
     model_source,
     require_set_names,
 )
-from opnp.bench.run import Progress
 from opnp.core.checks import require_class_indices
 from opnp.data import FeatureSet, InputSet, Transform, channel_std
+from opnp.detector.fit_pass import Progress, shown
 from opnp.distributed import Ranks, gathered, gathered_bytes, require_equal, sent_by_first, together
 from opnp.errors import DataFileError, EmptyDataError, ModelRunError, OpnpError, OptionError
 from opnp.model import BatchHalving, Head, HeadStream, borrowed, device_of, head_stream, unwrapped
@@ -299,7 +299,7 @@ class FeaturePass:
         """Return the batches of inputs, of all rows or of some, with progress shown."""
         is_pinned = target_device(self.model, self.device).type == "cuda" and torch.cuda.is_available()
         batches = inputs.batches(self.batch_size, rows=rows, workers=self.workers, is_pinned=is_pinned)
-        return batches if self.progress is None else self.progress(batches)
+        return shown(batches, self.progress)
 
     def result(self, inputs: InputSet, *, is_inside: bool) -> tuple[Head, FeatureSet | None, float | None]:
         """Return the head, and features, labels and accuracy of inputs, computed by all ranks together.

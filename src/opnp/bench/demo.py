@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from opnp.bench.features import require_seed
+from opnp.bench.figures import detection_figures
 from opnp.bench.gallery import detector_pictures, gallery_set
 from opnp.bench.records import (
     ScoreBlock,
@@ -30,14 +30,13 @@ from opnp.bench.records import (
     write_record,
     write_scores,
 )
-from opnp.core import accuracy, auroc, fpr_at_tpr
+from opnp.core import accuracy
 from opnp.data import write_features, write_head, write_score_table
-from opnp.detector import OPNP, Ratios, Verdict
-from opnp.errors import MissingExtraError
+from opnp.detector import OPNP, Explanation, Ratios, Verdict
+from opnp.errors import require_installed
 from opnp.files import write_atomically
 from opnp.model import linear_layers
-from opnp.values.bench import DEMO_MODEL, DemoRecord, DemoRow
-from opnp.values.figures import DetectionFigures
+from opnp.values.bench import DEMO_MODEL, PRODUCT, DemoRecord, DemoRow
 from opnp.values.files import PICTURES_FILE, RESULTS_FILE
 from opnp.values.pictures import ModelPictures
 
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEMO_FILES",
-    "DEMO_PRODUCT",
     "DEMO_RATIOS",
     "DigitsData",
     "digit_picture",
@@ -55,9 +53,6 @@ __all__ = [
     "small_cnn",
     "trained_cnn",
 ]
-
-DEMO_PRODUCT = "OPNP()"
-"""The row of the detector as it is used: the fusion."""
 
 DEMO_RATIOS = {
     "Energy": Ratios(),
@@ -148,7 +143,7 @@ def _run(folder: Path, *, seed: int) -> DemoRecord:
     model = trained_cnn(*data.train, seed=seed)
     training, held_out = _batches(data.train[0]), _batches(data.validation[0])
     energy = OPNP(ratios=DEMO_RATIOS["Energy"]).fit(model, training)
-    detectors = {DEMO_PRODUCT: OPNP().fit(model, training)} | {
+    detectors = {PRODUCT: OPNP().fit(model, training)} | {
         name: energy.with_ratios(ratios) for name, ratios in DEMO_RATIOS.items()
     }
     for detector in detectors.values():
@@ -162,16 +157,16 @@ def _run(folder: Path, *, seed: int) -> DemoRecord:
         methods=tuple(_judged(name, detector, model, data) for name, detector in detectors.items()),
     )
     write_record(folder / RESULTS_FILE, record)  # first: it says whose folder it is
-    detectors[DEMO_PRODUCT].save(folder / "detector.safetensors")
+    detectors[PRODUCT].save(folder / "detector.safetensors")
     write_atomically(folder / "model.safetensors", save(model.state_dict()))
-    _write_scores(folder / "scores.csv", detectors[DEMO_PRODUCT], data)
+    _write_scores(folder / "scores.csv", detectors[PRODUCT], data)
     blocks = [
         ScoreBlock(DEMO_MODEL, place, name, torch.arange(len(images)), detector.score(images).double())
         for name, detector in detectors.items()
         for place, images in data.judged.items()
     ]
     write_scores(folder / "scores.parquet", blocks)
-    write_pictures(folder, [_pictures(detectors[DEMO_PRODUCT], model, data)])
+    write_pictures(folder, [_pictures(detectors[PRODUCT], model, data)])
     _write_features(folder, model, data)
     return record
 
@@ -184,14 +179,7 @@ def _judged(name: str, detector: OPNP, model: nn.Sequential, data: DigitsData) -
     return DemoRow(
         method=name,
         settings=detector.settings.to_json(),
-        detection={
-            place: DetectionFigures(
-                fpr95=fpr_at_tpr(verdict.score, scores),
-                fpr95_ood_positive=fpr_at_tpr(verdict.score, scores, positive="ood"),
-                auroc=auroc(verdict.score, scores),
-            )
-            for place, scores in outside.items()
-        },
+        detection={place: detection_figures(verdict.score, scores) for place, scores in outside.items()},
         accuracy=int((verdict.predicted_class == labels).sum()) / len(labels),
         pruned_accuracy=accuracy(head(_features(model, inside)), labels),
         flagged_id=int(verdict.is_ood.sum()) / len(labels),
@@ -210,12 +198,13 @@ def _write_scores(path: Path, detector: OPNP, data: DigitsData) -> None:
 
 
 def _pictures(detector: OPNP, model: nn.Sequential, data: DigitsData) -> ModelPictures:
-    pictures = detector_pictures(detector, _head(model).weight, model=DEMO_MODEL, method=DEMO_PRODUCT)
+    pictures = detector_pictures(detector, _head(model).weight, model=DEMO_MODEL, method=PRODUCT)
     gallery = [
         gallery_set(
             place,
             detector.verdict(images),
             index=torch.arange(len(images)),
+            explain=partial(_explanation, detector, images),
             labels=data.test[1] if place == "test" else None,
             image_of=partial(digit_picture, images),
             name_of=f"{place} {{}}".format,
@@ -223,6 +212,10 @@ def _pictures(detector: OPNP, model: nn.Sequential, data: DigitsData) -> ModelPi
         for place, images in data.judged.items()
     ]
     return replace(pictures, gallery=tuple(gallery))
+
+
+def _explanation(detector: OPNP, images: Tensor, places: Tensor) -> Explanation:
+    return detector.explain(images[places])
 
 
 def _write_features(folder: Path, model: nn.Sequential, data: DigitsData) -> None:
@@ -254,10 +247,7 @@ def digits_data(*, seed: int = 0) -> DigitsData:
         MissingExtraError: If scikit-learn or Pillow is not installed.
 
     """
-    if find_spec("sklearn") is None or find_spec("PIL") is None:
-        raise MissingExtraError(
-            "The demo's data come with scikit-learn and Pillow, and one is not installed: `pip install 'opnp[bench]'`.",
-        )
+    require_installed("The demo's data come with", "sklearn", "PIL", extra="bench")
     from sklearn.datasets import load_digits, load_sample_images
 
     generator = torch.Generator().manual_seed(seed)

@@ -4,19 +4,29 @@ import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from opnp.bench.figures import detection_figures
 from opnp.bench.odin import OdinScores, read_odin
 from opnp.core.checks import require_finite
 from opnp.core.labels import NO_LABEL
 from opnp.data import FeatureSet, LinearHead, file_digest, read_features, read_head
 from opnp.errors import DataFileError, MissingFileError, NonFiniteError, OptionError
 from opnp.values.bench import DataSource
-from opnp.values.figures import Nearness
+from opnp.values.figures import Nearness, means_by_side
 
-__all__ = ["IdSplit", "ModelData", "feature_folders", "read_feature_folder", "require_seed", "split_test"]
+__all__ = [
+    "IdSplit",
+    "ModelData",
+    "feature_folders",
+    "read_feature_folder",
+    "read_models",
+    "require_seed",
+    "split_test",
+]
 
 _LAYOUT = "head.safetensors, train.safetensors, test.safetensors and ood_*.safetensors"
 _MOST = 2000
@@ -65,14 +75,42 @@ class ModelData:
         """Return ``near`` or ``far`` by OOD set; near ones are named for every model, or as ``model:set`` for one."""
         return {name: "near" if name in near or f"{self.name}:{name}" in near else "far" for name in self.ood}
 
+    def facts(self, near: Collection[str]) -> dict[str, Any]:
+        """Return the attributes of a `JudgedModel`."""
+        return {
+            "model": self.name,
+            "classes": self.classes,
+            "features": self.features,
+            "data": self.sources,
+            "nearness": self.nearness(near),
+        }
 
-def require_known_sets(near: Collection[str], models: Iterable[ModelData]) -> None:
-    """Raise if a name of a near set is that of no OOD set of any model, as where it is misspelt.
+    def figures(self, scores: Iterable[Tensor], near: Collection[str]) -> dict[str, Any]:
+        """Return the figures of an `Outcome` from the scores of each set of `judged`, in its order."""
+        inside, *outside = scores
+        detection = {name: detection_figures(inside, each) for name, each in zip(self.ood, outside, strict=True)}
+        return {"detection": detection, **means_by_side(detection, self.nearness(near))}
+
+
+def read_models(
+    path: str | os.PathLike[str], *, near: Collection[str], ood: Iterable[str] | None = None
+) -> list[ModelData]:
+    """Return what the folders of models hold.
+
+    Args:
+        path: A folder of features, or a folder of such folders.
+        near: Names of near OOD sets, for every model or as ``model:set`` for one.
+        ood: Names of the OOD sets to read; None for all there are.
 
     Raises:
-        OptionError: If so; the message names the sets that there are.
+        MissingFileError: If a folder or file is missing.
+        DataFileError: If a file does not fit the others.
+        OptionError: If a near set is no OOD set of any model, as where it is misspelt; the message names those that
+            there are.
 
     """
+    places = None if ood is None else tuple(ood)
+    models = [read_feature_folder(folder, ood=places) for folder in feature_folders(path)]
     there = sorted({name for model in models for name in model.ood})
     pairs = {f"{model.name}:{name}" for model in models for name in model.ood}
     unknown = [name for name in near if name not in there and name not in pairs]
@@ -81,6 +119,7 @@ def require_known_sets(near: Collection[str], models: Iterable[ModelData]) -> No
             f"`near` must name OOD sets that are there, or MODEL:SET, got {', '.join(sorted(unknown))}. There are: "
             f"{', '.join(there)}."
         )
+    return models
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,12 +1,14 @@
 """Figures of a record from scores, logits and labels."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from opnp.core import accuracy, detection_metrics, expected_calibration_error, reliability
+from opnp.data import LinearHead
 from opnp.values.figures import ClassifierFigures, DetectionFigures
 
-__all__ = ["CALIBRATION_BINS", "classifier_figures", "detection_figures"]
+__all__ = ["CALIBRATION_BINS", "classifier_figures", "detection_figures", "head_logits"]
 
 CALIBRATION_BINS = 15
 
@@ -21,7 +23,13 @@ def detection_figures(inside: Tensor, outside: Tensor) -> DetectionFigures:
 
     """
     [figures] = detection_metrics(inside, [outside])
-    return DetectionFigures(*figures)
+    return figures
+
+
+def head_logits(head: LinearHead | nn.Linear, features: Tensor) -> Tensor:
+    """Return the logits of a head, shape ``(batch, classes)``, float64."""
+    bias = None if head.bias is None else head.bias.double()
+    return linear(features.double(), head.weight.double(), bias)
 
 
 def classifier_figures(logits: Tensor, labels: Tensor) -> ClassifierFigures:

@@ -11,11 +11,12 @@ from torch import Tensor
 from opnp.bench.features import ModelData
 from opnp.core import Masks, neuron_mask, pruned_weight, weight_mask
 from opnp.data import InputSet
-from opnp.detector import OPNP, Verdict
+from opnp.detector import OPNP, Explanation, Verdict
 from opnp.values.pictures import (
     BEYOND,
     GalleryItem,
     GallerySet,
+    MemberAnswer,
     ModelPictures,
     NeuronPicture,
     SensitivityPicture,
@@ -70,8 +71,7 @@ def detector_pictures(detector: OPNP, weight: Tensor, *, model: str, method: str
 
 
 def _spread(values: Tensor, *, kept: Tensor, lowest: Tensor) -> SensitivityPicture:
-    maximum = float(values.max())
-    shares = values.double() / maximum if maximum > 0 else torch.zeros_like(values, dtype=torch.float64)
+    maximum, shares = _shares(values)
     edges = torch.linspace(0, 1, _BINS + 1, dtype=torch.float64)
     return SensitivityPicture(
         maximum=maximum,
@@ -81,6 +81,12 @@ def _spread(values: Tensor, *, kept: Tensor, lowest: Tensor) -> SensitivityPictu
         lowest=_counts(shares[lowest], edges),
         highest=_counts(shares[~kept & ~lowest], edges),
     )
+
+
+def _shares(values: Tensor) -> tuple[float, Tensor]:
+    """Return the largest value, and all values as shares of it."""
+    maximum = float(values.max())
+    return maximum, values.double() / (maximum or 1.0)
 
 
 def _weights(weight: Tensor, sensitivity: Tensor, masks: Masks) -> WeightPicture:
@@ -109,8 +115,7 @@ def _neurons(weight: Tensor, sensitivity: Tensor, masks: Masks, *, lowest: Tenso
     order = torch.argsort(sensitivity, stable=True)
     ranks = torch.linspace(0, len(order) - 1, min(len(order), _RANKS), dtype=torch.float64).round().long()
     shown = order[ranks]
-    maximum = float(sensitivity.max())
-    shares = sensitivity.double() / maximum if maximum > 0 else torch.zeros_like(sensitivity, dtype=torch.float64)
+    _, shares = _shares(sensitivity)
     pruned = pruned_weight(weight, Masks(weight=masks.weight.cpu(), neuron=masks.neuron.cpu()))
     removed = int((~masks.neuron).sum())
     return NeuronPicture(
@@ -129,6 +134,7 @@ def gallery_set(
     verdict: Verdict,
     *,
     index: Tensor,
+    explain: Callable[[Tensor], Explanation] | None = None,
     labels: Tensor | None = None,
     image_of: Callable[[int], "Image"],
     name_of: Callable[[int], str],
@@ -141,6 +147,7 @@ def gallery_set(
         name: ``test`` or ``ood_*``.
         verdict: What a calibrated detector says of each of some rows.
         index: These rows of the set, shape ``(samples,)``.
+        explain: What the members say of some of these rows, given by their places; None where there are none.
         labels: Their true classes, or None.
         image_of: The image of a row.
         name_of: The name of a row.
@@ -163,7 +170,9 @@ def gallery_set(
 
     """
     items = []
-    for place in verdict.score.argsort(descending=name == "test", stable=True)[:count].tolist():
+    places = verdict.score.argsort(descending=name == "test", stable=True)[:count]
+    answers = [()] * len(places) if explain is None else _answers(explain(places))
+    for place, members in zip(places.tolist(), answers, strict=True):
         row, predicted = int(index[place]), int(verdict.predicted_class[place])
         item = GalleryItem(
             name=name_of(row),
@@ -175,9 +184,22 @@ def gallery_set(
             predicted_name=None if class_names is None or predicted >= len(class_names) else class_names[predicted],
             true_class=None if labels is None else int(labels[place]),
             image=thumbnail(image_of(row)),
+            members=members,
         )
         items.append(item)
     return GallerySet(set=name, items=tuple(items))
+
+
+def _answers(explanation: Explanation) -> list[tuple[MemberAnswer, ...]]:
+    """Return what the members say of each row."""
+    columns = zip(explanation.p_value.tolist(), explanation.share.tolist(), strict=True)
+    return [
+        tuple(
+            MemberAnswer(name, p_value, min(share, 1.0))
+            for name, p_value, share in zip(explanation.members, p_values, shares, strict=True)
+        )
+        for p_values, shares in columns
+    ]
 
 
 def thumbnail(image: "Image") -> str:
@@ -217,10 +239,12 @@ def model_gallery(
 
 def _gallery(name: str, detector: OPNP, model: ModelData, inputs: InputSet, index: Tensor) -> GallerySet:
     labels, readable = model.test.labels if name == "test" else None, inputs.readable
+    features = model.judged[name][index]
     return gallery_set(
         name,
-        detector.verdict_features(model.judged[name][index]),
+        detector.verdict_features(features),
         index=index,
+        explain=(lambda places: detector.explain_features(features[places])) if detector.settings.is_fusion else None,
         labels=None if labels is None else labels[index],
         image_of=lambda row: inputs.source.sample(int(readable[row])),
         name_of=lambda row: inputs.names[int(readable[row])],

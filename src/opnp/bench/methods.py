@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
-from torch.nn.functional import linear
 
 from opnp.adapters import ODIN_EPS, ODIN_TEMPERATURE, PytorchOodBaseline
 from opnp.bench.features import IdSplit, ModelData
+from opnp.bench.figures import head_logits
 from opnp.bench.odin import OdinScores
 from opnp.core import PANEL, NeuronReading, ScoreName
 from opnp.detector import OPNP, Ratios
 from opnp.errors import DataFileError, OptionError
-from opnp.values.bench import Group, Split
+from opnp.values.bench import PRODUCT, Group, Split
 
 __all__ = [
-    "PRODUCT",
     "PRUNED_RATIOS",
     "FittedMethod",
     "Method",
@@ -32,9 +31,6 @@ __all__ = [
     "published_settings",
     "ratios_label",
 ]
-
-PRODUCT = "OPNP()"
-"""Name of the row of the detector as it is used."""
 
 PRUNED_RATIOS = Ratios(w_min=0.3)
 """The ratios of the pruned head that the baselines are combined with."""
@@ -396,8 +392,7 @@ def _of_detector(detector: OPNP) -> FittedMethod:
         scores = detector.score_features(part.features).double()
         if detector.settings.is_fusion:  # read off no one head
             return scores, None
-        head, rows = detector.pruned_head, part.features.double()
-        return scores, linear(rows, head.weight.double(), None if head.bias is None else head.bias.double())
+        return scores, head_logits(detector.pruned_head, part.features)
 
     left_out = {"left_out": dict(detector.left_out)} if detector.left_out else {}
     return FittedMethod(detector.settings.to_json() | left_out, output, detector)

@@ -171,11 +171,7 @@ class FeatureSource(Value, frozen=True):
 
         """
         path = existing_file(Path(folder) / SOURCE_FILE, content="where the features come from")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataFileError(f"{path} cannot be read ({error}): remove the folder, and cache again.") from error
-        return cls.from_content(content, path=path)
+        return cls.from_content(path.read_bytes(), path=path)
 
     @classmethod
     def from_content(cls, content: bytes, *, path: Path) -> Self:

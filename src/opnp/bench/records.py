@@ -6,7 +6,6 @@ import platform
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from opnp.bench.gallery import detector_pictures
 from opnp.core import flagged_rank
 from opnp.detector import OPNP
-from opnp.errors import DataFileError, MissingExtraError, NonFiniteError
+from opnp.errors import DataFileError, NonFiniteError, require_installed
 from opnp.files import write_atomically
 from opnp.values.files import FIT_FILE, PICTURES_FILE, RECORD_FILES
 from opnp.values.fit import FitRecord, TuningFigures
@@ -128,8 +127,7 @@ def require_parquet() -> None:
         MissingExtraError: If it is not; the message names the command that installs it.
 
     """
-    if find_spec("pyarrow") is None:
-        raise MissingExtraError("The score file needs pyarrow, which is not installed: `pip install 'opnp[bench]'`.")
+    require_installed("The score file needs", "pyarrow", extra="bench")
 
 
 def write_scores(path: str | os.PathLike[str], blocks: Sequence[ScoreBlock]) -> None:

@@ -7,31 +7,23 @@ says why.
 
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from msgspec.structs import replace
 from torch import Tensor
-from torch.nn.functional import linear
 
 from opnp.adapters import require_pytorch_ood
-from opnp.bench.features import (
-    IdSplit,
-    ModelData,
-    feature_folders,
-    read_feature_folder,
-    require_known_sets,
-    split_test,
-)
-from opnp.bench.figures import CALIBRATION_BINS, classifier_figures, detection_figures
+from opnp.bench.features import IdSplit, ModelData, read_models, split_test
+from opnp.bench.figures import CALIBRATION_BINS, classifier_figures, head_logits
 from opnp.bench.gallery import detector_pictures, model_gallery
 from opnp.bench.methods import (
-    PRODUCT,
     PRUNED_RATIOS,
     FittedMethod,
     Method,
@@ -52,16 +44,16 @@ from opnp.bench.records import (
 from opnp.bench.tables import results_markdown
 from opnp.data import InputSet
 from opnp.detector import Ratios
+from opnp.detector.fit_pass import Progress, shown
 from opnp.errors import NonFiniteError, OpnpError
 from opnp.files import write_atomically
-from opnp.values.bench import BenchRecord, MethodRow, ModelResult, Split
-from opnp.values.figures import ClassifierFigures, means_by_side
+from opnp.values.bench import PRODUCT, BenchRecord, MethodRow, ModelResult, Split
+from opnp.values.figures import ClassifierFigures
 from opnp.values.files import PICTURES_FILE, RESULTS_FILE
 from opnp.values.pictures import ModelPictures
 
-__all__ = ["BENCH_FILES", "Measurement", "ModelRun", "Progress", "measured", "require_bench", "run_bench"]
+__all__ = ["BENCH_FILES", "Measurement", "ModelRun", "measured", "require_bench", "run_bench"]
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]] | None
 Value = TypeVar("Value")
 
 BENCH_FILES = (RESULTS_FILE, "results.md", "timings.json", PICTURES_FILE, "scores.parquet")
@@ -131,9 +123,8 @@ def run_bench(
 
     """
     require_parquet()
-    names = None if methods is None else tuple(methods)
-    places = None if ood is None else tuple(ood)
-    models = [read_feature_folder(folder, ood=places) for folder in feature_folders(features)]
+    names, near = None if methods is None else tuple(methods), frozenset(near)
+    models = read_models(features, near=near, ood=ood)
     chosen = {
         model.name: chosen_methods(
             available_methods(
@@ -150,8 +141,6 @@ def run_bench(
     is_foreign = any(_is_foreign(each) for each in chosen.values())
     if is_foreign:
         require_pytorch_ood()
-    near = frozenset(near)
-    require_known_sets(near, models)
     runs = []
     for model in models:
         split = split_test(len(model.test.features), validation_samples=validation_samples, seed=seed)
@@ -234,16 +223,11 @@ class ModelRun:
 
     def result(self, methods: Sequence[Method], progress: Progress = None) -> ModelResult:
         """Return what came of the methods, in their order."""
-        model = self.model
         return ModelResult(
-            model=model.name,
-            classes=model.classes,
-            features=model.features,
-            data=model.sources,
-            nearness=model.nearness(self.near),
-            id_samples={"test": len(model.test.features), "rest": len(self.split.rest)},
+            **self.model.facts(self.near),
+            id_samples={"test": len(self.model.test.features), "rest": len(self.split.rest)},
             validation_samples=len(self.split.validation),
-            methods=tuple(self._row(method) for method in (methods if progress is None else progress(methods))),
+            methods=tuple(self._row(method) for method in shown(methods, progress)),
         )
 
     def _row(self, method: Method) -> MethodRow:
@@ -276,11 +260,9 @@ class ModelRun:
         fitted, fit = measured(lambda: method.fit(self.model, self.split))
         (scores, logits), scoring = measured(lambda: _outputs(fitted, parts))
         if not method.is_stored:
+            steps = {"fit": fit, "score": scoring}
             self.timings[method.name] = {
-                "fit_seconds": fit.seconds,
-                "fit_peak_bytes": fit.peak_bytes,
-                "score_seconds": scoring.seconds,
-                "score_peak_bytes": scoring.peak_bytes,
+                f"{step}_{name}": value for step, took in steps.items() for name, value in took._asdict().items()
             }
         if method.name == PRODUCT and (detector := fitted.detector) is not None:
             model = self.model
@@ -289,14 +271,11 @@ class ModelRun:
             self.pictures.append(replace(pictures, gallery=gallery))
         for part, each in zip(parts, scores, strict=True):
             self.scores.append(ScoreBlock(self.model.name, part.name, row.method, part.rows, each))
-        inside, *outside = scores
-        detection = {name: detection_figures(inside, each) for name, each in zip(self.model.ood, outside, strict=True)}
         return replace(
             row,
             settings=dict(fitted.chosen),
             status="ok",
-            detection=detection,
-            **means_by_side(detection, self.model.nearness(self.near)),
+            **self.model.figures(scores, self.near),
             after=self._classifier(logits, row.split),
         )
 
@@ -306,9 +285,7 @@ class ModelRun:
     def _classifier_before(self, split: Split) -> ClassifierFigures | None:
         """Return the original head's figures, taken once a split."""
         if split not in self._before:
-            head = self.model.head
-            features = self.model.test.features[self._rows(split)].double()
-            logits = linear(features, head.weight.double(), None if head.bias is None else head.bias.double())
+            logits = head_logits(self.model.head, self.model.test.features[self._rows(split)])
             self._before[split] = self._classifier(logits, split)
         return self._before[split]
 
@@ -337,8 +314,7 @@ def _outputs(fitted: FittedMethod, parts: Iterable[Part]) -> tuple[list[Tensor],
     return scores, first
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(NamedTuple):
     """What a step took.
 
     Attributes:
@@ -380,11 +356,7 @@ def _forget_peak() -> bool:
 def _resident(field: str) -> int | None:
     """Return a field of the process's status in bytes, or None where there is no such thing."""
     try:
-        lines = _STATUS.read_text(encoding="ascii").splitlines()
+        found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
         return None
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    return None
+    return None if found is None else int(found[1]) * 1024

@@ -14,26 +14,19 @@ from typing import Literal
 import torch
 from msgspec.structs import replace
 from torch import Tensor
-from torch.nn.functional import linear
 
 from opnp.artifact import tensors_digest
-from opnp.bench.features import (
-    ModelData,
-    feature_folders,
-    read_feature_folder,
-    require_known_sets,
-    require_seed,
-)
-from opnp.bench.figures import CALIBRATION_BINS, classifier_figures, detection_figures
+from opnp.bench.features import ModelData, read_models, require_seed
+from opnp.bench.figures import CALIBRATION_BINS, classifier_figures, head_logits
 from opnp.bench.records import own_result_folder, package_versions, write_record
-from opnp.bench.run import Progress
 from opnp.bench.tables import sweep_markdown
 from opnp.core import SCORE_NAMES, NeuronReading, Scope, score_logits
 from opnp.core.checks import require_finite
 from opnp.detector import OPNP, Ratios, Settings
+from opnp.detector.fit_pass import Progress, shown
 from opnp.errors import OpnpError, OptionError
 from opnp.files import write_atomically
-from opnp.values.figures import HeadFigures, means_by_side
+from opnp.values.figures import HeadFigures
 from opnp.values.files import SWEEP_FILE
 from opnp.values.sweep import SweepBase, SweepCurve, SweepPoint, SweepRecord, SweepSettings, SweptModel, Varied
 
@@ -143,8 +136,7 @@ def run_sweep(
     chosen = chosen_curves(curves)
     options = Settings(ratios=base, scope=scope, neuron=neuron)
     near = frozenset(near)
-    models = [read_feature_folder(folder) for folder in feature_folders(features)]
-    require_known_sets(near, models)
+    models = read_models(features, near=near)
     out = own_result_folder(out, files=SWEEP_FILES)
 
     def swept(model: ModelData) -> SweptModel:
@@ -269,7 +261,7 @@ class ModelSweep:
 
         A head that cannot be fitted is refused here.
         """
-        self._features = torch.cat([each.double() for each in (self.model.test.features, *self.model.ood.values())])
+        self._features = torch.cat([each.double() for each in self.model.judged.values()])
         self._main = self._fitted(temperature=1.0, rows=None)
 
     def result(self, curves: Sequence[Curve], base: SweepSettings, *, seed: int, progress: Progress) -> SweptModel:
@@ -283,18 +275,13 @@ class ModelSweep:
 
         """
         planned = [(curve.about.name, point) for curve in curves for point in curve.points(base, seed)]
-        model = self.model
         unpruned = replace(base, w_min=0.0, w_max=0.0, o_min=0.0, o_max=0.0)
         return SweptModel(
-            model=model.name,
-            classes=model.classes,
-            features=model.features,
-            data=model.sources,
-            nearness=model.nearness(self.near),
+            **self.model.facts(self.near),
             energy=self.point(unpruned),
             points=tuple(
                 replace(self.point(plan.settings), curve=name, varied=plan.varied)
-                for name, plan in (planned if progress is None else progress(planned))
+                for name, plan in shown(planned, progress)
             ),
         )
 
@@ -335,16 +322,12 @@ class ModelSweep:
         return detector.fit_features(features if rows is None else features[rows], weight=head.weight, bias=head.bias)
 
     def _with_figures(self, point: SweepPoint, detector: OPNP) -> SweepPoint:
-        settings, masks, head = point.settings, detector.masks, detector.pruned_head
-        bias = None if head.bias is None else head.bias.double()
-        logits = linear(self._features, head.weight.double(), bias)
+        settings, masks = point.settings, detector.masks
+        logits = head_logits(detector.pruned_head, self._features)
         require_finite(logits, name="logits", where=" of the pruned head")
         scores = score_logits(logits, score=settings.score, temperature=settings.temperature)
-        labels, lengths = self.model.test.labels, [len(each) for each in self.model.ood.values()]
-        samples = len(self.model.test.features)
-        inside, *outside = scores.split([samples, *lengths])
-        detection = {name: detection_figures(inside, each) for name, each in zip(self.model.ood, outside, strict=True)}
-        answers = None if labels is None else classifier_figures(logits[:samples], labels)
+        labels, lengths = self.model.test.labels, [len(each) for each in self.model.judged.values()]
+        answers = None if labels is None else classifier_figures(logits[: lengths[0]], labels)
         return replace(
             point,
             status="ok",
@@ -352,8 +335,7 @@ class ModelSweep:
             pruned_neurons=int((~masks.neuron).sum()),
             removed_share=int((~masks.kept).sum()) / masks.kept.numel(),
             mask_digest=tensors_digest({"kept": masks.kept}),
-            detection=detection,
-            **means_by_side(detection, self.model.nearness(self.near)),
+            **self.model.figures(scores.split(lengths), self.near),
             head=None if answers is None else HeadFigures(accuracy=answers.accuracy, ece=answers.ece),
         )
 
@@ -454,11 +436,6 @@ def _pair(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
             yield PlannedPoint({"w_min": w_min, "o_min": o_min}, settings)
 
 
-def _temperatures(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
-    for temperature in _TEMPERATURES:
-        yield PlannedPoint({"temperature": temperature}, replace(base, temperature=temperature))
-
-
 def _samples(base: SweepSettings, seed: int) -> Iterable[PlannedPoint]:
     for size in sample_sizes(base.training_samples):
         is_all = size == base.training_samples
@@ -467,13 +444,14 @@ def _samples(base: SweepSettings, seed: int) -> Iterable[PlannedPoint]:
             yield PlannedPoint({"training_samples": size}, settings)
 
 
-def _scores(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
-    for score in SCORE_NAMES:
-        yield PlannedPoint({"score": score}, replace(base, score=score))
+def _each(name: str, values: Sequence[Varied], *, is_pruned: bool = True) -> _Points:
+    """Return the points of a curve over one setting, on the base's head or on the original one."""
 
+    def points(base: SweepSettings, _: int) -> Iterable[PlannedPoint]:
+        start = base if is_pruned else _with(base, {})
+        return (PlannedPoint({name: value}, replace(start, **{name: value})) for value in values)
 
-def _scores_unpruned(base: SweepSettings, seed: int) -> Iterable[PlannedPoint]:
-    return _scores(_with(base, {}), seed)
+    return points
 
 
 _ALONE = (
@@ -484,6 +462,8 @@ _FIGURE_3 = (
     _ratio("w_min", partner=("w_max", PAPER_RATIOS.w_max)),
     *(_ratio("o_min", neuron=reading, partner=("o_max", PAPER_RATIOS.o_max)) for reading in _READINGS),
 )
+_UNPRUNED = _each("score", SCORE_NAMES, is_pruned=False)
+_TEMPERATURE_TITLE = "Temperature of sensitivities and score, at the base ratios"
 
 CURVES: tuple[Curve, ...] = (
     _parts("parts", None, "Weights, neurons and both removed, at the base ratios"),
@@ -491,15 +471,9 @@ CURVES: tuple[Curve, ...] = (
     *_ALONE,
     *_FIGURE_3,
     _curve("w_min-o_min", "pairs", "Only rho_w_min and rho_o_min", _pair, "w_min", "o_min"),
-    _curve(
-        "temperature",
-        "temperature",
-        "Temperature of sensitivities and score, at the base ratios",
-        _temperatures,
-        "temperature",
-    ),
+    _curve("temperature", "temperature", _TEMPERATURE_TITLE, _each("temperature", _TEMPERATURES), "temperature"),
     _curve("samples", "samples", "Random training samples, at the base ratios", _samples, "training_samples"),
-    _curve("scores", "scores", "Scores on the pruned head, at the base ratios", _scores, "score"),
-    _curve("scores-unpruned", "scores", "Scores on the original head", _scores_unpruned, "score"),
+    _curve("scores", "scores", "Scores on the pruned head, at the base ratios", _each("score", SCORE_NAMES), "score"),
+    _curve("scores-unpruned", "scores", "Scores on the original head", _UNPRUNED, "score"),
 )
 """Every curve, in the order of the tables."""

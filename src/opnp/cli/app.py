@@ -1,6 +1,5 @@
-"""The commands together: imported when they are called; errors and signals end them in one line and an exit code."""
+"""The commands together; errors and signals end them in one line and an exit code."""
 
-import inspect
 import os
 import signal
 import sys
@@ -10,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import wraps
-from importlib import import_module
-from io import TextIOWrapper
+from inspect import Parameter, signature
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, get_type_hints
@@ -20,38 +18,22 @@ import typer
 from typer.core import TyperGroup
 
 from opnp import __version__
+from opnp.cli.bench import bench, cache, sweep
+from opnp.cli.export import export
+from opnp.cli.fit import fit, inspect
+from opnp.cli.monitor import monitor
+from opnp.cli.output import steady_streams
+from opnp.cli.report import demo, report
+from opnp.cli.score import score
+from opnp.cli.serve import serve
+from opnp.cli.tune import tune
 from opnp.errors import OpnpError, OptionError
 from opnp.values.files import FEATURE_FILE
 
-__all__ = ["COMMANDS", "app", "command_function", "imported_command", "main", "require_distinct_files"]
-
-COMMANDS = {
-    "demo": "Train a small CNN on the digits 0 to 6, fit detectors, and ask them about digits 7 to 9 and photographs.",
-    "fit": "Fit a detector by a model and its training data, or by cached features of them, and write it.",
-    "score": "Score inputs of a model or cached features, and write class, score, p-value and verdict of each sample.",
-    "export": "Write model and detector as one graph, for any batch size, with a model card beside it.",
-    "inspect": "Print what a detector holds: settings, what it pruned, its sensitivities and its calibration.",
-    "tune": "Choose the four ratios, scope and neuron reading on OOD validation data, as the paper does.",
-    "cache": (
-        "Store what the last layer of a model takes in on images or texts; what is there of the same inputs is kept."
-    ),
-    "bench": "Compare OPNP with other detectors: all are fitted on train and judged by test and the OOD sets.",
-    "sweep": "Show what each setting of the paper's method changes, on cached features.",
-    "report": (
-        "Write results as one page: verdict, methods, thresholds, figures, gallery, and what is needed to repeat them."
-    ),
-    "serve": (
-        "Answer over HTTP: POST /score an image, numbers or a text, get class, confidence, score, p-value and verdict."
-    ),
-    "monitor": (
-        "Say whether a stream of scores is still in distribution: a test that is valid at any time, "
-        "with few false alarms."
-    ),
+COMMANDS: dict[str, Callable[..., None]] = {
+    run.__name__: run for run in (demo, fit, score, export, inspect, tune, cache, bench, sweep, report, serve, monitor)
 }
-"""The commands in the order of the help, each with the first line of its docstring; a test compares the two."""
-
-_MODULES = {"inspect": "fit", "cache": "bench", "sweep": "bench", "demo": "report"}
-"""Modules of commands that have none of their own name."""
+"""The commands by name, in the order of the help."""
 
 _WRITTEN = ("out", "checkpoint", "report", "figures", "state", "log_scores")
 """Options that name what a command writes."""
@@ -111,34 +93,7 @@ def _stopped_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-# -------------------------------------------------------------------------------------- commands, imported when called
-
-
-class _LazyGroup(TyperGroup):
-    """A group that lists commands by stand-ins with name and help line, and imports the one that is called."""
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # as below
-        """Run the command; Ctrl-C in it is not for typer, some versions of which take it for an answer."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            raise Stopped(signal.SIGINT) from error
-
-    def resolve_command(
-        self,
-        ctx: Any,  # noqa: ANN401  # click's context, which newer versions of typer bring along as their own
-        args: list[str],
-    ) -> tuple[str | None, Any, list[str]]:
-        """Return name, command and arguments of what is called; the command is the real one."""
-        name, stand_in, rest = super().resolve_command(ctx, args)
-        return name, stand_in if name is None else imported_command(name), rest
-
-
-def imported_command(name: str) -> Any:  # noqa: ANN401  # a command of click, or of the click in typer
-    """Return the command of this name, imported now."""
-    alone = typer.Typer(add_completion=False)
-    alone.command(name)(command_function(name))
-    return typer.main.get_command(alone)
+# ----------------------------------------------------------------------------------------------------------- commands
 
 
 def command_function(name: str) -> Callable[..., None]:
@@ -146,11 +101,11 @@ def command_function(name: str) -> Callable[..., None]:
 
     A group is a dataclass, the type of a parameter; the function of the module is given one made of the fields.
     """
-    run = getattr(import_module(f"opnp.cli.{_MODULES.get(name, name)}"), name)
-    signature = inspect.signature(run, eval_str=True)
-    parameters: list[inspect.Parameter] = []
+    run = COMMANDS[name]
+    own = signature(run, eval_str=True)
+    parameters: list[Parameter] = []
     groups: dict[str, Any] = {}
-    for parameter in signature.parameters.values():
+    for parameter in own.parameters.values():
         if not is_dataclass(group := parameter.annotation):
             parameters.append(parameter)
             continue
@@ -167,7 +122,7 @@ def command_function(name: str) -> Callable[..., None]:
             given[place] = group(**{each.name: given.pop(each.name) for each in fields(group)})
         run(**given)
 
-    checked.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # as `inspect` asks
+    checked.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # as `inspect` asks
     checked.__annotations__ = {each.name: each.annotation for each in parameters}
     return checked
 
@@ -232,22 +187,32 @@ def _paths(value: object) -> Iterator[Path]:
 
 # ------------------------------------------------------------------------------------------------------ the application
 
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # click's context, which newer versions of typer have of their own
+        """Run the command; Ctrl-C in it is not for typer, some versions of which take it for an answer."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Stopped(signal.SIGINT) from error
+
+
 app = typer.Typer(
     name="opnp",
-    cls=_LazyGroup,
+    cls=_Group,
     help="Turn a trained classifier into an out-of-distribution detector without retraining it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+for name in COMMANDS:
+    app.command(name)(command_function(name))
 
 
-def _not_imported() -> None:
-    """Stand for a command in lists of them; `_LazyGroup` puts the command in its place."""
-
-
-for name, line in COMMANDS.items():
-    app.command(name, help=line)(_not_imported)
+def named_command(name: str) -> Any:  # noqa: ANN401  # a command of click, or of the click in typer
+    """Return the command of this name."""
+    group: Any = typer.main.get_command(app)
+    return group.commands[name]
 
 
 def _show_version(is_asked: bool) -> None:
@@ -272,7 +237,11 @@ def main() -> None:
     So does a lack of memory. Ctrl-C and SIGTERM become one line too, and exit codes 130 and 143.
     """
     warnings.showwarning = _shown
-    _print_any_name()
+    with steady_streams():
+        _run()
+
+
+def _run() -> None:
     try:
         with _stopped_by_signals():
             app(prog_name="opnp")
@@ -290,13 +259,6 @@ def main() -> None:
         reason = str(error).partition("\n")[0] or "no more was given"
         typer.echo(f"{_speaker()}: not enough memory ({reason}): give a smaller `--batch-size`.", err=True)
         sys.exit(2)
-
-
-def _print_any_name() -> None:
-    """Let names of files that are no valid Unicode be printed, with escapes, instead of failing on them."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _shown(message: Warning | str, *_: object, **__: object) -> None:

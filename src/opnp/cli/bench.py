@@ -13,11 +13,10 @@ from opnp.cli.options import (
     JsonFlag,
     ModelName,
     ModelNameOrNone,
-    Neuron,
     OodPaths,
     RankTimeout,
+    RatioOptions,
     ReportFile,
-    Scope,
     detector_option,
     given_options,
     head_layer_name,
@@ -32,6 +31,7 @@ from opnp.cli.options import (
 )
 from opnp.cli.output import print_json, print_table, progress_bar
 from opnp.errors import OptionError
+from opnp.values.settings import RANK_TIMEOUT, NeuronReading, Scope
 
 if TYPE_CHECKING:
     from opnp.bench import CacheReport
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from opnp.values.bench import BenchRecord, MethodRow, ModelResult
     from opnp.values.figures import DetectionFigures
     from opnp.values.sweep import SweepCurve, SweepPoint, SweepRecord, SweptModel
-
-__all__ = ["bench", "cache", "sweep"]
 
 _INPUTS = (
     "folder of images (subfolders are classes), list of files (.txt, .csv), .safetensors, .npy, .npz, texts (.jsonl, "
@@ -65,7 +63,7 @@ def cache(
             help="Compute the scores of ODIN for test and OOD images, which need the model, for opnp bench."
         ),
     ] = True,
-    rank_timeout: RankTimeout = 1800,
+    rank_timeout: RankTimeout = RANK_TIMEOUT,
     json: JsonFlag = False,
 ) -> None:
     """Store what the last layer of a model takes in on images or texts; what is there of the same inputs is kept.
@@ -227,10 +225,7 @@ def bench(
             "Default: 30 %, at most 2000."
         ),
     ] = None,
-    rho_w_min: Annotated[float, detector_option(help="Of the pruned head that baselines are combined with.")] = 0.3,
-    rho_w_max: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.0,
-    rho_o_min: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.0,
-    rho_o_max: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.0,
+    pruned: RatioOptions,
     options: CacheOptions,
     seed: Annotated[int, running_option(help="Seed of the split of the ID test samples.")] = 0,
     report: ReportFile = None,
@@ -238,10 +233,10 @@ def bench(
 ) -> None:
     """Compare OPNP with other detectors: all are fitted on train and judged by test and the OOD sets.
 
-    From --features as they are, or from --model and its inputs: its features are cached in --out, once.
+    From --features as they are, or from --model and its inputs: its features are cached in --out, once. The --rho
+    options are those of the pruned head that baselines are combined with: --rho-w-min 0.3, and nothing else.
     """
-    from opnp.bench import run_bench
-    from opnp.detector import Ratios
+    from opnp.bench import PRUNED_RATIOS, run_bench
 
     require_report(report, made=out)
     require_out_folder(out)
@@ -252,7 +247,7 @@ def bench(
         of_model={"--id": inside, "--train": train, "--ood": ood, **given_options(options)},
     )
     chosen = None if methods is None else listed(methods)
-    pruned = Ratios(w_min=rho_w_min, w_max=rho_w_max, o_min=rho_o_min, o_max=rho_o_max)
+    ratios = pruned.over(PRUNED_RATIOS)
     places, sets = None, None
     if features is None:
         places = ood_paths(ood)
@@ -266,7 +261,7 @@ def bench(
         methods=chosen,
         seed=seed,
         validation_samples=validation_samples,
-        pruned=pruned,
+        pruned=ratios,
         near=listed([near or ""]),
         ood=places,
         inputs=sets,
@@ -384,14 +379,11 @@ def sweep(
         ),
     ] = None,
     seed: Annotated[int, running_option(help="Seed of the first draw of training samples.")] = 0,
-    rho_w_min: Annotated[
-        float, detector_option(help="Base: ratio at which temperature, training samples and scores are varied.")
-    ] = 0.3,
-    rho_w_max: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.0,
-    rho_o_min: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.1,
-    rho_o_max: Annotated[float, detector_option(help="As --rho-w-min.")] = 0.0,
+    base: RatioOptions,
     scope: Annotated[Scope, detector_option(help="Ranking of the weights at the base.")] = "layer",
-    neuron: Annotated[Neuron, detector_option(help="Reading of the neuron sensitivity at the base.")] = "gradient",
+    neuron: Annotated[
+        NeuronReading, detector_option(help="Reading of the neuron sensitivity at the base.")
+    ] = "gradient",
     near: Annotated[
         str | None, input_option(help="OOD sets that are near, separated by commas. Default: none.")
     ] = None,
@@ -401,13 +393,13 @@ def sweep(
     """Show what each setting of the paper's method changes, on cached features.
 
     Curves over ratios, scope, reading, temperature, training samples and score. Every point is fitted on train and
-    judged by test and ood_*, so that the best is known with hindsight only.
+    judged by test and ood_*, so that the best is known with hindsight only. The --rho options are the base, at which
+    temperature, training samples and scores are varied: --rho-w-min 0.3 --rho-o-min 0.1.
 
     `OPNP()`, the fusion, takes nothing from it. `opnp tune` chooses the paper's ratios on OOD validation data, and
     measures the gain on samples that it did not choose by.
     """
-    from opnp.bench import run_sweep
-    from opnp.detector import Ratios
+    from opnp.bench import BASE_RATIOS, run_sweep
 
     require_report(report, made=out)
     require_out_folder(out)
@@ -416,7 +408,7 @@ def sweep(
         out,
         curves=None if curves is None else listed(curves),
         seed=seed,
-        base=Ratios(w_min=rho_w_min, w_max=rho_w_max, o_min=rho_o_min, o_max=rho_o_max),
+        base=base.over(BASE_RATIOS),
         scope=scope,
         neuron=neuron,
         near=listed([near or ""]),

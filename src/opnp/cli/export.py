@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opnp.cli.options import DetectorFile, JsonFlag, ModelName, ModelOptions, require_out_file
+from opnp.cli.options import (
+    DetectorFile,
+    DetectorModelName,
+    DetectorOption,
+    ForceFlag,
+    JsonFlag,
+    ModelOptions,
+    one_of,
+    require_out_file,
+)
 from opnp.cli.output import print_result
 from opnp.errors import NotCalibratedError, OptionError
 
@@ -15,8 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from opnp.data import Transform
-
-__all__ = ["export"]
 
 _TEXTS = (
     "Which of these do you know?",
@@ -32,15 +39,20 @@ _ENDINGS: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 def export(
+    detector_file: DetectorFile = None,
     *,
-    detector: DetectorFile,
-    model: ModelName,
-    out: Annotated[Path, typer.Option(help="File to write, ending in .onnx or .pt2.")],
+    detector: DetectorOption = None,
+    model: DetectorModelName = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write, ending in .onnx or .pt2. Default: beside the detector, with its name."),
+    ] = None,
     file_format: Annotated[
         Literal["onnx", "torch"] | None,
         typer.Option("--format", help="onnx, or torch for a program of torch.export. Default: by the ending of --out."),
     ] = None,
     options: ModelOptions,
+    force: ForceFlag = False,
     tolerance: Annotated[
         float,
         typer.Option(
@@ -58,18 +70,20 @@ def export(
     from opnp.export import OUTPUT_NAMES, require_onnx, write_onnx, write_program
     from opnp.files import write_atomically
 
+    file = one_of(detector_file, detector, option="--detector")
+    out = file.with_suffix(_ENDINGS[file_format or "onnx"]) if out is None else out
     chosen, card = _format(file_format, out), out.with_suffix(".card.md")
     require_out_file(out, card)
     if not 0 <= tolerance < 1:
         raise OptionError(f"`--tolerance` must be a share in [0, 1), such as 1e-5, got {tolerance:g}.")
-    loaded = OPNP.load(detector)
+    loaded = OPNP.load(file)
     if not loaded.is_calibrated:
         raise NotCalibratedError(
-            f"{detector} is not calibrated, and an exported file holds p-values and verdicts: fit with `--validation`."
+            f"{file} is not calibrated, and an exported file holds p-values and verdicts: fit with `--validation`."
         )
     if chosen == "onnx":
         require_onnx()
-    opened, transform = options.opened(model)
+    opened, transform = options.opened_for(loaded, file, model, is_forced=force)
     example, is_text = _example(transform), transform.kind == "text"
     module = loaded.to_module(opened)
     if chosen == "onnx":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,11 +16,9 @@ from opnp.cli.options import (
     HeadOptions,
     JsonFlag,
     ModelNameOrNone,
-    Neuron,
     RankTimeout,
+    RatioOptions,
     ReportFile,
-    Scope,
-    Score,
     checked_device,
     detector_option,
     given_options,
@@ -35,12 +33,11 @@ from opnp.cli.options import (
 )
 from opnp.cli.output import print_result, progress_bar, settings_text
 from opnp.errors import OptionError
+from opnp.values.settings import RANK_TIMEOUT, NeuronReading, Precision, Scope, ScoreName
 
 if TYPE_CHECKING:
     from opnp.detector import OPNP, Checkpoint
     from opnp.distributed import Ranks
-
-__all__ = ["fit", "inspect", "print_detector"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,27 +51,7 @@ class _FitOptions(HeadOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _CheckpointOptions:
-    """How a pass that was killed goes on."""
-
-    checkpoint: Annotated[
-        Path | None,
-        running_option(
-            help="With --features: file to write down how far the pass is, and to go on from; removed once --out is "
-            "written."
-        ),
-    ] = None
-    checkpoint_every: Annotated[int, running_option(help="Batches between two writings of --checkpoint.")] = 16
-
-    def opened(self) -> "Checkpoint | None":
-        """Return the checkpoint, or None where none is asked for."""
-        from opnp.detector import Checkpoint
-
-        return None if self.checkpoint is None else Checkpoint(self.checkpoint, every=self.checkpoint_every)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _DetectorOptions:
+class _DetectorOptions(RatioOptions):
     """What is fitted."""
 
     members: Annotated[
@@ -85,30 +62,20 @@ class _DetectorOptions:
             "gen,react,fdbd,mahalanobis,vim,opnp,norm."
         ),
     ] = None
-    rho_w_min: Annotated[
-        float | None, detector_option(help="Share of the least sensitive weights to remove, in [0, 1).")
+    neuron: Annotated[
+        NeuronReading | None, detector_option(help="Reading of the neuron sensitivity. Default: gradient.")
     ] = None
-    rho_w_max: Annotated[
-        float | None, detector_option(help="Share of the most sensitive weights to remove, in [0, 1).")
-    ] = None
-    rho_o_min: Annotated[
-        float | None, detector_option(help="Share of the least sensitive neurons to remove, in [0, 1).")
-    ] = None
-    rho_o_max: Annotated[
-        float | None, detector_option(help="Share of the most sensitive neurons to remove, in [0, 1).")
-    ] = None
-    neuron: Annotated[Neuron | None, detector_option(help="Reading of the neuron sensitivity. Default: gradient.")] = (
-        None
-    )
     scope: Annotated[
         Scope | None, detector_option(help="Rank all weights together, or each class's row by itself. Default: layer.")
     ] = None
     temperature: Annotated[float | None, detector_option(help="Temperature of the energy, above 0. Default: 1.")] = None
-    score: Annotated[Score | None, detector_option(help="Score on the pruned head's logits. Default: energy.")] = None
+    score: Annotated[ScoreName | None, detector_option(help="Score on the pruned head's logits. Default: energy.")] = (
+        None
+    )
     shaping: Annotated[
         str | None, detector_option(help="Shaping of the features: none, react:0.9, ash-s:0.9 or scale:0.85.")
     ] = None
-    precision: Annotated[Literal["float32", "float64"], detector_option(help="Precision of the products.")] = "float32"
+    precision: Annotated[Precision, detector_option(help="Precision of the products.")] = "float32"
 
     def detector(self) -> "OPNP":
         """Return the detector, not fitted yet.
@@ -119,12 +86,10 @@ class _DetectorOptions:
         """
         from opnp.detector import OPNP, Ratios
 
-        shares = {name: getattr(self, f"rho_{name}") for name in ("w_min", "w_max", "o_min", "o_max")}
-        given = {name: value for name, value in shares.items() if value is not None}
-        is_plain = self.shaping == "none" and not given
+        is_plain = self.shaping == "none"
         return OPNP(
             members=None if self.members is None else tuple(name.strip() for name in self.members.split(",")),
-            ratios=Ratios(**given) if given or is_plain else None,
+            ratios=self.over(Ratios()) if self.given_ratios or is_plain else None,
             neuron=self.neuron,
             scope=self.scope,
             temperature=self.temperature,
@@ -150,8 +115,15 @@ def fit(
     keep: Annotated[float, detector_option(help="Share of ID to keep, with --validation.")] = 0.95,
     kind: _DetectorOptions,
     options: _FitOptions,
-    position: _CheckpointOptions,
-    rank_timeout: RankTimeout = 1800,
+    checkpoint: Annotated[
+        Path | None,
+        running_option(
+            help="With --features: file to write down how far the pass is, and to go on from; removed once --out is "
+            "written."
+        ),
+    ] = None,
+    checkpoint_every: Annotated[int, running_option(help="Batches between two writings of --checkpoint.")] = 16,
+    rank_timeout: RankTimeout = RANK_TIMEOUT,
     report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:
@@ -162,6 +134,7 @@ def fit(
     ratios. Several processes fit together: `torchrun --nproc-per-node 2 -m opnp fit ...`.
     """
     from opnp.core.conformal import minimum_samples
+    from opnp.detector import Checkpoint
     from opnp.distributed import launched, together
 
     require_report(report)
@@ -169,25 +142,26 @@ def fit(
         features=features,
         model=model,
         inputs="`--data PATH`",
-        of_features={"--checkpoint": position.checkpoint},
+        of_features={"--checkpoint": checkpoint},
         of_model={"--data": data, **given_options(options, but=("--batch-size", "--device"))},
     )
     minimum_samples(keep=keep)
-    detector, checkpoint = kind.detector(), position.opened()
+    detector = kind.detector()
+    position = None if checkpoint is None else Checkpoint(checkpoint, every=checkpoint_every)
     run: Callable[..., dict[str, object]]
     if features is not None:
         if head is None:
             raise OptionError("`--features` need the head they belong to: give `--head FILE`.")
-        run = partial(_fit_features, features, head, checkpoint=checkpoint)
+        run = partial(_fit_features, features, head, checkpoint=position)
     elif model is not None and data is not None:
         layer = head_layer_name(options.head_layer, old=head)
-        run = partial(_fit_model, model, data, head=layer, logits=options.logits_place)
+        run = partial(_fit_model, model, data, head=layer, logits=options.logits_place, out=out)
     else:
         raise OptionError("`--model` needs the inputs that it was trained on: give `--data PATH`.")
     with launched(device=options.device or "cpu", timeout=rank_timeout) as ranks:
         with together(ranks):
             if ranks.is_first:
-                require_out_file(out, position.checkpoint)
+                require_out_file(out, checkpoint)
         is_quiet = json or not ranks.is_first
         # The first rank alone needs held-out samples, which may lie on its machine alone.
         known = validation if ranks.is_first else None
@@ -195,8 +169,8 @@ def fit(
         with together(ranks):
             if ranks.is_first:
                 detector.save(out)
-        if checkpoint is not None:
-            checkpoint.remove(ranks)
+        if position is not None:
+            position.remove(ranks)
         if not ranks.is_first:
             return
         print_detector(detector, {"out": str(out)} | facts, json=json)
@@ -261,18 +235,20 @@ def _fit_model(
     validation: Path | None,
     head: str | None,
     logits: int | str | None,
+    out: Path,
     keep: float,
     is_quiet: bool,
 ) -> dict[str, object]:
     """Fit a detector by a model with all ranks, and return how many inputs of each set could not be read."""
-    from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all
+    from opnp.adapters import model_origin
+    from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all, without_foreign_labels
     from opnp.core.conformal import flagged_rank
     from opnp.distributed import Ranks, require_equal, together
 
     with together(ranks):
         opened = OpenedModel.of(model, options)
-        training = opened.known_inputs(data)
-        held_out = None if validation is None else opened.known_inputs(validation)
+        training = without_foreign_labels(opened.inputs(data), opened.model)
+        held_out = None if validation is None else without_foreign_labels(opened.inputs(validation), opened.model)
         if held_out is not None:
             flagged_rank(len(held_out), keep=keep)  # raises if these are too few, before the model is run
     require_equal(str(len(training)), ranks, what="inputs in number")
@@ -289,6 +265,17 @@ def _fit_model(
             distributed=not ranks.is_alone,
             progress=progress_bar("fitting", is_quiet=is_quiet),
         )
+    detector.remember(
+        model_origin(
+            *(opened.model, opened.transform),
+            name=model,
+            weights=options.weights,
+            detector=out,
+            head_layer=head,
+            logits=logits,
+            class_names=training.source.class_names,
+        )
+    )
     counts = {"data": unreadable_of_all(training, ranks)}
     if held_out is not None:
         counts["validation"] = unreadable_of_all(held_out, Ranks())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opnp.cli.options import JsonFlag
-from opnp.cli.output import print_facts, print_json, readers_may_leave
+from opnp.cli.output import print_facts, print_json
 from opnp.errors import DataFileError, OptionError
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from opnp.detector import OPNP
     from opnp.monitor import DriftMonitor, DriftSummary
     from opnp.monitor.stream import CountedScores
-
-__all__ = ["monitor"]
 
 _ALARM_CODE = 3
 _BARS = 10
@@ -88,11 +86,10 @@ def monitor(
     facts = _facts(found, files, tables, before=before, is_two_sided=detector is not None) | {
         "calibration_samples": samples
     }
-    with readers_may_leave():
-        if json:
-            print_json(found.to_json() | facts)
-        else:
-            _show(found, facts)
+    if json:
+        print_json(found.to_json() | facts)
+    else:
+        _show(found, facts)
     if fail_on_alarm and found.alarm_at is not None:
         raise typer.Exit(_ALARM_CODE)
 

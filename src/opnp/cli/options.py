@@ -4,60 +4,22 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opnp.errors import MissingExtraError, OptionError
+from opnp.errors import OptionError, require_installed
 from opnp.files import require_writable
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from opnp.core import ASHS, SCALE, ReAct, Shaping
+    from opnp.core import Shaping
     from opnp.data import Transform
-
-__all__ = [
-    "CacheOptions",
-    "DataPath",
-    "DetectorFile",
-    "FeaturesFile",
-    "FeaturesFileOrNone",
-    "FeaturesFolder",
-    "HeadFile",
-    "HeadOptions",
-    "JsonFlag",
-    "ModelName",
-    "ModelNameOrNone",
-    "ModelOptions",
-    "Neuron",
-    "OodPaths",
-    "RankTimeout",
-    "ReportFile",
-    "RunOptions",
-    "Scope",
-    "Score",
-    "checked_device",
-    "detector_option",
-    "given_options",
-    "head_layer_name",
-    "input_option",
-    "listed",
-    "model_option",
-    "ood_paths",
-    "require_form",
-    "require_out_file",
-    "require_out_folder",
-    "require_report",
-    "running_option",
-    "shaping_from",
-    "shaping_text",
-    "tell_report",
-]
+    from opnp.detector import OPNP, Ratios
 
 input_option, model_option, detector_option, running_option = (
     partial(typer.Option, rich_help_panel=panel) for panel in ("Inputs", "Model", "Detector", "Running")
@@ -70,7 +32,6 @@ _NAMES = (
     "returns the model"
 )
 _PLACE_DIGITS = 5
-_REPORT_PACKAGES = ("jinja2", "matplotlib", "plotly", "pyarrow")
 
 # ------------------------------------------------------------------------------------------------------ single options
 
@@ -93,20 +54,53 @@ DataPath = Annotated[
 OodPaths = Annotated[
     list[str] | None, input_option(metavar="NAME=PATH", help="OOD inputs, as --train; may be given several times.")
 ]
-DetectorFile = Annotated[Path, input_option(help="Detector that `opnp fit` wrote.")]
+DetectorFile = Annotated[
+    Path | None, typer.Argument(metavar="DETECTOR", help="Detector that `opnp fit` wrote.", show_default=False)
+]
+DetectorOption = Annotated[Path | None, input_option("--detector", help="The same as DETECTOR, by name.")]
 HeadFile = Annotated[Path, input_option(help="Safetensors file with `weight` (classes, features), and perhaps `bias`.")]
 ModelName = Annotated[str, model_option(help=f"The model: {_NAMES}.")]
 ModelNameOrNone = Annotated[str | None, model_option(help=f"Instead of --features, the model: {_NAMES}.")]
+DetectorModelName = Annotated[
+    str | None, model_option(help=f"The model: {_NAMES}. Default: the one that the detector remembers.")
+]
+ForceFlag = Annotated[
+    bool,
+    model_option("--force", help="Go on with other weights or inputs than those that the detector was fitted on."),
+]
 RankTimeout = Annotated[
     float, running_option(help="Under torchrun: seconds that a rank waits for the others before it gives up.")
 ]
 
-
-Neuron = Literal["gradient", "aggregate"]
-Scope = Literal["layer", "class"]
-Score = Literal["energy", "msp", "max_logit", "entropy", "gen"]
-
 # ------------------------------------------------------- groups of options: a command takes each field as an option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioOptions:
+    """Ratios of the paper's method."""
+
+    rho_w_min: Annotated[
+        float | None, detector_option(help="Share of the least sensitive weights to remove, in [0, 1).")
+    ] = None
+    rho_w_max: Annotated[
+        float | None, detector_option(help="Share of the most sensitive weights to remove, in [0, 1).")
+    ] = None
+    rho_o_min: Annotated[
+        float | None, detector_option(help="Share of the least sensitive neurons to remove, in [0, 1).")
+    ] = None
+    rho_o_max: Annotated[
+        float | None, detector_option(help="Share of the most sensitive neurons to remove, in [0, 1).")
+    ] = None
+
+    @property
+    def given_ratios(self) -> dict[str, float]:
+        """The ratios that are given, by the names that `Ratios` has for them."""
+        values = {each.name: getattr(self, each.name) for each in fields(RatioOptions)}
+        return {name.removeprefix("rho_"): value for name, value in values.items() if value is not None}
+
+    def over(self, default: "Ratios") -> "Ratios":
+        """Return these ratios, those of the default where they are not given."""
+        return replace(default, **self.given_ratios)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +129,8 @@ class ModelOptions:
     ] = None
     std: Annotated[str | None, model_option(metavar="R,G,B", help="Standard deviation, as --mean.")] = None
 
-    def opened(self, name: str) -> "tuple[nn.Module, Transform]":
-        """Return the model of a name and what makes its inputs.
+    def opened(self, name: str, *, remembered: "Transform | None" = None) -> "tuple[nn.Module, Transform]":
+        """Return the model of a name and what makes its inputs: as remembered, or as comes with the model.
 
         Raises:
             OpnpError: If there is no such model, or nothing says how to make its inputs.
@@ -147,8 +141,40 @@ class ModelOptions:
         mean, std = _numbers("--mean", self.mean), _numbers("--std", self.std)
         model, known = model_from_name(name, weights=self.weights)
         return model, chosen_preprocessing(
-            known, model=name, image_size=self.image_size, resize=self.resize, mean=mean, std=std
+            remembered or known, model=name, image_size=self.image_size, resize=self.resize, mean=mean, std=std
         )
+
+    def opened_for(
+        self, detector: "OPNP", file: Path, name: str | None, *, is_forced: bool
+    ) -> "tuple[nn.Module, Transform]":
+        """Return the model of a detector and what makes its inputs: as it remembers them, where no option says more.
+
+        Args:
+            detector: The detector, of this file.
+            file: Where it lies; what it remembers by a relative path is looked for from there.
+            name: The model that was named, or None.
+            is_forced: Whether other weights or inputs than those of the fit are taken.
+
+        Raises:
+            OpnpError: If there is no such model, or it differs from that of the fit.
+
+        """
+        from opnp.adapters import require_same_inputs, require_same_weights, stored_preprocessing, stored_source
+
+        origin = detector.origin
+        if origin is None:
+            if name is None:
+                raise OptionError(f"{file} does not know the model that it was fitted on: give `--model NAME`.")
+            return self.opened(name)
+        options = self
+        if name is None or self.weights is None:
+            source, weights = stored_source(origin, file, is_named=name is not None)
+            options, name = replace(self, weights=self.weights or weights), name or source
+        model, transform = options.opened(name, remembered=stored_preprocessing(origin))
+        if not is_forced:
+            require_same_inputs(origin, transform)
+            require_same_weights(origin, model, head_sha256=detector.head_digest)
+        return model, transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +307,19 @@ def require_form(
         raise OptionError(f"{', '.join(wrong)} cannot go with `{here}`: only `{other}` has a use for it.")
 
 
+def one_of(place: Path | None, named: Path | None, *, option: str) -> Path:
+    """Return a path that is given by its place among the arguments, or by an option.
+
+    Raises:
+        OptionError: If both are given, or none.
+
+    """
+    if (place is None) == (named is None):
+        what = option.removeprefix("--").upper()
+        raise OptionError(f"Give {what} once, first or as `{option}`: got {'none' if place is None else 'both'}.")
+    return place or named or Path()
+
+
 def head_layer_name(name: str | None, *, old: object) -> str | None:
     """Return the name of a model's head: ``--head-layer``, or what the old ``--head`` says, with a warning.
 
@@ -375,11 +414,13 @@ def shaping_from(text: str) -> "Shaping | None":
         (SCALE(quantile=0.85), None, ReAct(quantile=0.9))
 
     """
+    from opnp.fitted import SHAPINGS
+
     name, _, quantile = text.partition(":")
     if text == "none":
         return None
     try:
-        kind = _shapings()[name]
+        kind = SHAPINGS[name.replace("-", "_")]
         return kind(float(quantile)) if quantile else kind()
     except (KeyError, ValueError) as error:
         if isinstance(error, OptionError):
@@ -398,15 +439,10 @@ def shaping_text(shaping: "Shaping") -> str:
         'scale:0.85'
 
     """
-    name = next(name for name, kind in _shapings().items() if isinstance(shaping, kind))
-    return f"{name}:{shaping.quantile:g}"
+    from opnp.fitted import SHAPINGS
 
-
-def _shapings() -> "Mapping[str, type[ReAct | ASHS | SCALE]]":
-    """Return the shapings by the names that they have on the command line."""
-    from opnp.core import ASHS, SCALE, ReAct
-
-    return {"react": ReAct, "ash-s": ASHS, "scale": SCALE}
+    name = next(name for name, kind in SHAPINGS.items() if isinstance(shaping, kind))
+    return f"{name.replace('_', '-')}:{shaping.quantile:g}"
 
 
 # --------------------------------------------------------------------------------- what is written, and asked for first
@@ -455,11 +491,7 @@ def require_report(path: Path | None, *, made: Path | None = None) -> None:
     """
     if path is None:
         return
-    missing = [name for name in _REPORT_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(
-            f"`--report` needs {' and '.join(missing)}, not installed: `pip install 'opnp[report]'`.",
-        )
+    require_installed("`--report` needs", "altair", "jinja2", "pyarrow", "vl_convert", extra="report")
     if path.parent.is_dir() or made is None or path.parent.absolute() != made.absolute():
         require_out_file(path)
 

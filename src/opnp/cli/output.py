@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -18,16 +19,8 @@ from opnp.cli.options import shaping_text
 if TYPE_CHECKING:
     from opnp.detector import Settings
 
-__all__ = [
-    "print_facts",
-    "print_json",
-    "print_result",
-    "print_table",
-    "progress_bar",
-    "readers_may_leave",
-    "settings_text",
-    "show_table",
-]
+_STREAMS = 3
+"""Standard input, output and error, by the numbers that they have."""
 
 
 def progress_bar(description: str, *, is_quiet: bool) -> Any:  # noqa: ANN401  # the type of a wrapper of any iterable
@@ -63,19 +56,55 @@ def progress_bar(description: str, *, is_quiet: bool) -> Any:  # noqa: ANN401  #
     return wrapped
 
 
-@contextmanager
-def readers_may_leave() -> Iterator[None]:
-    """Let a reader of standard output leave early, as ``head`` does: what is printed inside is lost, and nothing else.
+class _Stream(TextIOWrapper):
+    """A standard stream whose reader may leave early, as ``head`` does: what is printed then is lost, and no more."""
 
-    For commands whose exit code is an answer, which must not depend on who reads the rest.
-    """
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._end()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._end()
+
+    def _end(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def steady_streams() -> Iterator[None]:
+    """Let a command do its work whatever becomes of the standard streams: closed before it starts, or while it runs."""
+    before = sys.stdout, sys.stderr
+    while (place := os.open(os.devnull, os.O_RDWR)) < _STREAMS:  # else the next file that is opened gets their number
+        pass
+    os.close(place)
+    sys.stdout, sys.stderr = made = [_steady(stream) for stream in before]
     try:
         yield
-        sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # the second is what rich makes of the first
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    finally:
+        sys.stdout, sys.stderr = before
+        for stream in made:
+            stream.flush()
+            if isinstance(stream, _Stream):
+                stream.detach()
+
+
+def _steady(stream: TextIO | None) -> TextIO:
+    if stream is None:  # closed when Python started
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  # as long as the process lasts
+    if not isinstance(stream, TextIOWrapper):
+        return stream
+    stream.reconfigure(errors="backslashreplace")  # names of files that are no valid Unicode are printed with escapes
+    if type(stream) is not TextIOWrapper:  # that of a test, say
+        return stream
+    return _Stream(stream.buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
 
 
 def print_json(values: Mapping[str, object]) -> None:

@@ -13,8 +13,6 @@ from opnp.cli.output import print_json, print_table
 if TYPE_CHECKING:
     from opnp.values.bench import DemoRecord
 
-__all__ = ["demo", "report"]
-
 
 def report(
     results: Annotated[

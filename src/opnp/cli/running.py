@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -13,12 +13,12 @@ from torch import nn
 from opnp.adapters import model_failure_text
 from opnp.cli.options import RunOptions, checked_device
 from opnp.data import InputSet, Transform, open_inputs, unreadable_summary
+from opnp.data.class_order import model_class_names
 from opnp.data.inputs import InputBatches
+from opnp.detector import OPNP
 from opnp.distributed import Ranks, gathered_bytes, local_device
 from opnp.errors import ModelRunError, OpnpError
 from opnp.model import device_of, head_layers
-
-__all__ = ["OpenedModel", "model_errors", "unreadable_of_all"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,20 +46,30 @@ class OpenedModel:
             OpnpError: If the options name no model, no device, or do not say how to make its inputs.
 
         """
-        place = checked_device(options.device)
-        model, transform = options.opened(name)
-        return cls(model, transform, None if place is None else local_device(place), options)
+        return cls(*options.opened(name), _place(options), options)
+
+    @classmethod
+    def of_detector(cls, detector: OPNP, file: Path, name: str | None, options: RunOptions, *, is_forced: bool) -> Self:
+        """Return the model of a detector, tied to it.
+
+        Raises:
+            OpnpError: If there is no such model or device, or the model is not that of the fit.
+
+        """
+        place = _place(options)
+        model, transform = options.opened_for(detector, file, name, is_forced=is_forced)
+        detector.attach(model, device=place, auto_batch=options.auto_batch)
+        return cls(model, transform, place, options)
 
     def inputs(self, path: Path, *, is_labelled: bool = True) -> InputSet:
         """Return the inputs at a path, with their labels if there are any, or without."""
-        return open_inputs(path, self.transform, is_strict=self.options.strict, is_labelled=is_labelled)
-
-    def known_inputs(self, path: Path) -> InputSet:
-        """Return ID inputs at a path; without labels where these are numbered names, and not as many as classes."""
-        inputs = self.inputs(path)
-        names, rows = inputs.source.class_names, [len(each.weight) for each in head_layers(self.model).values()]
-        is_of_model = names is None or len(names) in rows[-1:]
-        return inputs if is_of_model else self.inputs(path, is_labelled=False)
+        return open_inputs(
+            path,
+            self.transform,
+            is_strict=self.options.strict,
+            is_labelled=is_labelled,
+            class_names=model_class_names(self.model),
+        )
 
     def batches(self, inputs: InputSet, *, rows: range | None = None) -> InputBatches:
         """Return batches of all rows of the inputs or of some."""
@@ -70,6 +80,23 @@ class OpenedModel:
             workers=self.options.workers,
             is_pinned=place.startswith("cuda"),
         )
+
+
+def _place(options: RunOptions) -> str | None:
+    named = checked_device(options.device)
+    return None if named is None else local_device(named)
+
+
+def without_foreign_labels(inputs: InputSet, model: nn.Module) -> InputSet:
+    """Return the inputs without labels that are names of some classes alone, numbered by their letters.
+
+    They are in the model's order where there are as many names as classes; a part of them says nothing.
+    """
+    names = inputs.source.class_names
+    if names is None or len(names) in {len(layer.weight) for layer in head_layers(model).values()}:
+        return inputs
+    source = replace(inputs.source, labels=None, class_names=None)  # type: ignore[type-var]  # each is a dataclass
+    return InputSet(source, inputs.transform, is_strict=inputs.is_strict)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """``opnp score``: a detector's verdict on inputs of a model, or on cached features, one row a sample."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,105 +10,136 @@ import typer
 from opnp.cli.options import (
     DataPath,
     DetectorFile,
+    DetectorOption,
     FeaturesFileOrNone,
+    ForceFlag,
     JsonFlag,
     ModelNameOrNone,
     RankTimeout,
     RunOptions,
     given_options,
+    one_of,
     require_form,
     require_out_file,
 )
-from opnp.cli.output import print_result, progress_bar
+from opnp.cli.output import print_result, print_table, progress_bar
 from opnp.errors import EmptyDataError, NotCalibratedError, OptionError, UncalibratedWarning
+from opnp.values.settings import RANK_TIMEOUT
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from opnp.cli.running import OpenedModel
     from opnp.detector import OPNP
     from opnp.distributed import Ranks
 
     Table = dict[str, list[object]]
 
-__all__ = ["score"]
+_SHOWN = 20
+"""Rows that are printed where no file is written."""
 
 _COLUMNS = {"predicted_class": "int64", "score": "float32", "p_value": "float64", "is_ood": "bool"}
 """Columns of a score file, with the dtype that one has where there is no row."""
 
 
 def score(
+    detector_file: DetectorFile = None,
+    data_path: Annotated[
+        Path | None, typer.Argument(metavar="DATA", help="Inputs to score, as --data.", show_default=False)
+    ] = None,
     *,
-    detector: DetectorFile,
-    out: Annotated[Path, typer.Option(help="Score file to write, ending in .csv or .parquet.")],
+    detector: DetectorOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Score file to write, ending in .csv or .parquet. Default: print a table.")
+    ] = None,
     features: FeaturesFileOrNone = None,
     data: DataPath = None,
     model: ModelNameOrNone = None,
     options: RunOptions,
+    force: ForceFlag = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Add each member's p-value and its share of the score.")
     ] = False,
-    rank_timeout: RankTimeout = 1800,
+    rank_timeout: RankTimeout = RANK_TIMEOUT,
     json: JsonFlag = False,
 ) -> None:
-    """Score inputs of a model or cached features, and write class, score, p-value and verdict of each sample.
+    """Score inputs of a model or cached features: class, score, p-value and verdict of each sample.
 
     Larger score = more OOD. A detector that was never calibrated leaves p-value and verdict empty. With --model the
-    table names the inputs, and leaves those out that cannot be read. Several processes score together:
+    table names the inputs, and leaves those out that cannot be read. A detector that was fitted on a model by name
+    needs no more than DETECTOR and DATA: it remembers model, weights and how inputs are made. Without --out the most
+    OOD of the samples are printed. Several processes score together:
     `torchrun --nproc-per-node 2 -m opnp score ...`; the table is in the order of the rows.
     """
+    from opnp.cli.running import OpenedModel
     from opnp.data import require_score_file, write_score_table
     from opnp.detector import OPNP
     from opnp.distributed import launched, together
 
+    file = one_of(detector_file, detector, option="--detector")
+    data = data_path if data is None else one_of(data_path, data, option="--data")
     require_form(
         features=features,
-        model=model,
+        model=model or data,
         inputs="`--data PATH`",
         of_model={"--data": data, **given_options(options)},
     )
     if model is not None and data is None:
         raise OptionError("`--model` needs the inputs to score: give `--data PATH`.")
-    require_score_file(out)
+    if out is not None:
+        require_score_file(out)
     with launched(device=options.device or "cpu", timeout=rank_timeout) as ranks:
         with together(ranks):
             if ranks.is_first:
                 require_out_file(out)
-            loaded = OPNP.load(detector)
-            if explain and not loaded.is_calibrated:
-                raise NotCalibratedError(
-                    "`--explain` needs a calibrated detector: members are judged by calibration samples. Fit it with "
-                    "`--validation`."
-                )
+            loaded = OPNP.load(file)
+            if explain:
+                _require_calibrated(loaded)
         is_quiet = json or not ranks.is_first
         facts: dict[str, object] = {}
         if features is not None:
             table = _of_features(loaded, features, ranks, is_explained=explain, is_quiet=is_quiet)
-        elif model is not None and data is not None:
-            table, unreadable = _of_inputs(
-                *(loaded, model, data, ranks), options=options, is_explained=explain, is_quiet=is_quiet
+        elif data is not None:
+            with together(ranks):
+                opened = OpenedModel.of_detector(loaded, file, model, options, is_forced=force)
+            table, facts["unreadable"] = _of_inputs(
+                loaded, opened, data, ranks, is_explained=explain, is_quiet=is_quiet
             )
-            facts["unreadable"] = unreadable
+        table = _with_names(table, loaded.origin.class_names if loaded.origin else None)
         with together(ranks):
-            if ranks.is_first:
+            if ranks.is_first and out is not None:
                 write_score_table(out, table)
         if not ranks.is_first:
             return
-    samples = len(table["score"])
-    facts = {"samples": samples, "out": str(out)} | facts
-    if loaded.is_calibrated:
-        flagged = sum(map(bool, table["is_ood"]))
-        facts |= {"flagged": flagged, "flagged_share": flagged / samples, "keep": loaded.keep}
-    else:
-        warnings.warn(
-            "this detector is not calibrated: p_value and is_ood are left empty.", UncalibratedWarning, stacklevel=1
+    if out is None and not json:
+        _print_most_ood(table)
+    print_result(_summary(loaded, table) | {"out": None if out is None else str(out)} | facts, json=json)
+
+
+def _require_calibrated(detector: "OPNP") -> None:
+    if not detector.is_calibrated:
+        raise NotCalibratedError(
+            "`--explain` needs a calibrated detector: members are judged by calibration samples. Fit it with "
+            "`--validation`."
         )
-    print_result(facts, json=json)
+
+
+def _summary(detector: "OPNP", table: "Table") -> dict[str, object]:
+    """Return how many samples a table holds, and how many of them are flagged."""
+    samples = len(table["score"])
+    if detector.is_calibrated:
+        flagged = sum(map(bool, table["is_ood"]))
+        return {"samples": samples, "flagged": flagged, "flagged_share": flagged / samples, "keep": detector.keep}
+    warnings.warn(
+        "this detector is not calibrated: p_value and is_ood are left empty.", UncalibratedWarning, stacklevel=1
+    )
+    return {"samples": samples}
 
 
 def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: bool, is_quiet: bool) -> "Table":
     """Return the score table of cached features, on every rank."""
     from opnp.data import feature_part, open_features
-    from opnp.detector.fit_pass import feature_blocks
+    from opnp.detector.fit_pass import feature_blocks, shown
     from opnp.distributed import require_equal, together
 
     with together(ranks):
@@ -119,40 +150,30 @@ def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: 
     with together(ranks):
         part = feature_part(source, *ranks.part(source.rows))
         blocks = feature_blocks(part, detector.sensitivity.weight, is_part=True, is_inside=False)
-        bar = progress_bar("scoring", is_quiet=is_quiet)
-        own = _columns(detector, blocks if bar is None else bar(blocks), is_explained=is_explained)
+        own = _columns(detector, shown(blocks, progress_bar("scoring", is_quiet=is_quiet)), is_explained=is_explained)
     return {"index": [*range(source.rows)], **_joined(own, ranks)}
 
 
 def _of_inputs(
-    detector: "OPNP",
-    model: str,
-    data: Path,
-    ranks: "Ranks",
-    *,
-    options: RunOptions,
-    is_explained: bool,
-    is_quiet: bool,
+    detector: "OPNP", opened: "OpenedModel", data: Path, ranks: "Ranks", *, is_explained: bool, is_quiet: bool
 ) -> "tuple[Table, int]":
     """Return the score table of inputs, and how many of them could not be read, on every rank."""
     import torch
 
-    from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all
+    from opnp.cli.running import model_errors, unreadable_of_all
+    from opnp.detector.fit_pass import shown
     from opnp.distributed import gathered, require_equal, together
 
     with together(ranks):
-        opened = OpenedModel.of(model, options)
         inputs = opened.inputs(data, is_labelled=False)
     require_equal(str(len(inputs)), ranks, what="inputs in number")
     start, stop = ranks.part(len(inputs))
     own, index = _columns(detector, [], is_explained=is_explained), torch.empty(0, dtype=torch.int64, device="cpu")
     with together(ranks), model_errors(opened.model, data):
-        detector.attach(opened.model, device=opened.device, auto_batch=options.auto_batch)
-        bar = progress_bar("scoring", is_quiet=is_quiet)
-        batches = opened.batches(inputs, rows=range(start, stop))
+        batches = shown(opened.batches(inputs, rows=range(start, stop)), progress_bar("scoring", is_quiet=is_quiet))
         place = detector.sensitivity.weight.device
         try:
-            with detector.feature_batches(batches if bar is None else bar(batches)) as found:
+            with detector.feature_batches(batches) as found:
                 own = _columns(detector, (rows.to(place) for rows in found), is_explained=is_explained)
         except EmptyDataError:  # other ranks may have some that can be read
             if ranks.is_alone:
@@ -201,3 +222,32 @@ def _joined(own: "dict[str, Tensor]", ranks: "Ranks") -> "Table":
     columns = {name: torch.cat(gathered(values, ranks)).tolist() for name, values in own.items()}
     rows = len(columns["score"])
     return {name: columns.get(name, [None] * rows) for name in dict.fromkeys((*_COLUMNS, *columns))}
+
+
+def _with_names(table: "Table", names: Sequence[str] | None) -> "Table":
+    """Return a score table with the name of each class beside its number, where names are known."""
+    if names is None:
+        return table
+    found: Table = {}
+    for column, values in table.items():
+        found[column] = values
+        if column == "predicted_class":
+            found["class_name"] = [names[int(str(number))] for number in values]
+    return found
+
+
+def _print_most_ood(table: "Table") -> None:
+    """Print the samples with the largest scores, numbers with four digits."""
+    order = sorted(range(len(table["score"])), key=lambda row: float(str(table["score"][row])), reverse=True)
+    hidden = "index" if "name" in table else "name"
+    shown = [name for name, values in table.items() if name != hidden and values[0] is not None]
+    left = len(order) - _SHOWN
+    title = "Most OOD first" + (f"; {left} more with smaller scores: --out FILE writes all" if left > 0 else "")
+    rows = ([_text(table[name][row]) for name in shown] for row in order[:_SHOWN])
+    print_table(title, [name.replace("_", " ") for name in shown], rows)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "OOD" if value else "known"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

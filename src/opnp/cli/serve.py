@@ -1,25 +1,37 @@
 """``opnp serve``: verdicts over HTTP, with a page to try them."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from opnp.cli.options import DetectorFile, ModelName, ModelOptions, checked_device
+from opnp.cli.options import (
+    DetectorFile,
+    DetectorModelName,
+    DetectorOption,
+    ForceFlag,
+    ModelOptions,
+    checked_device,
+    one_of,
+)
 from opnp.errors import DataFileError, OptionError
 from opnp.files import existing_file
+from opnp.values.serving import DEFAULT_LIMITS as LIMITS
+from opnp.values.serving import Limits
 
-__all__ = ["serve"]
-
+_WAIT = 1000 * LIMITS.max_wait
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def serve(
+    detector_file: DetectorFile = None,
     *,
-    detector: DetectorFile,
-    model: ModelName,
+    detector: DetectorOption = None,
+    model: DetectorModelName = None,
     options: ModelOptions,
+    force: ForceFlag = False,
     class_names: Annotated[
         Path | None, typer.Option(help="Text file with the name of one class a line. Default: those of the model.")
     ] = None,
@@ -30,14 +42,18 @@ def serve(
     device: Annotated[str | None, typer.Option(help="Where to run, such as cuda. Default: the CPU.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 for one that is free.")] = 8000,
-    max_bytes: Annotated[str, typer.Option(help="Largest body of a request, such as 10MB or 512KiB.")] = "10MB",
-    max_pixels: Annotated[int, typer.Option(help="Most pixels of an image.")] = 50_000_000,
+    max_bytes: Annotated[
+        str, typer.Option(help="Largest body of a request, such as 10MB or 512KiB.")
+    ] = f"{LIMITS.max_bytes // 10**6}MB",
+    max_pixels: Annotated[int, typer.Option(help="Most pixels of an image.")] = LIMITS.max_pixels,
     max_batch: Annotated[
         int, typer.Option(help="Most inputs the model is run on at once. 1: answers equal `opnp score` to the bit.")
-    ] = 32,
-    max_wait_ms: Annotated[float, typer.Option(help="Longest wait for others to join a batch.")] = 5.0,
-    max_requests: Annotated[int, typer.Option(help="Most requests in work at once; more are answered with 503.")] = 256,
-    threads: Annotated[int, typer.Option(help="Threads that decode images.")] = 1,
+    ] = LIMITS.max_batch,
+    max_wait_ms: Annotated[float, typer.Option(help="Longest wait for others to join a batch.")] = _WAIT,
+    max_requests: Annotated[
+        int, typer.Option(help="Most requests in work at once; more are answered with 503.")
+    ] = LIMITS.max_requests,
+    threads: Annotated[int, typer.Option(help="Threads that decode images.")] = LIMITS.threads,
     log_scores: Annotated[
         Path | None, typer.Option(help="File ending in .csv, to append every verdict to: `opnp monitor` reads it.")
     ] = None,
@@ -49,7 +65,6 @@ def serve(
     """
     from opnp.detector import OPNP
     from opnp.serve.app import listening_socket, require_serving, run_service, serve_app
-    from opnp.serve.limits import Limits
 
     require_serving()
     limits = Limits(
@@ -60,10 +75,12 @@ def serve(
         max_requests=max_requests,
         threads=threads,
     )
-    names = None if class_names is None else _lines(class_names)
     place = checked_device(device)
-    loaded = OPNP.load(detector)
-    network, transform = options.opened(model)
+    file = one_of(detector_file, detector, option="--detector")
+    loaded = OPNP.load(file)
+    names: Sequence[str] | None = loaded.origin.class_names if loaded.origin else None
+    names = names if class_names is None else _lines(class_names)
+    network, transform = options.opened_for(loaded, file, model, is_forced=force)
     if place is not None:
         network.to(place)
     app = serve_app(

@@ -10,14 +10,13 @@ from opnp.cli.options import (
     FeaturesFile,
     HeadFile,
     JsonFlag,
-    Score,
     detector_option,
     input_option,
     require_out_file,
     shaping_from,
 )
-
-__all__ = ["tune"]
+from opnp.errors import OptionError
+from opnp.values.settings import ScoreName
 
 
 def tune(
@@ -28,7 +27,7 @@ def tune(
     val_ood: Annotated[Path, input_option(help="Features of OOD samples to choose by.")],
     out: Annotated[Path | None, typer.Option(help="Detector to write, a safetensors file.")] = None,
     keep: Annotated[float, detector_option(help="Share of ID to keep.")] = 0.95,
-    score: Annotated[Score, detector_option(help="Score on the pruned head's logits.")] = "energy",
+    score: Annotated[ScoreName, detector_option(help="Score on the pruned head's logits.")] = "energy",
     shaping: Annotated[str, detector_option(help="Shaping to tune ratios under: none, scale:0.85, ...")] = "none",
     json: JsonFlag = False,
 ) -> None:
@@ -41,13 +40,18 @@ def tune(
     from opnp.detector import OPNP
 
     require_out_file(out)
-    classifier = read_head(head)
+    classifier, known, other = read_head(head), open_features(validation), open_features(val_ood)
+    if known.digest() == other.digest():
+        raise OptionError(
+            f"`--validation` and `--val-ood` hold the same features ({validation}, {val_ood}): give ID samples and OOD "
+            f"samples, which must differ for anything to be chosen by them."
+        )
     detector = OPNP(ratios="tuned", score=score, shaping=shaping_from(shaping)).fit_features(
         open_features(features),
         weight=classifier.weight,
         bias=classifier.bias,
-        validation=open_features(validation),
-        validation_ood=open_features(val_ood),
+        validation=known,
+        validation_ood=other,
         keep=keep,
     )
     if out is not None:

@@ -1,8 +1,7 @@
 """Pure tensor arithmetic: the method, equation by equation. No models, no files, no state.
 
-- `sensitivity`: mean absolute gradients of the energy, in closed form (step 1)
+- `sensitivity`: mean absolute gradients of the energy, for the last layer in closed form (step 1)
 - `masks`: which weights and neurons stay (step 2)
-- `layers`: the same two for any layer, from the gradients that a backward pass brings
 - `scores`: how much an input looks out of distribution, from logits (step 3)
 - `shaping`: ReAct, ASH-S and SCALE on features, before the head
 - `conformal`: p-values and verdicts with a guarantee

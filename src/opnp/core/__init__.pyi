@@ -9,11 +9,10 @@ from .fusion import member_shares as member_shares
 from .fusion import tail_scales as tail_scales
 from .fusion import tail_units as tail_units
 from .histogram import ValueHistogram as ValueHistogram
-from .layers import LayerSensitivitySum as LayerSensitivitySum
-from .layers import layer_masks as layer_masks
 from .masks import Masks as Masks
 from .masks import Scope as Scope
 from .masks import keep_mask as keep_mask
+from .masks import layer_masks as layer_masks
 from .masks import neuron_mask as neuron_mask
 from .masks import pruned_count as pruned_count
 from .masks import pruned_weight as pruned_weight
@@ -30,7 +29,7 @@ from .members import nci_score as nci_score
 from .members import norm_score as norm_score
 from .members import relative_mahalanobis_score as relative_mahalanobis_score
 from .members import vim_score as vim_score
-from .metrics import DetectionMetrics as DetectionMetrics
+from .metrics import DetectionFigures as DetectionFigures
 from .metrics import PositiveClass as PositiveClass
 from .metrics import Reliability as Reliability
 from .metrics import accuracy as accuracy
@@ -39,6 +38,7 @@ from .metrics import auroc as auroc
 from .metrics import detection_metrics as detection_metrics
 from .metrics import expected_calibration_error as expected_calibration_error
 from .metrics import fpr_at_tpr as fpr_at_tpr
+from .metrics import passed_counts as passed_counts
 from .metrics import reliability as reliability
 from .moments import FeatureMoments as FeatureMoments
 from .scores import SCORE_NAMES as SCORE_NAMES
@@ -49,6 +49,7 @@ from .scores import gen_score as gen_score
 from .scores import max_logit_score as max_logit_score
 from .scores import msp_score as msp_score
 from .scores import score_logits as score_logits
+from .sensitivity import LayerSensitivitySum as LayerSensitivitySum
 from .sensitivity import NeuronReading as NeuronReading
 from .sensitivity import Precision as Precision
 from .sensitivity import Sensitivity as Sensitivity

@@ -16,7 +16,6 @@ __all__ = [
     "require_class_indices",
     "require_finite",
     "require_finite_sums",
-    "require_same_head",
     "two_class_head",
     "two_class_logits",
 ]
@@ -210,13 +209,4 @@ def require_class_indices(labels: Tensor, *, classes: int) -> None:
         raise OptionError(
             f"`labels` must lie in 0 to {classes - 1} for {classes} classes, got {int(labels.min())} to "
             f"{int(labels.max())}. Are they the labels of this classifier, counted from 0?",
-        )
-
-
-def require_same_head(one: Tensor, other: Tensor) -> None:
-    """Raise `ShapeError` if two sums, shape ``(classes, features)``, are those of heads of different size."""
-    if one.shape != other.shape:
-        raise ShapeError(
-            f"Sums of heads of different size cannot be merged: (classes, features) is {tuple(one.shape)} on the left "
-            f"and {tuple(other.shape)} on the right.",
         )

@@ -12,12 +12,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-__all__ = ["KeptRows", "row_hashes"]
+__all__ = ["GOLDEN", "KeptRows", "as_int64", "row_hashes", "shifted_right", "splitmix64"]
 
 _EMPTY = (1 << 63) - 1
 _MASK = (1 << 62) - 1
 _ROWS = 1024
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """The constants of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
 
 
@@ -117,12 +117,12 @@ def row_hashes(features: Tensor) -> Tensor:
 
     """
     numbers = torch.arange(1, features.shape[1] + 1, dtype=torch.int64, device=features.device)
-    factors = _mixed(numbers * _signed(_GOLDEN)) | 1
+    factors = splitmix64(numbers * as_int64(GOLDEN)) | 1
     parts = [
         ((rows.float() + 0.0).contiguous().view(torch.int32).long() * factors).sum(1) for rows in features.split(_ROWS)
     ]
-    contents = _mixed(torch.cat(parts) + _signed(_FIRST))  # not from 0, which rows of zeros would come to
-    return _mixed(contents + _copies(contents) * _signed(_GOLDEN)) & _MASK
+    contents = splitmix64(torch.cat(parts) + as_int64(_FIRST))  # not from 0, which rows of zeros would come to
+    return splitmix64(contents + _copies(contents) * as_int64(GOLDEN)) & _MASK
 
 
 def _copies(contents: Tensor) -> Tensor:
@@ -135,19 +135,19 @@ def _copies(contents: Tensor) -> Tensor:
     return torch.empty_like(before).scatter_(0, order, before)
 
 
-def _mixed(values: Tensor) -> Tensor:
+def splitmix64(values: Tensor) -> Tensor:
     """Return splitmix64's finaliser of 64-bit integers; products wrap, as they do there."""
     for shift, factor in ((30, _FIRST), (27, _SECOND)):
-        values = (values ^ _shifted(values, shift)) * _signed(factor)
-    return values ^ _shifted(values, 31)
+        values = (values ^ shifted_right(values, shift)) * as_int64(factor)
+    return values ^ shifted_right(values, 31)
 
 
-def _shifted(values: Tensor, by: int) -> Tensor:
+def shifted_right(values: Tensor, by: int) -> Tensor:
     """Return the values shifted right with zeros from the left: torch's own shift repeats the sign."""
     return (values >> by) & ((1 << (64 - by)) - 1)
 
 
-def _signed(value: int) -> int:
+def as_int64(value: int) -> int:
     """Return an integer modulo 2^64 as the one that torch holds."""
     value %= 1 << 64
     return value - (1 << 64) if value >= 1 << 63 else value

@@ -1,4 +1,4 @@
-"""Masks from sensitivities: which weights and neurons of the last layer stay.
+"""Masks from sensitivities: which weights and neurons of a layer stay.
 
 A share `lowest` of the entries with the smallest and a share `highest` of those with the largest sensitivity are
 removed. The count is ``round(share * n)`` with Python's round. Ties keep index order, as a stable ascending sort would
@@ -13,26 +13,28 @@ Source: Chen et al., NeurIPS 2023, step 2 of the method; rho_min and rho_max are
 """
 
 import warnings
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from opnp.core.checks import checked_fraction, require_finite
+from opnp.core.sensitivity import NeuronReading, Sensitivity
 from opnp.errors import InputTypeError, OptionError, RatioError, RatioWarning, ShapeError
+from opnp.values.settings import Scope
 
 __all__ = [
     "Masks",
     "Scope",
     "keep_mask",
+    "layer_masks",
     "neuron_mask",
     "pruned_count",
     "pruned_weight",
     "warn_of_lost_order",
     "weight_mask",
 ]
-
-Scope = Literal["layer", "class"]
 
 _EQUAL_WITHIN = 2.0**-38
 """Sensitivities this close to the cut, relative to it, count as equal to it (3.6e-12; far above float64 rounding)."""
@@ -208,6 +210,64 @@ def neuron_mask(sensitivity: Tensor, *, lowest: float = 0.0, highest: float = 0.
     return keep_mask(sensitivity[None], lowest=lowest, highest=highest, name="o_")[0]
 
 
+def layer_masks(
+    sensitivities: Mapping[str, Sensitivity],
+    *,
+    w_min: float = 0.0,
+    w_max: float = 0.0,
+    o_min: float = 0.0,
+    o_max: float = 0.0,
+    neuron: NeuronReading = "gradient",
+    scope: Scope = "layer",
+) -> dict[str, Tensor]:
+    """Return which weights of each layer stay when these shares of its weights and of its neurons are removed.
+
+    Neurons are the layer's inputs: features or channels. What is pruned of them is every weight that reads them.
+
+    Args:
+        sensitivities: Sensitivities by name of the layer, as `sensitivity` returns them.
+        w_min: Share of the weights with the smallest sensitivity to remove from each layer, in [0, 1).
+        w_max: Share of the weights with the largest.
+        o_min: Share of the neurons with the smallest sensitivity to remove from each layer, in [0, 1).
+        o_max: Share of the neurons with the largest.
+        neuron: Reading of the neuron sensitivity, ``"gradient"`` or ``"aggregate"``.
+        scope: ``"layer"`` ranks all weights of a layer together; ``"class"`` those of each output by themselves, be it
+            a class, a feature or a channel.
+
+    Returns:
+        True = keep, by name, each of the shape of the layer's weight, bool.
+
+    Raises:
+        RatioError: If the shares leave no weight or no neuron.
+        OptionError: If a share, `neuron` or `scope` is out of range.
+        InputTypeError: If `sensitivities` is no mapping.
+        NonFiniteError: If a sensitivity is NaN or infinite.
+
+    Warns:
+        RatioWarning: If a share above 0 removes nothing from a layer.
+
+    Example:
+        >>> import torch
+        >>> mean = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> fc = Sensitivity(weight=mean, neuron_gradient=mean[0], neuron_aggregate=mean.mean(0), count=1)
+        >>> layer_masks({"fc": fc}, w_min=0.25, o_max=0.5)["fc"].tolist()
+        [[False, False], [True, False]]
+
+    """
+    if not isinstance(sensitivities, Mapping):
+        raise InputTypeError(
+            f"`sensitivities` must be a mapping by name of the layer, got {type(sensitivities).__name__}."
+        )
+    masks = {}
+    for name, layer in sensitivities.items():
+        shape = layer.weight.shape
+        weights = weight_mask(layer.weight.flatten(1), lowest=w_min, highest=w_max, scope=scope).view(shape)
+        neurons = neuron_mask(layer.neuron(neuron), lowest=o_min, highest=o_max)
+        by_group = neurons.view(-1, 1, shape[1], *(1 for _ in shape[2:]))
+        masks[name] = (weights.unflatten(0, (len(by_group), -1)) & by_group).flatten(0, 1)
+    return masks
+
+
 def warn_of_lost_order(lost: Tensor, keep: Tensor) -> None:
     """Warn if a cut falls among sensitivities that underflowed, so that index order chose between them.
 
@@ -275,6 +335,4 @@ def _smallest(values: Tensor, count: int) -> Tensor:
     below = values < cut - tolerance
     equal = ~below & (values <= cut + tolerance)
     missing = count - below.sum(1, keepdim=True)
-    if bool((equal.sum(1, keepdim=True) == missing).all()):
-        return below | equal
     return below | (equal & (equal.cumsum(1, dtype=torch.int32) <= missing))

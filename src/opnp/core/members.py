@@ -189,13 +189,7 @@ class ClassGaussian:
             OptionError: If the features are too many for products of pairs.
 
         """
-        products, sums = moments.direction_product, moments.class_direction
-        if products is None:
-            raise OptionError(
-                f"it needs a covariance of {sums.shape[1]} features, and at most {LARGEST_WIDTH} are held"
-            )
-        if moments.count == 0:
-            raise EmptyDataError("no sample was summed")
+        products, sums = _summed(moments.direction_product, moments), moments.class_direction
         counts = moments.class_count.double()[:, None]
         center = sums.sum(0) / moments.count
         means = center + (sums / counts.clamp_min(1) - center) * counts / (counts + _PRIOR)
@@ -298,16 +292,10 @@ class PrincipalSpace:
             OptionError: If the features are too many for products of pairs.
 
         """
-        if moments.product is None:
-            raise OptionError(
-                f"it needs a covariance of {len(moments.feature)} features, and at most {LARGEST_WIDTH} are held"
-            )
-        if moments.count == 0:
-            raise EmptyDataError("no sample was summed")
-        width = len(moments.feature)
+        products, width = _summed(moments.product, moments), len(moments.feature)
         origin = -_least_solution(weight.double(), weight.new_zeros(len(weight)) if bias is None else bias)
         shift = torch.outer(moments.feature, origin)
-        around = (moments.product - shift - shift.T) / moments.count + torch.outer(origin, origin)
+        around = (products - shift - shift.T) / moments.count + torch.outer(origin, origin)
         dimension = min(100 if width < 1000 else 256, width // 2)
         basis = torch.linalg.eigh(around).eigenvectors[:, width - dimension :].contiguous()  # as a file gives it back
         space = cls(origin, basis, 1.0)
@@ -374,6 +362,17 @@ def _residual(features: Tensor, space: PrincipalSpace) -> Tensor:
 def _lengths(rows: Tensor) -> Tensor:
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return lengths
+
+
+def _summed(product: Tensor | None, moments: FeatureMoments) -> Tensor:
+    """Return a sum of products of pairs of features, refusing one that is not held, or of no sample."""
+    if product is None:
+        raise OptionError(
+            f"it needs a covariance of {len(moments.feature)} features, and at most {LARGEST_WIDTH} are held"
+        )
+    if moments.count == 0:
+        raise EmptyDataError("no sample was summed")
+    return product
 
 
 def _whitening(covariance: Tensor, samples: int) -> Tensor:

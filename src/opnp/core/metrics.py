@@ -15,9 +15,10 @@ from torch import Tensor
 
 from opnp.core.checks import checked_fraction, checked_matrix, checked_scores, require_class_indices
 from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
+from opnp.values.figures import DetectionFigures
 
 __all__ = [
-    "DetectionMetrics",
+    "DetectionFigures",
     "PositiveClass",
     "Reliability",
     "accuracy",
@@ -26,31 +27,13 @@ __all__ = [
     "detection_metrics",
     "expected_calibration_error",
     "fpr_at_tpr",
+    "passed_counts",
     "reliability",
 ]
 
 PositiveClass = Literal["id", "ood"]
 
 _TPR = Fraction(95, 100)
-
-
-class DetectionMetrics(NamedTuple):
-    """How well OOD samples are told from ID samples. Fractions in [0, 1].
-
-    Attributes:
-        fpr95: Share of OOD kept where 95 % of ID is kept (ID positive, as in the papers).
-        fpr95_ood_positive: Share of ID flagged where 95 % of OOD is caught (OOD positive, as in OpenOOD).
-        auroc: Area under the ROC curve.
-        aupr_id_positive: Average precision with ID as the positive class.
-        aupr_ood_positive: Average precision with OOD as the positive class.
-
-    """
-
-    fpr95: float
-    fpr95_ood_positive: float
-    auroc: float
-    aupr_id_positive: float
-    aupr_ood_positive: float
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -171,7 +154,7 @@ def fpr_at_tpr(id_scores: Tensor, ood_scores: Tensor, *, tpr: float = 0.95, posi
     return _false_positives(_Counts.of(id_scores, ood_scores), positive, share)
 
 
-def detection_metrics(id_scores: Tensor, ood_sets: Iterable[Tensor]) -> list[DetectionMetrics]:
+def detection_metrics(id_scores: Tensor, ood_sets: Iterable[Tensor]) -> list[DetectionFigures]:
     """Return all figures of each OOD set against the same ID samples; larger score = more OOD.
 
     Args:
@@ -194,7 +177,7 @@ def detection_metrics(id_scores: Tensor, ood_sets: Iterable[Tensor]) -> list[Det
 
     """
     return [
-        DetectionMetrics(
+        DetectionFigures(
             fpr95=_false_positives(counts, "id", _TPR),
             fpr95_ood_positive=_false_positives(counts, "ood", _TPR),
             auroc=_area(counts),
@@ -203,6 +186,31 @@ def detection_metrics(id_scores: Tensor, ood_sets: Iterable[Tensor]) -> list[Det
         )
         for counts in (_Counts.of(id_scores, ood_scores) for ood_scores in ood_sets)
     ]
+
+
+def passed_counts(id_scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many ID and how many OOD samples score no more than each distinct score: the ROC curve, in counts.
+
+    Args:
+        id_scores: Scores of ID samples, shape ``(n,)``.
+        ood_scores: Scores of OOD samples, shape ``(m,)``.
+
+    Returns:
+        Two tensors of shape ``(distinct scores,)``, int64, ascending to n and to m.
+
+    Raises:
+        ShapeError: If an argument has not exactly one axis.
+        EmptyDataError: If an argument is empty.
+        NonFiniteError: If an argument holds NaN.
+
+    Example:
+        >>> import torch
+        >>> passed_counts(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0]))
+        (tensor([1, 2, 2]), tensor([0, 1, 2]))
+
+    """
+    inside, outside = _Counts.of(id_scores, ood_scores)
+    return inside.cumsum(0), outside.cumsum(0)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

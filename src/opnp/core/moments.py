@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from opnp.core.checks import require_same_head
+from opnp.errors import ShapeError
 
 __all__ = ["LARGEST_WIDTH", "FeatureMoments"]
 
@@ -102,7 +102,7 @@ class FeatureMoments:
         if self.direction_product is not None:
             self.direction_product.addmm_(z.T, z)
         self.class_direction.index_add_(0, predicted, z)
-        self.class_count.add_(torch.bincount(predicted, minlength=len(self.class_count)))
+        self.class_count.index_add_(0, predicted, torch.ones_like(predicted))
         self.count += len(h)
         return self
 
@@ -137,7 +137,12 @@ class FeatureMoments:
         """
         if not isinstance(other, FeatureMoments):
             return NotImplemented
-        require_same_head(self.class_direction, other.class_direction)
+        if self.class_direction.shape != other.class_direction.shape:
+            raise ShapeError(
+                f"Sums of heads of different size cannot be merged: (classes, features) is "
+                f"{tuple(self.class_direction.shape)} on the left and {tuple(other.class_direction.shape)} on the "
+                f"right.",
+            )
         mine, more = self.to_tensors(), other.to_tensors()
         sums = {name: tensor + more[name] for name, tensor in mine.items() if name in more}
         return FeatureMoments.from_tensors(sums, count=self.count + other.count)

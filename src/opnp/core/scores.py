@@ -5,13 +5,14 @@ float32 or, for float64 logits, float64. At a temperature above 1000 it is float
 inputs are nearly equal, and float32 would not tell them apart.
 """
 
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from opnp.core.checks import checked_matrix, checked_temperature
 from opnp.errors import OptionError
+from opnp.values.settings import ScoreName
 
 __all__ = [
     "LARGEST_FLOAT32_TEMPERATURE",
@@ -26,8 +27,7 @@ __all__ = [
     "score_logits",
 ]
 
-ScoreName = Literal["energy", "msp", "max_logit", "entropy", "gen"]
-SCORE_NAMES: tuple[ScoreName, ...] = ("energy", "msp", "max_logit", "entropy", "gen")
+SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 
 LARGEST_FLOAT32_TEMPERATURE = 1000.0
 """Temperature up to which scores of float32 logits are float32."""

@@ -1,6 +1,7 @@
-r"""Sensitivity of the energy to the weights and neurons of the last layer, as an additive value.
+r"""Sensitivity of the energy to the weights and neurons of a layer, as an additive value.
 
-For features h, logits f = W h + b, p = softmax(f / T) and the energy E = -T logsumexp(f / T),
+The last layer has a closed form. For features h, logits f = W h + b, p = softmax(f / T) and the energy
+E = -T logsumexp(f / T),
 
     dE / dW_ij = -p_i h_j        dE / dh_j = -sum_i p_i W_ij
 
@@ -14,23 +15,39 @@ Sums over blocks of rows are float64. The products of a block are float32, and f
 an argument is, and at a temperature below 0.1 or above 1000. Sensitivities that underflow, as the probabilities behind
 them vanish in every sample, are zeros; in masks they are ties, in index order, and a cut among them is warned of.
 
-Source: Chen et al., NeurIPS 2023, section 3 (step 1 of the method); the closed form follows from differentiating E.
+Any other layer has a gradient d = dE / d(output) that a backward pass brings to each position p of its output (tokens,
+pixels), and inputs h. The gradient for one sample is a sum over positions; the absolute value comes after it:
+
+    linear         dE / dW_ij   = sum_p d_i(p) h_j(p)
+    convolution    dE / dW_ijuv = sum_p d_i(p) h_j(stride * p + dilation * (u, v) - padding)
+    weight         M = (1/m) sum_k |dE(x_k) / dW|
+    gradient       (1/m) sum_k |sum_p dE(x_k) / dh_j(p)|, through this layer alone
+    aggregate      means of M over all weights that read input j
+
+For the last layer d = -p, and that is the closed form; for others `opnp.model.layers` takes the gradients, sample by
+sample. A neuron is an input feature or channel, pruned at all positions at once, so that its sum over positions stands
+inside the absolute value, as that of a weight does.
+
+Source: Chen et al., NeurIPS 2023, section 3 (step 1 of the method), which defines the sensitivity for every layer; the
+closed form follows from differentiating E.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from opnp.core.checks import checked_matrix, checked_temperature, require_finite_sums, require_same_head
+from opnp.core.checks import checked_matrix, checked_temperature, require_finite_sums
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE
 from opnp.errors import EmptyDataError, InputTypeError, OptionError, ShapeError
+from opnp.values.settings import NeuronReading, Precision
 
 __all__ = [
     "BLOCK_ROWS",
+    "LayerSensitivitySum",
     "NeuronReading",
     "Precision",
     "Sensitivity",
@@ -43,9 +60,6 @@ __all__ = [
     "weight_sensitivity",
     "with_float64",
 ]
-
-NeuronReading = Literal["gradient", "aggregate"]
-Precision = Literal["float32", "float64"]
 
 BLOCK_ROWS = 1024
 """Rows multiplied at once: long enough for the product to dominate, short enough for float32 to stay exact to 1e-6."""
@@ -85,12 +99,95 @@ class Sensitivity:
 
 
 @dataclass(eq=False, slots=True)
-class SensitivitySum:
-    """Sums of absolute gradients over the samples seen so far: a value that adds up.
+class LayerSensitivitySum:
+    """Sums of absolute gradients over the samples seen so far, for any layer: a value that adds up.
 
-    Parts of the data may be summed anywhere, in any order, and merged by ``+``; `mean` ends the sum. The state is
-    O(classes x features) however many samples went in. Parts belong to one head at one temperature: that they do is
-    the caller's affair.
+    Parts of the data may be summed anywhere, in any order, and merged by ``+``; `mean` ends the sum.
+
+    Attributes:
+        weight: Sum of |dE / dW|, of the shape of the layer's weight, float64.
+        neuron: Sum of |dE / dh_j|, summed over positions before the absolute value, shape ``(inputs,)``, float64.
+        count: Number of samples summed.
+
+    Example:
+        >>> import torch
+        >>> part = LayerSensitivitySum(weight=torch.tensor([[2.0, 0.0]]), neuron=torch.tensor([1.0, 1.0]), count=1)
+        >>> (part + part).mean().weight.tolist()
+        [[2.0, 0.0]]
+
+    """
+
+    weight: Tensor
+    neuron: Tensor
+    count: int
+
+    @classmethod
+    def zeros(cls, *shape: int, groups: int = 1, device: torch.device | str | None = None) -> Self:
+        """Return the empty sum, the neutral element of ``+``, for a layer whose weight has this shape.
+
+        Example:
+            >>> LayerSensitivitySum.zeros(8, 2, 3, 3, groups=4).neuron.shape
+            torch.Size([8])
+
+        """
+        return cls(
+            weight=torch.zeros(*shape, dtype=torch.float64, device=device),
+            neuron=torch.zeros(shape[1] * groups, dtype=torch.float64, device=device),
+            count=0,
+        )
+
+    def __add__(self, other: object) -> Self:
+        """Return the sum over both parts of the data.
+
+        Raises:
+            ShapeError: If the parts come from layers of different size.
+
+        """
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        if self.weight.shape != other.weight.shape or self.neuron.shape != other.neuron.shape:
+            raise ShapeError(
+                f"Sums of layers of different size cannot be merged: weights of shape {tuple(self.weight.shape)} with "
+                f"{len(self.neuron)} inputs on the left, {tuple(other.weight.shape)} with {len(other.neuron)} on the "
+                f"right.",
+            )
+        return type(self)(
+            weight=self.weight + other.weight,
+            neuron=self.neuron + other.neuron,
+            count=self.count + other.count,
+        )
+
+    def mean(self) -> Sensitivity:
+        """Return the sensitivities: the sums divided by the count.
+
+        Raises:
+            EmptyDataError: If no sample was summed.
+            NonFiniteError: If inputs or gradients were not finite, or products of them too large for their dtype.
+
+        """
+        if self.count == 0:
+            raise EmptyDataError("No sample was summed: the sensitivity of no data is undefined.")
+        require_finite_sums(self.weight, self.neuron)
+        weight = self.weight / self.count
+        if weight.ndim == 2:
+            aggregate = weight.mean(0)
+        else:
+            groups = len(self.neuron) // weight.shape[1]
+            aggregate = weight.unflatten(0, (groups, -1)).flatten(3).mean((1, 3)).flatten()
+        return Sensitivity(
+            weight=weight,
+            neuron_gradient=self.neuron / self.count,
+            neuron_aggregate=aggregate,
+            count=self.count,
+        )
+
+
+@dataclass(eq=False, slots=True)
+class SensitivitySum(LayerSensitivitySum):
+    """Sums of absolute gradients over the samples seen so far, for the last layer: a value that adds up.
+
+    The state is O(classes x features) however many samples went in. Parts belong to one head at one temperature: that
+    they do is the caller's affair.
 
     Attributes:
         weight: Sum of p_i |h_j|, shape ``(classes, features)``, float64.
@@ -111,19 +208,6 @@ class SensitivitySum:
         True
 
     """
-
-    weight: Tensor
-    neuron: Tensor
-    count: int
-
-    @classmethod
-    def zeros(cls, classes: int, features: int, *, device: torch.device | str | None = None) -> Self:
-        """Return the empty sum, the neutral element of ``+``, for a head of the given size."""
-        return cls(
-            weight=torch.zeros(classes, features, dtype=torch.float64, device=device),
-            neuron=torch.zeros(features, dtype=torch.float64, device=device),
-            count=0,
-        )
 
     @classmethod
     def from_batch(
@@ -221,41 +305,6 @@ class SensitivitySum:
             self.neuron.add_((p @ w).abs_().sum(0))
         self.count += len(h)
         return self
-
-    def __add__(self, other: object) -> "SensitivitySum":
-        """Return the sum over both parts of the data.
-
-        Raises:
-            ShapeError: If the parts come from heads of different size.
-
-        """
-        if not isinstance(other, SensitivitySum):
-            return NotImplemented
-        require_same_head(self.weight, other.weight)
-        return SensitivitySum(
-            weight=self.weight + other.weight,
-            neuron=self.neuron + other.neuron,
-            count=self.count + other.count,
-        )
-
-    def mean(self) -> Sensitivity:
-        """Return the sensitivities: the sums divided by the count.
-
-        Raises:
-            EmptyDataError: If no sample was summed.
-            NonFiniteError: If features or logits were not finite, or products of them too large for their dtype.
-
-        """
-        if self.count == 0:
-            raise EmptyDataError("No sample was summed: the sensitivity of no data is undefined.")
-        require_finite_sums(self.weight, self.neuron)
-        weight = self.weight / self.count
-        return Sensitivity(
-            weight=weight,
-            neuron_gradient=self.neuron / self.count,
-            neuron_aggregate=weight.mean(0),
-            count=self.count,
-        )
 
 
 def weight_sensitivity(features: Tensor, logits: Tensor, *, temperature: float = 1.0) -> Tensor:

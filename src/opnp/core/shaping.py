@@ -116,10 +116,9 @@ def shaped(features: Tensor, shaping: Shaping | None, *, threshold: float | None
     match shaping:
         case None:
             return features
-        case ReAct() if threshold is not None:
-            return react(features, threshold=threshold)
         case ReAct():
-            raise OptionError("ReAct needs its `threshold`: the quantile of the training features, in their units.")
+            _checked_features(features, method="ReAct")
+            return shaped_rows(features, shaping, threshold=threshold)
         case ASHS(quantile):
             return ash_s(features, quantile=quantile)
         case SCALE(quantile):

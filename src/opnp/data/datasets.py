@@ -105,7 +105,7 @@ class SavedDataset:
         return Names(len(self.data), str)
 
     def sample(self, index: int) -> Union["Image", str]:
-        """Return an image of 8 bits a channel, decoded, or a text.
+        """Return an image of 8 bits a channel, decoded and turned as its orientation tag says, or a text.
 
         Raises:
             DataFileError: If there is none in the row; the message is the reason alone.
@@ -119,7 +119,9 @@ class SavedDataset:
             return checked_text(value)
         if value is None or (value["bytes"] is None and value["path"] is None):
             raise DataFileError("no image")
-        return decoded_image(Path(value["path"]) if value["bytes"] is None else value["bytes"])
+        from PIL import ImageOps
+
+        return ImageOps.exif_transpose(decoded_image(Path(value["path"]) if value["bytes"] is None else value["bytes"]))
 
     def digest(self) -> str:
         """Return the SHA-256 over the files of the data set."""

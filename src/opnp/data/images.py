@@ -37,7 +37,7 @@ from opnp.files import existing_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_ENDINGS", "FileList", "ImageArrays", "ImageFolder", "decoded_image"]
+__all__ = ["IMAGE_ENDINGS", "FileList", "ImageArrays", "ImageFolder", "decoded_image", "image_formats"]
 
 IMAGE_ENDINGS = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pbm", ".pgm"),
@@ -68,10 +68,8 @@ def decoded_image(content: Path | bytes) -> "Image":
     """
     from PIL import Image, UnidentifiedImageError
 
-    Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]
     try:
-        with Image.open(BytesIO(content) if isinstance(content, bytes) else content, formats=formats) as image:
+        with Image.open(BytesIO(content) if isinstance(content, bytes) else content, formats=image_formats()) as image:
             mode = image.mode
             if not mode.startswith(_DEEP):
                 # Through RGBA, as Pillow asks for palettes with transparency.
@@ -88,6 +86,14 @@ def decoded_image(content: Path | bytes) -> "Image":
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise DataFileError(reason) from error
     raise DataFileError(f"more than 8 bits a channel, mode {mode}: store it with 8 bits")
+
+
+def image_formats() -> list[str]:
+    """Return Pillow's names of the formats that are read and that this Pillow has."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

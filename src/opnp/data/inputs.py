@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from opnp.data.class_order import labels_by_name, warn_of_ambiguous_order
 from opnp.data.datasets import SavedDataset, is_saved_dataset
 from opnp.data.images import FileList, ImageArrays, ImageFolder
 from opnp.data.samples import ModelInputs, SampleKind, Transform, shown_text
@@ -420,7 +421,12 @@ _READERS: dict[str, Callable[..., InputSource]] = {
 
 
 def open_inputs(
-    path: str | os.PathLike[str], transform: Transform, *, is_strict: bool = False, is_labelled: bool = True
+    path: str | os.PathLike[str],
+    transform: Transform,
+    *,
+    is_strict: bool = False,
+    is_labelled: bool = True,
+    class_names: Sequence[str] | None = None,
 ) -> InputSet:
     """Return the inputs at a path, made ready for a model.
 
@@ -440,6 +446,8 @@ def open_inputs(
             `unreadable` afterwards.
         is_labelled: Whether labels are read; else they may be anything, and a folder's images count at any depth,
             beside subfolders too.
+        class_names: Names of the model's classes, in its order, where they are known: classes that the data call by
+            these names are numbered as in the model.
 
     Returns:
         The inputs, in an order that does not change.
@@ -474,7 +482,24 @@ def open_inputs(
     path = Path(path)
     if not path.exists():
         raise MissingFileError(f"{path} does not exist: expected {_FORMS[transform.kind]}.")
-    return InputSet(_source(path, transform.kind, is_labelled=is_labelled), transform, is_strict=is_strict)
+    source = _source(path, transform.kind, is_labelled=is_labelled)
+    return InputSet(_in_class_order(source, class_names), transform, is_strict=is_strict)
+
+
+def _in_class_order(source: InputSource, model_names: Sequence[str] | None) -> InputSource:
+    """Return the source with its classes numbered as in the model, as far as names tell."""
+    labels, names = source.labels, source.class_names
+    if labels is None or names is None:
+        return source
+    is_stated = isinstance(source, SavedDataset)
+    found = None
+    if model_names is not None:
+        found = labels_by_name(labels, names, model_names, path=source.path, is_order_stated=is_stated)
+    if found is not None and model_names is not None:
+        return replace(source, labels=found, class_names=tuple(model_names))  # type: ignore[type-var]  # each is a dataclass
+    if not is_stated:
+        warn_of_ambiguous_order(names, path=source.path)
+    return source
 
 
 def _source(path: Path, kind: SampleKind, *, is_labelled: bool) -> InputSource:

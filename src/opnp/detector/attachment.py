@@ -1,5 +1,6 @@
 """The tie between a detector and the user's model: where features come from when inputs are given."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from opnp.core.checks import require_finite
 from opnp.core.sensitivity import with_float64
-from opnp.errors import HeadMismatchError, InputTypeError
+from opnp.errors import HeadMismatchError, InputTypeError, PrecisionWarning
 from opnp.fitted import head_digest
 from opnp.model import (
     BatchHalving,
@@ -149,6 +150,16 @@ def linked_by_digest(
     digest = head_digest(weight, bias)
     fitting = [found for found, head in heads.items() if _has_digest(head, weight, digest)]
     if not fitting:
+        fitting = [found for found, head in heads.items() if _is_stored_anew(head, weight, bias)]
+        if fitting:
+            warnings.warn(
+                f"the head {fitting[0]} has the weights of the detector's fit rounded to half precision, or the "
+                f"reverse: scores differ a little. Calibrate anew for exact verdicts.",
+                PrecisionWarning,
+                stacklevel=3,
+            )
+            weight, bias = heads[fitting[0]].weight.detach().clone(), heads[fitting[0]].bias
+    if not fitting:
         place = f"`{name}`" if name in heads else "any nn.Linear or 1x1 convolution"
         raise HeadMismatchError(
             f"The detector was fitted on a head with digest {digest[:12]}, and the model given has other weights (or "
@@ -156,6 +167,23 @@ def linked_by_digest(
         )
     chosen = name if name is not None and name in fitting else fitting[0]
     return ModelLink(model, heads[chosen], axes, device, weight=weight, bias=bias, halving=halving)
+
+
+def _is_stored_anew(head: Head, weight: Tensor, bias: Tensor | None) -> bool:
+    """Return whether a layer and the head of the fit differ by one of them having been rounded to half precision."""
+    if any(map(is_lazy, head.module.parameters())) or head.weight.shape != weight.shape:
+        return False
+    if head.bias is None or bias is None:
+        return head.bias is bias and _is_rounded([head.weight], [weight])
+    return _is_rounded([head.weight, head.bias], [weight, bias])
+
+
+def _is_rounded(ones: list[Tensor], others: list[Tensor]) -> bool:
+    left, right = (torch.cat([each.detach().double().cpu().flatten() for each in side]) for side in (ones, others))
+    return any(
+        torch.equal(left.to(kind).double(), right) or torch.equal(right.to(kind).double(), left)
+        for kind in (torch.float16, torch.bfloat16)
+    )
 
 
 def _has_digest(head: Head, weight: Tensor, digest: str) -> bool:

@@ -38,6 +38,7 @@ from opnp.export import CompactHead, DetectorModule, card_text
 from opnp.export.module import plain_head
 from opnp.fitted import Calibration, Explanation, FittedState, Ratios, Settings, Tuning, Verdict
 from opnp.model import BatchHalving, InputAxes, LogitsSelector, head_stream
+from opnp.values.origin import ModelOrigin
 
 __all__ = ["OPNP"]
 
@@ -527,6 +528,11 @@ class OPNP:
         return self._fitted().tuning
 
     @property
+    def origin(self) -> ModelOrigin | None:
+        """The model of the fit by name, and how its inputs are made; None where nobody told, as in a fit by hand."""
+        return self._fitted().origin
+
+    @property
     def samples(self) -> int:
         """Number of training samples that the detector was fitted on."""
         return self._fitted().samples
@@ -605,6 +611,18 @@ class OPNP:
 
     # ------------------------------------------------------------------------------------------------ files and graphs
 
+    def remember(self, origin: ModelOrigin) -> Self:
+        """Keep in the detector, and in its file, which model it belongs to and how inputs are made; return self.
+
+        The command line tells it at each fit by a model, and takes what is missing in other commands from it.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+
+        """
+        self._state = self._fitted().restated(origin=origin)
+        return self
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the detector to one safetensors file. No code, no model, no training data.
 
@@ -641,7 +659,8 @@ class OPNP:
     def attach(self, model: nn.Module, *, device: torch.device | str | None = None, auto_batch: bool = False) -> Self:
         """Tie the detector to the model that it was fitted on, so that it takes inputs; return self.
 
-        The model is known by its head alone: that its other layers are those of the fit is the caller's affair.
+        The model is known by its head alone: that its other layers are those of the fit is the caller's affair. A head
+        whose values were rounded to half precision is taken with a warning.
 
         Args:
             model: The model; it stays as it is.
@@ -651,6 +670,9 @@ class OPNP:
         Raises:
             NotFittedError: If nothing was fitted.
             HeadMismatchError: If no layer of the model is the head that the detector was fitted on.
+
+        Warns:
+            PrecisionWarning: If the head was stored in another type meanwhile.
 
         Example:
             >>> from opnp import OPNP

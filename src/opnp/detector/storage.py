@@ -18,6 +18,7 @@ from opnp.core.shaping import ReAct
 from opnp.errors import ArtifactError, InputTypeError, NonFiniteError, OptionError, ShapeError
 from opnp.fitted import Calibration, FittedState, Settings, Tuning, head_digest
 from opnp.values.fit import TuningFigures
+from opnp.values.origin import ModelOrigin
 from opnp.values.reading import Value
 
 __all__ = ["FORMAT_VERSION", "read_detector", "state_bytes", "state_from_bytes", "write_detector"]
@@ -57,6 +58,7 @@ class _Told(Value, frozen=True):
     keep: float | None
     head: _HeadFacts
     input_axes: int | Mapping[str, int] | None
+    origin: ModelOrigin | None = None
 
 
 def write_detector(path: str | os.PathLike[str], state: FittedState) -> None:
@@ -84,6 +86,7 @@ def write_detector(path: str | os.PathLike[str], state: FittedState) -> None:
         "keep": None if calibration is None else calibration.keep,
         "head": {"name": state.head_name, "sha256": state.head_digest},
         "input_axes": state.axes,
+        "origin": None if state.origin is None else msgspec.to_builtins(state.origin),
     }
     write_artifact(
         path,
@@ -121,6 +124,7 @@ def read_detector(path: str | os.PathLike[str]) -> FittedState:
             head_name=told.head.name,
             axes=dict(told.input_axes) if isinstance(told.input_axes, Mapping) else told.input_axes,
             tuning=None if told.tuning is None else _tuning(told.tuning),
+            origin=told.origin,
         )
         _require_consistent(state, sha256=told.head.sha256)
         if told.fusion is not None:
@@ -219,7 +223,7 @@ def _with_fusion(state: FittedState, facts: _FusionFacts, tensors: Mapping[str, 
         state, panel=panel, scales=scales, fused=facts.fused, left_out=dict(facts.left_out), kept=facts.kept
     )
     fitted.member_scores(
-        torch.zeros(1, features, device="cpu")
+        state.weight.new_zeros(1, features)
     )  # that nothing is missing shows at once, and not at the first score
     return fitted
 

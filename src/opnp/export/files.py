@@ -13,7 +13,6 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from opnp.errors import InputTypeError, MissingExtraError, ModelRunError, OptionError
+from opnp.errors import InputTypeError, ModelRunError, OptionError, require_installed
 from opnp.export.module import DetectorModule
 from opnp.files import require_writable, write_atomically
 
@@ -40,7 +39,6 @@ OUTPUT_NAMES = ("logits", "score", "p_value", "is_ood")
 """Outputs of a graph, in this order."""
 
 _TOLERANCE = 1e-5
-_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _LARGEST = 2**31 - 2**20
 """Bytes of tensors that one ONNX file can hold, less what the graph itself takes."""
 _AXES = ("batch", "length")
@@ -213,11 +211,7 @@ def require_onnx() -> None:
         MissingExtraError: If one is not; the message names the command that installs it.
 
     """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(
-            f"ONNX files need {' and '.join(missing)}, which is not installed: `pip install 'opnp[onnx]'`.",
-        )
+    require_installed("ONNX files need", "onnx", "onnxruntime", "onnxscript", extra="onnx")
 
 
 @contextlib.contextmanager

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from opnp.core.checks import checked_matrix, checked_temperature, require_finite, two_class_logits
-from opnp.core.layers import LayerSensitivitySum
-from opnp.core.sensitivity import Precision, Sensitivity, product_dtype
+from opnp.core.sensitivity import LayerSensitivitySum, Precision, Sensitivity, product_dtype
 from opnp.errors import (
     HeadNotFoundError,
     InputTypeError,

@@ -126,7 +126,7 @@ def bin_of_p_value(p_values: Tensor) -> Tensor:
         raise OptionError(
             f"`p_values` must lie in [0, 1], got {float(p_values.min()):g} to {float(p_values.max()):g}.",
         )
-    inner = torch.tensor(BIN_EDGES[1:-1], dtype=torch.float64, device="cpu")
+    inner = torch.tensor(BIN_EDGES[1:-1], dtype=torch.float64, device=p_values.device)
     return torch.searchsorted(inner, p_values.double().contiguous(), side="right")
 
 
@@ -181,7 +181,7 @@ def log_wealth(p_values: Tensor, state: MartingaleState) -> tuple[Tensor, Martin
     shares = [(before - after) / width for before, after in pairwise(waiting)]
     jumping = torch.tensor([math.log(share) for share in shares], dtype=torch.float64, device="cpu")
     wealth = torch.empty(p_values.shape, dtype=torch.float64, device="cpu")
-    money = torch.empty(*active.shape[:-1], width + 1, dtype=torch.float64, device="cpu")
+    money = active.new_empty(*active.shape[:-1], width + 1)
     for number in range(samples):  # shapes are those of one sample: vector instructions round alike in every piece
         active = torch.logaddexp(active, jumping[number]) + log_bets[..., number, :]
         money[..., :width] = active

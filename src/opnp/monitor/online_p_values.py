@@ -21,12 +21,11 @@ Source: Vovk, Gammerman and Shafer, *Algorithmic Learning in a Random World*, 20
 Vovk, "Testing Randomness Online", Statistical Science 2021.
 """
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from opnp.core.checks import checked_scores
+from opnp.core.kept_rows import GOLDEN, as_int64, shifted_right, splitmix64
 from opnp.errors import EmptyDataError, ShapeError
 
 __all__ = [
@@ -43,8 +42,6 @@ __all__ = [
 _SEQUENCES = 3
 _BLOCK = 128
 _TIE_BITS = 36
-_STEP = 0x9E3779B97F4A7C15
-_MIXERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 CALIBRATION_TIES, STREAM_TIES, RANKS = range(3)
 """The sequences of random numbers of one seed: they order equal calibration scores, scores of the stream among those,
@@ -76,10 +73,9 @@ def numbered_uniforms(start: int, count: int, *, seed: int, sequence: int) -> Te
         Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
 
     """
-    name = np.array([((_SEQUENCES * seed + sequence) * _STEP + 1) % 2**64], dtype=np.uint64)
-    steps = np.arange(start + 1, start + count + 1, dtype=np.uint64) * np.uint64(_STEP)
-    words = _mixed(_mixed(name) + steps) >> np.uint64(12)
-    return torch.from_numpy((words.astype(np.float64) + 0.5) / 2**52)
+    name = splitmix64(torch.tensor([as_int64((_SEQUENCES * seed + sequence) * GOLDEN + 1)]))
+    steps = torch.arange(start + 1, start + count + 1) * as_int64(GOLDEN)
+    return (shifted_right(splitmix64(name + steps), 12).double() + 0.5) / 2**52
 
 
 def ordered_keys(scores: Tensor, tie_breaks: Tensor, *, values: Tensor) -> Tensor:
@@ -158,7 +154,7 @@ def earlier_counts(places: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tens
     for start in range(0, places.shape[-1], _BLOCK):
         block = places[..., start : start + _BLOCK]
         size = block.shape[-1]
-        is_earlier = torch.ones(size, size, dtype=torch.bool, device="cpu").tril(-1)
+        is_earlier = torch.ones(size, size, dtype=torch.bool, device=places.device).tril(-1)
         others, own = block[..., None, :], block[..., :, None]
         before = counts.cumsum(-1) - counts
         smaller[..., start : start + size] = before.gather(-1, block) + ((others < own) & is_earlier).sum(-1)
@@ -194,11 +190,5 @@ def online_p_value(greater: Tensor, equal: Tensor, uniforms: Tensor, *, calibrat
     """
     if calibration < 1:
         raise EmptyDataError("at least one calibration sample is needed.")
-    total = calibration + start + 1 + torch.arange(greater.shape[-1], device="cpu")
+    total = calibration + start + 1 + torch.arange(greater.shape[-1], device=greater.device)
     return (greater + uniforms * (1 + equal)).double() / total
-
-
-def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    for bits, factor in _MIXERS:
-        words = (words ^ (words >> np.uint64(bits))) * np.uint64(factor)
-    return words ^ (words >> np.uint64(31))

@@ -57,7 +57,7 @@ def drift_of_p_values(
     at_least = _at_least(ordered, values, calibration_samples)
     distinct, inverse = ordered.unique(return_inverse=True)
     places = len(distinct) - 1 - inverse
-    above, equal, _ = earlier_counts(places, torch.zeros(len(distinct), dtype=torch.int64, device="cpu"))
+    above, equal, _ = earlier_counts(places, torch.zeros_like(distinct, dtype=torch.int64))
     uniforms = numbered_uniforms(0, len(ordered), seed=checked_seed(seed), sequence=RANKS)
     test = DriftTest(level=level, is_one_sided=True)
     test.update(online_p_value(at_least + above, equal, uniforms, calibration=calibration_samples, start=0))

@@ -5,19 +5,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opnp.report.explorer import Explorer, fit_explorer, threshold_explorer
-from opnp.report.figures import NamedFigure, named_figures
+from opnp.report.explorer import Explorer, fit_explorer, keeping_threshold, threshold_explorer
+from opnp.report.figures import named_figures
 from opnp.report.gallery import Gallery, fitting_galleries, galleries
-from opnp.report.results import ReportedModel, ReportedRow, Results, Scores
-from opnp.report.score_series import keeping_threshold
+from opnp.report.panels import Figure
+from opnp.report.results import ReportedModel, Results, Scores
 from opnp.report.tables import (
-    DataRow,
-    Fact,
     Table,
-    data_rows,
-    fit_facts,
+    data_table,
+    fit_table,
     methods_table,
-    run_facts,
+    origins_table,
+    run_table,
     sets_table,
     sweep_table,
 )
@@ -50,9 +49,7 @@ class ModelSection:
         explorer: What each threshold does, or None where there are no scores.
         figures: Its figures.
         galleries: Its images.
-        facts: What else it was made with.
-        data: Its data.
-        origins: Its rows, for what each was run with.
+        sources: What it was made with and of; the last, of settings, is folded.
 
     """
 
@@ -66,11 +63,32 @@ class ModelSection:
     tables_title: str
     tables: tuple[Table, ...]
     explorer: Explorer | None
-    figures: tuple[NamedFigure, ...]
+    figures: tuple[Figure, ...]
     galleries: tuple[Gallery, ...]
-    facts: tuple[Fact, ...]
-    data: tuple[DataRow, ...]
-    origins: tuple[ReportedRow, ...]
+    sources: tuple[Table, ...]
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Titles of its parts by the ends of their ids, in their order."""
+        there = {
+            "verdict": ("Verdict", True),
+            "methods": (self.tables_title, bool(self.tables)),
+            "thresholds": ("Thresholds", self.explorer is not None),
+            "figures": ("Figures", bool(self.other_figures)),
+            "gallery": ("Gallery", bool(self.galleries)),
+            "data": ("Data", bool(self.sources)),
+        }
+        return {name: title for name, (title, is_there) in there.items() if is_there}
+
+    @property
+    def linked_figures(self) -> tuple[Figure, ...]:
+        """The figures that show the threshold, and move with it: they stand under the explorer where there is one."""
+        return tuple(figure for figure in self.figures if figure.is_linked and self.explorer is not None)
+
+    @property
+    def other_figures(self) -> tuple[Figure, ...]:
+        """The other figures."""
+        return tuple(figure for figure in self.figures if figure not in self.linked_figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +98,7 @@ class PageContent:
     Attributes:
         title: Title of the page.
         keep: Share of ID kept that thresholds start at.
+        figures: Figures of all models.
         models: The models.
         facts: What is needed to make the run again.
 
@@ -87,8 +106,9 @@ class PageContent:
 
     title: str
     keep: float
+    figures: tuple[Figure, ...]
     models: tuple[ModelSection, ...]
-    facts: tuple[Fact, ...]
+    facts: Table
 
 
 def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
@@ -124,7 +144,8 @@ def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
             pictures=pictures,
         )
         models.append(section)
-    return PageContent(_TITLE, keep, tuple(models), tuple(run_facts(results, keep=keep)))
+    common = tuple(figure for figure in figures if not figure.model)
+    return PageContent(_TITLE, keep, common, tuple(models), run_table(results, keep=keep))
 
 
 def _section(
@@ -133,7 +154,7 @@ def _section(
     *,
     fit: FitRecord | None,
     key: str,
-    figures: tuple[NamedFigure, ...],
+    figures: tuple[Figure, ...],
     shown: tuple[Gallery, ...],
     pictures: ModelPictures | None,
 ) -> ModelSection:
@@ -151,6 +172,11 @@ def _section(
         verdict, explorer = fit_verdict(fit), fit_explorer(fit)
     else:
         sentence = _sweep_sentence(results.sweep, swept) if results.sweep and swept else _picture_sentence(pictures)
+    sources = (
+        None if fit is None else fit_table(fit),
+        data_table(results, name),
+        None if model is None else origins_table(model),
+    )
     return ModelSection(
         key=key,
         name=name,
@@ -164,9 +190,7 @@ def _section(
         explorer=explorer,
         figures=figures,
         galleries=shown,
-        facts=() if fit is None else fit_facts(fit),
-        data=data_rows(results, name),
-        origins=() if model is None else model.methods,
+        sources=tuple(each for each in sources if each is not None),
     )
 
 
@@ -222,7 +246,7 @@ def score_faults(results: Results, model: ReportedModel) -> tuple[str, ...]:
         MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
     """
-    methods = [method for method in (model.chosen, model.baseline) if method is not None]
+    methods = [row.method for row in (model.chosen, model.baseline) if row is not None]
     scores = {method: results.scores(model.model, method) for method in methods}
     found = {method: by_set for method, by_set in scores.items() if by_set is not None}
     return tuple(_faults(model, methods, found)) if found else ()

@@ -1,14 +1,16 @@
 """What each threshold does: ID flagged and OOD missed at many shares of ID kept, counted, not estimated."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from opnp.errors import EmptyDataError, OptionError
 from opnp.report.results import Scores
-from opnp.report.score_series import ordered_sets
 from opnp.report.wording import method_label, set_title
 from opnp.values.figures import Nearness
 from opnp.values.fit import FitRecord
@@ -20,6 +22,8 @@ __all__ = [
     "Explorer",
     "explorer_values",
     "fit_explorer",
+    "keeping_threshold",
+    "ordered_sets",
     "require_keep",
     "threshold_explorer",
 ]
@@ -126,6 +130,38 @@ def threshold_explorer(
     return Explorer(shares, tuple(_explored(method, by_set, titles, shares) for method, by_set in scores.items()))
 
 
+def ordered_sets(scores: Mapping[str, Scores], nearness: Mapping[str, Nearness]) -> list[str]:
+    """Return the OOD sets that every method has scores for, near before far, without ``ood_``."""
+    known = [name for name in nearness if all(f"ood_{name}" in by_set for by_set in scores.values())]
+    return sorted(known, key=lambda name: (nearness[name] != "near", name))
+
+
+def keeping_threshold(id_scores: NDArray[np.float64], keep: float) -> float:
+    """Return the smallest ID score that at least the share `keep` of the ID scores do not exceed.
+
+    An input is kept where its score does not exceed the threshold. It is that of `opnp.core.fpr_at_tpr`.
+
+    Args:
+        id_scores: Scores of ID samples, shape ``(n,)``.
+        keep: Share of ID to keep, in (0, 1), taken as the decimal it is written as.
+
+    Raises:
+        OptionError: If `keep` lies outside (0, 1).
+        EmptyDataError: If there are no scores.
+
+    Example:
+        >>> keeping_threshold(np.array([1.0, 4.0, 2.0, 3.0]), 0.75)
+        3.0
+
+    """
+    if not 0 < keep < 1:
+        raise OptionError(f"`keep` must lie between 0 and 1, got {keep!r}. Give 0.95 for 95 %.")
+    if len(id_scores) == 0:
+        raise EmptyDataError("There are no ID scores: a threshold needs at least one.")
+    place = math.ceil(Fraction(str(keep)) * len(id_scores)) - 1
+    return float(np.partition(id_scores, place)[place])
+
+
 def _explored(method: str, by_set: Scores, titles: Mapping[str, str], keeps: Iterable[int]) -> ExploredMethod:
     """Return what the thresholds of one method do.
 
@@ -166,11 +202,14 @@ def explorer_values(explorer: Explorer) -> dict[str, Any]:
         "keeps": list(explorer.keeps),
         "methods": [
             {
+                "method": method.method,
                 "name": method_label(method.method),
                 "samples": method.samples,
                 "thresholds": [f"{threshold:.6g}" for threshold in method.thresholds],
                 "flagged": list(method.flagged),
-                "sets": [{"samples": each.samples, "missed": list(each.missed)} for each in method.sets],
+                "sets": [
+                    {"set": each.set, "samples": each.samples, "missed": list(each.missed)} for each in method.sets
+                ],
             }
             for method in explorer.methods
         ],

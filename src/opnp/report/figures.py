@@ -3,52 +3,38 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from opnp.errors import DataFileError, OptionError
-from opnp.report.figures_print import FORMATS, print_figure, require_matplotlib, write_figure
-from opnp.report.record_series import (
-    Series,
-    calibration_series,
-    pruning_series,
-    ranking_series,
-    sensitivity_series,
-)
+from altair.utils.schemapi import debug_mode
+
+from opnp.errors import DataFileError, MissingExtraError, OptionError
+from opnp.files import write_atomically
+from opnp.report.explorer import ordered_sets
+from opnp.report.figures_of_heads import calibration_figure, pruning_figure, sensitivity_figure
+from opnp.report.figures_of_methods import members_figure, ranking_figure, regret_figure, regrets_figure
+from opnp.report.figures_of_scores import curves_figure, scores_figure
+from opnp.report.figures_of_sweeps import grid_figure, ratios_figure
+from opnp.report.panels import Figure
 from opnp.report.results import ReportedModel, Results, fitting_records, read_results
-from opnp.report.score_series import curve_series, ordered_sets, score_series
-from opnp.report.sweep_series import grid_series, ratio_series
 
-__all__ = ["NamedFigure", "named_figures", "require_figures_folder", "write_figures"]
+__all__ = ["FORMATS", "figure_bytes", "named_figures", "require_figures_folder", "write_figures"]
 
-
-@dataclass(frozen=True, slots=True)
-class NamedFigure:
-    """A figure.
-
-    Attributes:
-        name: Its name, unique in a folder of results and fit for a file, such as ``figure-5-scores-densenet``.
-        heading: What it shows, in words.
-        model: Name of the model.
-        series: What is drawn; `title` is the finding, `alt` the finding with its numbers.
-
-    """
-
-    name: str
-    heading: str
-    model: str
-    series: Series
+FORMATS = ("svg", "png", "pdf")
+"""Formats of files."""
+_PIXELS = 2
+"""Dots of a PNG for each pixel of a figure: 200 an inch at the width of two columns of a paper."""
 
 
-def named_figures(results: Results, *, keep: float = 0.95) -> tuple[NamedFigure, ...]:
-    """Return every figure that the folder has data for, model after model.
+def named_figures(results: Results, *, keep: float = 0.95) -> tuple[Figure, ...]:
+    """Return every figure that the folder has data for: those of all models, then model after model.
 
     Args:
         results: Records of a results folder; its scores are read.
         keep: Share of ID to keep at the thresholds that are drawn, in (0, 1).
 
     Returns:
-        The figures, in the order of the paper, then ROC and precision-recall curves, heat maps and the ranking.
+        The figures, of a model in the order of the paper, then curves, heat maps, ranking, regret and members.
 
     Raises:
         OptionError: If `keep` lies outside (0, 1).
@@ -56,45 +42,37 @@ def named_figures(results: Results, *, keep: float = 0.95) -> tuple[NamedFigure,
         MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
     """
+    with debug_mode(arg=False):  # checks of each part that is built take most of the time: tests check the whole
+        return tuple(_named_figures(results, keep))
+
+
+def _named_figures(results: Results, keep: float) -> Iterator[Figure]:
     models = {model.model: model for model in results.models}
-    figures: list[NamedFigure] = []
     used: set[str] = set()
+    if (common := regrets_figure(results.models)) is not None:
+        yield replace(common, name=_unique(common.stem, used))
     for name in results.model_names:
-        for stem, heading, series in _figures(results, name, models.get(name), keep):
-            file_part = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
-            figures.append(NamedFigure(_unique(f"{stem}-{file_part}", used), heading, name, series))
-    return tuple(figures)
+        file_part = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+        for figure in _figures(results, name, models.get(name), keep):
+            yield replace(figure, model=name, name=_unique(f"{figure.stem}-{file_part}", used))
 
 
-def _figures(
-    results: Results, name: str, model: ReportedModel | None, keep: float
-) -> Iterator[tuple[str, str, Series]]:
-    """Yield stem, heading and content of every figure of a model, in their order."""
-    settings = None if model is None or model.chosen is None else model.row(model.chosen).settings
-    swept = results.swept(name)
-    if (pictures := results.pictures_of(name)) is not None:
-        yield "figure-1-sensitivity", "Sensitivity of weights and neurons", sensitivity_series(pictures)
-        yield "figure-2-pruning", "Weights and neurons before and after pruning", pruning_series(pictures)
-    if swept is not None and (ratios := ratio_series(swept, settings=settings)) is not None:
-        yield "figure-3-ratios", "FPR95 and AUROC against each ratio", ratios
-    if model is not None:
-        yield from _score_figures(results, model, keep)
+def _figures(results: Results, name: str, model: ReportedModel | None, keep: float) -> Iterator[Figure]:
+    """Yield every figure of a model, in their order."""
+    chosen = None if model is None else model.chosen
+    settings = None if chosen is None else chosen.settings
+    head, swept = results.pictures_of(name), results.swept(name)
+    found: list[Figure | None] = [] if head is None else [sensitivity_figure(head), pruning_figure(head)]
+    found += [] if swept is None else [ratios_figure(swept, settings=settings)]
+    found += [] if chosen is None else [calibration_figure(chosen)]
+    scores = {} if model is None else results.scores_to_compare(model)
+    if model is not None and scores and ordered_sets(scores, model.nearness):
+        found += [scores_figure(scores, model.nearness, keep=keep), curves_figure(scores, model.nearness, keep=keep)]
     if swept is not None and results.sweep is not None:
-        for curve in results.sweep.curves:
-            if (grid := grid_series(swept, curve, settings=settings)) is not None:
-                yield f"heat-map-{curve.name}", f"Heat map over rho_{grid.x} and rho_{grid.y}", grid
-    if model is not None and (ranking := ranking_series(model)) is not None:
-        yield "ranking", "Methods by AUROC and FPR95", ranking
-
-
-def _score_figures(results: Results, model: ReportedModel, keep: float) -> Iterator[tuple[str, str, Series]]:
-    chosen = None if model.chosen is None else calibration_series(model.model, model.row(model.chosen))
-    if chosen is not None:
-        yield "figure-4-calibration", f"Confidence and calibration before and after {chosen.change}", chosen
-    scores = results.scores_to_compare(model)
-    if scores and ordered_sets(scores, model.nearness):
-        yield "figure-5-scores", "Scores of ID and OOD", score_series(model.model, scores, model.nearness, keep=keep)
-        yield "curves", "ROC and precision-recall curves", curve_series(model.model, scores, model.nearness)
+        found += [grid_figure(swept, curve, settings=settings) for curve in results.sweep.curves]
+    found += [] if model is None else [ranking_figure(model), regret_figure(model)]
+    found += [] if head is None else [members_figure(head.gallery, method=head.method)]
+    yield from (figure for figure in found if figure is not None)
 
 
 def _unique(name: str, used: set[str]) -> str:
@@ -111,11 +89,16 @@ def require_figures_folder(out_folder: str | os.PathLike[str]) -> Path:
     """Return the folder for figures, which need not exist yet; nothing is written.
 
     Raises:
-        MissingExtraError: If matplotlib is not installed.
+        MissingExtraError: If vl-convert-python is not installed.
         DataFileError: If `out_folder` is a file, or lies in one.
 
     """
-    require_matplotlib()
+    try:
+        import vl_convert  # noqa: F401  # it is asked for before anything is read
+    except ImportError as error:
+        raise MissingExtraError(
+            "Files of figures need vl-convert-python, which is not installed: `pip install 'opnp[report]'`."
+        ) from error
     folder = Path(out_folder)
     for each in (folder, *folder.parents):
         if each.exists() and not each.is_dir():
@@ -135,14 +118,14 @@ def write_figures(
     Args:
         results_folder: Folder of `opnp bench`, `opnp sweep`, `opnp fit` or `opnp demo`.
         out_folder: Where to write; made if it does not exist.
-        formats: Some of ``svg`` (text as paths), ``png`` (200 dots an inch) and ``pdf``.
+        formats: Some of ``svg``, ``png`` (200 dots an inch at the width of a page) and ``pdf``.
         keep: Share of ID to keep at the thresholds that are drawn, in (0, 1).
 
     Returns:
         Paths such as ``figure-5-scores-densenet.svg``, in the order of the paper, model after model.
 
     Raises:
-        MissingExtraError: If matplotlib, or pyarrow for scores in Parquet, is not installed.
+        MissingExtraError: If vl-convert-python, or pyarrow for scores in Parquet, is not installed.
         MissingFileError: If there is no such results folder.
         DataFileError: If it holds no results, a file in it cannot be read, or `out_folder` is a file.
         OptionError: If a format is unknown, or `keep` lies outside (0, 1).
@@ -159,9 +142,22 @@ def write_figures(
     with fitting_records(results_folder):
         figures = named_figures(results, keep=keep)
         folder.mkdir(parents=True, exist_ok=True)
-        for named in figures:
-            figure = print_figure(named.series)
+        for figure in figures:
             for ending in formats:
-                paths.append(folder / f"{named.name}.{ending}")
-                write_figure(figure, paths[-1])
+                paths.append(folder / f"{figure.name}.{ending}")
+                write_atomically(paths[-1], figure_bytes(figure, ending))
     return paths
+
+
+def figure_bytes(figure: Figure, ending: str) -> bytes:
+    """Return a figure as a file for paper, in one of `FORMATS`; equal figures give equal bytes of SVG and PNG."""
+    import vl_convert
+
+    if ending == "svg":
+        text: str = vl_convert.vegalite_to_svg(figure.paper)
+        return text.encode()
+    if ending == "png":
+        png: bytes = vl_convert.vegalite_to_png(figure.paper, scale=_PIXELS)
+        return png
+    pdf: bytes = vl_convert.vegalite_to_pdf(figure.paper)
+    return pdf

@@ -5,12 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from opnp.errors import DataFileError
-from opnp.report.wording import set_label
+from opnp.report.wording import gallery_title, percent
 from opnp.values.pictures import BEYOND, GalleryItem, GallerySet
 
 __all__ = ["Gallery", "Thumbnail", "fitting_galleries", "galleries"]
 
 _IMAGE = re.compile(r"data:image/(?:gif|jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
+
+
+@dataclass(frozen=True, slots=True)
+class MemberText:
+    """What a member of the fusion says of an input: its name, its p-value and its share of the score as texts."""
+
+    name: str
+    p_value: str
+    share: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,22 +30,18 @@ class Thumbnail:
         image: Data URI of a picture without script.
         alt: What it is, for readers who do not see it.
         name: Name of its file, or its place in one.
-        answer: The class that the original head answers, in words.
-        truth: Its label in words; empty where it has none.
-        score: The score as text.
-        p_value: The p-value as text; empty where there is none.
+        texts: Score, p-value, the class that the original head answers and its label, as far as they are known.
         verdict: ``flagged``, ``kept`` or ``not calibrated``.
+        members: What each member of a fusion says, the least p-value first.
 
     """
 
     image: str
     alt: str
     name: str
-    answer: str
-    truth: str
-    score: str
-    p_value: str
+    texts: tuple[str, ...]
     verdict: str
+    members: tuple[MemberText, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +74,7 @@ def galleries(sets: Sequence[GallerySet]) -> tuple[Gallery, ...]:
 
     """
     ordered = sorted((each for each in sets if each.items), key=lambda each: each.set != "test")
-    titles = [
-        "ID images that look most OOD" if each.set == "test" else f"{set_label(each.set)}: OOD images that look most ID"
-        for each in ordered
-    ]
-    return tuple(
-        Gallery(title, tuple(map(_thumbnail, each.items))) for title, each in zip(titles, ordered, strict=True)
-    )
+    return tuple(Gallery(gallery_title(each.set), tuple(map(_thumbnail, each.items))) for each in ordered)
 
 
 def fitting_galleries(found: Sequence[tuple[Gallery, ...]], *, most_bytes: int) -> list[tuple[Gallery, ...]]:
@@ -109,17 +108,21 @@ def _thumbnail(item: GalleryItem) -> Thumbnail:
         )
     answer = item.predicted_name or f"class {item.predicted_class}"
     verdict = {True: "flagged", False: "kept", None: "not calibrated"}[item.is_ood]
-    truth = "" if item.true_class is None else f"class {item.true_class}"
-    if item.true_class == item.predicted_class:
-        truth = "the same"
     score = "infinite" if item.score >= BEYOND else f"{item.score:.4g}"
+    texts = [f"score {score}", f"answer: {answer}"]
+    if item.p_value is not None:
+        texts.insert(1, f"p-value {item.p_value:.3g}")
+    if item.true_class is not None:
+        truth = "the same" if item.true_class == item.predicted_class else f"class {item.true_class}"
+        texts.append(f"label: {truth}")
     return Thumbnail(
         image=item.image,
         alt=f"{item.name}, score {score}, answered as {answer}, {verdict}",
         name=item.name,
-        answer=answer,
-        truth=truth,
-        score=score,
-        p_value="" if item.p_value is None else f"{item.p_value:.3g}",
+        texts=tuple(texts),
         verdict=verdict,
+        members=tuple(
+            MemberText(each.name, f"{each.p_value:.2g}", percent(each.share, 0))
+            for each in sorted(item.members, key=lambda member: member.p_value)
+        ),
     )

@@ -5,24 +5,24 @@ import gzip
 import hashlib
 import json
 import os
-from functools import partial
+from dataclasses import asdict
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opnp.errors import DataFileError, MissingExtraError
 from opnp.files import write_atomically
 from opnp.report.content import PageContent, page_content
 from opnp.report.explorer import explorer_values, require_keep
-from opnp.report.figures_page import page_figure, plotly_script
-from opnp.report.page_panels import PAGE_TEMPLATES
+from opnp.report.panels import CONFIG, Figure
 from opnp.report.results import fitting_records, read_results
 from opnp.report.wording import count_text, method_label, unbroken
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["script_json", "write_report"]
+__all__ = ["script_json", "vega_script", "write_report"]
 
 _TEMPLATES = "templates"
 
@@ -41,7 +41,7 @@ def write_report(
         The path of the file.
 
     Raises:
-        MissingExtraError: If jinja2 or plotly, or pyarrow for scores in Parquet, is not installed.
+        MissingExtraError: If jinja2 or vl-convert-python, or pyarrow for scores in Parquet, is not installed.
         MissingFileError: If there is no such results folder, or no folder to write into.
         DataFileError: If it holds no results, a file in it cannot be read, or `out_html` is a folder.
         OptionError: If `keep` lies outside [0.5, 0.999].
@@ -65,19 +65,50 @@ def _page_html(content: PageContent) -> str:
     own. Values from records are escaped.
     """
     environment = _environment()
-    plotly, script = plotly_script(), _resource("report.js")
-    figures = {figure.name: page_figure(figure.series) for model in content.models for figure in model.figures}
+    vega, script = vega_script(), _resource("report.js")
+    figures = [*content.figures, *(figure for model in content.models for figure in model.figures)]
     explorers = {model.key: explorer_values(model.explorer) for model in content.models if model.explorer is not None}
+    specifications = {figure.name: _panels(figure) for figure in figures}
     page = environment.get_template("report.html.j2").render(
         content=content,
         style=_resource("report.css"),
         script=script,
-        plotly=_packed(plotly),
-        script_hashes=[_digest(script), _digest(plotly)],
-        data=script_json({"templates": PAGE_TEMPLATES, "figures": figures, "explorers": explorers}),
-        layouts={name: figure["layout"] for name, figure in figures.items()},
+        vega=_packed(vega),
+        script_hashes=[_digest(script), _digest(vega)],
+        data=script_json({"explorers": explorers}),
+        figures=_packed(json.dumps({"config": CONFIG, "figures": specifications}, allow_nan=False)),
     )
     return page + "\n"
+
+
+def _panels(figure: Figure) -> list[dict[str, Any]]:
+    """Return the panels of a figure as JSON values for the script of the page."""
+    return [
+        {
+            "specification": panel.specification,
+            "follows": [asdict(each) for each in panel.follows],
+            "drag": None if panel.drag is None else asdict(panel.drag),
+        }
+        for panel in figure.panels
+    ]
+
+
+@cache
+def vega_script() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script to be put into a page: it draws without a network.
+
+    Raises:
+        MissingExtraError: If vl-convert-python is not installed.
+
+    """
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise MissingExtraError(
+            "The page needs vl-convert-python, which is not installed: `pip install 'opnp[report]'`."
+        ) from error
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return script
 
 
 def script_json(values: object) -> str:
@@ -108,7 +139,6 @@ def _environment() -> "Environment":
     )
     environment.filters |= {
         "count": count_text,
-        "json": partial(json.dumps, sort_keys=True, ensure_ascii=False),
         "method_label": method_label,
         "unbroken": unbroken,
     }

@@ -73,41 +73,29 @@ class ReportedModel(ModelResult, frozen=True):
     methods: tuple[ReportedRow, ...]
     title: str = ""
 
-    def row(self, method: str) -> ReportedRow:
-        """Return the row of this name.
-
-        Raises:
-            KeyError: If there is none.
-
-        """
-        for row in self.methods:
-            if row.method == method:
-                return row
-        raise KeyError(method)
-
     @property
     def counts(self) -> dict[str, int]:
         """Samples by name of the data set: ``train``, ``test``, ``ood_*`` and what else the record names."""
         return {name: source.samples for name, source in self.data.items() if name != "head"}
 
     @property
-    def chosen(self) -> str | None:
-        """Name of the row of opnp as it is used, or None if there is none."""
-        names = {row.method for row in self.methods if row.status == "ok"}
-        return next((name for name in _CHOSEN if name in names), None)
+    def chosen(self) -> ReportedRow | None:
+        """The row of opnp as it is used, or None if there is none."""
+        ran = {row.method: row for row in self.methods if row.status == "ok"}
+        return next((ran[name] for name in _CHOSEN if name in ran), None)
 
     @property
-    def baseline(self) -> str | None:
-        """Name of the energy judged by the samples of the chosen row, by any where nothing was chosen; or None."""
-        ran = {row.method: row for row in self.methods if row.status == "ok"}
+    def baseline(self) -> ReportedRow | None:
+        """The energy judged by the samples of the chosen row, by any where nothing was chosen; or None."""
         chosen = self.chosen
-        splits = {row.split for row in ran.values()} if chosen is None else {ran[chosen].split}
-        return next((name for name in _BASELINES if name in ran and ran[name].split in splits), None)
+        ran = {row.method: row for row in self.methods if row.status == "ok"}
+        found = (ran[name] for name in _BASELINES if name in ran)
+        return next((row for row in found if chosen is None or row.split == chosen.split), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Records of a results folder; the scores beside them are read when they are asked for.
+    """Records of a results folder; the scores beside them are read when they are asked for, once.
 
     Attributes:
         folder: The folder.
@@ -127,6 +115,9 @@ class Results:
     pictures: PictureRecord | None = None
     fit: FitRecord | None = None
     models: tuple[ReportedModel, ...] = field(init=False)
+    _read_scores: dict[tuple[str, str], Scores | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Derive the models."""
@@ -152,11 +143,17 @@ class Results:
             MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
         """
+        if (model, method) not in self._read_scores:
+            self._read_scores[model, method] = self._scores_of_file(model, method)
+        return self._read_scores[model, method]
+
+    def _scores_of_file(self, model: str, method: str) -> Scores | None:
         if (path := self.folder / "scores.parquet").is_file():
             return _parquet_scores(path, model, method)
         if (path := self.folder / "scores.csv").is_file():
-            only = {"model": self._only_model}
-            only["method"] = next((each.chosen for each in self.models if each.model == model), None)
+            only: dict[str, str | None] = {"model": self._only_model}
+            chosen = next((each.chosen for each in self.models if each.model == model), None)
+            only["method"] = None if chosen is None else chosen.method
             return _csv_scores(path, {"model": model, "method": method}, only)
         return None
 
@@ -171,7 +168,7 @@ class Results:
             MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
         """
-        methods = [method for method in (model.baseline, model.chosen) if method is not None]
+        methods = [row.method for row in (model.baseline, model.chosen) if row is not None]
         found = {method: self.scores(model.model, method) for method in methods}
         return {method: scores for method, scores in found.items() if scores is not None and "test" in scores}
 
@@ -290,7 +287,7 @@ def models_of_demo(record: DemoRecord) -> tuple[ReportedModel, ...]:
         >>> figures = DetectionFigures(fpr95=0.4, fpr95_ood_positive=0.5, auroc=0.9)
         >>> row = DemoRow("OPNP", {}, {"far": figures}, 1.0, 1.0, 0.05, -5.0)
         >>> [model] = models_of_demo(DemoRecord("digits", 0, 0.95, {"test": 253}, {}, (row,)))
-        >>> model.chosen, model.row("OPNP").far.auroc
+        >>> model.chosen.method, model.chosen.far.auroc
         ('OPNP', 0.9)
 
     """

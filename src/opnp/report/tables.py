@@ -1,5 +1,6 @@
 """Tables of the page, with the values that they are sorted by; and what is needed to make a run again."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -22,14 +23,13 @@ from opnp.values.sweep import SweepCurve, SweepPoint, SweepRecord, SweptModel
 __all__ = [
     "Cell",
     "Column",
-    "DataRow",
-    "Fact",
     "Row",
     "Table",
-    "data_rows",
-    "fit_facts",
+    "data_table",
+    "fit_table",
     "methods_table",
-    "run_facts",
+    "origins_table",
+    "run_table",
     "sets_table",
     "sweep_table",
 ]
@@ -94,9 +94,9 @@ class Table:
 
     Attributes:
         title: What it shows, in a few words.
-        note: What its columns mean.
-        columns: The columns.
-        rows: The rows, in the order of the record.
+        note: What its columns mean; empty where that is plain.
+        columns: The columns; none where each row is a name and its value.
+        rows: The rows.
 
     """
 
@@ -118,31 +118,34 @@ class Table:
 
 
 def methods_table(model: ReportedModel) -> Table:
-    """Return the methods of a model: means over far and over near sets, and the head that they score with."""
+    """Return the methods of a model, the chosen one first, then by mean AUROC: over far and near sets, and the head."""
     sides = [(name, title) for name, title in _SIDES if model.sets(name)]
-    columns = [Column("Method", is_number=False), Column("Kind", is_number=False)]
+    columns = [Column("Method", is_number=False), Column("AUROC", "All OOD sets")]
+    columns += [Column("Regret", "All OOD sets")] if model.best_single else []
     for name, title in sides:
         sets = ", ".join(set_label(each) for each in model.sets(name))
         group = title if sets == name else f"{title}: {'mean of ' if len(model.sets(name)) > 1 else ''}{sets}"
-        columns += [Column(each, group) for each in (FPR95_ID, FPR95_OOD, "AUROC")]
+        columns += [Column(each, group) for each in ("AUROC", FPR95_ID, FPR95_OOD)]
     head = [name for name, values in _HEAD.items() if any(values(row) is not None for row in model.methods)]
-    columns += [Column("Regret")] if model.best_single else []
-    columns += [*(Column(name, "Head scored with") for name in head), Column("ID samples")]
+    columns += [*(Column(name, "Head scored with") for name in head)]
+    columns += [Column("Kind", is_number=False), Column("ID samples")]
     regret = " Regret: AUROC of the best published single score, chosen with hindsight, less the row's own, means over "
+    places = {row.method: place for place, row in enumerate(model.best_first)}
+    ordered = sorted(model.methods, key=lambda row: (row is not model.chosen, places.get(row.method, len(places))))
     return Table(
         title="Methods",
         note=CONVENTIONS
         + (f"{regret}all OOD sets, in points." if model.best_single else "")
         + " ID accuracy and ECE are those of the logits that the score is read off; answers come from "
-        "the original head.",
+        "the original head. The chosen row stands first, then the largest mean AUROC.",
         columns=tuple(columns),
-        rows=tuple(_method_row(model, row, [name for name, _ in sides], head) for row in model.methods),
+        rows=tuple(_method_row(model, row, [name for name, _ in sides], head) for row in ordered),
     )
 
 
 def sets_table(model: ReportedModel) -> Table:
     """Return the methods of a model on each OOD set."""
-    titles = (FPR95_ID, FPR95_OOD, "AUROC", "AUPR, ID positive", "AUPR, OOD positive")
+    titles = ("AUROC", FPR95_ID, FPR95_OOD, "AUPR, ID positive", "AUPR, OOD positive")
     texts = [Column(title, is_number=False) for title in ("Method", "OOD set", "Side")]
     rows = []
     for row in model.methods:
@@ -204,13 +207,14 @@ def _side_cells(points: list[SweepPoint], names: list[Nearness]) -> Iterator[Cel
 
 
 def _method_row(model: ReportedModel, row: ReportedRow, sides: Iterable[Nearness], head: Iterable[str]) -> Row:
-    first = (_text(row.method), _text(_kind(row)))
     if row.status != "ok":
-        return Row(first, reason=row.reason or "no reason is recorded")
-    cells = [cell for name in sides for cell in _figures(getattr(row, name))]
+        return Row((_text(row.method),), reason=row.reason or "no reason is recorded")
+    cells = [_share(None if row.mean is None else row.mean.auroc)]
     cells += [_share(model.regret(row))] if model.best_single else []
+    cells += [cell for name in sides for cell in _figures(getattr(row, name))]
     cells += [_share(_HEAD[name](row)) for name in head]
-    return Row((*first, *cells, _number(model.id_samples.get(row.split))), mark=_mark(model, row))
+    last = _text(_kind(row)), _number(model.id_samples.get(row.split))
+    return Row((_text(row.method), *cells, *last), mark=_mark(model, row))
 
 
 def _kind(row: ReportedRow) -> str:
@@ -222,13 +226,15 @@ def _kind(row: ReportedRow) -> str:
 
 
 def _mark(model: ReportedModel, row: ReportedRow) -> str:
-    return {model.chosen: "chosen", model.baseline: "compared with"}.get(row.method, "")
+    if row is model.chosen:
+        return "chosen"
+    return "compared with" if row is model.baseline else ""
 
 
 def _figures(figures: DetectionFigures | None) -> tuple[Cell, ...]:
     if figures is None:
         return (_share(None),) * 3
-    return tuple(map(_share, (figures.fpr95, figures.fpr95_ood_positive, figures.auroc)))
+    return tuple(map(_share, (figures.auroc, figures.fpr95, figures.fpr95_ood_positive)))
 
 
 def _text(text: str) -> Cell:
@@ -243,90 +249,96 @@ def _share(value: float | None) -> Cell:
     return Cell("\N{EN DASH}" if value is None else f"{100 * value:.2f}", value)
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """A fact: its name, and its value as text."""
-
-    name: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class DataRow:
-    """A data set.
-
-    Attributes:
-        name: Its name.
-        nearness: ``near`` or ``far``; empty for data that are not OOD.
-        samples: How many there are, as text.
-        sha256: Digest of its file; empty where the record has none.
-
-    """
-
-    name: str
-    nearness: str
-    samples: str
-    sha256: str
-
-
-def run_facts(results: Results, *, keep: float) -> Iterator[Fact]:
-    """Yield seeds, versions and options of a run, and of this report.
+def run_table(results: Results, *, keep: float) -> Table:
+    """Return seeds, versions and options of a run, and of this report.
 
     Args:
         results: Records of a results folder.
         keep: Share of ID kept at the thresholds that figures draw.
 
     """
+    return _facts("Versions, seeds and options", _run_facts(results, keep))
+
+
+def _facts(title: str, facts: Iterable[tuple[str, str]]) -> Table:
+    return Table(title, "", (), tuple(Row((_text(name), _text(value))) for name, value in facts))
+
+
+def _run_facts(results: Results, keep: float) -> Iterator[tuple[str, str]]:
     if (bench := results.bench) is not None:
-        yield Fact("seed", str(bench.seed))
-        yield Fact("bins of calibration errors", str(bench.calibration_bins))
+        yield ("seed", str(bench.seed))
+        yield ("bins of calibration errors", str(bench.calibration_bins))
     if (demo := results.demo) is not None:
-        yield Fact("seed", str(demo.seed))
-        yield Fact("share of ID that thresholds are calibrated to keep", brief_percent(demo.keep))
+        yield ("seed", str(demo.seed))
+        yield ("share of ID that thresholds are calibrated to keep", brief_percent(demo.keep))
     if (sweep := results.sweep) is not None:
-        yield Fact("seed of the sweep", str(sweep.seed))
+        yield ("seed of the sweep", str(sweep.seed))
         base = sweep.base
         ratios = (base.w_min, base.w_max, base.o_min, base.o_max)
-        yield Fact(
-            "base of the sweep",
-            f"rho_w_min, rho_w_max, rho_o_min, rho_o_max = {', '.join(map(ratio_text, ratios))}; "
-            f"scope {base.scope}, neuron {base.neuron}",
-        )
-    yield Fact("share of ID kept at the thresholds of figures", brief_percent(keep))
+        words = f"rho_w_min, rho_w_max, rho_o_min, rho_o_max = {', '.join(map(ratio_text, ratios))}"
+        yield ("base of the sweep", f"{words}; scope {base.scope}, neuron {base.neuron}")
+    yield ("share of ID kept at the thresholds of figures", brief_percent(keep))
     records = (results.bench, results.demo, results.sweep, results.fit)
     versions = _merged(record.versions for record in records if record is not None)
     for package, version in sorted(versions.items()):
-        yield Fact(f"{package} version", version)
+        yield (f"{package} version", version)
 
 
-def fit_facts(record: FitRecord) -> tuple[Fact, ...]:
+def fit_table(record: FitRecord) -> Table:
     """Return what the detector was fitted on and with."""
-    return (
-        Fact("training samples", count_text(record.training_samples)),
-        Fact("calibration samples", count_text(len(record.calibration_scores))),
-        Fact("settings in words", record.settings_text),
-        Fact("SHA-256 of the head", record.head_sha256),
+    facts = [
+        ("training samples", count_text(record.training_samples)),
+        ("calibration samples", count_text(len(record.calibration_scores))),
+        ("settings in words", record.settings_text),
+        ("SHA-256 of the head", record.head_sha256),
         *_facts_of_values(record.settings),
-    )
+    ]
+    return _facts("What the detector was fitted with", facts)
 
 
-def data_rows(results: Results, name: str) -> tuple[DataRow, ...]:
-    """Return the data of a model, from the benchmark, the sweep or the demo."""
+def data_table(results: Results, name: str) -> Table | None:
+    """Return the data of a model, from the benchmark, the sweep or the demo; None where there is none of it."""
     models = (*results.models, results.swept(name))
     model = next((each for each in models if each is not None and each.model == name), None)
     if model is None:
-        return ()
-    return tuple(
-        DataRow(each, model.nearness.get(each.removeprefix("ood_"), ""), count_text(source.samples), source.sha256)
+        return None
+    rows = [
+        Row(
+            (
+                _text(each),
+                _text(model.nearness.get(each.removeprefix("ood_"), "")),
+                _number(source.samples),
+                *([_text(source.sha256)] if source.sha256 else []),
+            )
+        )
         for each, source in model.data.items()
+    ]
+    names = ("Set", "Side", "Samples", "SHA-256 of its file")[: max(len(row.cells) for row in rows)]
+    return Table("Data", "", tuple(Column(each, is_number=each == "Samples") for each in names), tuple(rows))
+
+
+def origins_table(model: ReportedModel) -> Table:
+    """Return what each method was run with, and the warnings that it issued."""
+    names = ("Method", "Computed by", "Settings from", "Settings", "Warnings")
+    rows = (
+        (
+            row.method,
+            row.source,
+            row.citation or "not recorded",
+            json.dumps(row.settings, sort_keys=True, ensure_ascii=False),
+            "; ".join(row.notes) or "none",
+        )
+        for row in model.methods
     )
+    columns = tuple(Column(each, is_number=False) for each in names)
+    return Table("Settings of every method", "", columns, tuple(Row(tuple(map(_text, row))) for row in rows))
 
 
-def _facts_of_values(values: Mapping[str, object], prefix: str = "") -> Iterator[Fact]:
+def _facts_of_values(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Return JSON values as facts, one for each that is no list or mapping; long texts and lists are counted.
 
     Example:
-        >>> [(fact.name, fact.value) for fact in _facts_of_values({"keep": 0.95, "counts": {"train": 7}, "x": [1, 2]})]
+        >>> list(_facts_of_values({"keep": 0.95, "counts": {"train": 7}, "x": [1, 2]}))
         [('keep', '0.95'), ('counts: train', '7'), ('x', '2 values')]
 
     """
@@ -335,10 +347,10 @@ def _facts_of_values(values: Mapping[str, object], prefix: str = "") -> Iterator
         if isinstance(value, Mapping):
             yield from _facts_of_values(value, f"{name}: ")
         elif isinstance(value, list | tuple):
-            yield Fact(name, f"{len(value)} values")
+            yield (name, f"{len(value)} values")
         else:
             text = "none" if value is None else str(value)
-            yield Fact(name, text if len(text) <= 400 else f"{len(text)} letters")
+            yield (name, text if len(text) <= 400 else f"{len(text)} letters")
 
 
 def _merged(versions: Iterable[Mapping[str, str]]) -> dict[str, str]:

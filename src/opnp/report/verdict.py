@@ -1,4 +1,4 @@
-"""What a run says, in a sentence: what was chosen, what it gains over the plain energy, and what it costs.
+"""What a run says: the outcome in one short sentence, what was chosen, what it gains over the plain energy, and costs.
 
 What no more than two standard errors show is put down to chance. Both rows of a comparison are judged by the same
 samples, whose chance they share, so the true error of a difference is rather smaller: what is beyond these bounds is
@@ -53,7 +53,7 @@ class Verdict:
             worse or equal a ``loss``, better here and worse there ``mixed``; differences below a tenth of a per cent,
             and those that so few samples show by chance, count for nothing.
         title: The outcome in a word or two.
-        sentence: All of it in a sentence.
+        sentence: The outcome in one short sentence.
         chosen: What was chosen, and by what.
         gains: What it gains; empty where it gains nothing.
         costs: What it costs; empty where nothing is known of it.
@@ -72,10 +72,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """How a figure changes: its name, what it does, by how much it becomes better, and whether that counts."""
+    """How a figure changes: name, what it does, the same in brief, by how much it becomes better, if that counts."""
 
     name: str
     what: str
+    brief: str
     gain: float
     counts: bool
 
@@ -115,13 +116,15 @@ class _Side:
         )
 
     @property
-    def words(self) -> str:
-        """Return how FPR95 changes, and AUROC where it falls or goes the other way."""
+    def told(self) -> tuple[str, ...]:
+        """Return what a sentence names: AUROC, or FPR95 where that alone counts; both where they go two ways."""
         fpr95, auroc = self.changes
-        words = f"FPR95 of {self.name} OOD {fpr95.what}"
-        if auroc.gain <= -LEAST_CHANGE or auroc.step * fpr95.step < 0:
-            words += f" {'as' if fpr95.step < 0 and auroc.gain < 0 else 'while'} AUROC {auroc.what}"
-        return words
+        if auroc.step == 0 and fpr95.step == 0:
+            return ()
+        named = [auroc] if auroc.step else [fpr95]
+        if auroc.step * fpr95.step < 0:
+            named.append(fpr95)
+        return tuple(f"{each.brief} ({self.name})" for each in named)
 
 
 def model_verdict(model: ReportedModel) -> Verdict:
@@ -143,34 +146,26 @@ def model_verdict(model: ReportedModel) -> Verdict:
         'ID accuracy of the head it scores with falls from 99.0 % to 98.0 % (within the noise of 253 samples)'
 
     """
-    if model.chosen is None:
+    row, baseline = model.chosen, model.baseline
+    if row is None:
         return _without_choice(model)
-    row = model.row(model.chosen)
-    chosen = (f"{row.method}: {settings_words(row.settings)}", _settings_source(row.settings))
     samples = model.id_samples.get(row.split, 0)
-    head = tuple(_head_changes(row, samples))
-    flagged, answers = tuple(_flagged(row)), tuple(_kept_answers(row))
-    if model.baseline is None:
-        sentence = f"{row.method} uses {settings_words(row.settings)}; no energy was judged by the same ID samples."
-        gains, costs, unchanged = (_words(head, step) for step in (1, -1, 0))
-        return Verdict("unknown", _TITLES["unknown"], sentence, chosen, gains, costs + flagged, unchanged + answers)
-    baseline = model.row(model.baseline)
     sides = [
         _Side(name, before, after, samples, tuple(model.counts.get(f"ood_{each}", 0) for each in model.sets(name)))
         for name in _SIDES
-        if (before := getattr(baseline, name)) is not None and (after := getattr(row, name)) is not None
+        if (before := getattr(baseline, name, None)) is not None and (after := getattr(row, name)) is not None
     ]
     changes = [change for side in sides for change in side.changes]
     outcome = _outcome(changes)
-    gains, costs, unchanged = (_words([*changes, *head], step) for step in (1, -1, 0))
+    gains, costs, unchanged = (_words([*changes, *_head_changes(row, samples)], step) for step in (1, -1, 0))
     return Verdict(
         outcome,
         _TITLES[outcome],
-        _sentence(model, row, sides, outcome, head),
-        chosen,
+        _sentence(row, baseline, sides, outcome),
+        (f"{row.method}: {settings_words(row.settings)}", _settings_source(row.settings), *_judged_by(samples)),
         gains,
-        costs + flagged,
-        unchanged + answers,
+        (*costs, *_flagged(row)),
+        (*unchanged, *_kept_answers(row)),
     )
 
 
@@ -195,34 +190,27 @@ def fusion_sentences(model: ReportedModel) -> tuple[str, ...]:
 
 def _without_choice(model: ReportedModel) -> Verdict:
     ran = [row for row in model.methods if row.mean is not None]
-    sentence = "No row of opnp as it is used ran, so there is nothing to compare with the energy."
+    sentence = "No row of opnp as it is used ran: there is nothing to compare with the energy."
     best = max(ran, key=lambda row: 0.0 if row.mean is None else row.mean.auroc, default=None)
+    found: tuple[str, ...] = ()
     if best is not None and best.mean is not None:
-        sentence += f" Of {len(ran)} methods, {best.method} has the highest mean AUROC, {percent(best.mean.auroc)}."
-    return Verdict("unknown", _TITLES["unknown"], sentence, (), (), ())
+        found = (f"of {len(ran)} methods, {best.method} has the highest mean AUROC, {percent(best.mean.auroc)}",)
+    return Verdict("unknown", _TITLES["unknown"], sentence, found, (), ())
 
 
-def _sentence(
-    model: ReportedModel, row: ReportedRow, sides: Sequence[_Side], outcome: Outcome, head: Sequence[_Change]
-) -> str:
-    samples = model.id_samples.get(row.split)
-    same = f"the same {count_text(samples)} ID samples" if samples else "the same ID samples"
-    start = f"{row.method} {'chose' if 'tuning' in row.settings else 'uses'} {settings_words(row.settings)}"
-    against = f"against {method_label(model.baseline or '')} on {same}"
-    parts = listed([side.words for side in sides])
+def _sentence(row: ReportedRow, baseline: ReportedRow | None, sides: Sequence[_Side], outcome: Outcome) -> str:
+    if baseline is None:
+        return f"{row.method} has nothing to be compared with: no energy was judged by the same ID samples."
     if outcome == "unknown":
-        return f"{start}; there are no figures to compare with the energy."
-    word = {"gain": "it gains", "mixed": "it gains and loses", "none": "it gains nothing", "loss": "it loses"}[outcome]
-    worse = _words(head, -1)
-    price = f"; its cost: {listed(worse)}" if worse else ""
-    slight = [change.words for change in head if change.step == 0 and change.gain <= -LEAST_CHANGE]
-    if slight and not worse:
-        price = f"; {listed(slight)}"
-    elif head and not worse:
-        price = "; the head it scores with is no less accurate" + (
-            " and no worse calibrated" if row.after is not None else ""
-        )
-    return f"{start}: {word} {against}: {parts}{price}."
+        return f"{row.method} has no figures to compare with the energy."
+    verb = {"gain": "gains", "mixed": "gains and loses", "none": "gains nothing", "loss": "loses"}[outcome]
+    parts = listed([words for side in sides for words in side.told])
+    return f"{row.method} {verb} against {method_label(baseline.method)}{f': {parts}' if parts else ''}."
+
+
+def _judged_by(samples: int) -> Iterator[str]:
+    if samples:
+        yield f"both judged on the same {count_text(samples)} ID samples"
 
 
 def _settings_source(settings: Mapping[str, object], *, is_tuned: bool = False) -> str:
@@ -283,7 +271,8 @@ def _change(
     what, size = share_change(before, after), abs(after - before)
     if LEAST_CHANGE <= size <= noise:
         what += f" (within the noise of {count_text(samples)} samples)"
-    return _Change(name, what, sign * (after - before), size >= LEAST_CHANGE and size > noise)
+    brief = f"{name.rpartition(': ')[2]} {percent(after)} instead of {percent(before)}"
+    return _Change(name, what, brief, sign * (after - before), size >= LEAST_CHANGE and size > noise)
 
 
 def _outcome(changes: Sequence[_Change]) -> Outcome:
@@ -297,24 +286,22 @@ def _outcome(changes: Sequence[_Change]) -> Outcome:
 
 def fit_verdict(record: FitRecord) -> Verdict:
     """Return what a fit says of itself: of OOD only what ratios gained that were chosen on OOD validation data."""
-    verb = "uses" if record.tuning is None else "chose"
-    sentence = f"The detector {verb} {settings_words(record.settings)}"
+    start, chosen = "The detector is not calibrated, so it flags nothing", [settings_words(record.settings)]
+    chosen.append(_settings_source(record.settings, is_tuned=record.tuning is not None))
     if record.keep is not None and record.threshold is not None:
+        start = f"The detector flags inputs that score above {record.threshold:.6g}"
         scores = count_text(len(record.calibration_scores))
-        sentence += (
-            f", and flags inputs that score above {record.threshold:.6g}, calibrated by {scores} held-out scores to "
-            f"keep {brief_percent(record.keep)} of ID"
-        )
-    known, tuned = "No OOD data were given, so what it gains and misses is not known.", []
+        chosen.append(f"threshold calibrated by {scores} held-out scores to keep {brief_percent(record.keep)} of ID")
+    known, tuned = "without OOD data, what it gains is not known", list[_Change]()
     if (tuning := record.tuning) is not None:
-        known = "What it gains on other OOD data than those that its ratios were chosen on is not known."
+        known = "what it gains on other OOD data than its ratios were chosen on is not known"
         name = "against the plain energy, AUROC on OOD validation samples that were not searched"
         tuned = [_change(name, tuning.energy_auroc, tuning.auroc, sign=1)]
     return Verdict(
         "unknown",
         "No OOD data" if record.tuning is None else "Chosen on OOD data",
-        f"{sentence}. {known}",
-        (settings_words(record.settings), _settings_source(record.settings, is_tuned=record.tuning is not None)),
+        f"{start}; {known}.",
+        tuple(chosen),
         _words(tuned, 1),
         (*_words(tuned, -1), *_costs(record)),
         (*_words(tuned, 0), "answers come from the original head and keep its ID accuracy"),

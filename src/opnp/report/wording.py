@@ -11,6 +11,7 @@ __all__ = [
     "count_of_sets",
     "count_text",
     "fused_members",
+    "gallery_title",
     "has_shaping",
     "listed",
     "method_label",
@@ -103,6 +104,18 @@ def set_title(name: str, nearness: str) -> str:
 
     """
     return set_label(name) if name == nearness else f"{set_label(name)} ({nearness})"
+
+
+def gallery_title(name: str) -> str:
+    """Return what a gallery shows of a set.
+
+    Example:
+        >>> gallery_title("test"), gallery_title("ood_noise")
+        ('ID images that look most OOD', 'noise: OOD images that look most ID')
+
+    """
+    label = set_label(name)
+    return "ID images that look most OOD" if name == "test" else f"{label}: OOD images that look most ID"
 
 
 def listed(parts: Sequence[str]) -> str:

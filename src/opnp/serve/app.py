@@ -6,14 +6,13 @@ import signal
 import socket  # noqa: TID251  # the service listens
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from opnp.data import Transform
 from opnp.detector import OPNP
-from opnp.errors import MissingExtraError, OptionError
+from opnp.errors import OptionError, require_installed
 from opnp.serve.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
@@ -28,9 +27,6 @@ _IDLE_SECONDS = 15
 
 _STOPPING_SECONDS = 30
 """Seconds that requests in work have to be answered after the service was told to stop."""
-
-_PACKAGES = {"fastapi": "fastapi", "prometheus_client": "prometheus-client", "PIL": "pillow", "uvicorn": "uvicorn"}
-"""What the service needs: modules, and the packages that they come from."""
 
 
 def serve_app(
@@ -101,11 +97,7 @@ def require_serving() -> None:
         MissingExtraError: If a package is missing; the message names the command that installs all.
 
     """
-    missing = [package for module, package in _PACKAGES.items() if find_spec(module) is None]
-    if missing:
-        raise MissingExtraError(
-            f"The service needs {', '.join(missing)}, not installed here: `pip install 'opnp[serve]'`.",
-        )
+    require_installed("The service needs", "fastapi", "prometheus_client", "PIL", "uvicorn", extra="serve")
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -155,11 +147,7 @@ def run_service(app: "FastAPI", listening: socket.socket, *, started: Callable[[
         listening: Where requests come from; it is closed afterwards.
         started: Called with the address just before the first request is answered; those that come earlier wait.
 
-    Raises:
-        MissingExtraError: If uvicorn is not installed.
-
     """
-    require_serving()
     from uvicorn import Config, Server  # noqa: PLC0415  # of an extra
 
     host, port = listening.getsockname()[:2]

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from opnp.adapters import model_failure_text
 from opnp.core.checks import require_finite
 from opnp.data import ModelInputs, Transform
+from opnp.data.class_order import model_class_names
 from opnp.detector import OPNP
 from opnp.errors import ModelRunError, NotCalibratedError, OpnpError, OptionError
 
@@ -108,7 +109,7 @@ class Engine:
         if class_names is not None and len(class_names) != head.out_features:
             raise OptionError(f"`class_names` must be {head.out_features}, one a class, got {len(class_names)}.")
         detector.attach(model)
-        names = names_in_model(model, head.out_features) if class_names is None else tuple(class_names)
+        names = model_class_names(model, head.out_features) if class_names is None else tuple(class_names)
         return cls(detector, model, transform, head, names, is_explained)
 
     def answers(self, inputs: Sequence[ModelInputs]) -> list[Answer | Exception]:
@@ -155,8 +156,9 @@ class Engine:
         confidence = self._confidence(features, verdict.predicted_class)
         columns = (verdict.predicted_class, confidence, verdict.score, verdict.p_value, verdict.is_ood)
         rows = zip(*(column.tolist() for column in columns), strict=True)
+        names = self.class_names
         answers = [
-            Answer(label, self._name(label), probability, score, p_value, is_ood)
+            Answer(label, None if names is None else names[label], probability, score, p_value, is_ood)
             for label, probability, score, p_value, is_ood in rows
         ]
         if not self.is_explained:
@@ -172,22 +174,6 @@ class Engine:
         logits = linear(features.to(weight), weight, bias)
         require_finite(logits, name="logits")
         return torch.softmax(logits.double(), dim=1).gather(1, classes[:, None].to(logits.device))[:, 0]
-
-    def _name(self, label: int) -> str | None:
-        return None if self.class_names is None else self.class_names[label]
-
-
-def names_in_model(model: nn.Module, classes: int) -> tuple[str, ...] | None:
-    """Return the names of the classes that a model of transformers or timm brings, or None where it brings none.
-
-    Those that transformers makes up, LABEL_0 and so on, are none.
-    """
-    labels = getattr(getattr(model, "config", None), "id2label", None) or {}
-    found = [labels.get(label) for label in range(classes)]
-    if None in found:
-        found = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or []
-    is_made_up = all(name == f"LABEL_{label}" for label, name in enumerate(found))
-    return None if is_made_up or len(found) != classes else tuple(map(str, found))
 
 
 def _alike(inputs: Sequence[ModelInputs]) -> list[list[int]]:

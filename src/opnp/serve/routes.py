@@ -16,13 +16,15 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from opnp import __version__
 from opnp.data import ModelInputs, SampleKind
+from opnp.data.images import image_formats
 from opnp.errors import NonFiniteError
 from opnp.serve.batching import Batcher
-from opnp.serve.content import IMAGE_TYPES, JSON_TYPE, BodyReader, image_formats
+from opnp.serve.content import JSON_TYPE, BodyReader
 from opnp.serve.engine import Answer, Engine
 from opnp.serve.limits import Limits, Refusal
 from opnp.serve.metrics import METRICS_TYPE, Metrics, ScoreLog
@@ -38,6 +40,7 @@ _LOG = logging.getLogger("opnp.serve")
 _PATHS = frozenset({"/", "/healthz", "/metrics", "/score"})
 """Paths that are counted by name; all others are ``other``, so that no sender makes up counters."""
 
+_READ = ["GET", "HEAD"]
 _HEADERS = {
     b"cache-control": b"no-store",
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
@@ -45,12 +48,11 @@ _HEADERS = {
     b"referrer-policy": b"no-referrer",
     b"x-content-type-options": b"nosniff",
 }
-_REFUSALS = {
-    408: "The body did not arrive in time.",
-    413: "The body is too large.",
-    415: "The content type is not read.",
-    422: "Nothing can be made of the body; `detail` says why.",
-    503: "Too many requests are in work: come back.",
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    413: {"description": "The body is too large."},
+    415: {"description": "The content type is not read."},
+    422: {"description": "Nothing can be made of the body; `detail` says why."},
+    503: {"description": "Too many requests are in work: come back."},
 }
 
 
@@ -92,7 +94,11 @@ def application(engine: Engine, *, limits: Limits, log: ScoreLog | None = None) 
     )
     app.add_exception_handler(Refusal, _refused)
 
-    @app.post("/score", openapi_extra={"requestBody": _described_body(shape)}, responses=_described_refusals())
+    @app.post(
+        "/score",
+        openapi_extra={"requestBody": _described_body(shape)},
+        responses={status: {"description": text} for status, text in _REFUSALS.items()},
+    )
     async def score(request: Request) -> Response:
         """Return class, confidence, score, p-value and verdict of one input, or a list of those."""
         batcher.require_place()  # said at once, and again once the body is there
@@ -105,23 +111,21 @@ def application(engine: Engine, *, limits: Limits, log: ScoreLog | None = None) 
             except NonFiniteError as error:
                 raise Refusal(422, f"the model's values for this input are not finite: {error}") from error
         metrics.count_answers(answers)
-        try:
-            if log is not None:
+        if log is not None:
+            try:
                 log.write(answers)
-        except OSError:  # such as a full disk; who asked gets the verdict all the same
-            _LOG.exception("verdicts were not added to the file of scores")
+            except OSError:  # such as a full disk; who asked gets the verdict all the same
+                _LOG.exception("verdicts were not added to the file of scores")
         found = [answer.to_json() for answer in answers]
         return JSONResponse(found if prepared.is_list else found[0])
 
-    @app.head("/healthz", include_in_schema=False)
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=_READ, include_in_schema=False)
     async def healthz() -> Response:
         """Return whether requests are answered."""
         status = "ready" if batcher.is_ready else "stopping"
         return JSONResponse({"status": status}, status_code=200 if batcher.is_ready else 503)
 
-    @app.head("/metrics", include_in_schema=False)
-    @app.get("/metrics", response_class=Response)
+    @app.api_route("/metrics", methods=_READ, include_in_schema=False)
     async def metrics_text() -> Response:
         """Return the counters in the text format of Prometheus."""
         return Response(metrics.text(), media_type=METRICS_TYPE)
@@ -129,8 +133,7 @@ def application(engine: Engine, *, limits: Limits, log: ScoreLog | None = None) 
     facts = {"kind": kind, "keep": engine.detector.keep, "maxBytes": limits.max_bytes, "formats": image_formats()}
     text = _page_text(kind, facts)
 
-    @app.head("/", include_in_schema=False)
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=_READ, include_in_schema=False)
     async def page() -> Response:
         return HTMLResponse(text, headers={"Content-Security-Policy": _page_policy()})
 
@@ -142,30 +145,19 @@ async def _body(request: Request, limits: Limits) -> bytes:
     """Return the whole body of a request.
 
     Raises:
-        Refusal: With 413 if there is more than the limit, 408 if it takes longer than its time, 415 if it is
-            compressed, 400 if the sender leaves.
+        Refusal: With 413 if there is more than the limit, 415 if it is compressed, 400 if the sender leaves.
 
     """
     if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
         raise Refusal(415, "a body with Content-Encoding is not read: send it as it is")
-    too_large = Refusal(413, f"the body has more than {limits.max_bytes} bytes")
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdecimal() and int(length[:20]) > limits.max_bytes:
-        raise too_large
     body = bytearray()
     try:
-        async with asyncio.timeout(limits.read_seconds):
-            is_complete = False
-            while not is_complete:
-                message = await request.receive()
-                if message["type"] != "http.request":
-                    raise Refusal(400, "the sender left before the body was complete")
-                body += message.get("body", b"")
-                if len(body) > limits.max_bytes:
-                    raise too_large
-                is_complete = not message.get("more_body", False)
-    except TimeoutError:
-        raise Refusal(408, f"the body did not arrive within {limits.read_seconds:g} seconds") from None
+        async for part in request.stream():
+            body += part
+            if len(body) > limits.max_bytes:
+                raise Refusal(413, f"the body has more than {limits.max_bytes} bytes")
+    except ClientDisconnect:
+        raise Refusal(400, "the sender left before the body was complete") from None
     return bytes(body)
 
 
@@ -196,11 +188,7 @@ def _described_body(shape: tuple[int, ...] | None) -> dict[str, Any]:
         array = {"type": "array", "items": array, "minItems": length, "maxItems": length}
     image = {"schema": {"type": "string", "format": "binary"}}
     numbers = {"schema": {"oneOf": [array, {"type": "array", "items": array}]}}
-    return {"required": True, "content": dict.fromkeys(IMAGE_TYPES, image) | {JSON_TYPE: numbers}}
-
-
-def _described_refusals() -> dict[int | str, dict[str, Any]]:
-    return {status: {"description": text} for status, text in _REFUSALS.items()}
+    return {"required": True, "content": {"image/*": image, JSON_TYPE: numbers}}
 
 
 def _page_text(kind: SampleKind, facts: Mapping[str, object]) -> str:

@@ -8,6 +8,7 @@ from opnp.values.reading import Record, Share, Value
 
 __all__ = [
     "DEMO_MODEL",
+    "PRODUCT",
     "BenchRecord",
     "DataSource",
     "DemoRecord",
@@ -16,6 +17,7 @@ __all__ = [
     "JudgedModel",
     "MethodRow",
     "ModelResult",
+    "Outcome",
     "Split",
     "Status",
 ]
@@ -23,6 +25,9 @@ __all__ = [
 Group = Literal["reference", "baseline", "combination", "product"]
 Split = Literal["test", "rest"]
 Status = Literal["ok", "failed"]
+
+PRODUCT = "OPNP()"
+"""Name of the row of the detector as it is used: the fusion."""
 
 DEMO_MODEL = "demo"
 """Name of the demo's model in files that name one."""
@@ -41,8 +46,31 @@ class DataSource(Value, frozen=True):
     sha256: str
 
 
-class MethodRow(Value, frozen=True):
-    """A method on one model.
+class Outcome(Value, frozen=True, kw_only=True):
+    """What came of a method, or of a setting, on one model.
+
+    Attributes:
+        status: ``ok``, or ``failed`` where there are no figures.
+        reason: Why it failed; empty where it did not.
+        notes: Warnings that were issued.
+        detection: Figures by OOD set.
+        mean: Mean of the figures over all OOD sets.
+        near: Mean over the near sets, or None if there are none.
+        far: Mean over the far sets, or None if there are none.
+
+    """
+
+    status: Status
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    detection: Mapping[str, DetectionFigures] | None = None
+    mean: DetectionFigures | None = None
+    near: DetectionFigures | None = None
+    far: DetectionFigures | None = None
+
+
+class MethodRow(Outcome, frozen=True):
+    """A method on one model; further attributes are those of `Outcome`.
 
     Attributes:
         method: Name of the row, unique within a model.
@@ -52,13 +80,6 @@ class MethodRow(Value, frozen=True):
         citation: Where the settings come from.
         settings: Hyper-parameters.
         split: ID samples that it was judged by: all of ``test``, or the ``rest`` that was not given to validation.
-        status: ``ok``, or ``failed`` where there are no figures.
-        reason: Why it failed; empty where it did not.
-        notes: Warnings that fit or score issued.
-        detection: Figures by OOD set.
-        mean: Mean of the figures over all OOD sets.
-        near: Mean over the near sets, or None if there are none.
-        far: Mean over the far sets, or None if there are none.
         before: The original head's figures on these ID samples; None without labels.
         after: Those of the logits that the score was read off (shaped features, pruned head); None where the score is
             read off none, or without labels.
@@ -71,13 +92,6 @@ class MethodRow(Value, frozen=True):
     citation: str
     settings: Mapping[str, object]
     split: Split
-    status: Status
-    reason: str = ""
-    notes: tuple[str, ...] = ()
-    detection: Mapping[str, DetectionFigures] | None = None
-    mean: DetectionFigures | None = None
-    near: DetectionFigures | None = None
-    far: DetectionFigures | None = None
     before: ClassifierFigures | None = None
     after: ClassifierFigures | None = None
 
@@ -132,13 +146,14 @@ class ModelResult(JudgedModel, frozen=True):
         raise KeyError(method)
 
     @property
-    def best_single(self) -> MethodRow | None:
-        """The published single score of largest mean AUROC, known with hindsight; None where none ran.
+    def single_scores(self) -> tuple[MethodRow, ...]:
+        """The published single scores that ran, at published settings or fixed ratios: no fusion, no combination."""
+        return tuple(row for row in self.methods if row.group in ("reference", "baseline") and row.mean is not None)
 
-        Published single scores are the rows at published settings and at fixed ratios: no fusion, and no combination.
-        """
-        ran = [row for row in self.methods if row.group in ("reference", "baseline") and row.mean is not None]
-        return max(ran, key=_mean_auroc, default=None)
+    @property
+    def best_single(self) -> MethodRow | None:
+        """The published single score of largest mean AUROC, known with hindsight; None where none ran."""
+        return max(self.single_scores, key=_mean_auroc, default=None)
 
     def regret(self, row: MethodRow) -> float | None:
         """Return the AUROC of `best_single` less that of a row, both means over the OOD sets; at least 0.

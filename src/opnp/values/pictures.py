@@ -8,6 +8,7 @@ __all__ = [
     "BEYOND",
     "GalleryItem",
     "GallerySet",
+    "MemberAnswer",
     "ModelPictures",
     "NeuronPicture",
     "PictureRecord",
@@ -85,6 +86,21 @@ class NeuronPicture(Value, frozen=True):
     norm_after: tuple[float, ...]
 
 
+class MemberAnswer(Value, frozen=True):
+    """What one of the scores that a detector fuses says of an input.
+
+    Attributes:
+        name: Name of the score.
+        p_value: Its p-value by itself, not adjusted for the number of members.
+        share: Its share of the fused score; those of an input sum to 1.
+
+    """
+
+    name: str
+    p_value: Share
+    share: Share
+
+
 class GalleryItem(Value, frozen=True):
     """One input of a gallery.
 
@@ -98,6 +114,7 @@ class GalleryItem(Value, frozen=True):
         predicted_name: Name of that class, or None where there are only numbers.
         true_class: Its label, or None.
         image: Thumbnail as a data URI (``data:image/...;base64,...``).
+        members: What each member of a fusion says; empty where that is not recorded.
 
     """
 
@@ -110,6 +127,7 @@ class GalleryItem(Value, frozen=True):
     predicted_name: str | None
     true_class: int | None
     image: str
+    members: tuple[MemberAnswer, ...] = ()
 
 
 class GallerySet(Value, frozen=True):

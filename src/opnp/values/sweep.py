@@ -1,11 +1,12 @@
 """The record of a sweep. No times in it."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from opnp.values.bench import JudgedModel, Status
-from opnp.values.figures import DetectionFigures, HeadFigures
+from opnp.values.bench import JudgedModel, Outcome
+from opnp.values.figures import HeadFigures
 from opnp.values.reading import Record, Share, Value
+from opnp.values.settings import NeuronReading, Scope, ScoreName
 
 __all__ = ["SweepBase", "SweepCurve", "SweepPoint", "SweepRecord", "SweepSettings", "SweptModel", "Varied"]
 
@@ -30,8 +31,8 @@ class SweepBase(Value, frozen=True):
     w_max: float
     o_min: float
     o_max: float
-    scope: Literal["layer", "class"]
-    neuron: Literal["gradient", "aggregate"]
+    scope: Scope
+    neuron: NeuronReading
 
 
 class SweepSettings(SweepBase, frozen=True):
@@ -46,7 +47,7 @@ class SweepSettings(SweepBase, frozen=True):
     """
 
     temperature: float
-    score: Literal["energy", "msp", "max_logit", "entropy", "gen"]
+    score: ScoreName
     training_samples: int
     seed: int | None
 
@@ -68,24 +69,17 @@ class SweepCurve(Value, frozen=True):
     varies: tuple[str, ...]
 
 
-class SweepPoint(Value, frozen=True):
-    """One setting on one model.
+class SweepPoint(Outcome, frozen=True):
+    """One setting on one model; further attributes are those of `Outcome`.
 
     Attributes:
         curve: Name of the curve that it lies on.
         varied: What the curve varies, and its value here.
         settings: Every setting.
-        status: ``ok``, or ``failed`` where there are no figures.
-        reason: Why it failed; empty where it did not.
-        notes: Warnings that were issued.
         pruned_weights: Entries that the weight ratios remove.
         pruned_neurons: Columns that the neuron ratios remove.
         removed_share: Share of the head's entries that both remove together.
         mask_digest: SHA-256 of what stays of the head: points with equal digests score with equal heads.
-        detection: Figures by OOD set.
-        mean: Mean of the figures over all OOD sets.
-        near: Mean over the near sets, or None if there are none.
-        far: Mean over the far sets, or None if there are none.
         head: The pruned head's figures by itself, or None without labels. The product answers with the original head.
 
     """
@@ -93,17 +87,10 @@ class SweepPoint(Value, frozen=True):
     curve: str
     varied: Mapping[str, Varied]
     settings: SweepSettings
-    status: Status
-    reason: str = ""
-    notes: tuple[str, ...] = ()
     pruned_weights: int | None = None
     pruned_neurons: int | None = None
     removed_share: Share | None = None
     mask_digest: str | None = None
-    detection: Mapping[str, DetectionFigures] | None = None
-    mean: DetectionFigures | None = None
-    near: DetectionFigures | None = None
-    far: DetectionFigures | None = None
     head: HeadFigures | None = None
 
     def labels(self, varies: Sequence[str]) -> tuple[str, ...]:
@@ -111,7 +98,7 @@ class SweepPoint(Value, frozen=True):
 
         Example:
             >>> settings = SweepSettings(0.3, 0.0, 0.0, 0.0, "layer", "gradient", 1.0, "energy", 25000, None)
-            >>> SweepPoint("w_min", {"w_min": 0.30}, settings, "ok").labels(["w_min"])
+            >>> SweepPoint("w_min", {"w_min": 0.30}, settings, status="ok").labels(["w_min"])
             ('0.3',)
 
         """

@@ -1,14 +1,14 @@
 """A small network with batch norm and dropout, with the interfaces that toolkits for OOD detection ask for."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CLASSES", "WIDTH", "Net", "inputs_and_labels", "loader"]
+__all__ = ["CLASSES", "WIDTH", "Batches", "Net", "batches", "inputs_and_labels", "loader"]
 
 CLASSES, WIDTH, _CHANNELS = 4, 12, 3
+Batches = list[dict[str, Any]]
 
 
 class Net(nn.Module):
@@ -51,8 +51,10 @@ def inputs_and_labels(rows: int, *, seed: int = 0, shift: float = 0.0) -> tuple[
 
 def loader(inputs: Tensor, labels: Tensor, *, size: int = 16) -> list[tuple[Tensor, Tensor]]:
     """Return batches of pairs."""
-    return list(_batches(inputs, labels, size))
+    return list(zip(inputs.split(size), labels.split(size), strict=True))
 
 
-def _batches(inputs: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from zip(inputs.split(size), labels.split(size), strict=True)
+def batches(inputs: Tensor, labels: Tensor | None = None, *, size: int = 16) -> Batches:
+    """Return batches as OpenOOD's data sets give them; OOD labels are whatever their data set says."""
+    parts = loader(inputs, torch.arange(len(inputs)) if labels is None else labels, size=size)
+    return [{"index": index, "data": data, "label": label} for index, (data, label) in enumerate(parts)]

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_ood.detector import fDBD
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -207,13 +206,6 @@ def test_confident_samples_do_not_tie() -> None:
     assert len(method.output(logits).scores.unique()) == 2
 
 
-def test_fdbd_without_the_dense_product_is_fdbd() -> None:
-    head = nn.Linear(FEATURES, CLASSES)
-    head.weight.data, head.bias.data = WEIGHT.clone(), BIAS.clone()
-    theirs = fDBD(None, head).fit_features(TRAIN, LABELS).predict_features(QUERY)
-    torch.testing.assert_close(fitted("fDBD").output(QUERY).scores, theirs.double(), rtol=1e-5, atol=1e-6)
-
-
 def test_what_cannot_be_fitted_says_why() -> None:
     wide = PytorchOodBaseline("Mahalanobis", weight=torch.randn(2, 50), bias=None)
     with pytest.raises(EmptyDataError, match="50 features within classes, which 40 samples of 2 classes leave"):
@@ -240,7 +232,7 @@ def test_arguments_are_checked(name: str, options: dict[str, Any], error: type[E
 
 @pytest.mark.parametrize("missing", ["pytorch_ood", "sklearn"])
 def test_a_missing_package_names_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setattr("opnp.errors.find_spec", lambda name: None if name == missing else name)
     with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[bench\]'"):
         PytorchOodBaseline("MSP", weight=WEIGHT, bias=BIAS)
     if missing == "pytorch_ood":

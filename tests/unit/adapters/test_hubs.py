@@ -296,6 +296,6 @@ def test_weights_that_cannot_be_had_name_the_remedy(
 
 @pytest.mark.parametrize("build", [timm_model, torchvision_model])
 def test_without_its_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, build: Any) -> None:
-    monkeypatch.setattr(hubs, "find_spec", lambda _: None)
+    monkeypatch.setattr("opnp.errors.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"need t.*pip install 'opnp\[vision\]'"):
         build("resnet18", is_pretrained=False)

@@ -259,18 +259,6 @@ def test_members_and_ratios_do_not_go_together() -> None:
     assert (found.w_min, found.members) == (None, ["gen"])
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_it_moves_to_a_device_fitted_or_not(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-    first, later = detector(w_min=0.3).to(device).fit_features(TRAIN, LABELS), fitted(w_min=0.3).to(device)
-    for found in (first, later):
-        assert found.device.type == device
-        scores = found.predict_features(QUERY)
-        assert scores.device.type == device
-        torch.testing.assert_close(scores.cpu(), fitted(w_min=0.3).predict_features(QUERY), rtol=1e-5, atol=1e-5)
-
-
 def test_shapes_that_do_not_fit_are_refused_and_leave_the_fit_as_it_was() -> None:
     found = fitted()
     before = found.predict_features(QUERY)

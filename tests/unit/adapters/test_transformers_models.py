@@ -256,7 +256,7 @@ def test_sizes_that_differ_are_named_with_their_tensors(copied: Callable[[str], 
 def test_the_extra_is_named_where_it_is_needed(
     folders: Path, monkeypatch: pytest.MonkeyPatch, missing: str, name: str, message: str
 ) -> None:
-    monkeypatch.setattr(transformers_models, "find_spec", lambda name: None if name == missing else find_spec(name))
+    monkeypatch.setattr("opnp.errors.find_spec", lambda name: None if name == missing else find_spec(name))
     if not message:
         assert transformers_model(folders / name)[1].kind == "text"
         return
@@ -305,3 +305,23 @@ def test_what_the_model_does_not_take_is_left_out_and_a_text_without_tokens_is_u
     assert set(transform("a")) == {"input_ids"}
     with pytest.raises(DataFileError, match=r"^no token is in the text$"):
         transform("")
+
+
+def test_an_orientation_tag_is_followed(folders: Path) -> None:
+    """As `transformers.image_utils.load_image` does."""
+    _, transform = transformers_model(folders / "vit")
+    picture = Image.fromarray(pixels(1, seed=3, height=20, width=31)[0].numpy())
+    tagged = picture.copy()
+    tagged.getexif()[0x0112] = 6
+    tagged.info["exif"] = tagged.getexif().tobytes()
+    torch.testing.assert_close(transform(tagged), transform(picture.rotate(-90, expand=True)))
+
+
+def test_two_orders_of_the_classes_are_refused(copied: Callable[[str], Path]) -> None:
+    folder = copied("vit")
+    names = {"a": 0, "b": 1, "c": 2, "d": 3}
+    change_json(folder / "config.json", id2label={str(place): name for name, place in names.items()}, label2id=names)
+    transformers_model(folder)
+    change_json(folder / "config.json", label2id=names | {"a": 1, "b": 0})
+    with pytest.raises(DataFileError, match=r"'a' is 0 by `id2label` and 1 by `label2id`"):
+        transformers_model(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opnp.bench.features import feature_folders, read_feature_folder, require_known_sets, split_test
+from opnp.bench.features import feature_folders, read_feature_folder, read_models, split_test
 from opnp.data import write_features
 from opnp.errors import DataFileError, MissingFileError, OptionError
 from tests.unit.bench.bench_world import CLASSES, FEATURES, read_world, write_world
@@ -104,7 +104,7 @@ def test_a_split_with_an_empty_part_is_refused(count: int) -> None:
 def test_near_sets_that_no_model_has_are_told(tmp_path: Path) -> None:
     model = read_world(tmp_path)
     known = next(iter(model.ood))
-    require_known_sets([known, f"{model.name}:{known}"], [model])
+    assert [each.name for each in read_models(tmp_path, near=[known, f"{model.name}:{known}"])] == [model.name]
     for wrong in ("foo", f"{model.name}:foo", f"foo:{known}"):
         with pytest.raises(OptionError, match=rf"got {wrong}\. There are: .*{known}"):
-            require_known_sets([known, wrong], [model])
+            read_models(tmp_path, near=[known, wrong])

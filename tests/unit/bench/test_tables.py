@@ -141,7 +141,7 @@ def test_a_side_without_sets_and_answers_without_labels_have_no_column() -> None
 
 def row(method: str, group: Group, auroc: float) -> MethodRow:
     each = figures(1 - auroc, auroc)
-    return MethodRow(method, group, "", "", {}, "test", "ok", detection={"mnist": each}, mean=each, far=each)
+    return MethodRow(method, group, "", "", {}, "test", status="ok", detection={"mnist": each}, mean=each, far=each)
 
 
 def test_rows_of_a_benchmark_stand_best_first_with_their_regret() -> None:
@@ -152,7 +152,7 @@ def test_rows_of_a_benchmark_stand_best_first_with_their_regret() -> None:
         "OPNP()": ("product", 0.875),
     }
     rows = tuple(row(name, *each) for name, each in given.items())
-    failed = MethodRow("SHE", "baseline", "", "", {}, "test", "failed", "no\nlabels")
+    failed = MethodRow("SHE", "baseline", "", "", {}, "test", status="failed", reason="no\nlabels")
     model = ModelResult(
         model="net",
         classes=10,

@@ -1,12 +1,14 @@
 """Argument checks: what they let through and what they say."""
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from opnp.core.checks import (
     checked_fraction,
@@ -19,43 +21,43 @@ from opnp.core.checks import (
 from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
 
 
+def matrix(value: Any) -> Tensor:
+    return checked_matrix(value, name="features", axes="(batch, features)")
+
+
+def scores(value: Any) -> Tensor:
+    return checked_scores(value, name="scores")
+
+
 @pytest.mark.parametrize(
-    ("value", "error", "message"),
+    ("check", "value", "error", "message"),
     [
-        ([[1.0]], InputTypeError, r"`features` must be a torch\.Tensor of shape \(batch, features\), got list"),
-        (torch.ones(2, 3, 7), ShapeError, r"got \(2, 3, 7\)\. Pool the trailing axes first.*flatten\(2\)\.mean\(2\)"),
-        (torch.ones(3), ShapeError, r"got \(3,\)\. For one sample add the batch axis: `features\[None\]`"),
-        (torch.tensor(1.0), ShapeError, r"must have shape \(batch, features\), got \(\)\.$"),
-        (torch.ones(2, 3, dtype=torch.int64), InputTypeError, r"got torch\.int64\. Convert it: `features\.float\(\)`"),
-        (torch.ones(2, 3, dtype=torch.complex64), InputTypeError, r"floating point, got torch\.complex64"),
+        (matrix, [[1.0]], InputTypeError, r"`features` must be a torch\.Tensor of shape \(batch, features\), got list"),
+        (matrix, torch.ones(2, 3, 7), ShapeError, r"got \(2, 3, 7\)\. Pool the trailing axes.*flatten\(2\)\.mean\(2\)"),
+        (matrix, torch.ones(3), ShapeError, r"got \(3,\)\. For one sample add the batch axis: `features\[None\]`"),
+        (matrix, torch.tensor(1.0), ShapeError, r"must have shape \(batch, features\), got \(\)\.$"),
+        (matrix, torch.ones(2, 3).long(), InputTypeError, r"got torch\.int64\. Convert it: `features\.float\(\)`"),
+        (matrix, torch.ones(2, 3, dtype=torch.complex64), InputTypeError, r"floating point, got torch\.complex64"),
+        (scores, [1.0], InputTypeError, r"`scores` must be a real torch\.Tensor of shape \(batch,\), got list"),
+        (scores, torch.ones(2, dtype=torch.complex64), InputTypeError, r"`scores` must be a real torch\.Tensor"),
+        (scores, torch.ones(2, 1), ShapeError, r"`scores` must have shape \(batch,\), got \(2, 1\)"),
+        (scores, torch.ones(0), EmptyDataError, r"`scores` is empty"),
+        (scores, torch.tensor([1.0, math.nan, math.nan]), NonFiniteError, r"`scores` holds 2 NaN of 3 scores"),
     ],
 )
-def test_what_is_no_matrix_is_told_how_to_become_one(value: Any, error: type[Exception], message: str) -> None:
+def test_what_is_no_matrix_or_no_scores_is_told_why(
+    check: Callable[[Any], Tensor], value: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
-        checked_matrix(value, name="features", axes="(batch, features)")
-    half = torch.zeros(0, 3, dtype=torch.float16)
-    assert checked_matrix(half, name="features", axes="(batch, features)") is half
+        check(value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int64, torch.bool])
-def test_scores_become_float64_and_infinite_ones_stay(dtype: torch.dtype) -> None:
-    assert checked_scores(torch.tensor([1, 0]).to(dtype), name="scores").dtype == torch.float64
-    assert checked_scores(torch.tensor([-math.inf, math.inf]), name="scores").tolist() == [-math.inf, math.inf]
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "message"),
-    [
-        ([1.0], InputTypeError, r"`scores` must be a real torch\.Tensor of shape \(batch,\), got list"),
-        (torch.ones(2, dtype=torch.complex64), InputTypeError, r"`scores` must be a real torch\.Tensor"),
-        (torch.ones(2, 1), ShapeError, r"`scores` must have shape \(batch,\), got \(2, 1\)"),
-        (torch.ones(0), EmptyDataError, r"`scores` is empty"),
-        (torch.tensor([1.0, math.nan, math.nan]), NonFiniteError, r"`scores` holds 2 NaN of 3 scores"),
-    ],
-)
-def test_what_are_no_scores_is_refused(value: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        checked_scores(value, name="scores")
+def test_matrices_stay_scores_become_float64_and_infinite_ones_stay(dtype: torch.dtype) -> None:
+    half = torch.zeros(0, 3, dtype=torch.float16)
+    assert matrix(half) is half
+    assert scores(torch.tensor([1, 0]).to(dtype)).dtype == torch.float64
+    assert scores(torch.tensor([-math.inf, math.inf])).tolist() == [-math.inf, math.inf]
 
 
 @pytest.mark.parametrize("value", [1, 1e-30, 1e30, np.float64(2.0), np.float32(0.5), Fraction(1, 2)])
@@ -130,4 +132,6 @@ def test_broken_rows_are_counted_and_named() -> None:
 def test_what_is_no_head_of_a_classifier_is_told(weight: Any, bias: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         checked_head(weight, bias)
-    assert checked_head(torch.ones(2, 3), torch.ones(2))[1] is not None
+    head = torch.ones(2, 3)
+    for accepted in (torch.ones(2), None):
+        assert checked_head(head, accepted) == (head, accepted)

@@ -47,6 +47,7 @@ def test_a_keep_just_above_the_possible_tells_what_is_needed() -> None:
         with pytest.raises(CalibrationError, match=message):
             ask()
     assert flagged_rank(19, keep=0.95) == 1
+    assert keep_threshold(CALIBRATION) == 95.0
 
 
 @pytest.mark.parametrize("keep", [0.0, 1.0, -0.5, 95, math.nan, True])

@@ -49,6 +49,7 @@ def test_float32_numbers_below_the_normal_range_are_off_by_less_than_2_to_the_mi
 def test_nothing_counted_has_no_quantile() -> None:
     empty = ValueHistogram.zeros() + ValueHistogram.from_values(torch.empty(0, 4))
     assert empty.counts.dtype == torch.int64
+    assert ValueHistogram.zeros(device="meta").counts.is_meta
     with pytest.raises(EmptyDataError, match="the quantile of no data is undefined"):
         empty.quantile(0.5)
 

@@ -1,13 +1,23 @@
-"""Masks: ties, large heads, warnings and errors."""
+"""Masks of the last layer and of any: ties, large heads, groups, warnings and errors."""
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from opnp.core import Masks, keep_mask, neuron_mask, pruned_count, pruned_weight, weight_mask
+from opnp.core import (
+    Masks,
+    Sensitivity,
+    keep_mask,
+    layer_masks,
+    neuron_mask,
+    pruned_count,
+    pruned_weight,
+    weight_mask,
+)
 from opnp.core.masks import warn_of_lost_order
 from opnp.errors import InputTypeError, NonFiniteError, OptionError, RatioError, RatioWarning, ShapeError
 
@@ -25,22 +35,12 @@ def test_nothing_is_pruned_unless_asked() -> None:
     assert tuple(keep_mask(torch.ones(0, 4), lowest=0.5).shape) == (0, 4)
 
 
-@pytest.mark.slow
-def test_a_head_of_21843_by_2048_weights() -> None:
-    """More than 2^24 entries: `torch.quantile` refuses them, and float32 cannot count them."""
-    classes, features = 21843, 2048
-    sensitivity = torch.rand(classes, features, generator=torch.Generator().manual_seed(0))
-    sensitivity[:, -1] = 0.0
-    keep = weight_mask(sensitivity, lowest=0.3)
-    entries = classes * features
-    assert entries > 2**24
-    assert int((~keep).sum()) == round(0.3 * entries)
-    assert float(sensitivity[~keep].max()) <= float(sensitivity[keep].min()) == pytest.approx(0.3, abs=1e-3)
-
-
-def test_ties_beyond_2_to_the_24_are_counted_one_by_one() -> None:
+@pytest.mark.parametrize("has_ties", [True, False])
+def test_more_than_2_to_the_24_entries_are_counted_one_by_one(has_ties: bool) -> None:
+    """`torch.quantile` refuses so many, and float32 cannot count them."""
     entries = 2**24 + 5
-    keep = neuron_mask(torch.ones(entries), highest=0.25)
+    values = torch.ones(entries) if has_ties else torch.arange(entries, dtype=torch.int32).double()
+    keep = neuron_mask(values, highest=0.25)
     kept = entries - round(0.25 * entries)
     assert bool(keep[:kept].all())
     assert not bool(keep[kept:].any())
@@ -67,8 +67,17 @@ def test_a_ratio_that_removes_nothing_says_so() -> None:
         neuron_mask(torch.arange(9.0), highest=0.01)
     with pytest.warns(RatioWarning, match="`highest` = 0.01 of 9 entries"):
         keep_mask(torch.ones(2, 9), highest=0.01)
-    with pytest.warns(RatioWarning, match="`share` = 0.01 of 10 entries") as caught:
+    with pytest.warns(RatioWarning, match="`share` = 0.01 of 10 entries"):
         pruned_count(0.01, 10)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [lambda: pruned_count(0.01, 10), lambda: warn_of_lost_order(torch.ones(1, 2).bool(), torch.eye(2)[:1].bool())],
+)
+def test_warnings_point_to_the_caller(ask: Callable[[], object]) -> None:
+    with pytest.warns(RatioWarning) as caught:
+        ask()
     assert caught[0].filename == __file__
 
 
@@ -115,12 +124,6 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
 def test_shapes_are_checked(function: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"`sensitivity`.* must have shape"):
         function(torch.ones(shape), lowest=0.5)
-
-
-def test_an_unknown_scope_is_refused() -> None:
-    scope: Any = "neuron"
-    with pytest.raises(OptionError, match=r'`scope` must be "layer" or "class", got \'neuron\''):
-        weight_mask(torch.ones(2, 3), scope=scope)
 
 
 @pytest.mark.parametrize(
@@ -170,3 +173,47 @@ def test_masks_of_another_head_are_refused(
 ) -> None:
     with pytest.raises(error, match=re.escape(message)):
         pruned_weight(torch.ones(2, 3), Masks(of_weights, of_neurons))
+
+
+# ------------------------------------------------------------------------------------------------------ of any layers
+def layer(*shape: int, groups: int = 1, seed: int = 0) -> Sensitivity:
+    generator = torch.Generator().manual_seed(seed)
+    neurons = torch.rand(2, shape[1] * groups, generator=generator, dtype=torch.float64)
+    weight = torch.rand(*shape, generator=generator, dtype=torch.float64)
+    return Sensitivity(weight=weight, neuron_gradient=neurons[0], neuron_aggregate=neurons[1], count=1)
+
+
+@pytest.mark.parametrize("reading", ["gradient", "aggregate"])
+@pytest.mark.parametrize("scope", ["layer", "class"])
+def test_each_layer_is_ranked_by_itself_and_a_pruned_channel_loses_every_weight_that_reads_it(
+    reading: Any, scope: Any
+) -> None:
+    given = {"small": layer(4, 10), "grouped": layer(6, 2, 3, 3, groups=3, seed=1)}
+    masks = layer_masks(given, w_min=0.3, w_max=0.1, o_min=0.2, o_max=0.2, neuron=reading, scope=scope)
+    assert list(masks) == list(given)
+    for name, mask in masks.items():
+        weight, keep = given[name].weight, neuron_mask(given[name].neuron(reading), lowest=0.2, highest=0.2)
+        expected = weight_mask(weight.flatten(1), lowest=0.3, highest=0.1, scope=scope).view(weight.shape)
+        groups = len(keep) // weight.shape[1]
+        for output in range(len(weight)):
+            group = output * groups // len(weight)
+            for channel in range(weight.shape[1]):
+                expected[output, channel] &= keep[group * weight.shape[1] + channel]
+        assert mask.dtype == torch.bool
+        assert torch.equal(mask, expected)
+    assert bool(layer_masks(given)["grouped"].all())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"o_min": 0.6, "o_max": 0.4}, RatioError, r"`o_min` = 0\.6 and `o_max` = 0\.4"),
+        ({"w_min": 0.5, "w_max": 0.5}, RatioError, r"`w_min` = 0\.5 and `w_max` = 0\.5"),
+        ({"scope": "row"}, OptionError, r'`scope` must be "layer" or "class", got \'row\''),
+        ({"neuron": "mean"}, OptionError, "`reading` must be"),
+        ({"sensitivities": torch.ones(2)}, InputTypeError, "must be a mapping by name of the layer, got Tensor"),
+    ],
+)
+def test_what_is_no_mask_of_layers_is_refused(options: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        layer_masks(**{"sensitivities": {"fc": layer(4, 5)}, **options})

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from opnp.core import accuracy, aupr, auroc, detection_metrics, expected_calibration_error, fpr_at_tpr, reliability
+from opnp.core import (
+    DetectionFigures,
+    accuracy,
+    aupr,
+    auroc,
+    detection_metrics,
+    expected_calibration_error,
+    fpr_at_tpr,
+    reliability,
+)
 from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
 
 RANK_METRICS: list[Callable[..., object]] = [auroc, aupr, fpr_at_tpr, lambda low, high: detection_metrics(low, [high])]
@@ -19,8 +28,8 @@ LABELS = torch.tensor([0, 1])
 def test_perfect_and_reversed_detectors() -> None:
     low, high = torch.arange(50.0), torch.arange(100.0, 170.0)
     right, wrong = detection_metrics(low, [high]) + detection_metrics(high, [low])
-    assert right == (0.0, 0.0, 1.0, 1.0, 1.0)
-    assert wrong[:3] == (1.0, 1.0, 0.0)
+    assert right == DetectionFigures(0.0, 0.0, 1.0, 1.0, 1.0)
+    assert (wrong.fpr95, wrong.fpr95_ood_positive, wrong.auroc) == (1.0, 1.0, 0.0)
     assert detection_metrics(low, []) == []
 
 

@@ -28,8 +28,10 @@ def test_sums_come_back_from_their_tensors() -> None:
     moments = summed(TRAINING.clone().requires_grad_())
     tensors = moments.to_tensors()
     assert list(tensors) == PARTS
+    assert [tensor.dtype for tensor in tensors.values()] == [torch.float64] * 4 + [torch.int64]
     assert not any(tensor.requires_grad for tensor in tensors.values())
     again = FeatureMoments.from_tensors(tensors, count=80)
+    assert (again.count, moments.count) == (80, 80)
     assert all(tensor is tensors[name] for name, tensor in again.to_tensors().items())
     for name in ("feature", "class_direction", "class_count"):
         with pytest.raises(KeyError, match=name):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opnp.core import Precision, SensitivitySum, neuron_sensitivity, weight_sensitivity
+from opnp.core import LayerSensitivitySum, Precision, SensitivitySum, neuron_sensitivity, weight_sensitivity
 from opnp.core.sensitivity import product_dtype, row_blocks
 from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
 
@@ -131,10 +131,14 @@ def test_arguments_stay_as_they_were_and_no_graph_is_kept() -> None:
 
 
 def test_no_samples_have_a_sum_but_no_mean() -> None:
-    empty = SensitivitySum.from_batches([], torch.ones(2, 3))
-    assert (empty.count, tuple(empty.weight.shape), tuple(empty.neuron.shape)) == (0, (2, 3), (3,))
-    with pytest.raises(EmptyDataError, match="the sensitivity of no data is undefined"):
-        empty.mean()
+    for empty, shape, inputs in (
+        (SensitivitySum.from_batches([], torch.ones(2, 3)), (2, 3), 3),
+        (LayerSensitivitySum.zeros(4, 2, 1, 1, groups=2), (4, 2, 1, 1), 4),
+    ):
+        assert (empty.count, tuple(empty.weight.shape), tuple(empty.neuron.shape)) == (0, shape, (inputs,))
+        assert (empty.weight.dtype, empty.neuron.dtype) == (torch.float64, torch.float64)
+        with pytest.raises(EmptyDataError, match=r"^No sample was summed: the sensitivity of no data is undefined"):
+            empty.mean()
     with pytest.raises(EmptyDataError, match="No sample was summed"):
         weight_sensitivity(torch.ones(0, 3), torch.ones(0, 2))
     there = SensitivitySum.zeros(3, 4, device="meta")
@@ -147,6 +151,23 @@ def test_sums_that_are_not_finite_have_no_mean(place: int) -> None:
     given[place][0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match=r"^\d+ sensitivities are NaN or infinite: .* or scale the features down"):
         SensitivitySum.from_batch(*given).mean()
+
+
+@pytest.mark.parametrize("is_weight", [True, False])
+def test_each_part_of_a_sum_must_be_finite(is_weight: bool) -> None:
+    weight, neuron = torch.ones(1, 2).double(), torch.ones(2).double()
+    (weight if is_weight else neuron).fill_(torch.inf)
+    with pytest.raises(NonFiniteError, match="2 sensitivities are NaN or infinite"):
+        LayerSensitivitySum(weight=weight, neuron=neuron, count=1).mean()
+
+
+def test_the_aggregate_reading_is_the_mean_over_the_weights_of_a_channel_in_its_group() -> None:
+    part = LayerSensitivitySum(weight=torch.arange(8.0).view(4, 2, 1, 1), neuron=torch.full((4,), 6.0), count=2)
+    found = (part + part + LayerSensitivitySum.zeros(4, 2, 1, 1, groups=2)).mean()
+    assert found.count == 4
+    assert found.weight.flatten().tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
+    assert found.neuron_aggregate.tolist() == [0.5, 1.0, 2.5, 3.0]
+    assert found.neuron_gradient.tolist() == [3.0] * 4
 
 
 @pytest.mark.parametrize(
@@ -190,11 +211,27 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
         neuron_sensitivity(*FITTING, reading=unknown)
 
 
-def test_only_sums_of_one_head_merge() -> None:
-    with pytest.raises(ShapeError, match=r"\(2, 3\) on the left and \(2, 4\) on the right"):
-        _ = SensitivitySum.zeros(2, 3) + SensitivitySum.zeros(2, 4)
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (
+            SensitivitySum.zeros(2, 3),
+            SensitivitySum.zeros(2, 4),
+            r"\(2, 3\) with 3 .* \(2, 4\) with 4 on",
+        ),
+        (
+            LayerSensitivitySum.zeros(4, 2, 1, 1),
+            LayerSensitivitySum.zeros(4, 2, 1, 1, groups=2),
+            r"\(4, 2, 1, 1\) with 2 inputs on the left, \(4, 2, 1, 1\) with 4 on the right",
+        ),
+    ],
+    ids=["head", "convolution"],
+)
+def test_only_sums_of_one_layer_merge(one: LayerSensitivitySum, other: LayerSensitivitySum, message: str) -> None:
+    with pytest.raises(ShapeError, match=f"^Sums of layers of different size cannot be merged: weights .*{message}"):
+        _ = one + other
     with pytest.raises(TypeError, match="unsupported operand"):
-        _ = SensitivitySum.zeros(2, 3) + 1
+        _ = one + 1
 
 
 def test_the_plain_functions_take_products_in_float64() -> None:

@@ -51,45 +51,24 @@ def test_inputs_need_a_model() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ changed heads
-def in_place(net: nn.Sequential) -> None:
-    with torch.no_grad():
-        head_of(net).weight.mul_(2)
-
-
-def other_bias(net: nn.Sequential) -> None:
-    head_of(net).bias.data[0] += 1
-
-
-def new_data(net: nn.Sequential) -> None:
-    head_of(net).weight.data = head_of(net).weight.data * 2
-
-
-def new_parameter(net: nn.Sequential) -> None:
-    head_of(net).weight = nn.Parameter(head_of(net).weight.detach() * 2)
-
-
 def trained(net: nn.Sequential) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     net(features()).sum().backward()
     optimizer.step()
 
 
-def other_layer(net: nn.Sequential) -> None:
-    net[1] = nn.Linear(FEATURES, CLASSES)
+CHANGES: dict[str, Callable[[nn.Sequential], object]] = {
+    "in place": torch.no_grad()(lambda net: head_of(net).weight.mul_(2)),
+    "bias": lambda net: head_of(net).bias.data.add_(1),
+    "new data": lambda net: setattr(head_of(net).weight, "data", 2 * weight()),
+    "new parameter": lambda net: setattr(head_of(net), "weight", nn.Parameter(2 * weight())),
+    "trained": trained,
+    "other layer": lambda net: net.append(nn.Linear(FEATURES, CLASSES)).pop(1),
+    "dtype": nn.Sequential.double,
+}
 
 
-CHANGES: list[Callable[[nn.Sequential], object]] = [
-    in_place,
-    other_bias,
-    new_data,
-    new_parameter,
-    trained,
-    other_layer,
-    nn.Sequential.double,
-]
-
-
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_head_changed_since_the_fit_is_noticed_and_one_that_is_back_is_welcome(
     kind: str, change: Callable[[nn.Sequential], object]
@@ -169,9 +148,7 @@ def test_of_equal_layers_the_one_of_that_name_is_taken(tmp_path: Path, name: str
     assert torch.equal(loaded.score(features()), loaded.score_features(features() / (int(name) + 1)))
 
 
-@pytest.mark.parametrize(
-    "change", [other_bias, nn.Sequential.double, lambda net: net.pop(1)], ids=["bias", "dtype", "no layer"]
-)
+@pytest.mark.parametrize("change", [CHANGES["bias"], CHANGES["dtype"], lambda net: net.pop(1)], ids=range(3))
 def test_a_model_with_another_head_is_refused(change: Callable[[nn.Sequential], object]) -> None:
     other = model()
     change(other)

@@ -304,46 +304,31 @@ def test_other_threads_and_another_part_of_the_data_are_refused(
         fit(checkpoint, features=feature_part(source, 0, 100))
 
 
-def shortened(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
-
-
 def damaged(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
 
 
-def features_there(path: Path) -> None:
-    write_features(path, features())
-
-
-def detector_there(path: Path) -> None:
-    fitted().save(path)
-
-
-def later_version(path: Path) -> None:
-    write_artifact(path, kind="fit checkpoint", format_version=FORMAT_VERSION + 1, tensors={}, metadata={})
-
-
-def nothing_there(path: Path) -> None:
-    write_artifact(path, kind="fit checkpoint", format_version=FORMAT_VERSION, tensors={}, metadata={"run": {}})
+def of_version(version: int) -> Callable[[Path], None]:
+    return lambda path: write_artifact(
+        path, kind="fit checkpoint", format_version=version, tensors={}, metadata={"run": {}}
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (shortened, "no readable safetensors file .*If it is a checkpoint, remove it .*another"),
-        (emptied, "no readable safetensors file"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-100]),
+            "no readable safetensors file .*If it is a checkpoint, remove it .*another",
+        ),
+        (lambda path: path.write_bytes(b""), "no readable safetensors file"),
         (damaged, "is damaged: its content does not match its own SHA-256"),
-        (features_there, "holds no opnp metadata"),
-        (detector_there, r"holds an opnp detector, not a fit checkpoint\. If it is a checkpoint, remove it"),
-        (later_version, f"has format version {FORMAT_VERSION + 1}"),
-        (nothing_there, "lacks something that a checkpoint must hold"),
+        (lambda path: write_features(path, features()), "holds no opnp metadata"),
+        (fitted().save, r"holds an opnp detector, not a fit checkpoint\. If it is a checkpoint, remove it"),
+        (of_version(FORMAT_VERSION + 1), f"has format version {FORMAT_VERSION + 1}"),
+        (of_version(FORMAT_VERSION), "lacks something that a checkpoint must hold"),
     ],
 )
 def test_what_is_no_sound_checkpoint_is_refused_and_left_alone(

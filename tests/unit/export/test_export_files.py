@@ -2,19 +2,21 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from opnp.core import MEMBERS
 from opnp.errors import InputTypeError, MissingFileError, ModelRunError
 from opnp.export import OUTPUT_NAMES, DetectorModule, exported_program, write_onnx, write_program
 from opnp.export.files import arguments, quiet_torch, rows
-from tests.unit.detector.detector_world import KINDS, features, loader, made, model
+from tests.unit.detector.detector_world import FEATURES, KINDS, features, loader, made, model
 
 
-def module_of(net: nn.Module, kind: str = "paper") -> DetectorModule:
-    return made(kind).fit(net, loader(20)).calibrate(loader(5, seed=1)).to_module()
+def module_of(net: nn.Module, kind: str = "paper", **options: Any) -> DetectorModule:
+    return made(kind, **options).fit(net, loader(20)).calibrate(loader(5, seed=1)).to_module()
 
 
 class Renamed(nn.Module):
@@ -61,12 +63,14 @@ def test_inputs_have_the_names_of_the_model(net: nn.Module, example: Tensor | Ma
 
 @pytest.mark.parametrize("is_strict", [False, True])
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects:UserWarning")  # the list of a call
-@pytest.mark.parametrize("kind", KINDS)
-def test_torch_takes_the_module_by_itself(kind: str, is_strict: bool) -> None:
-    module = module_of(model(), kind)
+@pytest.mark.parametrize(("kind", "options"), [("paper", {}), ("fusion", {"members": MEMBERS})], ids=KINDS[::-1])
+def test_torch_takes_the_module_by_itself(kind: str, options: dict[str, Any], is_strict: bool) -> None:
+    """Whatever members are fused and however large the batch, one graph says it all."""
+    module = module_of(model(), kind, **options)
     batch = torch.export.Dim("batch", max=2**20)
-    program = torch.export.export(module, (features(2),), dynamic_shapes=({0: batch},), strict=is_strict)
-    assert all(map(torch.equal, program.module()(features(9)), module(features(9))))
+    program = torch.export.export(module, (features(2),), dynamic_shapes=({0: batch},), strict=is_strict).module()
+    for given in (features(1), features(9), torch.zeros(2, FEATURES)):
+        assert all(map(torch.equal, program(given), module(given)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

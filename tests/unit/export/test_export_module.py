@@ -27,6 +27,7 @@ PRUNED = [
     Ratios(w_min=0.3, w_max=0.1, o_min=0.3, o_max=0.3),
     Ratios(o_min=0.9),
 ]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPINGS = (None, ReAct(0.9), ASHS(0.6), SCALE(0.6))
 
 
@@ -135,24 +136,18 @@ def test_another_model_with_the_same_head_is_taken_and_one_with_another_head_ref
         detector.to_module(other)
 
 
-def test_a_head_that_changed_since_the_fit_is_refused() -> None:
+def test_what_gives_no_module_is_told() -> None:
+    """No calibration, a model that cannot be copied, and a head that changed since the fit."""
+    with pytest.raises(NotCalibratedError, match="calibrate"):
+        OPNP(ratios=Ratios(w_min=0.3)).fit(model(), loader()).to_module()
     net = model()
     detector = calibrated(net)
+    net.lock = threading.Lock()  # type: ignore[assignment]  # what a module may not hold is the point
+    with pytest.raises(InputTypeError, match=r"copy\.deepcopy raised TypeError"):
+        detector.to_module()
     head_of(net).bias.data += 1
     with pytest.raises(HeadMismatchError, match="changed since"):
         detector.to_module()
-
-
-def test_an_uncalibrated_detector_gives_no_module() -> None:
-    with pytest.raises(NotCalibratedError, match="calibrate"):
-        OPNP(ratios=Ratios(w_min=0.3)).fit(model(), loader()).to_module()
-
-
-def test_a_model_that_cannot_be_copied_is_told() -> None:
-    net = model()
-    net.lock = threading.Lock()  # type: ignore[assignment]  # what a module may not hold is the point
-    with pytest.raises(InputTypeError, match=r"copy\.deepcopy raised TypeError"):
-        calibrated(net).to_module()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -277,10 +272,9 @@ def test_a_failed_call_leaves_nothing_behind() -> None:
     assert all(map(torch.equal, module(inputs()), expected))
 
 
-@pytest.mark.parametrize("one", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("other", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_common_dtype_is_that_of_torch(one: torch.dtype, other: torch.dtype) -> None:
-    assert _common(one, other) == torch.promote_types(one, other)
+@pytest.mark.parametrize("one", DTYPES)
+def test_the_common_dtype_is_that_of_torch(one: torch.dtype) -> None:
+    assert [_common(one, other) for other in DTYPES] == [torch.promote_types(one, other) for other in DTYPES]
 
 
 def test_threads_do_not_see_each_others_features() -> None:

@@ -17,7 +17,7 @@ from opnp.detector import OPNP, Ratios
 from opnp.values.bench import BenchRecord, DemoRecord, DemoRow, ModelResult
 from opnp.values.figures import DetectionFigures
 from opnp.values.fit import FitRecord
-from opnp.values.pictures import GalleryItem, GallerySet, ModelPictures, PictureRecord
+from opnp.values.pictures import GalleryItem, GallerySet, MemberAnswer, ModelPictures, PictureRecord
 from opnp.values.sweep import SweepRecord
 
 Array = NDArray[np.float64]
@@ -124,6 +124,7 @@ def gallery(name: str, items: int = ITEMS) -> GallerySet:
                 predicted_name=None if place else EVIL,
                 true_class=place if name == "test" else None,
                 image=_image_uri(40 * place % 256),
+                members=(MemberAnswer("gen", 0.02 * (place + 1), 0.25), MemberAnswer("vim", 0.01 * (place + 1), 0.75)),
             )
             for place in range(items)
         ),

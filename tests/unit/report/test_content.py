@@ -86,20 +86,23 @@ def demo_model(
 @pytest.mark.parametrize(
     ("opnp", "outcome", "words"),
     [
-        ((0.3, 0.92), "gain", "it gains against Energy on the same 253 ID samples: FPR95 of far OOD falls from 40.0 %"),
-        ((0.4, 0.92), "gain", "stays at 40.0 %"),
-        ((0.4004, 0.9), "none", "it gains nothing against Energy"),
-        ((0.5, 0.85), "loss", "it loses against Energy"),
-        ((0.3, 0.85), "mixed", "while AUROC falls from 90.0 % to 85.0 %"),
-        ((0.5, 0.95), "mixed", "while AUROC rises from 90.0 % to 95.0 %"),
-        ((0.4, 0.85), "loss", "AUROC falls from 90.0 % to 85.0 %"),
-        ((0.5, 0.85), "loss", "AUROC falls from 90.0 % to 85.0 %"),
+        ((0.3, 0.92), "gain", "OPNP gains against Energy: AUROC 92.0 % instead of 90.0 % (far)."),
+        ((0.4, 0.95), "gain", "OPNP gains against Energy: AUROC 95.0 % instead of 90.0 % (far)."),
+        ((0.4004, 0.9), "none", "OPNP gains nothing against Energy."),
+        (
+            (0.3, 0.85),
+            "mixed",
+            (
+                "OPNP gains and loses against Energy: AUROC 85.0 % instead of 90.0 % (far)"
+                " and FPR95 30.0 % instead of 40.0 % (far)."
+            ),
+        ),
+        ((0.5, 0.85), "loss", "OPNP loses against Energy: AUROC 85.0 % instead of 90.0 % (far)."),
     ],
 )
 def test_a_verdict_says_what_is_gained_and_what_is_lost(opnp: tuple[float, float], outcome: str, words: str) -> None:
     verdict = model_verdict(demo_model(opnp))
-    assert verdict.outcome == outcome
-    assert words in verdict.sentence
+    assert (verdict.outcome, verdict.sentence) == (outcome, words)
     assert bool(verdict.gains) == (outcome in {"gain", "mixed"})
     assert any(each.startswith("far OOD") for each in verdict.costs) == (outcome in {"loss", "mixed"})
 
@@ -127,7 +130,7 @@ def test_what_so_many_samples_show_by_chance_is_no_gain(samples: int) -> None:
     verdict = model_verdict(demo_model((0.38, 0.9), samples=samples))
     is_noise = 2 * (0.39 * 0.61 / samples) ** 0.5 >= 0.02
     assert verdict.outcome == ("none" if is_noise else "gain")
-    assert ("(within the noise of" in verdict.sentence) == is_noise
+    assert any("(within the noise of" in each for each in verdict.unchanged) == is_noise
     assert any(each.startswith("far OOD: FPR95") for each in (verdict.unchanged if is_noise else verdict.gains))
 
 
@@ -145,21 +148,22 @@ def test_what_stays_is_no_cost() -> None:
     verdict = model_verdict(demo_model((0.3, 0.95), samples=100_000))
     assert verdict.costs == ("5.0 % of ID test inputs are flagged at the calibrated threshold -5",)
     assert "ID accuracy of the head it scores with stays at 99.0 %" in verdict.unchanged
-    assert "AUROC" not in model_verdict(demo_model((0.3, 0.8995))).sentence
 
 
 def test_a_verdict_names_the_accuracy_that_the_pruned_head_loses() -> None:
     verdict = model_verdict(demo_model((0.3, 0.92), pruned_accuracy=0.97))
-    assert verdict.sentence.endswith("its cost: ID accuracy of the head it scores with falls from 99.0 % to 97.0 %.")
-    assert "no less accurate" in model_verdict(demo_model((0.3, 0.92))).sentence
+    words = "ID accuracy of the head it scores with"
+    assert verdict.costs[0] == f"{words} falls from 99.0 % to 97.0 %"
+    assert any(each.startswith(f"{words} stays at 99.0 %") for each in model_verdict(demo_model((0.3, 0.92))).unchanged)
 
 
 def test_a_real_verdict_names_choice_gain_loss_and_calibration() -> None:
     [model] = models_of_bench(first_version_record())
     verdict = model_verdict(model)
     assert verdict.outcome == "mixed"
-    assert "near OOD rises from 82.4 % to 84.6 % as AUROC falls from 74.0 % to 68.6 %" in verdict.sentence
-    assert verdict.sentence.startswith("OPNP() chose SCALE shaping at quantile 0.9, no pruning: it gains and loses")
+    assert verdict.sentence.startswith("OPNP() gains and loses against Energy: AUROC ")
+    assert verdict.sentence.endswith(" and AUROC 68.6 % instead of 74.0 % (near).")
+    assert verdict.chosen[0] == "OPNP(): SCALE shaping at quantile 0.9, no pruning"
     assert "near OOD: AUROC falls from 74.0 % to 68.6 %" in verdict.costs
     assert "calibration error (ECE) of the head it scores with rises from 13.1 % to 24.0 %" in verdict.costs
     assert verdict.chosen[1] == "chosen without OOD data, by 2000 validation samples, 85 settings tried"
@@ -168,8 +172,8 @@ def test_a_real_verdict_names_choice_gain_loss_and_calibration() -> None:
 def test_a_verdict_on_a_fusion_names_its_members_and_no_head() -> None:
     [model] = models_of_bench(fusion_record())
     verdict = model_verdict(model)
-    assert verdict.sentence.startswith("OPNP() uses a fusion of gen and vim: it gains and loses against Energy on")
-    assert verdict.chosen == (
+    assert verdict.sentence.startswith("OPNP() gains and loses against Energy: AUROC ")
+    assert verdict.chosen[:2] == (
         "OPNP(): a fusion of gen and vim",
         "the same for every model: nothing is tuned, and no OOD data are used",
     )
@@ -198,14 +202,19 @@ def test_the_table_of_methods_holds_every_row_and_both_conventions(record: Bench
         assert len(table.rows) == len(model.methods)
         assert {"FPR95, ID positive", "FPR95, OOD positive"} <= {column.title for column in table.columns}
         assert sum(span for _, span in table.groups) == len(table.columns)
-        for row, source in zip(table.rows, model.methods, strict=True):
+        assert table.rows[0].cells[0].text == "OPNP()"
+        assert [column.title for column in table.columns[:2]] == ["Method", "AUROC"]
+        aurocs = [float(str(row.cells[1].value)) for row in table.rows[1:] if not row.reason]
+        assert aurocs == sorted(aurocs, reverse=True)
+        for row in table.rows:
+            source = model.row(row.cells[0].text)
             assert row.reason == source.reason
             values = [cell.value for cell in row.cells]
             if source.far is not None:
                 place = [column.title for column in table.columns].index("FPR95, OOD positive")
                 assert values[place] == source.far.fpr95_ood_positive
                 assert len(row.cells) == len(table.columns)
-        kinds = {row.cells[0].text: row.cells[1].text for row in table.rows}
+        kinds = {row.cells[0].text: row.cells[-2].text for row in table.rows if not row.reason}
         assert {name for name, kind in kinds.items() if kind == "score alone"} == {"MSP", "Energy"}
         alone = {name for name in kinds if name.endswith(" alone")}
         assert {name for name, kind in kinds.items() if kind == "one member"} == alone
@@ -234,13 +243,15 @@ def test_galleries_put_id_first_and_fit_into_their_room() -> None:
     found = galleries([gallery("ood_dtd"), gallery("test")])
     assert [each.title for each in found] == ["ID images that look most OOD", "dtd: OOD images that look most ID"]
     assert [item.verdict for item in found[0].thumbnails[:2]] == ["flagged", "kept"]
+    members = [(each.name, each.p_value, each.share) for each in found[0].thumbnails[0].members]
+    assert members == [("vim", "0.01", "75 %"), ("gen", "0.02", "25 %")]
     size = sum(len(item.image) for each in found for item in each.thumbnails)
     assert fitting_galleries([found], most_bytes=size) == [found]
     [cut] = fitting_galleries([found], most_bytes=size // 2)
     assert [(len(each.thumbnails), each.left_out) for each in cut] == [(2, 3), (2, 3)]
     one = gallery("test", 1)
     [beyond] = galleries([replace(one, items=(replace(one.items[0], score=BEYOND),))])
-    assert beyond.thumbnails[0].score == "infinite"
+    assert beyond.thumbnails[0].texts[0] == "score infinite"
     [none] = fitting_galleries([found], most_bytes=0)
     assert [(len(each.thumbnails), each.left_out) for each in none] == [(0, 5), (0, 5)]
 
@@ -264,9 +275,10 @@ def test_a_fit_without_ood_data_says_so() -> None:
     record = fit_record()
     verdict = fit_verdict(record)
     assert verdict.sentence == (
-        "The detector uses a fusion of gen and vim, and flags inputs that score above 3, calibrated by 4 held-out "
-        "scores to keep 75 % of ID. No OOD data were given, so what it gains and misses is not known."
+        "The detector flags inputs that score above 3; without OOD data, what it gains is not known."
     )
+    assert verdict.chosen[0] == "a fusion of gen and vim"
+    assert verdict.chosen[2] == "threshold calibrated by 4 held-out scores to keep 75 % of ID"
     assert (verdict.title, verdict.gains) == ("No OOD data", ())
     assert verdict.costs == ("20.0 % of ID inputs are flagged, in expectation", "vim is left out: it has no room")
     assert verdict.chosen[1] == "the same for every model: nothing is tuned, and no OOD data are used"
@@ -295,9 +307,10 @@ def test_a_fit_with_tuned_ratios_says_what_they_gained_where_they_were_not_searc
     verdict = fit_verdict(record)
     assert verdict.title == "Chosen on OOD data"
     assert verdict.sentence == (
-        "The detector chose pruning rho_w_min 0.3, no shaping. What it gains on other OOD data than those that its "
-        "ratios were chosen on is not known."
+        "The detector is not calibrated, so it flags nothing; what it gains on other OOD data than its ratios were "
+        "chosen on is not known."
     )
+    assert verdict.chosen[0] == "pruning rho_w_min 0.3, no shaping"
     assert verdict.chosen[1] == "ratios chosen on OOD validation data"
     found = {
         name: [each for each in getattr(verdict, name) if "AUROC" in each] for name in ("gains", "costs", "unchanged")

@@ -75,7 +75,7 @@ def in_service(app: FastAPI, work: Callable[[httpx.AsyncClient], Awaitable[_Resu
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://service", timeout=30) as client,
+            httpx.AsyncClient(transport=transport, base_url="http://service", timeout=120) as client,
         ):
             return await work(client)
 

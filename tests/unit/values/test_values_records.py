@@ -18,7 +18,7 @@ from opnp.values.sweep import SweepPoint, SweepRecord, SweepSettings
 RECORDS = Path(__file__).parents[3] / "docs" / "records"
 FIGURES = DetectionFigures(0.1, 0.2, 0.30000000000000004, 0.4, 0.5)
 SETTINGS = SweepSettings(0.3, 0.0, 0.0, 0.0, "class", "aggregate", 1.0, "energy", 500, 2)
-BAD = MethodRow("SHE", "baseline", "pytorch-ood", "", {}, "test", "failed", reason="no labels")
+BAD = MethodRow("SHE", "baseline", "pytorch-ood", "", {}, "test", status="failed", reason="no labels")
 DEMO = DemoRecord(
     title="digits",
     seed=0,
@@ -133,6 +133,6 @@ def test_rows_sets_and_curves_are_found_by_name() -> None:
 
 def test_labels_are_what_is_varied() -> None:
     point = SweepPoint(
-        "parts", {"part": "OPNP", "draw": 3, "w_min": 0.30}, SETTINGS, "failed", reason="nothing is left"
+        "parts", {"part": "OPNP", "draw": 3, "w_min": 0.30}, SETTINGS, status="failed", reason="nothing is left"
     )
     assert point.labels(["part", "draw", "w_min"]) == ("OPNP", "3", "0.3")

@@ -7,7 +7,7 @@
   const NARROW_SPACE = "\u202f";
   const NO_BREAK = "\u00a0";
 
-  /* ------------------------------------------------------------------------------------------------- tables */
+  /* ---- tables */
   const sorted = (rows, column, sign) => {
     const key = (row) => (row.cells[column] || { dataset: {} }).dataset.value;
     const compare = (first, second) => {
@@ -35,7 +35,7 @@
     });
   };
 
-  /* ---------------------------------------------------------------------------------------- threshold explorer */
+  /* ---- threshold explorer */
   const sum = (items, value) => items.reduce((total, each) => total + value(each), 0);
   const countText = (count) => String(count).replace(/\B(?=(\d{3})+$)/g, NARROW_SPACE);
   const percentText = (count, samples) => `${((100 * count) / samples).toFixed(2)}${NO_BREAK}%`;
@@ -51,6 +51,7 @@
     const input = element.querySelector("input");
     const status = element.querySelector("[role=status]");
     const rows = [...element.querySelectorAll("[data-row]")];
+    const followers = [];
     let spoken = 0;
     const speak = (keep, place) => {
       const parts = methods.map((method) => {
@@ -61,94 +62,124 @@
       });
       status.textContent = `${keep} of ID kept. ${parts.join(". ")}.`;
     };
+    /* What a panel shows of a method and a set at one of the shares kept; shares in per cent. */
+    const quantity = ({ quantity: what, method: name, set }, place) => {
+      const method = methods.find((each) => each.method === name);
+      const outside = method.sets.find((each) => each.set === set);
+      const inside = method.samples - method.flagged[place];
+      if (what === "threshold") return Math.min(Number(method.thresholds[place].replace("inf", "Infinity")), 1e300);
+      if (what === "kept_id") return (100 * inside) / method.samples;
+      if (what === "kept_ood") return (100 * outside.missed[place]) / outside.samples;
+      return (100 * inside) / (inside + outside.missed[place]);
+    };
+    const place = () => keeps.indexOf(Math.round(10 * Number(input.value)));
     const show = () => {
-      const place = keeps.indexOf(Math.round(10 * Number(input.value)));
-      if (place < 0) return null;
-      const keep = `${(keeps[place] / 10).toFixed(1)}${NO_BREAK}%`;
+      const now = place();
+      if (now < 0) return null;
+      const keep = `${(keeps[now] / 10).toFixed(1)}${NO_BREAK}%`;
       element.querySelector("output").textContent = keep;
       input.setAttribute("aria-valuetext", `${keep} of ID kept`);
       for (const row of rows) {
         methods.forEach((method, column) => {
           const cell = row.cells[column + 1];
           const name = row.dataset.row;
-          if (name === "threshold") cell.querySelector(".share").textContent = method.thresholds[place];
-          else if (name === "flagged") showShare(cell, method.flagged[place], method.samples);
-          else showShare(cell, method.sets[name].missed[place], method.sets[name].samples);
+          if (name === "threshold") cell.querySelector(".share").textContent = method.thresholds[now];
+          else if (name === "flagged") showShare(cell, method.flagged[now], method.samples);
+          else showShare(cell, method.sets[name].missed[now], method.sets[name].samples);
         });
       }
-      return [keep, place];
+      followers.forEach((follow) => follow(now));
+      return [keep, now];
     };
-    input.addEventListener("input", () => {
+    const change = () => {
       const shown = show();
       clearTimeout(spoken);
       if (shown) spoken = setTimeout(speak, 600, ...shown);
-    });
+    };
+    input.addEventListener("input", change);
     show();
+    return { keeps, quantity, place, follow: (listener) => followers.push(listener), move: (to) => { input.value = keeps[to] / 10; change(); } };
   };
 
-  /* ------------------------------------------------------------------------------------------------- theme */
+  /* ---- theme */
   const stored = () => {
     try { return localStorage.getItem("opnp-theme"); } catch { return null; }
   };
   const keepTheme = (theme) => {
     try { localStorage.setItem("opnp-theme", theme); } catch { /* private windows have no storage: then it is not kept */ }
   };
-  const theme = () => {
-    return root.dataset.theme || (prefersDark.matches ? "dark" : "light");
-  };
+  const theme = () => root.dataset.theme || (prefersDark.matches ? "dark" : "light");
   const toggle = document.querySelector("[data-theme-toggle]");
   const showTheme = () => toggle.setAttribute("aria-pressed", String(theme() === "dark"));
 
-  /* ------------------------------------------------------------------------------------------------- figures */
-  const drawn = new Map();
+  /* ---- figures */
+  const explorers = new Map();
   const plots = [...document.querySelectorAll("[data-figure]")];
-  const isCoarse = matchMedia("(pointer: coarse)").matches;
 
-  const unpacked = async () => {
-    const packed = atob(document.getElementById("plotly-packed").textContent);
+  const unpacked = async (name) => {
+    const packed = atob(document.getElementById(name).textContent);
     const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).text();
   };
 
-  const loadPlotly = async () => {
+  const loadFigures = async () => {
     const element = document.createElement("script");
-    element.textContent = await unpacked();
+    element.textContent = await unpacked("vega-packed");
     document.head.append(element);
+    return JSON.parse(await unpacked("figures-packed"));
   };
 
-  /* Printers get plain fills with outlines: each hatched bar would be a picture of its own in a PDF. */
-  const printable = (trace) => {
-    if (!trace.marker || !trace.marker.pattern) return trace;
-    const { pattern, ...marker } = trace.marker;
-    return { ...trace, marker: { ...marker, opacity: 0.4, line: { color: marker.color, width: 1 } } };
+  /* The policy of the page forbids evaluation: Vega interprets its expressions (ast). */
+  const OPTIONS = { mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false, tooltip: { theme: "custom", disableDefaultStyle: true } };
+  const AUTOSIZE = { type: "fit-x", contains: "padding" };
+
+  const link = (view, { follows, drag }, element, explorer) => {
+    let asked = 0;
+    const follow = (place) => {
+      follows.forEach((each) => view.signal(each.parameter, explorer.quantity(each, place)));
+      cancelAnimationFrame(asked);
+      asked = requestAnimationFrame(() => view.runAsync());
+    };
+    explorer.follow(follow);
+    follow(explorer.place());
+    if (!drag) return;
+    element.classList.add("movable");
+    const moveTo = (event) => {
+      const svg = element.querySelector("svg");
+      const box = svg.getBoundingClientRect();
+      const scale = svg.viewBox.baseVal.width / box.width;
+      const [left, top] = view.origin();
+      const { left: paddingLeft, top: paddingTop } = view.padding();
+      const at = { x: (event.clientX - box.left) * scale - left - paddingLeft, y: (event.clientY - box.top) * scale - top - paddingTop };
+      const axes = ["x", "y"].filter((axis) => drag[axis]);
+      const position = (axis, place) => view.scale(axis)(explorer.quantity({ ...drag, quantity: drag[axis] }, place));
+      const gaps = explorer.keeps.map((_, place) => sum(axes, (axis) => (position(axis, place) - at[axis]) ** 2));
+      explorer.move(gaps.indexOf(Math.min(...gaps)));
+    };
+    element.addEventListener("pointerdown", (event) => { element.setPointerCapture(event.pointerId); moveTo(event); });
+    element.addEventListener("pointermove", (event) => { if (element.hasPointerCapture(event.pointerId)) moveTo(event); });
   };
 
-  /* The width of a printed page is known to no script: this one fits A4 and Letter between their margins. */
-  const PRINTED = { width: 670, autosize: false };
-
-  const draw = (element, look) => {
-    const { data: shown, layout } = data.figures[element.dataset.figure];
-    const isPrinted = look === "print";
-    const traces = isPrinted ? shown.map(printable) : shown;
-    const template = data.templates[isPrinted ? "light" : look];
-    const looks = { ...layout, template, dragmode: isCoarse ? false : "zoom", ...(isPrinted ? PRINTED : {}) };
-    drawn.set(element, look);
-    return window.Plotly.react(element, traces, looks, { displayModeBar: false, responsive: !isPrinted });
+  const draw = async (plot, panels, config) => {
+    const explorer = explorers.get(plot.closest("[data-explorer]"));
+    for (const [place, panel] of panels.entries()) {
+      const element = plot.children[place];
+      const { view } = await window.vegaEmbed(element, { ...panel.specification, config, autosize: AUTOSIZE }, OPTIONS);
+      if (explorer && panel.follows.length > 0) link(view, panel, element, explorer);
+    }
   };
-
-  const drawAs = (look) => plots.filter((element) => drawn.get(element) !== look).forEach((element) => draw(element, look));
 
   const whenIdle = () => new Promise((done) => (window.requestIdleCallback || setTimeout)(done, { timeout: 200 }));
 
   const drawAll = async () => {
     if (plots.length === 0) return;
+    let loaded;
     try {
-      await loadPlotly();
+      loaded = await loadFigures();
     } catch {
-      plots.forEach((element) => {
-        element.style.height = "auto";
-        element.innerHTML = '<p class="message">This browser cannot draw the figure. What it shows stands in words below.</p>';
+      plots.forEach((plot) => {
+        plot.innerHTML = '<p class="message">This browser cannot draw the figure. What it shows stands in words below.</p>';
       });
       return;
     }
@@ -158,29 +189,24 @@
       await whenIdle();
       const next = [...waiting].reduce((one, other) => (top(other) < top(one) ? other : one));
       waiting.delete(next);
-      if (!drawn.has(next)) draw(next, prints.matches ? "print" : theme());
+      await draw(next, loaded.figures[next.dataset.figure], loaded.config);
     }
-  };
-
-  const restyle = () => {
-    showTheme();
-    if (window.Plotly) [...drawn.keys()].forEach((element) => drawn.get(element) !== theme() && draw(element, theme()));
   };
 
   const preparePrint = () => {
     document.querySelectorAll("details").forEach((each) => { if (!each.open) { each.open = true; each.dataset.opened = ""; } });
-    if (window.Plotly) drawAs("print");
   };
   const finishPrint = () => {
     document.querySelectorAll("details[data-opened]").forEach((each) => { each.open = false; delete each.dataset.opened; });
-    restyle();
-    if (window.Plotly) [...drawn.keys()].forEach((element) => window.Plotly.Plots.resize(element));
   };
 
-  /* ------------------------------------------------------------------------------------- keyboard reach of boxes */
+  /* ---- boxes that hold more than is seen */
   const markScrolling = (box) => {
-    if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
+    const hasMore = box.scrollWidth > box.clientWidth + 1;
+    if (hasMore) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
+    box.classList.toggle("more", hasMore);
+    box.previousElementSibling.hidden = !hasMore;
   };
 
   if (stored()) root.dataset.theme = stored();
@@ -189,15 +215,23 @@
   toggle.addEventListener("click", () => {
     root.dataset.theme = theme() === "dark" ? "light" : "dark";
     keepTheme(root.dataset.theme);
-    restyle();
+    showTheme();
   });
-  prefersDark.addEventListener("change", restyle);
+  prefersDark.addEventListener("change", showTheme);
   prints.addEventListener("change", (event) => (event.matches ? preparePrint() : finishPrint()));
   addEventListener("beforeprint", preparePrint);
   addEventListener("afterprint", finishPrint);
   document.querySelectorAll("table.sortable").forEach(makeSortable);
-  document.querySelectorAll("[data-explorer]").forEach(makeExplorer);
+  document.querySelectorAll("[data-explorer]").forEach((element) => explorers.set(element, makeExplorer(element)));
   const boxes = new ResizeObserver((entries) => entries.forEach((entry) => markScrolling(entry.target)));
-  document.querySelectorAll(".scroll").forEach((box) => boxes.observe(box));
+  document.querySelectorAll(".scroll").forEach((box) => {
+    const hint = document.createElement("p");
+    hint.className = "hint";
+    hint.textContent = "There are more columns: scroll sideways \u2192";
+    box.before(hint);
+    boxes.observe(box);
+  });
+  const header = document.querySelector(".top");
+  new ResizeObserver(() => root.style.setProperty("--top", `${header.offsetHeight}px`)).observe(header);
   drawAll().finally(() => { root.dataset.ready = ""; });
 })();

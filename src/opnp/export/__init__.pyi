@@ -1,0 +1,10 @@
+from .files import OUTPUT_NAMES as OUTPUT_NAMES
+from .files import exported_program as exported_program
+from .files import require_onnx as require_onnx
+from .files import write_onnx as write_onnx
+from .files import write_program as write_program
+from .model_card import FalseAlarms as FalseAlarms
+from .model_card import card_text as card_text
+from .module import CompactHead as CompactHead
+from .module import DetectorModule as DetectorModule
+from .module import FeatureJudge as FeatureJudge
