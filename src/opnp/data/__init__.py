@@ -8,12 +8,9 @@ from opnp.data.features import (
     MappedFeatures,
     block_edges,
     feature_part,
-    fitting_names,
-    load_weights,
     open_features,
     read_features,
     read_head,
-    read_weights,
     write_features,
     write_head,
 )
@@ -30,6 +27,7 @@ from opnp.data.samples import (
 )
 from opnp.data.shards import FeatureShardWriter
 from opnp.data.tables import require_score_file, write_score_table
+from opnp.data.weights import fitting_names, load_weights, read_weights
 
 __all__ = [
     "FeaturePart",

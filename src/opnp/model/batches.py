@@ -28,7 +28,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
-from itertools import chain, permutations
+from itertools import chain, product
 from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -286,22 +286,24 @@ class BatchReader:
     ) -> list[dict[int, str]]:
         """Return every way to give each tensor a meaning; those that give the model all it needs, if there are any."""
         can_be_labels = second or [place for place, each in tensors.items() if _can_be_labels(each, classes)]
+        slots = {place: self._slots(each, inputs) for place, each in tensors.items()}
         found: list[dict[int, str]] = []
-        for label in (*can_be_labels, None):
+        for label in (*can_be_labels, *([] if second else [None])):
             places = [place for place in tensors if place != label]
-            slots = (*self.required, *self.optional)
-            for names in permutations(slots, len(places)) if isinstance(inputs, Tensor) or not places else ():
+            for names in product(*(slots[place] for place in places)):
                 in_order = [name for name in names if name in self.required]
-                is_possible = in_order == [name for name in self.required if name in in_order] and all(
-                    name in self.required or _KNOWN_INPUTS[name](tensors[place], inputs)
-                    for place, name in zip(places, names, strict=True)
-                    if isinstance(inputs, Tensor)
-                )
-                if is_possible and (label is not None or not second):
+                is_ordered = in_order == [name for name in self.required if name in in_order]
+                if is_ordered and len(set(names)) == len(names):
                     reading = dict(zip(places, names, strict=True))
                     found.append(reading if label is None else {**reading, label: LABEL_NAMES[0]})
         whole = [each for each in found if set(self.required) <= set(each.values())]
         return whole or found
+
+    def _slots(self, tensor: Tensor, inputs: Inputs) -> list[str]:
+        """Return the names of the parameters that a tensor beside the inputs may go to; none beside a mapping."""
+        if not isinstance(inputs, Tensor):
+            return []
+        return [*self.required, *(name for name in self.optional if _KNOWN_INPUTS[name](tensor, inputs))]
 
     def _refusal(self, others: Mapping[int, object], found: list[dict[int, str]]) -> InputTypeError:
         """Return the error for a batch that can be read in no way, or in several."""
