@@ -7,10 +7,8 @@ from typing import Literal, Self
 
 import altair as alt
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from opnp.core import aupr, auroc, passed_counts
 from opnp.errors import EmptyDataError
 from opnp.report.explorer import keeping_threshold, ordered_sets
 from opnp.report.panels import (
@@ -179,6 +177,10 @@ class Curve:
             ([[0.0, 0.0], [0.0, 0.5], [0.5, 1.0], [1.0, 1.0]], 0.875)
 
         """
+        import torch  # here, for that results without scores are drawn without it
+
+        from opnp.core import aupr, auroc, passed_counts
+
         tensors = torch.from_numpy(inside), torch.from_numpy(outside)
         kept_id, kept_ood = (counts.double().numpy() for counts in passed_counts(*tensors))
         precision = kept_id / (kept_id + kept_ood)
