@@ -1,5 +1,6 @@
 """Figures of scores: histograms with the threshold, ROC and precision-recall curves. ID is the positive class."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -122,7 +123,7 @@ def _histogram(
         bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), color=color, tooltip=told),
         *(line.encode(x=x, y=y, color=color) for line in outlines),
         alt.Chart(data([{}])).mark_rule(strokeWidth=1.8, strokeDash=[6, 3]).encode(x=line),
-    ).properties(title=alt.Title(alt.ExprRef(f"{title!r} + ': ' + format({kept}, '.1f') + ' % of OOD kept'")))
+    ).properties(title=alt.Title(alt.ExprRef(f"{json.dumps(title)} + ': ' + format({kept}, '.1f') + ' % of OOD kept'")))
     chart = chart.add_params(parameter(threshold, min(marks[0], float(edges[-1]))), parameter(kept, 100 * marks[1]))
     follows = Follow(threshold, "threshold", method), Follow(kept, "kept_ood", method, name)
     return Panel(chart, 150, follows, Drag(method, name, "threshold"))
