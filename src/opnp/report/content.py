@@ -20,7 +20,7 @@ from opnp.report.tables import (
     sets_table,
     sweep_table,
 )
-from opnp.report.verdict import Verdict, fit_verdict, fusion_sentences, model_verdict
+from opnp.report.verdict import Verdict, fit_verdict, model_verdict
 from opnp.report.wording import count_text, listed, method_label, percent, set_label
 from opnp.values.fit import FitRecord
 from opnp.values.pictures import ModelPictures
@@ -42,7 +42,6 @@ class ModelSection:
         subtitle: What else is known of it.
         verdict: What its rows say, or None where there are none.
         sentence: What is said instead of a verdict; empty where there is one.
-        fusion: What the fusion and each member lose against the best published single score, a sentence each.
         faults: What its scores lack, or where they are not those of its results.
         tables_title: What the tables are about.
         tables: Tables of results; those after the first are folded.
@@ -58,7 +57,6 @@ class ModelSection:
     subtitle: str
     verdict: Verdict | None
     sentence: str
-    fusion: tuple[str, ...]
     faults: tuple[str, ...]
     tables_title: str
     tables: tuple[Table, ...]
@@ -183,7 +181,6 @@ def _section(
         subtitle=_subtitle(model, swept or fit),
         verdict=verdict,
         sentence=sentence,
-        fusion=() if model is None else fusion_sentences(model),
         faults=() if model is None else score_faults(results, model),
         tables_title="Curves" if model is None else "Methods",
         tables=tables,

@@ -1,5 +1,6 @@
 """Figures that compare: methods by AUROC and FPR95, the fusion with each single score, and what its members say."""
 
+import json
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Literal
@@ -89,7 +90,7 @@ def _dots(model: ReportedModel, ran: Sequence[MethodRow], metric: Literal["auroc
 def _methods_axis(methods: Sequence[str], *, marked: Sequence[str]) -> alt.Y:
     axis = alt.Axis(labelFontSize=10.5, ticks=False, domain=False, labelOverlap=False)
     if marked:
-        is_marked = f"indexof({list(marked)!r}, datum.value) >= 0"
+        is_marked = f"indexof({json.dumps(list(marked))}, datum.value) >= 0"
         axis.labelFontWeight = {"condition": {"test": is_marked, "value": "bold"}, "value": "normal"}
     return alt.Y("method:N", title=None, sort=list(methods), axis=axis)
 

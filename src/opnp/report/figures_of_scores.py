@@ -1,5 +1,6 @@
 """Figures of scores: histograms with the threshold, ROC and precision-recall curves. ID is the positive class."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -7,10 +8,8 @@ from typing import Literal, Self
 
 import altair as alt
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from opnp.core import aupr, auroc, passed_counts
 from opnp.errors import EmptyDataError
 from opnp.report.explorer import keeping_threshold, ordered_sets
 from opnp.report.panels import (
@@ -124,7 +123,7 @@ def _histogram(
         bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), color=color, tooltip=told),
         *(line.encode(x=x, y=y, color=color) for line in outlines),
         alt.Chart(data([{}])).mark_rule(strokeWidth=1.8, strokeDash=[6, 3]).encode(x=line),
-    ).properties(title=alt.Title(alt.ExprRef(f"{title!r} + ': ' + format({kept}, '.1f') + ' % of OOD kept'")))
+    ).properties(title=alt.Title(alt.ExprRef(f"{json.dumps(title)} + ': ' + format({kept}, '.1f') + ' % of OOD kept'")))
     chart = chart.add_params(parameter(threshold, min(marks[0], float(edges[-1]))), parameter(kept, 100 * marks[1]))
     follows = Follow(threshold, "threshold", method), Follow(kept, "kept_ood", method, name)
     return Panel(chart, 150, follows, Drag(method, name, "threshold"))
@@ -179,6 +178,10 @@ class Curve:
             ([[0.0, 0.0], [0.0, 0.5], [0.5, 1.0], [1.0, 1.0]], 0.875)
 
         """
+        import torch  # here, for that results without scores are drawn without it
+
+        from opnp.core import aupr, auroc, passed_counts
+
         tensors = torch.from_numpy(inside), torch.from_numpy(outside)
         kept_id, kept_ood = (counts.double().numpy() for counts in passed_counts(*tensors))
         precision = kept_id / (kept_id + kept_ood)

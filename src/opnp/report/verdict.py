@@ -29,7 +29,7 @@ from opnp.report.wording import (
 from opnp.values.figures import DetectionFigures, Nearness
 from opnp.values.fit import FitRecord
 
-__all__ = ["Verdict", "auroc_noise", "fit_verdict", "fusion_sentences", "model_verdict", "share_noise"]
+__all__ = ["Verdict", "auroc_noise", "fit_verdict", "model_verdict", "share_noise"]
 
 Outcome = Literal["gain", "mixed", "none", "loss", "unknown"]
 _TITLES: dict[Outcome, str] = {
@@ -158,34 +158,24 @@ def model_verdict(model: ReportedModel) -> Verdict:
     changes = [change for side in sides for change in side.changes]
     outcome = _outcome(changes)
     gains, costs, unchanged = (_words([*changes, *_head_changes(row, samples)], step) for step in (1, -1, 0))
+    regret = model.regret(row)
+    compared = () if regret is None else (_regret_words(model, regret),)
     return Verdict(
         outcome,
         _TITLES[outcome],
         _sentence(row, baseline, sides, outcome),
         (f"{row.method}: {settings_words(row.settings)}", _settings_source(row.settings), *_judged_by(samples)),
         gains,
-        (*costs, *_flagged(row)),
-        (*unchanged, *_kept_answers(row)),
+        (*costs, *(compared if regret else ()), *_flagged(row)),
+        (*unchanged, *(() if regret else compared), *_kept_answers(row)),
     )
 
 
-def fusion_sentences(model: ReportedModel) -> tuple[str, ...]:
-    """Return what the fusion, and each of its members by itself, lose against the best published single score.
-
-    One sentence a row, in the order of the record; none where no published single score ran.
-
-    """
-    best = model.best_single
-    if best is None or best.mean is None:
-        return ()
-    found = []
-    for row in model.methods:
-        regret = model.regret(row)
-        if row.mean is not None and regret is not None and fused_members(row.settings):
-            single = f"{best.method} ({percent(best.mean.auroc, 2)})"
-            lost = f"{100 * regret:.2f} points below {single}" if regret > 0 else f"no less than {single}"
-            found.append(f"{row.method}: mean AUROC {percent(row.mean.auroc, 2)}, {lost}.")
-    return tuple(found)
+def _regret_words(model: ReportedModel, regret: float) -> str:
+    """Return how a mean AUROC compares with that of the best published single score."""
+    best = "" if model.best_single is None else model.best_single.method
+    single = f"the best of {len(model.single_scores)} published single scores, {best}, chosen with hindsight"
+    return f"mean AUROC {100 * regret:.2f} points below {single}" if regret > 0 else f"mean AUROC no less than {single}"
 
 
 def _without_choice(model: ReportedModel) -> Verdict:

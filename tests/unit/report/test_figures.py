@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -483,6 +484,16 @@ def test_rows_are_near_before_far_and_columns_are_methods_which_follow_the_explo
                 pytest.approx(point, rel=1e-4) for point in (100 * np.unique(curve.roc, axis=0)).tolist()
             ]
         assert {(each.quantity, each.set) for each in panel.follows} == {("kept_ood", name), ("kept_id", "")}
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "b"', "\\", "\N{LANGUAGE TAG}", "</script>", "${x}"])
+def test_names_in_expressions_stay_names(name: str) -> None:
+    by_set = scores_by_set()
+    figure = scores_figure({"a": {"test": by_set["test"], f"ood_{name}": by_set["ood_far"]}}, {name: "far"})
+    [panel] = figure.panels
+    expression = panel.specification["title"]["text"]["expr"]
+    assert json.loads(expression.partition(" + ': '")[0]) == f"{name} (far)"
+    assert f"{escape(name, quote=False)} (far): " in figure_bytes(figure, "svg").decode()
 
 
 def test_a_set_that_a_method_lacks_is_left_out() -> None:

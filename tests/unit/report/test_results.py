@@ -85,7 +85,7 @@ def test_scores_of_the_demo_belong_to_its_chosen_row(tmp_path: Path) -> None:
         np.testing.assert_array_equal(scores[name], values)
     assert results.scores("demo", "Energy") is None
     (tmp_path / "scores.csv").unlink()
-    assert results.scores("demo", "OPNP") is None
+    assert read_results(tmp_path).scores("demo", "OPNP") is None
 
 
 def test_columns_of_model_and_method_are_heeded_in_csv_as_well(tmp_path: Path) -> None:
