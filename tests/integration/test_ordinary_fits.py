@@ -63,11 +63,16 @@ LABELS: dict[str, Callable[[Tensor], object]] = {
     "one-hot": hot,
     "one-hot, floats": lambda labels: hot(labels).float(),
 }
-BATCHES: dict[str, Callable[[World], tuple[nn.Module, Sequence[object]]]] = {
-    **{
-        f"labels: {name}": lambda world, form=form: (world.plain, [*world.batches(world.inputs, form(world.labels))])
-        for name, form in LABELS.items()
-    },
+Made = Callable[[World], tuple[nn.Module, Sequence[object]]]
+
+
+def labelled(form: Callable[[Tensor], object]) -> Made:
+    """Return what makes pairs of inputs and labels of a form."""
+    return lambda world: (world.plain, [*world.batches(world.inputs, form(world.labels))])
+
+
+BATCHES: dict[str, Made] = {
+    **{f"labels: {name}": labelled(form) for name, form in LABELS.items()},
     "inputs alone": lambda world: (world.plain, [x for (x,) in world.batches(world.inputs)]),
     "a data loader": lambda world: (world.plain, [*DataLoader(TensorDataset(world.inputs, world.labels), 64)]),
     "with paths": lambda world: (
