@@ -76,12 +76,12 @@ def _sensitivities(name: str, spread: SensitivityPicture) -> Panel:
     y = alt.Y("y:Q", title=f"{name}{', log scale' if is_log else ''}", stack=None)
     y = y.scale(type="log", domainMin=0.5) if is_log else y.scale(domainMin=0)
     color = legend_of("part", {part: role for part, (role, _) in counts.items()})
-    told = tips(part="part", y=name, x="from", x2="to")
+    tooltip = tips(part="part", y=name, x="from", x2="to")
     bars = alt.Chart(data(rows)).mark_bar(opacity=0.75, binSpacing=0)
     mean = alt.XDatum(number(spread.mean), type="quantitative")
     line = alt.Chart(data([{}])).mark_rule(strokeDash=[6, 3]).encode(x=mean)
     chart = alt.layer(
-        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0.5 if is_log else 0), color=color, tooltip=told),
+        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0.5 if is_log else 0), color=color, tooltip=tooltip),
         line,
     )
     title = [f"{name}: {_removed_text(spread)}", f"dashed: the mean, {spread.mean:.3f}"]
@@ -238,14 +238,14 @@ _CONFIDENCE = "confidence: largest probability (%)"
 def _confidences(title: str, figures: ClassifierFigures) -> Panel:
     x = alt.X("x:Q", title=_CONFIDENCE).scale(domain=[0, 100])
     y = alt.Y("share:Q", title="samples (%)").scale(domain=[0, 100])
-    told = tips(count="samples", share="%", x="from", x2="to")
+    tooltip = tips(count="samples", share="%", x="from", x2="to")
     bars = alt.Chart(data(_bins(figures))).mark_bar(color=GREY, opacity=0.75)
     means = {"accuracy": figures.accuracy, "mean confidence": _mean_confidence(figures)}
     marks = [{"x": number(value, 100), "mean": f"{name} {percent(value)}"} for name, value in means.items()]
     names = [str(each["mean"]) for each in marks]
     dash = alt.StrokeDash("mean:N", title=None).scale(domain=names, range=[[1, 0], [5, 3]])
     rules = alt.Chart(data(marks)).mark_rule(strokeWidth=1.6).encode(x="x:Q", strokeDash=dash)
-    chart = alt.layer(bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), tooltip=told), rules)
+    chart = alt.layer(bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), tooltip=tooltip), rules)
     return Panel(chart.resolve_scale(strokeDash="independent").properties(title=title), 110)
 
 
@@ -254,13 +254,13 @@ def _reliability(name: str, figures: ClassifierFigures) -> Panel:
     rows = _bins(figures)
     x = alt.X("x:Q", title=_CONFIDENCE).scale(domain=[0, 100])
     y = alt.Y("right:Q", title="right answers (%)").scale(domain=[0, 100])
-    told = tips(count="samples", confidence="mean confidence, %", right="right answers, %")
+    tooltip = tips(count="samples", confidence="mean confidence, %", right="right answers, %")
     base = alt.Chart(data(rows))
     bars = base.mark_bar(color=COLORS[role], opacity=0.75)
     gap = base.mark_bar(fillOpacity=0.12, color=VERMILLION, stroke=VERMILLION, strokeDash=[3, 2], strokeWidth=1)
     chart = alt.layer(
-        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), tooltip=told),
-        gap.encode(x=x, x2="x2:Q", y=y, y2="confidence:Q", tooltip=told),
+        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), tooltip=tooltip),
+        gap.encode(x=x, x2="x2:Q", y=y, y2="confidence:Q", tooltip=tooltip),
         diagonal(),
     )
     return Panel(chart.properties(title=f"{name}: right answers, and the gap to the mean confidence"), 200)

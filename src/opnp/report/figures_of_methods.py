@@ -75,7 +75,7 @@ def _dots(model: ReportedModel, ran: Sequence[MethodRow], metric: Literal["auroc
     x = alt.X("value:Q", title=f"{metric.upper()} (%), {words}").scale(zero=False)
     color = legend_of("side", {"near OOD": "near", "far OOD": "far"})
     shape = alt.Shape("side:N", title=None).scale(domain=["near OOD", "far OOD"], range=["circle", "square"])
-    told = tips(method="method", side="side", value=f"{metric.upper()}, %")
+    tooltip = tips(method="method", side="side", value=f"{metric.upper()}, %")
     dots = alt.Chart(data(rows)).encode(x=x, y=y)
     bands = [
         alt.Chart(data([{"method": row.method}])).mark_rect(color=COLORS[roles[row.method]], opacity=0.2).encode(y=y)
@@ -83,7 +83,7 @@ def _dots(model: ReportedModel, ran: Sequence[MethodRow], metric: Literal["auroc
         if row.method in roles
     ]
     lines = dots.mark_line(color=GREY, strokeWidth=1, opacity=0.7).encode(detail="method:N")
-    points = dots.mark_point(filled=True, size=46, opacity=1).encode(color=color, shape=shape, tooltip=told)
+    points = dots.mark_point(filled=True, size=46, opacity=1).encode(color=color, shape=shape, tooltip=tooltip)
     return Panel(alt.layer(*bands, lines, points), _ROW * len(ran))
 
 
@@ -125,8 +125,8 @@ def regret_figure(model: ReportedModel) -> Figure | None:
     x = alt.X("value:Q", title=f"mean AUROC less that of {chosen.method}, in points")
     y = _methods_axis([method for _, method in singles], marked=())
     color = legend_of("who", {f"better than {chosen.method}": VERMILLION, "no better": GREEN})
-    told = tips(method="method", auroc="mean AUROC, %", value="points")
-    bars = alt.Chart(data(rows)).mark_bar(height=0.7 * _ROW).encode(x=x, y=y, color=color, tooltip=told)
+    tooltip = tips(method="method", auroc="mean AUROC, %", value="points")
+    bars = alt.Chart(data(rows)).mark_bar(height=0.7 * _ROW).encode(x=x, y=y, color=color, tooltip=tooltip)
     zero = alt.Chart(data([{}])).mark_rule().encode(x=alt.XDatum(0))
     parts = [f"{method} {100 * gap:+.2f}" for gap, method in singles[:_NAMED]]
     return Figure(
@@ -177,19 +177,19 @@ def regrets_figure(models: Sequence[ReportedModel]) -> Figure | None:
         padding=8, nice=False
     )
     y = _methods_axis(shown, marked=[chosen])
-    told = tips(method="method", model="model", value="points")
+    tooltip = tips(method="method", model="model", value="points")
     band = alt.Chart(data([{"method": chosen}])).mark_rect(color=COLORS["chosen"], opacity=0.2).encode(y=y)
-    dots = alt.Chart(data(rows)).mark_point(size=40, color=INK, opacity=0.7).encode(x=x, y=y, tooltip=told)
+    dots = alt.Chart(data(rows)).mark_point(size=40, color=INK, opacity=0.7).encode(x=x, y=y, tooltip=tooltip)
     ticks = alt.Chart(data(means)).mark_tick(thickness=3, size=0.8 * _ROW)
     color = legend_of("what", {"mean over the models": VERMILLION})
-    told_of_mean = tips(method="method", what="figure", value="points")
+    mean_tooltip = tips(method="method", what="figure", value="points")
     return Figure(
         "regrets",
         "Regret on each model",
         title,
         f"{title}. At worst: {listed([f'{method} {value:.2f}' for method, value in worst.items()])}. Means: "
         f"{', '.join(f'{method} {mean[method]:.2f}' for method in shown[:_NAMED])}.",
-        (Panel(alt.layer(band, dots, ticks.encode(x=x, y=y, color=color, tooltip=told_of_mean)), _ROW * len(shown)),),
+        (Panel(alt.layer(band, dots, ticks.encode(x=x, y=y, color=color, tooltip=mean_tooltip)), _ROW * len(shown)),),
         columns=1,
     )
 
@@ -251,9 +251,9 @@ def _member_cells(gallery: GallerySet, least: float) -> Panel:
     y = alt.Y("input:N", title=None, sort=inputs, axis=y_axis)
     scale = alt.Scale(type="log", domain=[min(least, 0.1), 1], range=[_UNUSUAL, _USUAL], interpolate="rgb")
     color = alt.Color("p:Q", title="p-value", scale=scale).legend(title="p-value", gradientLength=160, tickCount=3)
-    told = tips(input="input", verdict="verdict", member="member", p="p-value", share="share of the score, %")
+    tooltip = tips(input="input", verdict="verdict", member="member", p="p-value", share="share of the score, %")
     cells = alt.Chart(data(rows)).encode(x=x, y=y)
     text = cells.mark_text(fontSize=10, color="#000000").encode(text=alt.Text("share:Q", format=".0f"))
-    chart = alt.layer(cells.mark_rect(stroke=GREY, strokeWidth=0.3).encode(color=color, tooltip=told), text)
+    chart = alt.layer(cells.mark_rect(stroke=GREY, strokeWidth=0.3).encode(color=color, tooltip=tooltip), text)
     title = [gallery_title(gallery.set), "numbers: share of the score, %"]
     return Panel(chart.properties(title=alt.Title(title)), 20 * len(inputs))

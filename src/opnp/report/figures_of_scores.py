@@ -111,7 +111,7 @@ def _histogram(
     x = x.scale(domain=[inside[0]["x"], inside[-1]["x2"]], nice=False, clamp=True)
     y = alt.Y("y:Q", title="samples (%)", stack=None).scale(domainMin=0)
     color = legend_of("set", {"ID": BLUE, "OOD": VERMILLION})
-    told = tips(set="set", x="score from", x2="to", y="% of the set")
+    tooltip = tips(set="set", x="score from", x2="to", y="% of the set")
     bars = alt.Chart(data(inside + outside)).mark_bar(opacity=0.5, binSpacing=0)
     outlines = [
         alt.Chart(data(rows)).mark_line(interpolate="step-after", strokeDash=dash, strokeWidth=1.2)
@@ -120,7 +120,7 @@ def _histogram(
     threshold, kept = (parameter_name(what, method, name) for what in ("threshold", "kept_ood"))
     line = alt.XDatum(alt.ExprRef(threshold), type="quantitative")
     chart = alt.layer(
-        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), color=color, tooltip=told),
+        bars.encode(x=x, x2="x2:Q", y=y, y2=alt.Y2Datum(0), color=color, tooltip=tooltip),
         *(line.encode(x=x, y=y, color=color) for line in outlines),
         alt.Chart(data([{}])).mark_rule(strokeWidth=1.8, strokeDash=[6, 3]).encode(x=line),
     ).properties(title=alt.Title(alt.ExprRef(f"{json.dumps(title)} + ': ' + format({kept}, '.1f') + ' % of OOD kept'")))
@@ -187,10 +187,15 @@ class Curve:
         precision = kept_id / (kept_id + kept_ood)
         roc = np.column_stack([np.append(0.0, kept_ood / len(outside)), np.append(0.0, kept_id / len(inside))])
         steps_of_precision = np.column_stack([roc[:, 1], np.append(precision[:1], precision)])
-        return cls(_thinned(roc, points), _thinned(steps_of_precision, points), auroc(*tensors), aupr(*tensors))
+        return cls(
+            _with_fewer_points(roc, points),
+            _with_fewer_points(steps_of_precision, points),
+            auroc(*tensors),
+            aupr(*tensors),
+        )
 
 
-def _thinned(curve: _Array, most: int) -> _Array:
+def _with_fewer_points(curve: _Array, most: int) -> _Array:
     """Return at most `most` points of a curve, evenly spread along its length, both ends among them.
 
     Between neighbours that stay, a monotone curve cannot leave their rectangle, so that the area of a ROC curve moves
@@ -301,9 +306,9 @@ def _layers(
         label = method_label(method)
         columns = (percentages(values) for values in curve.T.tolist())
         rows = [{"x": across, "y": up, "method": label} for across, up in zip(*columns, strict=True)]
-        told = tips(method="method", x=_AXES[axes[0]], y=_AXES[axes[1]])
+        tooltip = tips(method="method", x=_AXES[axes[0]], y=_AXES[axes[1]])
         line = alt.Chart(data(rows)).mark_line(interpolate=interpolate, strokeWidth=2, tooltip=True)
-        layers.append(line.encode(x=x, y=y, color=color, strokeDash=dash, order=alt.value(0), tooltip=told))
+        layers.append(line.encode(x=x, y=y, color=color, strokeDash=dash, order=alt.value(0), tooltip=tooltip))
         names = [parameter_name(quantity, stem, method, name) for quantity in axes]
         follows += [
             Follow(each, q, method, "" if q == "kept_id" else name) for each, q in zip(names, axes, strict=True)

@@ -124,11 +124,11 @@ def _ratio_panel(
     dash = alt.StrokeDash("line:N", title=None).scale(domain=list(roles), range=[dashes[name] for name in roles])
     dash = dash.legend(symbolType="stroke")
     color = legend_of("line", roles).legend(symbolType="stroke")
-    told = tips(line="line", x=f"rho_{ratio}", y=f"{metric.upper()}, %")
+    tooltip = tips(line="line", x=f"rho_{ratio}", y=f"{metric.upper()}, %")
     shapes = alt.Shape("line:N", legend=None).scale(domain=["near OOD", "far OOD"], range=["circle", "square"])
     lines = alt.Chart(data(rows)).mark_line(strokeWidth=1.8).encode(x=x, y=y, color=color, strokeDash=dash)
     dots = alt.Chart(data(row for row in rows if str(row["line"]).endswith("OOD"))).mark_point(filled=True, size=36)
-    layers = [lines, dots.encode(x=x, y=y, color=color, shape=shapes, tooltip=told)]
+    layers = [lines, dots.encode(x=x, y=y, color=color, shape=shapes, tooltip=tooltip)]
     if mark is not None:
         rule = alt.Chart(data([{"x": mark}])).mark_rule(color=GREEN, strokeWidth=4, opacity=0.5)
         layers.insert(0, rule.encode(x=x))
@@ -224,14 +224,14 @@ def _heat(
     y = alt.Y("y:N", title=f"rho_{names[1]}", sort=list(map(ratio_text, reversed(values[1]))))
     ends = [_WORSE, _BETTER] if metric == "auroc" else [_BETTER, _WORSE]
     color = alt.Color("value:Q", legend=None).scale(range=ends, zero=False, nice=False, interpolate="rgb")
-    told = tips(x=f"rho_{names[0]}", y=f"rho_{names[1]}", value=f"{side} {metric.upper()}, %")
+    tooltip = tips(x=f"rho_{names[0]}", y=f"rho_{names[1]}", value=f"{side} {metric.upper()}, %")
     cells = alt.Chart(data(rows)).encode(x=x, y=y)
     frames: list[tuple[dict[str, Any], dict[str, Any]]] = [(place(best), {"stroke": VERMILLION, "strokeWidth": 3})]
     if chosen is not None:
         frames += [(dict(chosen), {"stroke": "#FFFFFF", "strokeWidth": 4})]
         frames += [(dict(chosen), {"stroke": "#000000", "strokeWidth": 2, "strokeDash": [4, 3]})]
     layers = [
-        cells.mark_rect().encode(color=color, tooltip=told),
+        cells.mark_rect().encode(color=color, tooltip=tooltip),
         *(alt.Chart(data([where])).mark_rect(fillOpacity=0, **look).encode(x=x, y=y) for where, look in frames),
         cells.mark_text(fontSize=10, color="#000000").encode(text=alt.Text("value:Q", format=".1f")),
     ]

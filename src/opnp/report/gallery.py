@@ -5,21 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from opnp.errors import DataFileError
+from opnp.report.tables import Column, Row, Table, text_cell
 from opnp.report.wording import gallery_title, percent
 from opnp.values.pictures import BEYOND, GalleryItem, GallerySet
 
 __all__ = ["Gallery", "Thumbnail", "fitting_galleries", "galleries"]
 
 _IMAGE = re.compile(r"data:image/(?:gif|jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
-
-
-@dataclass(frozen=True, slots=True)
-class MemberText:
-    """What a member of the fusion says of an input: its name, its p-value and its share of the score as texts."""
-
-    name: str
-    p_value: str
-    share: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +24,7 @@ class Thumbnail:
         name: Name of its file, or its place in one.
         texts: Score, p-value, the class that the original head answers and its label, as far as they are known.
         verdict: ``flagged``, ``kept`` or ``not calibrated``.
-        members: What each member of a fusion says, the least p-value first.
+        members: What each member of a fusion says, the least p-value first; None where that is not recorded.
 
     """
 
@@ -41,7 +33,7 @@ class Thumbnail:
     name: str
     texts: tuple[str, ...]
     verdict: str
-    members: tuple[MemberText, ...]
+    members: Table | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +113,14 @@ def _thumbnail(item: GalleryItem) -> Thumbnail:
         name=item.name,
         texts=tuple(texts),
         verdict=verdict,
-        members=tuple(
-            MemberText(each.name, f"{each.p_value:.2g}", percent(each.share, 0))
-            for each in sorted(item.members, key=lambda member: member.p_value)
-        ),
+        members=_members_table(item) if item.members else None,
     )
+
+
+def _members_table(item: GalleryItem) -> Table:
+    rows = [
+        (member.name, f"{member.p_value:.2g}", percent(member.share, 0))
+        for member in sorted(item.members, key=lambda member: member.p_value)
+    ]
+    columns = Column("score", is_number=False), Column("p-value"), Column("share")
+    return Table(f"Members for {item.name}", "", columns, tuple(Row(tuple(map(text_cell, row))) for row in rows))

@@ -274,7 +274,7 @@ def legend_of(title: str, entries: Mapping[str, str], **options: Any) -> alt.Col
 
 
 def tips(**titles: str) -> list[alt.Tooltip]:
-    """Return what is told of a mark that is pointed at: fields, as they are written, by what they are called."""
+    """Return what a mark says when it is pointed at: fields, as they are written, by what they are called."""
     return [alt.Tooltip(f"{name}:N", title=title) for name, title in titles.items()]
 
 

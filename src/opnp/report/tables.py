@@ -32,6 +32,7 @@ __all__ = [
     "run_table",
     "sets_table",
     "sweep_table",
+    "text_cell",
 ]
 
 FPR95_ID = "FPR95, ID positive"
@@ -150,7 +151,7 @@ def sets_table(model: ReportedModel) -> Table:
     rows = []
     for row in model.methods:
         for name, figures in (row.detection or {}).items():
-            first = map(_text, (row.method, set_label(name), model.nearness.get(name, "")))
+            first = map(text_cell, (row.method, set_label(name), model.nearness.get(name, "")))
             auprs = map(_share, (figures.aupr_id_positive, figures.aupr_ood_positive))
             rows.append(Row((*first, *_figures(figures), *auprs), mark=_mark(model, row)))
     return Table(
@@ -169,7 +170,7 @@ def sweep_table(record: SweepRecord, model: SweptModel) -> Table:
     names = [name for name, _ in sides]
     rows = [
         Row(
-            (_text("Energy, original head"), _text(""), *_side_cells([model.energy], names), _number(1)),
+            (text_cell("Energy, original head"), text_cell(""), *_side_cells([model.energy], names), _number(1)),
             "compared with",
         )
     ]
@@ -193,10 +194,10 @@ def _curve_row(curve: SweepCurve, points: list[SweepPoint], names: list[Nearness
             draws.setdefault(point.labels(curve.varies), []).append(point)
     if not draws:
         reasons = sorted({point.reason for point in points if point.reason})
-        return Row((_text(curve.name),), reason=reasons[0] if reasons else "no point ran")
+        return Row((text_cell(curve.name),), reason=reasons[0] if reasons else "no point ran")
     place = max(draws, key=lambda labels: fmean(point.mean.auroc for point in draws[labels] if point.mean is not None))
     where = ", ".join(f"{name} {label}" for name, label in zip(curve.varies, place, strict=True))
-    return Row((_text(curve.name), _text(where), *_side_cells(draws[place], names), _number(len(points))))
+    return Row((text_cell(curve.name), text_cell(where), *_side_cells(draws[place], names), _number(len(points))))
 
 
 def _side_cells(points: list[SweepPoint], names: list[Nearness]) -> Iterator[Cell]:
@@ -208,13 +209,13 @@ def _side_cells(points: list[SweepPoint], names: list[Nearness]) -> Iterator[Cel
 
 def _method_row(model: ReportedModel, row: ReportedRow, sides: Iterable[Nearness], head: Iterable[str]) -> Row:
     if row.status != "ok":
-        return Row((_text(row.method),), reason=row.reason or "no reason is recorded")
+        return Row((text_cell(row.method),), reason=row.reason or "no reason is recorded")
     cells = [_share(None if row.mean is None else row.mean.auroc)]
     cells += [_share(model.regret(row))] if model.best_single else []
     cells += [cell for name in sides for cell in _figures(getattr(row, name))]
     cells += [_share(_HEAD[name](row)) for name in head]
-    last = _text(_kind(row)), _number(model.id_samples.get(row.split))
-    return Row((_text(row.method), *cells, *last), mark=_mark(model, row))
+    last = text_cell(_kind(row)), _number(model.id_samples.get(row.split))
+    return Row((text_cell(row.method), *cells, *last), mark=_mark(model, row))
 
 
 def _kind(row: ReportedRow) -> str:
@@ -237,7 +238,8 @@ def _figures(figures: DetectionFigures | None) -> tuple[Cell, ...]:
     return tuple(map(_share, (figures.auroc, figures.fpr95, figures.fpr95_ood_positive)))
 
 
-def _text(text: str) -> Cell:
+def text_cell(text: str) -> Cell:
+    """Return a cell that is sorted by its text."""
     return Cell(text, text)
 
 
@@ -261,7 +263,7 @@ def run_table(results: Results, *, keep: float) -> Table:
 
 
 def _facts(title: str, facts: Iterable[tuple[str, str]]) -> Table:
-    return Table(title, "", (), tuple(Row((_text(name), _text(value))) for name, value in facts))
+    return Table(title, "", (), tuple(Row((text_cell(name), text_cell(value))) for name, value in facts))
 
 
 def _run_facts(results: Results, keep: float) -> Iterator[tuple[str, str]]:
@@ -305,10 +307,10 @@ def data_table(results: Results, name: str) -> Table | None:
     rows = [
         Row(
             (
-                _text(each),
-                _text(model.nearness.get(each.removeprefix("ood_"), "")),
+                text_cell(each),
+                text_cell(model.nearness.get(each.removeprefix("ood_"), "")),
                 _number(source.samples),
-                *([_text(source.sha256)] if source.sha256 else []),
+                *([text_cell(source.sha256)] if source.sha256 else []),
             )
         )
         for each, source in model.data.items()
@@ -331,7 +333,7 @@ def origins_table(model: ReportedModel) -> Table:
         for row in model.methods
     )
     columns = tuple(Column(each, is_number=False) for each in names)
-    return Table("Settings of every method", "", columns, tuple(Row(tuple(map(_text, row))) for row in rows))
+    return Table("Settings of every method", "", columns, tuple(Row(tuple(map(text_cell, row))) for row in rows))
 
 
 def _facts_of_values(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

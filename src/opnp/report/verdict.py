@@ -116,15 +116,15 @@ class _Side:
         )
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def named(self) -> tuple[str, ...]:
         """Return what a sentence names: AUROC, or FPR95 where that alone counts; both where they go two ways."""
         fpr95, auroc = self.changes
         if auroc.step == 0 and fpr95.step == 0:
             return ()
-        named = [auroc] if auroc.step else [fpr95]
+        found = [auroc] if auroc.step else [fpr95]
         if auroc.step * fpr95.step < 0:
-            named.append(fpr95)
-        return tuple(f"{each.brief} ({self.name})" for each in named)
+            found.append(fpr95)
+        return tuple(f"{each.brief} ({self.name})" for each in found)
 
 
 def model_verdict(model: ReportedModel) -> Verdict:
@@ -194,7 +194,7 @@ def _sentence(row: ReportedRow, baseline: ReportedRow | None, sides: Sequence[_S
     if outcome == "unknown":
         return f"{row.method} has no figures to compare with the energy."
     verb = {"gain": "gains", "mixed": "gains and loses", "none": "gains nothing", "loss": "loses"}[outcome]
-    parts = listed([words for side in sides for words in side.told])
+    parts = listed([words for side in sides for words in side.named])
     return f"{row.method} {verb} against {method_label(baseline.method)}{f': {parts}' if parts else ''}."
 
 

@@ -243,8 +243,12 @@ def test_galleries_put_id_first_and_fit_into_their_room() -> None:
     found = galleries([gallery("ood_dtd"), gallery("test")])
     assert [each.title for each in found] == ["ID images that look most OOD", "dtd: OOD images that look most ID"]
     assert [item.verdict for item in found[0].thumbnails[:2]] == ["flagged", "kept"]
-    members = [(each.name, each.p_value, each.share) for each in found[0].thumbnails[0].members]
-    assert members == [("vim", "0.01", "75 %"), ("gen", "0.02", "25 %")]
+    members = found[0].thumbnails[0].members
+    assert members is not None
+    assert [tuple(cell.text for cell in row.cells) for row in members.rows] == [
+        ("vim", "0.01", "75 %"),
+        ("gen", "0.02", "25 %"),
+    ]
     size = sum(len(item.image) for each in found for item in each.thumbnails)
     assert fitting_galleries([found], most_bytes=size) == [found]
     [cut] = fitting_galleries([found], most_bytes=size // 2)
