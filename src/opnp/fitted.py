@@ -378,6 +378,7 @@ class FittedState:
         tuning: How ratios were chosen on OOD validation data, or None.
         head_name: The head's dotted name in the model it was fitted on; None if fitted from features.
         axes: Number of axes of a batch of inputs; None if fitted from features.
+        id_accuracy: Share of labelled samples that the head answers right, for ``training`` and ``validation`` ones.
         origin: The model by name, and how its inputs are made, where they are known; else None.
 
     """
@@ -396,6 +397,7 @@ class FittedState:
     tuning: Tuning | None = None
     head_name: str | None = None
     axes: InputAxes | None = None
+    id_accuracy: Mapping[str, float] = field(default_factory=dict)
     origin: ModelOrigin | None = None
 
     @property
@@ -482,7 +484,9 @@ class FittedState:
     def with_settings(self, settings: Settings) -> Self:
         """Return the paper's method under other settings on the same sensitivities, uncalibrated."""
         parts = self.weight, self.bias, self.sensitivity, self.react_thresholds
-        return type(self)(settings, *parts, head_name=self.head_name, axes=self.axes, origin=self.origin)
+        return type(self)(
+            settings, *parts, head_name=self.head_name, axes=self.axes, id_accuracy=self.id_accuracy, origin=self.origin
+        )
 
     @cached_property
     def _panels(self) -> dict[tuple[torch.device, torch.dtype], Panel]:

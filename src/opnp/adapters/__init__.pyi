@@ -16,8 +16,9 @@ from .hubs import torchvision_model as torchvision_model
 from .origin import model_origin as model_origin
 from .origin import require_same_inputs as require_same_inputs
 from .origin import require_same_weights as require_same_weights
+from .origin import stored_model as stored_model
 from .origin import stored_preprocessing as stored_preprocessing
-from .origin import stored_source as stored_source
+from .origin import stored_weights as stored_weights
 from .transformers_models import TokenizerTransform as TokenizerTransform
 from .transformers_models import TransformersImageTransform as TransformersImageTransform
 from .transformers_models import named_weights as named_weights

@@ -17,7 +17,14 @@ from opnp.fitted import head_digest
 from opnp.model import head_layers, plain_tensor, unwrapped
 from opnp.values.origin import ModelOrigin
 
-__all__ = ["model_origin", "require_same_inputs", "require_same_weights", "stored_preprocessing", "stored_source"]
+__all__ = [
+    "model_origin",
+    "require_same_inputs",
+    "require_same_weights",
+    "stored_model",
+    "stored_preprocessing",
+    "stored_weights",
+]
 
 _VERSIONS = ("timm", "transformers")
 """Facts of a transform that say which release of a package made it."""
@@ -25,7 +32,7 @@ _VERSIONS = ("timm", "transformers")
 _MOST, _LONG = 3, 40
 """Facts that a message names, and characters of each."""
 
-_HERE = "hf:"
+_FOLDER_PREFIX = "hf:"
 """Names that begin with this go on with a folder."""
 
 
@@ -36,8 +43,7 @@ def model_origin(
     name: str,
     weights: Path | None,
     detector: Path,
-    head_layer: str | None = None,
-    logits: int | str | None = None,
+    classes: int,
     class_names: Sequence[str] | None = None,
 ) -> ModelOrigin:
     """Return what is to be known to open a model again as it is here.
@@ -48,24 +54,21 @@ def model_origin(
         name: Its name, as `model_from_name` takes it.
         weights: The file of weights, or None.
         detector: The file that the detector is written to; paths are taken relative to its folder.
-        head_layer: Name of the head that was asked for.
-        logits: Where the logits are in the model's output.
+        classes: Rows of its head.
         class_names: Names of the classes, for a model that brings none.
 
     """
     folder = detector.absolute().parent
     known = name
-    if name.startswith(_HERE):
-        known = _HERE + _relative(Path(name.removeprefix(_HERE)), folder)
+    if name.startswith(_FOLDER_PREFIX):
+        known = _FOLDER_PREFIX + _relative(Path(name.removeprefix(_FOLDER_PREFIX)), folder)
     return ModelOrigin(
         model=known,
         weights=None if weights is None else _relative(weights, folder),
         weights_sha256=weights_digest(model),
         kind=transform.kind,
         inputs=json.loads(json.dumps(dict(transform.facts()))),
-        head_layer=head_layer,
-        logits=logits,
-        class_names=model_class_names(model) or (None if class_names is None else tuple(class_names)),
+        class_names=model_class_names(model, classes) or (tuple(class_names) if class_names else None),
     )
 
 
@@ -79,25 +82,29 @@ def weights_digest(model: nn.Module) -> str:
     return tensors_digest(tensors)
 
 
-def stored_source(origin: ModelOrigin, detector: Path, *, is_named: bool = False) -> tuple[str, Path | None]:
-    """Return name and file of weights by which the model of a detector can be opened on this machine.
+def stored_model(origin: ModelOrigin, detector: Path) -> str:
+    """Return the name by which the model of a detector can be opened on this machine.
 
-    A file or folder is looked for at its place relative to the detector, then beside the detector.
-
-    Args:
-        origin: What the detector remembers.
-        detector: Its file.
-        is_named: Whether the name is known already, so that the weights alone are looked for.
+    A folder is looked for at its place relative to the detector, then beside the detector.
 
     Raises:
         MissingFileError: If it is at neither place.
 
     """
-    name = origin.model
-    if name.startswith(_HERE) and not is_named:
-        name = _HERE + str(_found(name.removeprefix(_HERE), detector, option="--model hf:FOLDER"))
-    weights = None if origin.weights is None else _found(origin.weights, detector, option="--weights FILE")
-    return name, weights
+    if not origin.model.startswith(_FOLDER_PREFIX):
+        return origin.model
+    folder = _found(origin.model.removeprefix(_FOLDER_PREFIX), detector, option="--model hf:FOLDER")
+    return f"{_FOLDER_PREFIX}{folder}"
+
+
+def stored_weights(origin: ModelOrigin, detector: Path) -> Path | None:
+    """Return the file of weights of a detector's model, looked for as `stored_model` does; None if there was none.
+
+    Raises:
+        MissingFileError: If it is at neither place.
+
+    """
+    return None if origin.weights is None else _found(origin.weights, detector, option="--weights FILE")
 
 
 def stored_preprocessing(origin: ModelOrigin) -> Preprocessing | None:

@@ -241,14 +241,15 @@ def _fit_model(
 ) -> dict[str, object]:
     """Fit a detector by a model with all ranks, and return how many inputs of each set could not be read."""
     from opnp.adapters import model_origin
-    from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all, without_foreign_labels
+    from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all, with_known_order
     from opnp.core.conformal import flagged_rank
     from opnp.distributed import Ranks, require_equal, together
 
     with together(ranks):
         opened = OpenedModel.of(model, options)
-        training = without_foreign_labels(opened.inputs(data), opened.model)
-        held_out = None if validation is None else without_foreign_labels(opened.inputs(validation), opened.model)
+        ordered = partial(with_known_order, opened=opened, head=head, logits=logits)
+        training = ordered(opened.inputs(data))
+        held_out = None if validation is None else ordered(opened.inputs(validation))
         if held_out is not None:
             flagged_rank(len(held_out), keep=keep)  # raises if these are too few, before the model is run
     require_equal(str(len(training)), ranks, what="inputs in number")
@@ -271,8 +272,7 @@ def _fit_model(
             name=model,
             weights=options.weights,
             detector=out,
-            head_layer=head,
-            logits=logits,
+            classes=len(detector.sensitivity.weight),
             class_names=training.source.class_names,
         )
     )

@@ -159,17 +159,21 @@ class ModelOptions:
             OpnpError: If there is no such model, or it differs from that of the fit.
 
         """
-        from opnp.adapters import require_same_inputs, require_same_weights, stored_preprocessing, stored_source
+        from opnp.adapters import (
+            require_same_inputs,
+            require_same_weights,
+            stored_model,
+            stored_preprocessing,
+            stored_weights,
+        )
 
         origin = detector.origin
         if origin is None:
             if name is None:
                 raise OptionError(f"{file} does not know the model that it was fitted on: give `--model NAME`.")
             return self.opened(name)
-        options = self
-        if name is None or self.weights is None:
-            source, weights = stored_source(origin, file, is_named=name is not None)
-            options, name = replace(self, weights=self.weights or weights), name or source
+        name = name or stored_model(origin, file)
+        options = self if self.weights is not None else replace(self, weights=stored_weights(origin, file))
         model, transform = options.opened(name, remembered=stored_preprocessing(origin))
         if not is_forced:
             require_same_inputs(origin, transform)

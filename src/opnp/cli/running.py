@@ -1,9 +1,10 @@
 """A model and the inputs it is run on, as the commands open them; what goes wrong in the model is told in one line."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -17,8 +18,8 @@ from opnp.data.class_order import model_class_names
 from opnp.data.inputs import InputBatches
 from opnp.detector import OPNP
 from opnp.distributed import Ranks, gathered_bytes, local_device
-from opnp.errors import ModelRunError, OpnpError
-from opnp.model import device_of, head_layers
+from opnp.errors import ClassOrderWarning, ModelRunError, OpnpError
+from opnp.model import device_of, find_head
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -87,16 +88,32 @@ def _place(options: RunOptions) -> str | None:
     return None if named is None else local_device(named)
 
 
-def without_foreign_labels(inputs: InputSet, model: nn.Module) -> InputSet:
-    """Return the inputs without labels that are names of some classes alone, numbered by their letters.
+def with_known_order(inputs: InputSet, opened: OpenedModel, *, head: str | None, logits: int | str | None) -> InputSet:
+    """Return the inputs, without labels that are names of another number of classes than the model has.
 
-    They are in the model's order where there are as many names as classes; a part of them says nothing.
+    Names are numbered by their letters, which is the model's order only where all of its classes are named. The model
+    is run on two of the inputs to find its head.
+
+    Warns:
+        ClassOrderWarning: If labels are left out.
+
     """
-    names = inputs.source.class_names
-    if names is None or len(names) in {len(layer.weight) for layer in head_layers(model).values()}:
+    source, names = inputs.source, inputs.source.class_names
+    if names is None:
         return inputs
-    source = replace(inputs.source, labels=None, class_names=None)  # type: ignore[type-var]  # each is a dataclass
-    return InputSet(source, inputs.transform, is_strict=inputs.is_strict)
+    fresh = InputSet(source, inputs.transform, is_strict=inputs.is_strict)  # counts what is unreadable by itself
+    first, _ = next(iter(fresh.batches(2)))
+    with model_errors(opened.model, source.path):
+        classes = len(find_head(opened.model, first, head=head, logits=logits, device=opened.device).weight)
+    if len(names) == classes:
+        return inputs
+    warnings.warn(
+        f"{source.path} names {len(names)} classes, and the model has {classes}, so that the order of the names does "
+        f"not tell which is which: its labels are left out.",
+        ClassOrderWarning,
+        stacklevel=2,
+    )
+    return inputs.with_labels(None, None)
 
 
 @contextmanager

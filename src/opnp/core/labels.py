@@ -205,7 +205,7 @@ class AnswerSum:
             logits, labels = logits[is_known], labels[is_known]
         largest, answers = logits.float().max(1)
         self.counts.add_(torch.stack([torch.ones_like(labels), (answers == labels).long()]).sum(1))
-        self.confidence.add_((largest - logits.float().logsumexp(1)).exp().sum().double())
+        self.confidence.add_((largest - logits.float().logsumexp(1)).exp().double().sum())
         if self.confusion.numel():
             pairs = labels * len(self.confusion) + answers
             self.confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))

@@ -29,6 +29,7 @@ def model_class_names(model: object, classes: int | None = None) -> tuple[str, .
     found = [table.get(label) for label in range(len(table))]
     if not found or None in found:
         found = list((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or [])
+        classes = classes or getattr(model, "num_classes", None)  # the configuration is that of the pretrained head
     is_made_up = all(name == f"LABEL_{label}" for label, name in enumerate(found))
     return None if is_made_up or len(found) != (classes or len(found)) else tuple(map(str, found))
 

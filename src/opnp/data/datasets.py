@@ -34,6 +34,7 @@ class SavedDataset:
         data: The data set, mapped into memory, with images not decoded.
         labels: Classes from the column `label` or `labels`, or None.
         class_names: Names of the classes where the data set has them; else None.
+        is_order_stated: Whether the data set itself numbers them, by a ClassLabel.
 
     """
 
@@ -43,6 +44,7 @@ class SavedDataset:
     data: Any
     labels: Sequence[int] | None
     class_names: tuple[str, ...] | None
+    is_order_stated: bool = False
 
     @classmethod
     def from_path(cls, path: str | os.PathLike[str], kind: SampleKind, *, is_labelled: bool = True) -> "SavedDataset":
@@ -93,7 +95,8 @@ class SavedDataset:
         if kind == "image":
             data = data.cast_column(column, datasets.Image(decode=False))
         labels, class_names = (None, None) if label is None else _labels(path, data, label)
-        return cls(path, kind, column, data.select_columns([column]), labels, class_names)
+        is_stated = label is not None and isinstance(data.features[label], datasets.ClassLabel)
+        return cls(path, kind, column, data.select_columns([column]), labels, class_names, is_stated)
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -121,6 +121,12 @@ class InputSet(Dataset[object]):
         self.is_strict = is_strict
         self._reasons: dict[int, str] = {}
 
+    def with_labels(self, labels: Sequence[int] | None, class_names: Sequence[str] | None) -> "InputSet":
+        """Return the same inputs with other labels, none of them read yet."""
+        names = None if class_names is None else tuple(class_names)
+        source = replace(self.source, labels=labels, class_names=names)  # type: ignore[type-var]  # each is a dataclass
+        return InputSet(source, self.transform, is_strict=self.is_strict)
+
     def __len__(self) -> int:
         """Return the number of samples, those that cannot be read counted too."""
         return len(self.source)
@@ -483,23 +489,24 @@ def open_inputs(
     if not path.exists():
         raise MissingFileError(f"{path} does not exist: expected {_FORMS[transform.kind]}.")
     source = _source(path, transform.kind, is_labelled=is_labelled)
-    return InputSet(_in_class_order(source, class_names), transform, is_strict=is_strict)
+    return _in_class_order(InputSet(source, transform, is_strict=is_strict), class_names)
 
 
-def _in_class_order(source: InputSource, model_names: Sequence[str] | None) -> InputSource:
-    """Return the source with its classes numbered as in the model, as far as names tell."""
+def _in_class_order(inputs: InputSet, model_names: Sequence[str] | None) -> InputSet:
+    """Return the inputs with their classes numbered as in the model, as far as names tell."""
+    source = inputs.source
     labels, names = source.labels, source.class_names
     if labels is None or names is None:
-        return source
-    is_stated = isinstance(source, SavedDataset)
+        return inputs
+    is_stated = isinstance(source, SavedDataset) and source.is_order_stated
     found = None
     if model_names is not None:
         found = labels_by_name(labels, names, model_names, path=source.path, is_order_stated=is_stated)
     if found is not None and model_names is not None:
-        return replace(source, labels=found, class_names=tuple(model_names))  # type: ignore[type-var]  # each is a dataclass
+        return inputs.with_labels(found, model_names)
     if not is_stated:
         warn_of_ambiguous_order(names, path=source.path)
-    return source
+    return inputs
 
 
 def _source(path: Path, kind: SampleKind, *, is_labelled: bool) -> InputSource:

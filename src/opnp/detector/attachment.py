@@ -151,14 +151,16 @@ def linked_by_digest(
     fitting = [found for found, head in heads.items() if _has_digest(head, weight, digest)]
     if not fitting:
         fitting = [found for found, head in heads.items() if _is_stored_anew(head, weight, bias)]
-        if fitting:
+        for found in fitting[:1]:
+            head = heads[found]
             warnings.warn(
-                f"the head {fitting[0]} has the weights of the detector's fit rounded to half precision, or the "
+                f"The head, {head.label}, has the weights of the detector's fit rounded to half precision, or the "
                 f"reverse: scores differ a little. Calibrate anew for exact verdicts.",
                 PrecisionWarning,
                 stacklevel=3,
             )
-            weight, bias = heads[fitting[0]].weight.detach().clone(), heads[fitting[0]].bias
+            name, weight = found, head.weight.detach().clone()
+            bias = None if head.bias is None else head.bias.detach().clone()
     if not fitting:
         place = f"`{name}`" if name in heads else "any nn.Linear or 1x1 convolution"
         raise HeadMismatchError(

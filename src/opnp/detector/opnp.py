@@ -123,7 +123,6 @@ class OPNP:
         self._searched = (scope is None, neuron is None)
         self._state: FittedState | None = None
         self._link: ModelLink | None = None
-        self._answers: dict[str, AnswerSum] = {}
         """How the original head answered labelled samples, by what these were for."""
 
     @classmethod
@@ -595,9 +594,9 @@ class OPNP:
     def id_accuracy(self) -> dict[str, float]:
         """Share of labelled samples that the original head answers right, for ``training`` and ``validation`` samples.
 
-        Only what the last fit and calibration saw is in it, and where labels were known; a file does not hold it.
+        Only where labels were known; those of the last calibration stand for the validation samples.
         """
-        return {name: found.accuracy for name, found in self._answers.items() if found.accuracy is not None}
+        return dict(self._fitted().id_accuracy)
 
     @property
     def is_fitted(self) -> bool:
@@ -816,14 +815,13 @@ class OPNP:
     ) -> FittedState:
         """Return what the sums of all ranks give, tuned and calibrated on held-out features; rank 0 decides for all."""
         total = added_up(total, ranks)
-        self._answers = {"training": total.answers}
         content = b""
         with together(ranks):
             if ranks.is_first:
-                self._tell_contradiction("training", classes=len(total.weight))
                 state = total.fitted().restated(head_name=origin[0], axes=origin[1])
+                state = _with_accuracy(state, total.answers, "training", stacklevel=4)
                 if known is not None:
-                    state = self._calibrated(known, keep=keep, state=state, ood=ood)
+                    state = self._calibrated(known, keep=keep, state=state, ood=ood, stacklevel=5)
                 if ranks.is_alone:
                     return state
                 content = state_bytes(state)
@@ -836,6 +834,7 @@ class OPNP:
         keep: float,
         state: FittedState | None = None,
         ood: AbstractContextManager[Iterable[_Labelled]] | None = None,
+        stacklevel: int = 4,
     ) -> FittedState:
         """Return a state, the present one if none is given, tuned where there are OOD samples, and calibrated."""
         state = self._fitted() if state is None else state
@@ -851,15 +850,7 @@ class OPNP:
                 outside = torch.cat([features.clone() for features, _ in others])
             state, rest = tuned(state, inside, outside, searched=self._searched)
             state = state.calibrated([rest], keep=keep)
-        self._answers["validation"] = answers
-        self._tell_contradiction("validation", classes=len(state.weight))
-        return state
-
-    def _tell_contradiction(self, name: str, *, classes: int) -> None:
-        """Warn if the original head's answers contradict the labels of training or validation samples."""
-        message = self._answers[name].contradiction(classes=classes, what=f"labelled {name} samples")
-        if message is not None:
-            warnings.warn(message, LabelWarning, stacklevel=4)
+        return _with_accuracy(state, answers, "validation", stacklevel=stacklevel)
 
     def _fitted(self) -> FittedState:
         if self._state is None:
@@ -904,6 +895,15 @@ class OPNP:
         found = self._fitted().explanation(features, self._calibration())
         values = (_released(value, is_single=is_single) for value in (found.p_value, found.share))
         return Explanation(found.members, *values)
+
+
+def _with_accuracy(state: FittedState, answers: AnswerSum, name: str, *, stacklevel: int) -> FittedState:
+    """Return a state that knows the accuracy on samples of this name; warn if the answers contradict the labels."""
+    message = answers.contradiction(classes=len(state.weight), what=f"labelled {name} samples")
+    if message is not None:
+        warnings.warn(message, LabelWarning, stacklevel=stacklevel)
+    known = {other: share for other, share in state.id_accuracy.items() if other != name}
+    return state.restated(id_accuracy=known if answers.accuracy is None else {**known, name: answers.accuracy})
 
 
 def _own_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -19,7 +19,7 @@ from opnp.errors import ArtifactError, InputTypeError, NonFiniteError, OptionErr
 from opnp.fitted import Calibration, FittedState, Settings, Tuning, head_digest
 from opnp.values.fit import TuningFigures
 from opnp.values.origin import ModelOrigin
-from opnp.values.reading import Value
+from opnp.values.reading import Share, Value
 
 __all__ = ["FORMAT_VERSION", "read_detector", "state_bytes", "state_from_bytes", "write_detector"]
 
@@ -58,6 +58,7 @@ class _Told(Value, frozen=True):
     keep: float | None
     head: _HeadFacts
     input_axes: int | Mapping[str, int] | None
+    id_accuracy: Mapping[str, Share] = {}
     origin: ModelOrigin | None = None
 
 
@@ -86,6 +87,7 @@ def write_detector(path: str | os.PathLike[str], state: FittedState) -> None:
         "keep": None if calibration is None else calibration.keep,
         "head": {"name": state.head_name, "sha256": state.head_digest},
         "input_axes": state.axes,
+        "id_accuracy": dict(state.id_accuracy),
         "origin": None if state.origin is None else msgspec.to_builtins(state.origin),
     }
     write_artifact(
@@ -124,6 +126,7 @@ def read_detector(path: str | os.PathLike[str]) -> FittedState:
             head_name=told.head.name,
             axes=dict(told.input_axes) if isinstance(told.input_axes, Mapping) else told.input_axes,
             tuning=None if told.tuning is None else _tuning(told.tuning),
+            id_accuracy=dict(told.id_accuracy),
             origin=told.origin,
         )
         _require_consistent(state, sha256=told.head.sha256)
@@ -248,6 +251,9 @@ def _require_consistent(state: FittedState, *, sha256: str) -> None:
     if head_digest(weight, bias) != sha256:
         raise ArtifactError("The head it holds is not the one it was made from.")
     checked_head(weight, bias)
+    names = None if state.origin is None else state.origin.class_names
+    if names is not None and len(names) != len(weight):
+        raise OptionError("It names another number of classes than its head has.")
     parts = sensitivity.weight, sensitivity.neuron_gradient, sensitivity.neuron_aggregate
     if tuple(part.shape for part in parts) != (weight.shape, weight.shape[1:], weight.shape[1:]):
         raise ShapeError("The sensitivities it holds are those of another head.")

@@ -355,10 +355,9 @@ def _require_row_for_each(inputs: Inputs, labels: Tensor | None, features: Tenso
         return
     raise ShapeError(
         f"The head {head.label} received {len(features)} rows for a batch of {len(inputs)} inputs: it must get one "
-        f"vector a sample, in their order. Does the model leave samples out, repeat them, or take apart crops, frames "
-        f"or tokens? Cache one vector of features a sample, and use the `*_features` methods. If a sample is several "
-        f'inputs, a bag or a pair, give the batch as a mapping, `{{"x": bag}}`, or with one label a sample, '
-        f"`(bag, labels)`.",
+        f"vector a sample, in their order. Cache one vector of features a sample, and use the `*_features` methods. If "
+        f'a sample is several inputs, a bag or a pair, give the batch as a mapping, `{{"x": bag}}`, or with one label '
+        f"a sample, `(bag, labels)`.",
     )
 
 

@@ -73,8 +73,8 @@ def numbered_uniforms(start: int, count: int, *, seed: int, sequence: int) -> Te
         Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
 
     """
-    name = splitmix64(torch.tensor([as_int64((_SEQUENCES * seed + sequence) * GOLDEN + 1)]))
-    steps = torch.arange(start + 1, start + count + 1) * as_int64(GOLDEN)
+    name = splitmix64(torch.tensor([as_int64((_SEQUENCES * seed + sequence) * GOLDEN + 1)], device="cpu"))
+    steps = torch.arange(start + 1, start + count + 1, device="cpu") * as_int64(GOLDEN)
     return (shifted_right(splitmix64(name + steps), 12).double() + 0.5) / 2**52
 
 

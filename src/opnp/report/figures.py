@@ -8,7 +8,7 @@ from pathlib import Path
 
 from altair.utils.schemapi import debug_mode
 
-from opnp.errors import DataFileError, MissingExtraError, OptionError
+from opnp.errors import DataFileError, OptionError, require_installed
 from opnp.files import write_atomically
 from opnp.report.explorer import ordered_sets
 from opnp.report.figures_of_heads import calibration_figure, pruning_figure, sensitivity_figure
@@ -93,12 +93,7 @@ def require_figures_folder(out_folder: str | os.PathLike[str]) -> Path:
         DataFileError: If `out_folder` is a file, or lies in one.
 
     """
-    try:
-        import vl_convert  # noqa: F401  # it is asked for before anything is read
-    except ImportError as error:
-        raise MissingExtraError(
-            "Files of figures need vl-convert-python, which is not installed: `pip install 'opnp[report]'`."
-        ) from error
+    require_installed("Files of figures need", "vl_convert", extra="report")
     folder = Path(out_folder)
     for each in (folder, *folder.parents):
         if each.exists() and not each.is_dir():

@@ -17,8 +17,6 @@ class ModelOrigin(Value, frozen=True):
         weights_sha256: Digest of the names and values of the model's tensors.
         kind: What the inputs are made of.
         inputs: What makes them, as `Transform.facts` tells.
-        head_layer: Name of the head that was asked for, or None.
-        logits: Where the logits are in the model's output, or None where that is plain.
         class_names: Names of the classes, in the model's order, or None.
 
     """
@@ -28,6 +26,4 @@ class ModelOrigin(Value, frozen=True):
     weights_sha256: str
     kind: Literal["image", "text"]
     inputs: Mapping[str, object]
-    head_layer: str | None = None
-    logits: int | str | None = None
     class_names: tuple[str, ...] | None = None

@@ -5,6 +5,7 @@ import json
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -119,3 +120,15 @@ def test_a_saved_data_set_turns_images_and_states_an_order(tmp_path: Path) -> No
     assert opened.source.class_names == tuple(NAMES)
     with pytest.raises(DataFileError, match="number the same classes otherwise"):
         open_inputs(tmp_path / "set", SMALL, class_names=sorted(NAMES))
+
+
+def test_names_in_a_saved_data_set_without_an_order_are_names(tmp_path: Path) -> None:
+    """A column of texts is numbered as in the model, as in any other file."""
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": ["wolf", "yak", "zebra"]}).save_to_disk(
+        str(tmp_path / "set")
+    )
+    texts: Any = SimpleNamespace(kind="text")
+    labels = open_inputs(tmp_path / "set", texts, class_names=NAMES).labels
+    assert labels is not None
+    assert labels.tolist() == [2, 1, 0]

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
 from opnp import OPNP, Ratios
-from opnp.errors import HeadMismatchError, InputTypeError, NotFittedError
+from opnp.errors import HeadMismatchError, InputTypeError, NotFittedError, PrecisionWarning
 from tests.unit.detector.detector_world import (
     CLASSES,
     FEATURES,
@@ -154,3 +154,25 @@ def test_a_model_with_another_head_is_refused(change: Callable[[nn.Sequential], 
     change(other)
     with pytest.raises(HeadMismatchError, match=r"fitted on a head with digest [0-9a-f]{12}"):
         fitted().attach(other)
+
+
+def test_a_head_that_was_rounded_meanwhile_is_watched_as_any_other() -> None:
+    """Its own values count from then on, those of the bias too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, inputs = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(60, 4)
+    detector = OPNP(ratios=Ratios()).fit(model, inputs.split(20))
+    with torch.no_grad():
+        for parameter in model[2].parameters():
+            parameter.copy_(parameter.half())
+    with pytest.warns(PrecisionWarning, match="The head, `2`, has the weights"):
+        detector.attach(model)
+    torch.testing.assert_close(detector.score(inputs), detector.score_features(model[:2](inputs)), rtol=1e-2, atol=1e-2)
+    with torch.no_grad():
+        model[2].bias.add_(5)
+    with pytest.raises(HeadMismatchError, match="have changed since"):
+        detector.score(inputs)
+    with torch.no_grad():
+        model[2].weight.mul_(1.001)
+    with pytest.raises(HeadMismatchError, match="other weights"):
+        detector.attach(model)
