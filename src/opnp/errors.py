@@ -33,6 +33,7 @@ __all__ = [
     "OpnpError",
     "OpnpWarning",
     "OptionError",
+    "OriginWarning",
     "PrecisionWarning",
     "RatioError",
     "RatioWarning",
@@ -194,6 +195,10 @@ class LayerWarning(OpnpWarning):
 
 class ClassOrderWarning(OpnpWarning):
     """Classes are numbered by their names, in an order that other readers may not share."""
+
+
+class OriginWarning(OpnpWarning):
+    """A detector goes on, as it was told to, with another model or other inputs than those of its fit."""
 
 
 class PrecisionWarning(OpnpWarning):

@@ -239,7 +239,7 @@ def test_a_detector_remembers_its_model(opnp: Opnp, world: Path, make: Callable[
         return
     (world / "new").mkdir()
     moved = source.rename(world / "new" / source.name)
-    assert f"neither at {source.name} from there nor beside it" in refused(opnp, *short, "d.safetensors")
+    assert f"a model with {source.name}, which is neither there" in refused(opnp, *short, "d.safetensors")
     Path("d.safetensors").rename("new/d.safetensors")
     done(opnp, *short, "new/d.safetensors")
     assert Path("short.csv").read_bytes() == expected
@@ -273,14 +273,14 @@ def test_what_contradicts_the_fit_is_refused_unless_it_is_forced(opnp: Opnp, wor
     score = ("score", "--detector", "d.safetensors", "--data", "test.safetensors", "--out", "s.csv")
     message = refused(opnp, *score, "--image-size", 40)
     assert "made otherwise than at the detector's fit: resize 45 for 36, size 40 for 32." in message
-    done(opnp, *score, "--image-size", 40, "--force")
+    assert "Forced: These inputs are made otherwise" in done(opnp, *score, "--image-size", 40, "--force").err
     assert case.weights is not None
     state = torch.load(case.weights, weights_only=True)["state_dict"]
     torch.save({"state_dict": state | {"conv1.weight": 2 * state["conv1.weight"]}}, "other.pt")
     assert "the head of the detector's fit, and other weights elsewhere" in refused(
         opnp, *score, "--weights", "other.pt"
     )
-    done(opnp, *score, "--weights", "other.pt", "--force")
+    assert "Verdicts may mean nothing" in done(opnp, *score, "--weights", "other.pt", "--force").err
     torch.save({name: each.half() if each.is_floating_point() else each for name, each in state.items()}, "half.pt")
     assert "rounded to half precision" in done(opnp, *score, "--weights", "half.pt").err
     torch.save(state | {"fc.weight": 2 * state["fc.weight"]}, "head.pt")

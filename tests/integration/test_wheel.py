@@ -193,7 +193,7 @@ def test_it_fits_and_scores(python: Path, cached: Path) -> None:
 
 def test_what_needs_an_extra_names_it(python: Path, tmp_path: Path) -> None:
     run = finished([str(python), "-m", "opnp", "demo"], folder=tmp_path, code=2)
-    assert re.fullmatch(r"opnp: .* not installed: `pip install 'opnp\[bench\]'`\.\n", run.stderr)
+    assert re.fullmatch(r"opnp: .* not installed here: `pip install 'opnp\[bench\]'`\.\n", run.stderr)
 
 
 @pytest.mark.long

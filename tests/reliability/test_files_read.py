@@ -327,7 +327,7 @@ def test_claims_that_the_file_does_not_hold(own: Path, each: Kind, tried: Tried)
 @pytest.mark.reliability
 @of(*ARTIFACTS, *JSON)
 def test_another_version(own: Path, each: Kind, tried: Tried) -> None:
-    path, versions = own / each.file, (0, 3, 99, 10**30, "1", None)
+    path, versions = own / each.file, (0, 9, 99, 10**30, "1", None)
     tried("files", "files of another version", len(versions))
     tensors, body = parts(path) if each.is_safetensors else ({}, json.loads(path.read_text(encoding="utf-8")))
     for version in versions:

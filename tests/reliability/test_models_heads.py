@@ -297,8 +297,6 @@ LOADERS: dict[str, Callable[[], Iterable[Any]]] = {
     "labels as floats": each(lambda batch: (batch, _LABELS.float())),
     "labels of one hot": each(lambda batch: (batch, nn.functional.one_hot(_LABELS))),
     "labels as a list": each(lambda batch: (batch, _LABELS.tolist())),
-    "labels as words": each(lambda batch: (batch, ["a"] * 16)),
-    "labels in a mapping": each(lambda batch: (batch, {"label": _LABELS, "box": _LABELS})),
     "three parts": each(lambda batch: (batch, _LABELS, "path")),
     "channels last": each(lambda batch: batch.contiguous(memory_format=torch.channels_last)),
     "strided views": each(lambda batch: batch.repeat(1, 1, 1, 2)[..., :8]),

@@ -169,8 +169,8 @@ def _found(stored: str, detector: Path, *, option: str) -> Path:
         if place.exists():
             return place
     raise MissingFileError(
-        f"{detector} was fitted on a model whose {Path(stored).name} is neither at {stored} from there nor beside it: "
-        f"give `{option}`."
+        f"{detector} was fitted on a model with {stored}, which is neither there, seen from the detector's folder, nor "
+        f"beside the detector: give `{option}`."
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opnp.errors import OptionError, require_installed
+from opnp.errors import OpnpError, OptionError, OriginWarning, require_installed
 from opnp.files import require_writable
 
 if TYPE_CHECKING:
@@ -158,6 +158,9 @@ class ModelOptions:
         Raises:
             OpnpError: If there is no such model, or it differs from that of the fit.
 
+        Warns:
+            OriginWarning: If it differs, and is taken all the same.
+
         """
         from opnp.adapters import (
             require_same_inputs,
@@ -175,9 +178,13 @@ class ModelOptions:
         name = name or stored_model(origin, file)
         options = self if self.weights is not None else replace(self, weights=stored_weights(origin, file))
         model, transform = options.opened(name, remembered=stored_preprocessing(origin))
-        if not is_forced:
+        try:
             require_same_inputs(origin, transform)
             require_same_weights(origin, model, head_sha256=detector.head_digest)
+        except OpnpError as error:
+            if not is_forced:
+                raise
+            warnings.warn(f"Forced: {error} Verdicts may mean nothing.", OriginWarning, stacklevel=2)
         return model, transform
 
 

@@ -72,15 +72,30 @@ class OpenedModel:
             class_names=model_class_names(self.model),
         )
 
-    def batches(self, inputs: InputSet, *, rows: range | None = None) -> InputBatches:
+    def batches(self, inputs: InputSet, *, rows: range | None = None) -> "_Listed":
         """Return batches of all rows of the inputs or of some."""
         place = self.device or str(device_of(self.model))
-        return inputs.batches(
+        made = inputs.batches(
             self.options.inputs_a_batch,
             rows=rows,
             workers=self.options.workers,
             is_pinned=place.startswith("cuda"),
         )
+        return _Listed(made, has_labels=inputs.labels is not None)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Listed:
+    """Batches whose labels are lists, so that they are never taken for an input of a model that needs another."""
+
+    made: InputBatches
+    has_labels: bool
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __iter__(self) -> Iterator[object]:
+        return ((inputs, labels.tolist()) for inputs, labels in self.made) if self.has_labels else iter(self.made)
 
 
 def _place(options: RunOptions) -> str | None:

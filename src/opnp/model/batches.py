@@ -265,7 +265,7 @@ class BatchReader:
                 raise
             second = {}  # the labels are further behind
         for place, item in others.items():
-            if place not in tensors and place not in second and _is_array(item):
+            if place not in tensors and place not in second and (_is_array(item) or self._could_be_input(item, inputs)):
                 raise InputTypeError(
                     f"The batch is a tuple or list of {len(others) + 1} that look like several inputs: item {place}, a "
                     f"{type(item).__name__} of numbers or tensors, would not reach the model. Go through batches one "
@@ -303,7 +303,21 @@ class BatchReader:
         """Return the names of the parameters that a tensor beside the inputs may go to; none beside a mapping."""
         if not isinstance(inputs, Tensor):
             return []
-        return [*self.required, *(name for name in self.optional if _KNOWN_INPUTS[name](tensor, inputs))]
+        return [
+            name
+            for name in (*self.required, *self.optional)
+            if name not in _KNOWN_INPUTS or _KNOWN_INPUTS[name](tensor, inputs)
+        ]
+
+    def _could_be_input(self, item: object, inputs: Inputs) -> bool:
+        """Return whether integers that are no tensor could be a known input of the model, such as lengths."""
+        try:
+            numbers = torch.as_tensor(np.asarray(item), device="cpu")
+        except (TypeError, ValueError, RuntimeError):  # texts, and what has no one shape
+            return False
+        return isinstance(inputs, Tensor) and any(
+            name in _KNOWN_INPUTS and _KNOWN_INPUTS[name](numbers, inputs) for name in (*self.required, *self.optional)
+        )
 
     def _refusal(self, others: Mapping[int, object], found: list[dict[int, str]]) -> InputTypeError:
         """Return the error for a batch that can be read in no way, or in several."""
@@ -355,10 +369,15 @@ def _can_be_labels(item: object, classes: int | None) -> bool:
 def _is_array(item: object) -> bool:
     """Return whether an item holds numbers of more than one axis, or fractions, or tensors: no mere metadata."""
     if isinstance(item, tuple | list):
-        return any(isinstance(each, Tensor) and each.ndim > 0 for each in item)
+        rows = [each for each in item if isinstance(each, tuple | list)]
+        return any(isinstance(each, Tensor) and each.ndim > 0 for each in item) or any(map(_holds_numbers, rows))
     if isinstance(item, Mapping):
-        return any(isinstance(each, Tensor) for each in item.values())
+        return any(isinstance(each, Tensor) or _is_array(each) for each in item.values())
     return isinstance(item, np.ndarray) and item.dtype.kind in "biufc" and (item.ndim > 1 or item.dtype.kind == "f")
+
+
+def _holds_numbers(row: tuple[object, ...] | list[object]) -> bool:
+    return bool(row) and all(isinstance(each, int | float) for each in row)
 
 
 def opened(loader: Iterable[object]) -> tuple[object, Iterator[object]]:
