@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from opnp.adapters.hub_cache import is_hub_name
 from opnp.artifact import tensors_digest
 from opnp.data import Preprocessing, Transform
 from opnp.data.class_order import model_class_names
@@ -25,8 +26,10 @@ _VERSIONS = ("timm", "transformers")
 _MOST, _LONG = 3, 40
 """Facts that a message names, and characters of each."""
 
-_HERE = "hf:"
-"""Names that begin with this go on with a folder."""
+_OF_FOLDERS = ("hf", "sentence-transformers")
+"""Kinds of names that go on with a folder, or with the name of a model on the hub of Hugging Face."""
+_HERE = "./"
+"""Before a folder that could be taken for the name of a model on the hub."""
 
 
 def model_origin(
@@ -54,11 +57,12 @@ def model_origin(
 
     """
     folder = detector.absolute().parent
-    known = name
-    if name.startswith(_HERE):
-        known = _HERE + _relative(Path(name.removeprefix(_HERE)), folder)
+    kind, _, place = name.partition(":")
+    if kind in _OF_FOLDERS and Path(place).exists():
+        place = _relative(Path(place), folder)
+        name = f"{kind}:{_HERE if _can_be_of_hub(kind, place) else ''}{place}"
     return ModelOrigin(
-        model=known,
+        model=name,
         weights=None if weights is None else _relative(weights, folder),
         weights_sha256=weights_digest(model),
         kind=transform.kind,
@@ -82,7 +86,8 @@ def weights_digest(model: nn.Module) -> str:
 def stored_source(origin: ModelOrigin, detector: Path, *, is_named: bool = False) -> tuple[str, Path | None]:
     """Return name and file of weights by which the model of a detector can be opened on this machine.
 
-    A file or folder is looked for at its place relative to the detector, then beside the detector.
+    A file or folder is looked for at its place relative to the detector, then beside the detector. The name of a model
+    on a hub stays as it is.
 
     Args:
         origin: What the detector remembers.
@@ -94,8 +99,11 @@ def stored_source(origin: ModelOrigin, detector: Path, *, is_named: bool = False
 
     """
     name = origin.model
-    if name.startswith(_HERE) and not is_named:
-        name = _HERE + str(_found(name.removeprefix(_HERE), detector, option="--model hf:FOLDER"))
+    kind, _, place = name.partition(":")
+    if kind in _OF_FOLDERS and not is_named:
+        is_here = (detector.absolute().parent / place).exists()
+        if is_here or not _can_be_of_hub(kind, place):
+            name = f"{kind}:{_found(place, detector, option=f'--model {kind}:FOLDER')}"
     weights = None if origin.weights is None else _found(origin.weights, detector, option="--weights FILE")
     return name, weights
 
@@ -150,6 +158,11 @@ def require_same_weights(origin: ModelOrigin, model: nn.Module, *, head_sha256: 
         "The model has the head of the detector's fit, and other weights elsewhere. Give those of the fit, fit again, "
         "or go on all the same with `--force`."
     )
+
+
+def _can_be_of_hub(kind: str, place: str) -> bool:
+    """Return whether a folder, as it is remembered, could be the name of a model; sentence encoders have short ones."""
+    return is_hub_name(place) or (kind != "hf" and "/" not in place)
 
 
 def _relative(path: Path, folder: Path) -> str:

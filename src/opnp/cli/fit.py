@@ -269,7 +269,7 @@ def _fit_model(
         model_origin(
             *(opened.model, opened.transform),
             name=model,
-            weights=options.weights,
+            weights=options.weights_file,
             detector=out,
             head_layer=head,
             logits=logits,
