@@ -178,15 +178,16 @@ def sentence_model(
             f"`{option}` has no classes of its own: give its head as `--weights head.safetensors`, written by "
             f"`opnp.data.write_head(path, weight, bias=bias)`; in Python as `sentence_model(name, head)`."
         )
-    require_installed(f"`{option}` needs", "sentence_transformers", extra="hf")
+    require_installed(f"`{option}` needs", "sentence_transformers", extra="sentences")
     if not isinstance(head, nn.Module):
-        head = _linear(*read_head(head))
+        stored = read_head(head)
+        head = _linear(stored.weight, stored.bias)
     folder = _folder(str(name), option)
     encoder = _encoder(folder)
     model = SentenceClassifier(encoder, head).float()
-    width, wanted = encoder.get_sentence_embedding_dimension(), getattr(head, "linear", head)
-    if isinstance(wanted, nn.Linear) and width is not None and wanted.in_features != width:
-        raise ShapeError(f"The head takes {wanted.in_features} features, and `{option}` gives {width}.")
+    given, wanted = _width(encoder), getattr(head, "linear", head)
+    if isinstance(wanted, nn.Linear) and given not in (None, wanted.in_features):
+        raise ShapeError(f"The head takes {wanted.in_features} features, and `{option}` gives {given}.")
     present = sorted(path for path in folder.rglob("*") if path.name in TOKENIZER_FILES)
     return model, TokenizerTransform(
         encoder.tokenizer,
@@ -244,6 +245,13 @@ def _encoder(folder: Path) -> Any:  # noqa: ANN401  # a class of a package that 
                 f"`fit_features` and the other `*_features` methods."
             )
     return encoder
+
+
+def _width(encoder: Any) -> int | None:  # noqa: ANN401  # as above
+    """Return the number of features, by either name that the method has had, or None where the encoder does not know it."""
+    ask = getattr(encoder, "get_embedding_dimension", None) or encoder.get_sentence_embedding_dimension
+    width: int | None = ask()
+    return width
 
 
 def _types(path: Path) -> list[str]:
