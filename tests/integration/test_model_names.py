@@ -19,7 +19,7 @@ from torchvision import models
 from opnp import OPNP, Ratios
 from opnp.adapters import PrototypeHead, SentenceClassifier, model_from_name
 from opnp.data import open_inputs, write_head
-from tests.in_process import Opnp, done, refused
+from tests.in_process import Opnp, done
 from tests.integration.cli_world import write_world
 from tests.unit.adapters.hub_caches import (
     TORCHVISION,

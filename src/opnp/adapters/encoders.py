@@ -107,7 +107,7 @@ def linear_head(classifier: object, *, dtype: torch.dtype = torch.float32) -> nn
             f"`classifier` must be a fitted linear classifier with `coef_`, `intercept_` and `classes_`, got "
             f"{type(found).__name__}.{hint}"
         )
-    weight, classes = torch.tensor(found.coef_, dtype=dtype), len(found.classes_)
+    weight, classes = torch.atleast_2d(torch.tensor(found.coef_, dtype=dtype)), len(found.classes_)
     is_by_pairs = hasattr(found, "dual_coef_") and classes > 2
     if weight.ndim != 2 or len(weight) != (1 if classes == 2 else classes) or is_by_pairs:
         raise ShapeError(
@@ -248,7 +248,7 @@ def _encoder(folder: Path) -> Any:  # noqa: ANN401  # a class of a package that 
 
 
 def _width(encoder: Any) -> int | None:  # noqa: ANN401  # as above
-    """Return the number of features, by either name that the method has had, or None where the encoder does not know it."""
+    """Return the number of features, by either name of the method, or None where the encoder does not know it."""
     ask = getattr(encoder, "get_embedding_dimension", None) or encoder.get_sentence_embedding_dimension
     width: int | None = ask()
     return width
