@@ -17,7 +17,7 @@ from torch import nn
 from torchvision import models
 
 from opnp import OPNP, Ratios
-from opnp.adapters import PrototypeHead, SentenceClassifier, model_from_name
+from opnp.adapters import PrototypeHead, SentenceClassifier, chosen_preprocessing, model_from_name
 from opnp.data import open_inputs, write_head
 from tests.in_process import Opnp, done
 from tests.integration.cli_world import write_world
@@ -154,6 +154,11 @@ def net():
 _OF_MODULE = ("--image-size", "8", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
 _RATIOS = ("--rho-w-min", "0.25")
 _SMALL = ("--image-size", "32")
+_NUMBERS: dict[tuple[str, ...], dict[str, Any]] = {
+    _OF_MODULE: {"image_size": 8, "mean": [0.5] * 3, "std": [0.25] * 3},
+    _SMALL: {"image_size": 32},
+}
+"""What options say, in Python."""
 _CASES = (
     _timm,
     _timm_on_hub,
@@ -206,24 +211,16 @@ def test_a_name_goes_to_a_fit_scores_an_exported_file_and_back(
     )
     (batch,) = sets["test"].batches(10)
     verdict = detector.verdict(batch)
-    close = {"rtol": 1e-4, "atol": 1e-5}
     scores = torch.tensor([float(row["score"]) for row in rows])
-    torch.testing.assert_close(scores, verdict.score.to(scores), **close)
+    torch.testing.assert_close(scores, verdict.score.to(scores), rtol=1e-4, atol=1e-5)
     assert [int(row["predicted_class"]) for row in rows] == verdict.predicted_class.tolist()
     program = torch.export.load("d.pt2").module()
     inputs = batch[0] if isinstance(batch, tuple) else batch
     _, exported, *_ = program(inputs) if isinstance(inputs, torch.Tensor) else program(**inputs)
-    torch.testing.assert_close(exported, verdict.score.to(exported), **close)
+    torch.testing.assert_close(exported, verdict.score.to(exported), rtol=1e-4, atol=1e-5)
 
 
 def _transform(case: Case) -> Any:
     """Return what makes the inputs of a case, by Python."""
-    from opnp.adapters import chosen_preprocessing
-
     known = model_from_name(case.name, weights=case.weights)[1]
-    side = dict(zip(_of_inputs(case)[::2], _of_inputs(case)[1::2], strict=True))
-    numbers = {
-        key: [float(each) for each in side[f"--{key}"].split(",")] for key in ("mean", "std") if f"--{key}" in side
-    }
-    size = side.get("--image-size")
-    return chosen_preprocessing(known, model=case.name, image_size=None if size is None else int(size), **numbers)
+    return chosen_preprocessing(known, model=case.name, **_NUMBERS.get(_of_inputs(case), {}))

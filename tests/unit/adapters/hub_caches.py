@@ -1,6 +1,8 @@
 """Caches of hubs on this machine with tiny random models, as downloads leave them; the network is not asked."""
 
 import json
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -78,8 +80,6 @@ def write_torchvision(cache: Path, *, seed: int = 0) -> None:
 
 def is_installed(package: str) -> bool:
     """Return whether a package can be imported."""
-    from importlib.util import find_spec
-
     return find_spec(package) is not None
 
 
@@ -87,12 +87,9 @@ def write_sentence_encoder(folder: Path, *, seed: int = 0) -> Path:
     """Write a sentence encoder of 16 features of length 1, by sentence-transformers itself, and return the folder."""
     from sentence_transformers import SentenceTransformer
 
-    try:
-        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    except ModuleNotFoundError:  # before version 6
-        from sentence_transformers.models import Normalize, Pooling, Transformer
-
+    place = "sentence_transformer.modules" if is_installed("sentence_transformers.sentence_transformer") else "models"
+    parts = import_module(f"sentence_transformers.{place}")
     bert = write_bert(folder.with_name(f"{folder.name}-bert"), seed=seed)
-    modules = [Transformer(str(bert)), Pooling(16), Normalize()]
+    modules = [parts.Transformer(str(bert)), parts.Pooling(16), parts.Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder))
     return folder

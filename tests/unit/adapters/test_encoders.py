@@ -201,7 +201,7 @@ def test_the_head_must_be_given_and_fit(encoder: Path, tmp_path: Path) -> None:
         sentence_model(encoder, PrototypeHead(drawn(3)))
     write_head(tmp_path / "head.safetensors", torch.ones(3, 16), bias=torch.arange(3.0))
     model, _ = sentence_model(encoder, tmp_path / "head.safetensors")
-    assert model.head.bias.tolist() == [0.0, 1.0, 2.0]
+    assert model.state_dict()["head.bias"].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Models of hubs out of their caches, without network: what is found, and what is said where nothing is."""
 
 import socket
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def test_only_files_that_are_no_code_are_asked_for(cache: Path, monkeypatch: pyt
     assert (call["name"], call["revision"]) == ("org/vit", "v1.2")
     files = ["modeling.py", "pytorch_model.bin", "model.h5", "onnx/model.onnx", "config.json", "model.safetensors"]
     files += ["model-00001-of-00002.safetensors", "tokenizer.json", "preprocessor_config.json"]
-    wanted = huggingface_hub.utils.filter_repo_objects(files, allow_patterns=call["allow_patterns"])
-    assert list(wanted) == files[4:]
+    wanted = [name for name in files if any(fnmatch(name, pattern) for pattern in call["allow_patterns"])]
+    assert wanted == files[4:]
 
 
 def test_a_model_of_pickled_weights_alone_is_refused(cache: Path) -> None:
