@@ -3,7 +3,8 @@
 import csv
 import socket
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,7 @@ from torchvision import models
 from opnp import OPNP, Ratios
 from opnp.adapters import PrototypeHead, SentenceClassifier, chosen_preprocessing, model_from_name
 from opnp.data import open_inputs, write_head
-from tests.in_process import Opnp, done
+from tests.in_process import Opnp, done, refused
 from tests.integration.cli_world import write_world
 from tests.unit.adapters.hub_caches import (
     TORCHVISION,
@@ -58,7 +59,7 @@ class Case:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Stand in a folder with inputs, beside caches of hubs; every attempt to reach the network fails the test."""
 
     def connect(*_: object) -> None:
@@ -67,23 +68,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "world").mkdir()
     monkeypatch.chdir(write_world(tmp_path / "world"))
     monkeypatch.setattr(socket.socket, "connect", connect)
-    return offline_cache(tmp_path / "cache", monkeypatch)
+    monkeypatch.syspath_prepend(Path.cwd())
+    yield offline_cache(tmp_path / "cache", monkeypatch)
+    for module in ("litnet", "mynet"):
+        sys.modules.pop(module, None)
 
 
 def _timm(cache: Path) -> Case:
-    folder = write_timm(cache.parent / "timm")
-    cached(cache, "timm/test_resnet.r160_in1k", _of_imagenet(folder))
+    cached(cache, "timm/test_resnet.r160_in1k", write_timm(cache.parent / "timm", classes=1000))
     return Case("timm:test_resnet.r160_in1k", lambda: timm.create_model("test_resnet.r160_in1k", pretrained=True))
-
-
-def _of_imagenet(folder: Path) -> Path:
-    """Write weights of all the classes that timm's own model has."""
-    from safetensors.torch import save_file
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        save_file(timm.create_model("test_resnet").state_dict(), folder / "model.safetensors")
-    return folder
 
 
 def _timm_on_hub(cache: Path) -> Case:
@@ -137,10 +130,50 @@ def _sentences_on_hub(cache: Path) -> Case:
 
 def _module(cache: Path) -> Case:
     (cache.parent / "world" / "mynet.py").write_text(_MODULE, encoding="utf-8")
-    sys.modules.pop("mynet", None)
     return Case("mynet:net", lambda: import_module("mynet").net())
 
 
+def _lightning(cache: Path) -> Case:
+    """Return the network inside a module of Lightning, with a checkpoint that its trainer wrote."""
+    if not is_installed("lightning"):
+        pytest.skip("lightning is not installed")
+    import lightning
+
+    (cache.parent / "world" / "litnet.py").write_text(_LIGHTNING, encoding="utf-8")
+    kind = import_module("litnet").Classifier
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # of torch's newer names, and of few workers
+        trainer = lightning.Trainer(max_epochs=1, enable_checkpointing=False, **options)
+        module = kind(classes=5)
+        trainer.fit(module, torch.utils.data.DataLoader([(torch.rand(3, 8, 8), 1)] * 8, batch_size=4))
+        trainer.save_checkpoint("last.ckpt")
+    return Case("litnet:network", lambda: module.net, "last.ckpt")
+
+
+_LIGHTNING = """
+import lightning
+import torch
+from torch import nn
+
+
+def network(classes=5):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 24), nn.ReLU(), nn.Linear(24, classes))
+
+
+class Classifier(lightning.LightningModule):
+    def __init__(self, classes):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = network(classes)
+
+    def training_step(self, batch, index):
+        inputs, labels = batch
+        return nn.functional.cross_entropy(self.net(inputs), labels)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+"""
 _MODULE = """
 import torch
 from torch import nn
@@ -169,12 +202,15 @@ _CASES = (
     _sentences_of_a_folder,
     _sentences_on_hub,
     _module,
+    _lightning,
 )
 
 
 def _of_inputs(case: Case) -> tuple[str, ...]:
     """Return what is said of the inputs beside the name."""
-    return {"mynet": _OF_MODULE, "timm": _SMALL, "torchvision": _SMALL}.get(case.name.partition(":")[0], ())
+    return {"mynet": _OF_MODULE, "litnet": _OF_MODULE, "timm": _SMALL, "torchvision": _SMALL}.get(
+        case.name.partition(":")[0], ()
+    )
 
 
 @pytest.mark.parametrize("make", _CASES)
@@ -224,3 +260,16 @@ def _transform(case: Case) -> Any:
     """Return what makes the inputs of a case, by Python."""
     known = model_from_name(case.name, weights=case.weights)[1]
     return chosen_preprocessing(known, model=case.name, **_NUMBERS.get(_of_inputs(case), {}))
+
+
+def test_default_weights_are_those_of_none_and_are_remembered_so(opnp: Opnp, cache: Path) -> None:
+    case, written = _timm(cache), []
+    for weights in ((), ("--weights", "DEFAULT")):
+        given = (*case.arguments, *weights, *_SMALL, *_RATIOS, "--data", "train.safetensors", "--out", "d.safetensors")
+        done(opnp, "fit", *given)
+        written.append(Path("d.safetensors").read_bytes())
+    assert written[0] == written[1]
+    for weights in ((), ("--weights", "DEFAULT")):
+        done(opnp, "score", "d.safetensors", "test.safetensors", *weights, "--out", "scores.csv")
+    given = ("fit", "--model", "mynet:net", "--weights", "DEFAULT", "--data", "train.safetensors", "--out", "e.st")
+    assert "DEFAULT stands for the pretrained weights of a hub" in refused(opnp, *given)

@@ -48,12 +48,12 @@ def cached(cache: Path, name: str, source: Path) -> Path:
     return copytree(source, place / "snapshots" / _COMMIT)
 
 
-def write_timm(folder: Path, *, seed: int = 0) -> Path:
+def write_timm(folder: Path, *, classes: int = TIMM_CLASSES, seed: int = 0) -> Path:
     """Write a model of timm for images of 32 x 32 as its `push_to_hf_hub` does, and return the folder."""
     folder.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        state = timm.create_model("test_resnet", num_classes=TIMM_CLASSES).state_dict()
+        state = timm.create_model("test_resnet", num_classes=classes).state_dict()
     save_file(state, folder / "model.safetensors")
     inputs = {
         "input_size": [3, 32, 32],
@@ -62,7 +62,7 @@ def write_timm(folder: Path, *, seed: int = 0) -> Path:
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
     }
-    config = {"architecture": "test_resnet", "num_classes": TIMM_CLASSES, "pretrained_cfg": inputs}
+    config = {"architecture": "test_resnet", "num_classes": classes, "pretrained_cfg": inputs}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
