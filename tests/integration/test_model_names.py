@@ -1,7 +1,9 @@
 """From the name of a model to a fit, scores, an exported file and back: the numbers of the library on that model."""
 
 import csv
+import os
 import socket
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import timm
 import torch
 import transformers
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision import models
 
 from opnp import OPNP, Ratios
@@ -141,12 +144,17 @@ def _lightning(cache: Path) -> Case:
 
     (cache.parent / "world" / "litnet.py").write_text(_LIGHTNING, encoding="utf-8")
     kind = import_module("litnet").Classifier
-    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    options: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # of torch's newer names, and of few workers
         trainer = lightning.Trainer(max_epochs=1, enable_checkpointing=False, **options)
         module = kind(classes=5)
-        trainer.fit(module, torch.utils.data.DataLoader([(torch.rand(3, 8, 8), 1)] * 8, batch_size=4))
+        trainer.fit(module, DataLoader(TensorDataset(torch.rand(8, 3, 8, 8), torch.arange(8) % 5), batch_size=4))
         trainer.save_checkpoint("last.ckpt")
     return Case("litnet:network", lambda: module.net, "last.ckpt")
 
@@ -273,3 +281,23 @@ def test_default_weights_are_those_of_none_and_are_remembered_so(opnp: Opnp, cac
         done(opnp, "score", "d.safetensors", "test.safetensors", *weights, "--out", "scores.csv")
     given = ("fit", "--model", "mynet:net", "--weights", "DEFAULT", "--data", "train.safetensors", "--out", "e.st")
     assert "DEFAULT stands for the pretrained weights of a hub" in refused(opnp, *given)
+
+
+@pytest.mark.slow
+def test_the_cache_that_the_environment_names_is_read(cache: Path) -> None:
+    """As somebody without network has it: ``HF_HOME`` with the layout of downloads, ``HF_HUB_OFFLINE``."""
+    cached(cache.parent / "home" / "hub", "org/vit", write_vit(cache.parent / "vit"))
+    environment = os.environ | {"HF_HOME": str(cache.parent / "home"), "HF_HUB_OFFLINE": "1"}
+    given = ("fit", "--data", "train.safetensors", *_RATIOS, "--out", "d.safetensors", "--model")
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "opnp", *given, name]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    finished = run("hf:org/vit")
+    assert finished.returncode == 0, finished.stderr
+    assert OPNP.load("d.safetensors").origin is not None
+    finished = run("hf:org/absent")
+    assert finished.returncode == 2
+    assert finished.stderr.count("\n") == 1
+    assert "not in the cache on this machine, and the network cannot be reached" in finished.stderr
