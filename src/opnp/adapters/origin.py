@@ -26,10 +26,8 @@ _VERSIONS = ("timm", "transformers")
 _MOST, _LONG = 3, 40
 """Facts that a message names, and characters of each."""
 
-_OF_FOLDERS = ("hf", "sentence-transformers")
-"""Kinds of names that go on with a folder, or with the name of a model on the hub of Hugging Face."""
-_HERE = "./"
-"""Before a folder that could be taken for the name of a model on the hub."""
+_HERE = {"hf": "FOLDER", "sentence-transformers": "FOLDER"}
+"""What names of these kinds go on with: a place on this machine, or a name on the hub of Hugging Face."""
 
 
 def model_origin(
@@ -58,9 +56,9 @@ def model_origin(
     """
     folder = detector.absolute().parent
     kind, _, place = name.partition(":")
-    if kind in _OF_FOLDERS and Path(place).exists():
+    if kind in _HERE and Path(place).exists():
         place = _relative(Path(place), folder)
-        name = f"{kind}:{_HERE if _can_be_of_hub(kind, place) else ''}{place}"
+        name = f"{kind}:{'./' if _can_be_of_hub(kind, place) else ''}{place}"
     return ModelOrigin(
         model=name,
         weights=None if weights is None else _relative(weights, folder),
@@ -100,10 +98,10 @@ def stored_source(origin: ModelOrigin, detector: Path, *, is_named: bool = False
     """
     name = origin.model
     kind, _, place = name.partition(":")
-    if kind in _OF_FOLDERS and not is_named:
+    if kind in _HERE and not is_named:
         is_here = (detector.absolute().parent / place).exists()
         if is_here or not _can_be_of_hub(kind, place):
-            name = f"{kind}:{_found(place, detector, option=f'--model {kind}:FOLDER')}"
+            name = f"{kind}:{_found(place, detector, option=f'--model {kind}:{_HERE[kind]}')}"
     weights = None if origin.weights is None else _found(origin.weights, detector, option="--weights FILE")
     return name, weights
 
@@ -162,7 +160,9 @@ def require_same_weights(origin: ModelOrigin, model: nn.Module, *, head_sha256: 
 
 def _can_be_of_hub(kind: str, place: str) -> bool:
     """Return whether a folder, as it is remembered, could be the name of a model; sentence encoders have short ones."""
-    return is_hub_name(place) or (kind != "hf" and "/" not in place)
+    if kind == "sentence-transformers":
+        return is_hub_name(place if "/" in place else f"{kind}/{place}")
+    return kind == "hf" and is_hub_name(place)
 
 
 def _relative(path: Path, folder: Path) -> str:
