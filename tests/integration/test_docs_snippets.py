@@ -38,7 +38,7 @@ from tests.unit.adapters.hub_caches import (
     write_sentence_encoder,
     write_timm,
 )
-from tests.unit.adapters.hub_folders import TEXT_CLASSES, write_bert, write_vit
+from tests.unit.adapters.hub_folders import TEXT_CLASSES, write_bert, write_clip, write_vit
 
 RUN = {name: path for name, path in pages().items() if blocks(path)}
 NOT_RUN = {
@@ -105,11 +105,12 @@ def hubs(folder: Path) -> None:
 
 
 def sentences(folder: Path) -> None:
-    """Write ``my-encoder``, a sentence encoder, and texts for it."""
+    """Write ``my-encoder``, a sentence encoder, texts for it, and ``my-clip``."""
     if not is_installed("sentence_transformers"):
         pytest.skip("sentence-transformers is not installed")
     bert(folder)
     write_sentence_encoder(folder / "my-encoder")
+    write_clip(folder / "my-clip")
 
 
 def features(folder: Path) -> None:

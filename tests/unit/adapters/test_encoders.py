@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -28,7 +29,7 @@ from opnp.errors import (
 )
 from opnp.model import find_head
 from tests.unit.adapters.hub_caches import is_installed, write_sentence_encoder
-from tests.unit.adapters.hub_folders import change_json
+from tests.unit.adapters.hub_folders import change_json, write_clip
 
 CLASSES, WIDTH = 4, 12
 
@@ -68,6 +69,18 @@ def test_the_head_is_found_and_its_features_have_length_one() -> None:
     torch.testing.assert_close(detector.score(inputs), found, rtol=1e-4, atol=1e-4)
     assert detector.members == PANEL
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_logits_are_those_of_clip(tmp_path: Path) -> None:
+    kind: Any = transformers.CLIPModel
+    clip = kind.from_pretrained(write_clip(tmp_path / "clip")).eval()
+    tokens, pixels = torch.tensor([[1, 5, 2], [1, 6, 2], [1, 7, 2]]), torch.rand(4, 3, 16, 16)
+    with torch.no_grad():
+        texts = clip.text_projection(clip.text_model(input_ids=tokens).pooler_output)
+        images = clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)
+        expected = clip(input_ids=tokens, pixel_values=pixels).logits_per_image
+        found = PrototypeHead(texts, scale=clip.logit_scale.exp().item())(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
