@@ -29,7 +29,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv demo docs picture records results streams bench browser test test-long test-minimum mutation audit coverage lint format wheel clean
+.PHONY: help check venv demo docs picture records results embeddings streams bench browser test test-long test-minimum mutation audit coverage lint format wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -96,6 +96,10 @@ records: venv  ## Make the records of docs/records anew (DATA=../shared/data)
 bench: venv  ## Measure time and memory against floors and rivals, with bounds; write docs/explanation/performance.md
 	@$(BIN)/python -m benchmarks --features $(DATA)/features --out $(RECORDS)/benchmarks.json
 	@$(BIN)/python -m benchmarks.page $(RECORDS)/benchmarks.json docs/explanation/performance.md
+
+embeddings: venv  ## Measure the fusion on embeddings of length 1 for docs/how-to/embeddings.md, a minute
+	@$(RUN) studies.embeddings $(DATA)/features/minilm_clinc150_mlp $(DATA)/features/magika_v3_3 \
+	    --out $(RECORDS)/embeddings.json --page docs/how-to/embeddings.md
 
 streams: venv  ## Simulate streams for docs/how-to/monitoring.md: false alarms and power of the monitor, two minutes
 	@$(BIN)/python -m studies.monitor_streams

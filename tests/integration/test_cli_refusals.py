@@ -125,7 +125,7 @@ _TUNE = "tune FEATURES --out d.st"
         # Models and their inputs.
         ("FIT TRAIN --model tinynets", "`model` must be `timm:NAME`"),
         ("FIT TRAIN --model tinynets:net", "No preprocessing is known for the model 'tinynets:net'"),
-        ("FIT TRAIN --model hf:nowhere", "nowhere is none. Nothing is downloaded"),
+        ("FIT TRAIN --model hf:nowhere", "nowhere is none, or a model of the hub"),
         ("FIT TRAIN --model hf:.", "holds no config.json"),
         ("FIT TRAIN --model timm:none", "timm has no model 'none'"),
         ("FIT TINY --data nowhere", "nowhere does not exist"),

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ from opnp.adapters.pytorch_ood import OPNPDetector
 from opnp.adapters.scikit_learn import OPNPOutlierDetector
 from opnp.cli.app import COMMANDS, named_command
 from opnp.errors import OpnpError, OpnpWarning
+from studies import embeddings
 from studies.results_page import Records, results_page, with_table
 from tests.integration.docs_pages import DOCS, pages
 from tests.made_once import made_once
@@ -287,3 +289,10 @@ def test_the_records_cover_the_same_models_and_no_figure_is_missing(records: Rec
     for model in records.bench.models:
         assert model.row("OPNP()").status == "ok"
         assert [row.method for row in model.methods if row.group == "product" and row.status != "ok"] == []
+
+
+def test_the_table_of_embeddings_is_that_of_the_record() -> None:
+    rows = json.loads((DOCS / "records" / "embeddings.json").read_text(encoding="utf-8"))
+    page = (DOCS / "how-to" / "embeddings.md").read_text(encoding="utf-8")
+    assert embeddings.with_table(page, rows) == page
+    assert embeddings.with_table(page, rows[1:]) != page

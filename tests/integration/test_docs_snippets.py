@@ -31,7 +31,14 @@ from opnp.data import write_features, write_head
 from opnp.errors import OpnpWarning
 from tests.in_process import Opnp
 from tests.integration.docs_pages import DOCS, Block, blocks, pages, world
-from tests.unit.adapters.hub_folders import TEXT_CLASSES, write_bert
+from tests.unit.adapters.hub_caches import (
+    cached,
+    is_installed,
+    offline_cache,
+    write_sentence_encoder,
+    write_timm,
+)
+from tests.unit.adapters.hub_folders import TEXT_CLASSES, write_bert, write_clip, write_vit
 
 RUN = {name: path for name, path in pages().items() if blocks(path)}
 NOT_RUN = {
@@ -90,6 +97,22 @@ def bert(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def hubs(folder: Path) -> None:
+    """Write images, and models into the cache of Hugging Face in ``cache``."""
+    images(folder)
+    cached(folder / "cache", "timm/test_resnet.r160_in1k", write_timm(folder / "cache" / "timm", classes=1000))
+    cached(folder / "cache", "nateraw/vit-base-beans", write_vit(folder / "cache" / "vit"))
+
+
+def sentences(folder: Path) -> None:
+    """Write ``my-encoder``, a sentence encoder, texts for it, and ``my-clip``."""
+    if not is_installed("sentence_transformers"):
+        pytest.skip("sentence-transformers is not installed")
+    bert(folder)
+    write_sentence_encoder(folder / "my-encoder")
+    write_clip(folder / "my-clip")
+
+
 def features(folder: Path) -> None:
     """Write features of ten classes, their head and one OOD set, as `opnp cache` names them and beside that by use."""
     generator = torch.Generator().manual_seed(0)
@@ -127,6 +150,8 @@ def demo(folder: Path) -> None:
 WORLDS: dict[str, Callable[[Path], None]] = {
     "images": images,
     "bert": bert,
+    "hubs": hubs,
+    "sentences": sentences,
     "features": features,
     "results": results,
     "demo": demo,
@@ -140,7 +165,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = set(sys.modules)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline_cache(tmp_path / "cache", monkeypatch)
     with torch.random.fork_rng():
         yield tmp_path
     for name in set(sys.modules) - before:
@@ -166,6 +191,8 @@ def test_every_block_runs(opnp: Opnp, folder: Path, name: str) -> None:
 
 def run(block: Block, page: ModuleType, opnp: Opnp, name: str) -> None:
     """Run one block in this process; a page's blocks share their names."""
+    if "lightning" in block.text and not is_installed("lightning"):
+        pytest.skip("lightning is not installed")
     if block.title:
         Path(block.title).write_text(block.text, encoding="utf-8")
     elif block.language == "python":
@@ -173,6 +200,7 @@ def run(block: Block, page: ModuleType, opnp: Opnp, name: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             warnings.simplefilter("ignore", OpnpWarning)  # the data of these pages are few
+            warnings.filterwarnings("ignore", module=r"lightning\.")  # of torch's newer names, and of few workers
             exec(code, vars(page))  # noqa: S102  # the project's own page
     elif block.language == "sh":
         for line in block.text.replace("\\\n", " ").splitlines():

@@ -6,6 +6,11 @@ from .baselines import PytorchOodBaseline as PytorchOodBaseline
 from .baselines import odin_scores as odin_scores
 from .baselines import require_odin as require_odin
 from .baselines import require_pytorch_ood as require_pytorch_ood
+from .encoders import PrototypeHead as PrototypeHead
+from .encoders import SentenceClassifier as SentenceClassifier
+from .encoders import linear_head as linear_head
+from .encoders import sentence_model as sentence_model
+from .hubs import DEFAULT_WEIGHTS as DEFAULT_WEIGHTS
 from .hubs import TimmTransform as TimmTransform
 from .hubs import chosen_preprocessing as chosen_preprocessing
 from .hubs import folder_name as folder_name

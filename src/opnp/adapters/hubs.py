@@ -1,6 +1,6 @@
 """Models by name, of timm and torchvision too, with what makes their inputs and what is said where they fail.
 
-A name is ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER`` or ``module:callable``.
+A name is ``timm:NAME``, ``torchvision:NAME``, ``hf:NAME``, ``sentence-transformers:NAME`` or ``module:callable``.
 """
 
 import json
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from opnp.adapters.encoders import sentence_model
+from opnp.adapters.hub_cache import did_you_mean, failure_text
 from opnp.adapters.transformers_models import named_weights, transformers_model
 from opnp.data import Interpolation, Preprocessing, Transform, fitting_names, load_weights, read_weights
 from opnp.data.inputs import is_lost_worker, lost_worker_text
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "DEFAULT_WEIGHTS",
     "TimmTransform",
     "chosen_preprocessing",
     "folder_name",
@@ -40,7 +43,11 @@ __all__ = [
     "torchvision_model",
 ]
 
-_KINDS = "`timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, or `module:callable` such as `mymodels:resnet`"
+DEFAULT_WEIGHTS = "DEFAULT"
+"""In the place of a file of weights: those that a hub gives by itself."""
+_KINDS = "`timm:NAME`, `torchvision:NAME`, `hf:NAME`, or `module:callable` such as `mymodels:resnet`"
+_OF_HUB = ("hf-hub:", "hf_hub:")
+"""What timm has before names of models that lie on the hub of Hugging Face."""
 _EXAMPLE = "`--image-size 32 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010`"
 
 
@@ -89,7 +96,8 @@ def timm_model(
     """Return a model of timm, and the preprocessing of its test images.
 
     Args:
-        name: Its name in timm, with a tag or without, such as ``resnet18`` or ``resnet18.a1_in1k``.
+        name: Its name in timm, with a tag or without, such as ``resnet18`` or ``resnet18.a1_in1k``; or that of a model
+            of timm on the hub of Hugging Face, ``hf-hub:org/name``.
         classes: Rows of the head; None for those of the pretrained model.
         is_pretrained: Whether timm shall give it its pretrained weights, which may be downloaded; random ones else.
 
@@ -104,11 +112,11 @@ def timm_model(
     """
     timm = _timm()
     # A tag names weights, so that timm refuses a wrong one by itself.
-    if not timm.is_model(name):
-        similar = ", ".join(timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:8])
+    if not name.startswith(_OF_HUB) and not timm.is_model(name):
+        similar = did_you_mean(name.split(".", maxsplit=1)[0], timm.list_models(), prefix="timm:")
         raise OptionError(
-            f"timm has no model {name!r}.{f' It has {similar}.' if similar else ''} "
-            f"`python -c 'import timm; print(timm.list_models())'` lists them all.",
+            f"timm has no model {name!r}.{similar} `python -c 'import timm; print(timm.list_models())'` lists them "
+            f"all; one on the hub of Hugging Face is `timm:hf-hub:org/name`.",
         )
     options = {} if classes is None else {"num_classes": classes}
     with _making("timm", name, is_pretrained=is_pretrained):
@@ -145,26 +153,32 @@ def torchvision_model(name: str, *, classes: int | None = None, is_pretrained: b
     """Return an image classifier of torchvision, and the preprocessing of its test images.
 
     Args:
-        name: Its name in torchvision, such as ``resnet18``.
+        name: Its name in torchvision, such as ``resnet18``; with ``@`` and the name of weights those, as in
+            ``resnet50@IMAGENET1K_V1``, and the default ones without.
         classes: Rows of the head; None for the 1000 of ImageNet.
-        is_pretrained: Whether torchvision shall give it its default weights, which may be downloaded; random ones else.
+        is_pretrained: Whether torchvision shall give it these weights, which may be downloaded; random ones else.
 
     Returns:
-        The model, and the preprocessing that belongs to its default weights, whether or not it has them.
+        The model, and the preprocessing that belongs to these weights, whether or not it has them.
 
     Raises:
-        OptionError: If torchvision has no such classifier, or its weights cannot be had.
+        OptionError: If torchvision has no such classifier or weights, or they cannot be had.
         MissingExtraError: If torchvision is not installed.
 
     """
     models = _torchvision()
     known: list[str] = models.list_models(module=models)
+    name, _, chosen = name.partition("@")
     if name not in known:
-        similar = ", ".join(item for item in known if item.startswith(name[:3]))
+        similar = did_you_mean(name, known, prefix="torchvision:") or f" It has {', '.join(known)}."
+        raise OptionError(f"torchvision has no classifier {name!r}.{similar}")
+    of_name = models.get_model_weights(name)
+    if chosen and chosen not in of_name.__members__:
         raise OptionError(
-            f"torchvision has no classifier {name!r}. It has {similar or ', '.join(known)}.",
+            f"torchvision has no weights {chosen!r} of {name}. It has {', '.join(of_name.__members__)}: "
+            f"`torchvision:{name}@{of_name.DEFAULT.name}`.",
         )
-    weights = models.get_model_weights(name).DEFAULT
+    weights = of_name[chosen or "DEFAULT"]
     options = {} if classes is None else {"num_classes": classes}
     with _making("torchvision", name, is_pretrained=is_pretrained), warnings.catch_warnings():
         # Inception and GoogLeNet announce another initialisation; the weights are replaced or given anyway.
@@ -198,9 +212,9 @@ def _making(hub: str, name: str, *, is_pretrained: bool) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             yield
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = failure_text(error)
         if not is_pretrained:
-            raise OptionError(f"{hub} could not make {name!r}: {reason}") from error
+            raise OptionError(f"{hub} could not make {name!r}: {reason}.") from error
         raise OptionError(
             f"{hub} could not get the pretrained weights of {name!r} ({reason}). Give weights that are on this "
             f"machine: `--weights FILE`.",
@@ -209,19 +223,24 @@ def _making(hub: str, name: str, *, is_pretrained: bool) -> Iterator[None]:
 
 _Builder = Callable[..., tuple[nn.Module, Transform]]
 _HUBS: dict[str, _Builder] = {"timm": timm_model, "torchvision": torchvision_model, "hf": transformers_model}
+_SENTENCES = "sentence-transformers"
 
 
 def model_from_name(text: str, *, weights: str | os.PathLike[str] | None = None) -> tuple[nn.Module, Transform | None]:
     """Return the model that a text names, and what makes its inputs where the text tells that.
 
-    A model of timm or torchvision without `weights` has their pretrained ones, one of transformers those of its folder.
-    With `weights` it gets as many classes as the head in the file has, and nothing is downloaded. A callable is
-    imported, from the current folder too, and called without arguments.
+    A model of a hub has its pretrained weights, which are downloaded unless they are in the hub's cache. With `weights`
+    it gets as many classes as the head in the file has, and no other weights are downloaded. A callable is imported,
+    from the current folder too, and called without arguments.
 
     Args:
-        text: ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER`` (a folder of transformers on this machine, with image
-            processor or tokenizer) or ``module:callable``.
-        weights: State dict to load, every name of it: a ``.safetensors`` file, or one that `torch.save` wrote.
+        text: ``timm:NAME`` or ``timm:hf-hub:org/name``; ``torchvision:NAME`` or ``torchvision:NAME@WEIGHTS``;
+            ``hf:NAME``, a folder of transformers with image processor or tokenizer, or the name of such a model on the
+            hub of Hugging Face, ``org/name``; ``sentence-transformers:NAME``, as `sentence_model` takes it; or
+            ``module:callable``.
+        weights: State dict to load, every name of it: a ``.safetensors`` file, or one that `torch.save` wrote; None or
+            ``"DEFAULT"`` for the pretrained ones of a hub. Of a sentence encoder the file of its head, as
+            `opnp.data.write_head` writes it.
 
     Returns:
         The model, and the transform of its inputs, None for a callable.
@@ -241,6 +260,15 @@ def model_from_name(text: str, *, weights: str | os.PathLike[str] | None = None)
     kind, separator, name = text.partition(":")
     if not separator or not kind or not name:
         raise OptionError(f"`model` must be {_KINDS}, got {text!r}.")
+    if weights is not None and os.fspath(weights) == DEFAULT_WEIGHTS:
+        if kind not in _HUBS:
+            raise OptionError(
+                f"`--weights`: {DEFAULT_WEIGHTS} stands for the pretrained weights of a hub, and {text!r} is of none: "
+                f"leave it out, or give a file."
+            )
+        weights = None
+    if kind == _SENTENCES:
+        return sentence_model(name, weights)
     state = None if weights is None else read_weights(weights)
     transform: Transform | None = None
     if kind in _HUBS:
@@ -371,13 +399,15 @@ def _called(module: str, name: str) -> nn.Module:
             found: object = import_module(module)
         except (Exception, SystemExit) as error:  # a script that leaves would end this process, as if all were well
             raise OptionError(
-                f"`model` must be {_KINDS}: importing {module!r} raised {type(error).__name__}: {error}.",
+                f"`model` must be {_KINDS}: importing {module!r} raised {type(error).__name__}: {error}."
+                f"{_meant_module(module, name)}",
             ) from error
         for attribute in name.split("."):
             try:
                 found = getattr(found, attribute)
             except Exception as error:  # modules and classes may look names up by code of their own
-                raise OptionError(f"`model`: the module {module!r} has no {name!r}.") from error
+                similar = did_you_mean(name, dir(found), prefix=f"{module}:")
+                raise OptionError(f"`model`: the module {module!r} has no {name!r}.{similar}") from error
         if not callable(found):
             raise OptionError(f"`model`: {module}:{name} must be callable, got {type(found).__name__}.")
         try:
@@ -391,6 +421,14 @@ def _called(module: str, name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise OptionError(f"`model`: {module}:{name}() must return a torch.nn.Module, got {type(model).__name__}.")
     return model
+
+
+def _meant_module(module: str, name: str) -> str:
+    """Return what was meant by the name of a module that cannot be imported, as a question, or ""."""
+    if module.endswith(".py"):
+        meant = ".".join(Path(module.removesuffix(".py")).parts)
+        return f" The `.py` is no part of a module's name. Did you mean `{meant}:{name}`?"
+    return did_you_mean(module, [*_HUBS, _SENTENCES])
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from opnp.adapters.hub_cache import is_hub_name
 from opnp.artifact import tensors_digest
 from opnp.data import Preprocessing, Transform
 from opnp.data.class_order import model_class_names
@@ -32,8 +33,8 @@ _VERSIONS = ("timm", "transformers")
 _MOST, _LONG = 3, 40
 """Facts that a message names, and characters of each."""
 
-_FOLDER_PREFIX = "hf:"
-"""Names that begin with this go on with a folder."""
+_HERE = {"hf": "FOLDER", "sentence-transformers": "FOLDER", "onnx": "FILE"}
+"""What names of these kinds go on with: a place on this machine; of the first two a name on a hub, too."""
 
 
 def model_origin(
@@ -59,11 +60,12 @@ def model_origin(
 
     """
     folder = detector.absolute().parent
-    known = name
-    if name.startswith(_FOLDER_PREFIX):
-        known = _FOLDER_PREFIX + _relative(Path(name.removeprefix(_FOLDER_PREFIX)), folder)
+    kind, _, place = name.partition(":")
+    if kind in _HERE and Path(place).exists():
+        place = _relative(Path(place), folder)
+        name = f"{kind}:{'./' if _can_be_of_hub(kind, place) else ''}{place}"
     return ModelOrigin(
-        model=known,
+        model=name,
         weights=None if weights is None else _relative(weights, folder),
         weights_sha256=weights_digest(model),
         kind=transform.kind,
@@ -85,16 +87,19 @@ def weights_digest(model: nn.Module) -> str:
 def stored_model(origin: ModelOrigin, detector: Path) -> str:
     """Return the name by which the model of a detector can be opened on this machine.
 
-    A folder is looked for at its place relative to the detector, then beside the detector.
+    A file or folder is looked for at its place relative to the detector, then beside the detector. The name of a model
+    on a hub stays as it is.
 
     Raises:
         MissingFileError: If it is at neither place.
 
     """
-    if not origin.model.startswith(_FOLDER_PREFIX):
-        return origin.model
-    folder = _found(origin.model.removeprefix(_FOLDER_PREFIX), detector, option="--model hf:FOLDER")
-    return f"{_FOLDER_PREFIX}{folder}"
+    name = origin.model
+    kind, _, place = name.partition(":")
+    is_here = (detector.absolute().parent / place).exists()
+    if kind in _HERE and (is_here or not _can_be_of_hub(kind, place)):
+        return f"{kind}:{_found(place, detector, option=f'--model {kind}:{_HERE[kind]}')}"
+    return name
 
 
 def stored_weights(origin: ModelOrigin, detector: Path) -> Path | None:
@@ -157,6 +162,13 @@ def require_same_weights(origin: ModelOrigin, model: nn.Module, *, head_sha256: 
         "The model has the head of the detector's fit, and other weights elsewhere. Give those of the fit, fit again, "
         "or go on all the same with `--force`."
     )
+
+
+def _can_be_of_hub(kind: str, place: str) -> bool:
+    """Return whether a folder, as it is remembered, could be the name of a model; sentence encoders have short ones."""
+    if kind == "sentence-transformers":
+        return is_hub_name(place if "/" in place else f"{kind}/{place}")
+    return kind == "hf" and is_hub_name(place)
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -1,6 +1,6 @@
-"""Classifiers of transformers from a folder on this machine, with the folder's own image processor or tokenizer.
+"""Classifiers of transformers from a folder or the hub of Hugging Face, with their own image processor or tokenizer.
 
-Nothing is downloaded and no code of the folder is run: weights are safetensors, and the architecture is one that
+No code that comes with a model is downloaded or run: weights are safetensors, and the architecture is one that
 transformers has itself.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from opnp.adapters.hub_cache import cached_folder, is_hub_name
 from opnp.data import file_digest
 from opnp.data.samples import require_area
 from opnp.errors import DataFileError, MissingFileError, OpnpError, OptionError, require_installed
@@ -22,7 +23,15 @@ from opnp.errors import DataFileError, MissingFileError, OpnpError, OptionError,
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["TokenizerTransform", "TransformersImageTransform", "named_weights", "transformers_model"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "TokenizerTransform",
+    "TransformersImageTransform",
+    "named_weights",
+    "quiet",
+    "require_no_code",
+    "transformers_model",
+]
 
 _KINDS: dict[str, Literal["image", "text"]] = {
     "ForImageClassification": "image",
@@ -43,7 +52,16 @@ _TOKENIZERS = (
     "sentencepiece.bpe.model",
     "spm.model",
 )
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+TOKENIZER_FILES = (
+    *_TOKENIZERS,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+)
+"""What the tokens of a text depend on."""
+_DOWNLOADED = ("config.json", *_WEIGHTS, "model-*.safetensors", *_PROCESSORS, *TOKENIZER_FILES)
+"""Files of a model on the hub that are fetched: none of code, none that is pickled."""
 _SHOWN = 4
 _UNLIMITED = 1_000_000
 """Tokenizers that know no limit name a larger one than this."""
@@ -206,7 +224,8 @@ def transformers_model(
 
     Args:
         folder: Folder with ``config.json``, ``model.safetensors``, and ``preprocessor_config.json`` or the files of a
-            tokenizer.
+            tokenizer; or the name of such a model on the hub of Hugging Face, ``org/name`` or ``org/name@revision``,
+            whose files are downloaded unless they are in its cache.
         classes: Rows of the head, for weights that are loaded afterwards; None for those of the folder.
         is_pretrained: Whether the model gets the weights of the folder; random ones else.
 
@@ -214,24 +233,27 @@ def transformers_model(
         The model, and the transform of its inputs.
 
     Raises:
-        MissingFileError: If there is no such folder, or it holds no ``config.json`` or no weights.
+        MissingFileError: If there is no such folder, nor such a model in the cache or on the hub; or it holds no
+            ``config.json`` or no weights.
         OptionError: If the architecture is no classifier of images or texts, needs code of the folder, its weights are
             pickled, or image processor, tokenizer or padding token is missing.
         DataFileError: If files are damaged, or the weights lack a part of the model.
         MissingExtraError: If transformers is not installed.
 
     """
+    if is_hub_name(str(folder)) and not Path(folder).is_dir():
+        folder = cached_folder(str(folder), option=f"hf:{folder}", patterns=_DOWNLOADED)
     folder = Path(folder)
     settings = _settings(folder)
     architecture, kind = _architecture(settings, folder)
-    files = _PROCESSORS if kind == "image" else (*_TOKENIZERS, *_SETTINGS)
+    files = _PROCESSORS if kind == "image" else TOKENIZER_FILES
     present = [name for name in files if (folder / name).is_file()]
     _require_inputs(folder, present, kind)
     _require_one_order(folder, settings)
     if kind == "image":
         require_installed("`hf:` models of images need", "PIL", extra="hf")
     for name in ("config.json", *_PROCESSORS, "tokenizer_config.json"):
-        _require_no_code(folder / name)
+        require_no_code(folder / name)
     if is_pretrained:
         _require_weights(folder)
     transformers = _transformers()
@@ -242,7 +264,7 @@ def transformers_model(
             f"version that the model was saved with ({settings.get('transformers_version', 'unknown')}), or a later "
             f"one.",
         )
-    with _quiet(), _told(folder), torch.random.fork_rng(devices=[]):
+    with quiet(), _told(folder), torch.random.fork_rng(devices=[]):
         config = transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
         if classes is not None:
             config.num_labels = classes
@@ -290,7 +312,7 @@ def named_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, 
         return dict(weights)
     kind: Any = type(model)
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             made, found = kind.from_pretrained(
                 None, config=model.config, state_dict=dict(weights), output_loading_info=True
             )
@@ -306,8 +328,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     """Return what ``config.json`` says."""
     if not folder.is_dir():
         raise MissingFileError(
-            f"`hf:FOLDER` must name a folder on this machine, and {folder} is none. Nothing is downloaded: "
-            f"`hf download NAME --local-dir FOLDER` fetches a model, `model.save_pretrained(FOLDER)` writes one.",
+            f"`hf:NAME` must be a folder on this machine, and {folder} is none, or a model of the hub as in "
+            f"`hf:org/name`. `model.save_pretrained(FOLDER)` writes a folder.",
         )
     if not (folder / "config.json").is_file():
         raise MissingFileError(
@@ -340,7 +362,7 @@ def _architecture(settings: Mapping[str, Any], folder: Path) -> tuple[str, Liter
     )
 
 
-def _require_no_code(path: Path) -> None:
+def require_no_code(path: Path) -> None:
     """Raise if a settings file asks for classes that are written in the folder or on the hub."""
     if path.is_file() and _json(path).get("auto_map"):
         raise OptionError(
@@ -364,7 +386,10 @@ def _require_weights(folder: Path) -> None:
             f"{folder} holds its weights as {', '.join(pickled)} alone, which is not read: unpickling can run code. "
             f"Where you trust the file, `model.save_pretrained(FOLDER)` writes model.safetensors.",
         )
-    raise MissingFileError(f"{folder} holds no model.safetensors: `model.save_pretrained(FOLDER)` writes it.")
+    raise MissingFileError(
+        f"{folder} holds no model.safetensors: `model.save_pretrained(FOLDER)` writes it. Of a model of the hub whose "
+        f"weights are pickled alone nothing else is downloaded."
+    )
 
 
 def _require_inputs(folder: Path, present: Sequence[str], kind: Literal["image", "text"]) -> None:
@@ -426,7 +451,7 @@ def _limit(tokenizer: Any, model: nn.Module) -> int | None:  # noqa: ANN401  # a
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers from writing bars and reports to the terminal, and set it back afterwards."""
     from transformers import utils
 

@@ -126,7 +126,7 @@ def _cached(
         sets,
         out,
         name=name,
-        weights=options.weights,
+        weights=options.weights_file,
         head=head_layer_name(options.head_layer, old=options.head),
         logits=options.logits_place,
         device=opened.device,

@@ -270,7 +270,7 @@ def _fit_model(
         model_origin(
             *(opened.model, opened.transform),
             name=model,
-            weights=options.weights,
+            weights=options.weights_file,
             detector=out,
             classes=len(detector.sensitivity.weight),
             class_names=training.source.class_names,

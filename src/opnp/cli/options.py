@@ -28,8 +28,8 @@ input_option, model_option, detector_option, running_option = (
 
 _FEATURES = "Safetensors file with `features` (batch, features), and perhaps `labels`; or a folder of feature shards."
 _NAMES = (
-    "timm:NAME, torchvision:NAME, hf:FOLDER (a folder of transformers on this machine), or module:callable that "
-    "returns the model"
+    "timm:NAME, torchvision:NAME, hf:NAME (of transformers: a folder, or org/name on the hub), "
+    "sentence-transformers:NAME with its head as --weights, or module:callable that returns the model"
 )
 _PLACE_DIGITS = 5
 
@@ -110,8 +110,8 @@ class ModelOptions:
     weights: Annotated[
         Path | None,
         model_option(
-            help="State dict of the model: a .safetensors file, or one of torch.save. Without it, timm and "
-            "torchvision give their pretrained weights, and hf those of its folder."
+            help="State dict of the model: a .safetensors file, or one of torch.save. DEFAULT, or nothing: the "
+            "pretrained weights of timm or torchvision, or those of the folder or model of hf."
         ),
     ] = None
     image_size: Annotated[
@@ -128,6 +128,19 @@ class ModelOptions:
         ),
     ] = None
     std: Annotated[str | None, model_option(metavar="R,G,B", help="Standard deviation, as --mean.")] = None
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of weights; None for those that a hub gives by itself.
+
+        Example:
+            >>> ModelOptions(weights=Path("DEFAULT")).weights_file is None
+            True
+
+        """
+        from opnp.adapters import DEFAULT_WEIGHTS
+
+        return None if self.weights == Path(DEFAULT_WEIGHTS) else self.weights
 
     def opened(self, name: str, *, remembered: "Transform | None" = None) -> "tuple[nn.Module, Transform]":
         """Return the model of a name and what makes its inputs: as remembered, or as comes with the model.

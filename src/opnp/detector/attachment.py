@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from opnp.core.checks import require_finite
 from opnp.core.sensitivity import with_float64
@@ -62,10 +62,11 @@ class ModelLink:
             InsufficientMemoryError: If the model, or the batch in it, needs more memory than there is.
 
         """
-        if isinstance(inputs, DataLoader):
+        if isinstance(inputs, DataLoader | Dataset):
+            through = "loader" if isinstance(inputs, DataLoader) else "DataLoader(dataset, batch_size=64)"
             raise InputTypeError(
-                "This takes one batch or one input, got a DataLoader. Go through it: "
-                "`torch.cat([detector.score(batch) for batch in loader])`.",
+                f"This takes one batch or one input, got a {type(inputs).__name__}. Go through it: "
+                f"`torch.cat([detector.score(batch) for batch in {through}])`.",
             )
         batch = BatchReader.of(self.model, classes=len(self.weight), is_inside=False).read(inputs, axes=self.axes)
         with head_tap(self.model, self.head, device=self.device, is_checked=False) as tap:

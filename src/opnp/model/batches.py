@@ -34,6 +34,7 @@ from typing import NamedTuple, Self, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from opnp.core.labels import LABEL_NAMES, class_indices, label_name
 from opnp.errors import BatchSizeWarning, EmptyDataError, InputTypeError, InsufficientMemoryError, OpnpError
@@ -390,6 +391,8 @@ def opened(loader: Iterable[object]) -> tuple[object, Iterator[object]]:
     """
     if isinstance(loader, Tensor | str) or not isinstance(loader, Iterable):
         hint = " For a single batch pass a list of one: `[inputs]`." if isinstance(loader, Tensor) else ""
+        if isinstance(loader, Dataset):
+            hint = " A loader makes batches of a data set: `DataLoader(dataset, batch_size=64)`."
         raise InputTypeError(f"`loader` must be an iterable of batches, got {type(loader).__name__}.{hint}")
     iterator = iter(loader)
     for first in iterator:

@@ -7,7 +7,16 @@ from typing import Any
 import torch
 import transformers
 
-__all__ = ["IMAGE_CLASSES", "TEXT_CLASSES", "TEXT_LIMIT", "WORDS", "change_json", "write_bert", "write_vit"]
+__all__ = [
+    "IMAGE_CLASSES",
+    "TEXT_CLASSES",
+    "TEXT_LIMIT",
+    "WORDS",
+    "change_json",
+    "write_bert",
+    "write_clip",
+    "write_vit",
+]
 
 IMAGE_CLASSES = 4
 TEXT_CLASSES = 3
@@ -49,6 +58,16 @@ def write_bert(folder: Path, *, seed: int = 0) -> Path:
     vocabulary.write_text("\n".join(WORDS), encoding="utf-8")
     # By position: the name of the argument changed in version 5, and so do the files that are written.
     _TRANSFORMERS.BertTokenizer(str(vocabulary)).save_pretrained(folder)
+    return folder
+
+
+def write_clip(folder: Path, *, seed: int = 0) -> Path:
+    """Write a CLIP of images of 16 x 16 and 50 tokens, the third of which ends a text, and return the folder."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    tokens = {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    images = {"image_size": 16, "patch_size": 8}
+    config = _TRANSFORMERS.CLIPConfig(text_config=sizes | tokens, vision_config=sizes | images, projection_dim=12)
+    _save(_TRANSFORMERS.CLIPModel, config, folder, seed=seed)
     return folder
 
 

@@ -141,7 +141,7 @@ def test_weights_of_another_model_are_told(tmp_path: Path) -> None:
     [
         (
             "resnet18",
-            "`model` must be `timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, or `module:callable` .*, got 'resnet18'",
+            "`model` must be `timm:NAME`, `torchvision:NAME`, `hf:NAME`, or `module:callable` .*, got 'resnet18'",
         ),
         ("timm:", "got 'timm:'"),
         (":net", "got ':net'"),
@@ -266,9 +266,11 @@ def test_models_have_the_classes_and_leave_the_random_state(build: Any, name: st
     ("build", "name", "message"),
     [
         (timm_model, "resnet18d_x", r"timm has no model 'resnet18d_x'\."),
-        (timm_model, "resnet10", r"timm has no model 'resnet10'\. It has .*resnet10t"),
+        (timm_model, "resnet10", r"timm has no model 'resnet10'\. Did you mean .*`timm:resnet10t`"),
         (timm_model, "resnet10t.no_tag", r"timm could not make 'resnet10t\.no_tag'"),
-        (torchvision_model, "resnet19", r"torchvision has no classifier 'resnet19'\. It has resnet101, .*resnet18"),
+        (torchvision_model, "resnet19", r"'resnet19'\. Did you mean `torchvision:resnet18` or "),
+        (torchvision_model, "zzz", r"torchvision has no classifier 'zzz'\. It has alexnet, "),
+        (torchvision_model, "resnet18@V2", r"no weights 'V2' of resnet18\. It has IMAGENET1K_V1, DEFAULT: `torchv"),
         (torchvision_model, "fasterrcnn_resnet50_fpn", "no classifier 'fasterrcnn_resnet50_fpn'"),
     ],
 )

@@ -206,7 +206,7 @@ def _written(file: str, text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (shutil.rmtree, MissingFileError, r"vit is none\. Nothing is downloaded: `hf download"),
+        (shutil.rmtree, MissingFileError, r"vit is none, or a model of the hub as in `hf:org/name`"),
         (_removed("config.json"), MissingFileError, r"vit holds no config\.json"),
         (_written("config.json", "{"), DataFileError, r"config\.json is no readable JSON"),
         (_written("config.json", "[]"), DataFileError, r"config\.json must hold a JSON object, got list"),

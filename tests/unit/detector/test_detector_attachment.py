@@ -33,6 +33,7 @@ PAPER = Ratios(w_min=0.3)
     ("given", "message"),
     [
         (DataLoader(TensorDataset(features(4))), r"one batch or one input, got a DataLoader.*torch\.cat"),
+        (TensorDataset(features(4)), r"got a TensorDataset.*for batch in DataLoader\(dataset, batch_size=64\)\]"),
         ([features(4)] * 3, "a list of 3 that look like several"),
         ((features(4), features(4)), "a tuple of 2 that look like several"),
         ([features(4), [features(4), torch.zeros(4)]], "look like several"),

@@ -150,7 +150,7 @@ nn.init.constant_(LARGE.weight, torch.finfo(torch.float32).max)
         (mlp(), [], EmptyDataError, "`loader` yields no batch"),
         (mlp(), batch(), InputTypeError, r"got Tensor\. For a single batch pass a list of one: `\[inputs\]`"),
         (mlp(), "images", InputTypeError, "`loader` must be an iterable of batches, got str"),
-        (mlp(), TensorDataset(batch()), InputTypeError, "got TensorDataset"),
+        (mlp(), TensorDataset(batch()), InputTypeError, r"got TensorDataset\..*`DataLoader\(dataset, batch_size=64\)`"),
     ],
 )
 def test_what_cannot_be_read_is_refused(model: nn.Module, loader: Any, error: type[Exception], message: str) -> None:
