@@ -1,6 +1,6 @@
 """Models by name, of timm and torchvision too, with what makes their inputs and what is said where they fail.
 
-A name is ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER`` or ``module:callable``.
+A name is ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER``, ``onnx:FILE`` or ``module:callable``.
 """
 
 import json
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from opnp.adapters.onnx_models import onnx_model
 from opnp.adapters.transformers_models import named_weights, transformers_model
 from opnp.data import Interpolation, Preprocessing, Transform, fitting_names, load_weights, read_weights
 from opnp.data.inputs import is_lost_worker, lost_worker_text
@@ -40,7 +41,9 @@ __all__ = [
     "torchvision_model",
 ]
 
-_KINDS = "`timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, or `module:callable` such as `mymodels:resnet`"
+_KINDS = (
+    "`timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, `onnx:FILE`, or `module:callable` such as `mymodels:resnet`"
+)
 _EXAMPLE = "`--image-size 32 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010`"
 
 
@@ -220,17 +223,18 @@ def model_from_name(text: str, *, weights: str | os.PathLike[str] | None = None)
 
     Args:
         text: ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER`` (a folder of transformers on this machine, with image
-            processor or tokenizer) or ``module:callable``.
+            processor or tokenizer), ``onnx:FILE`` (a graph that ends in a linear layer) or ``module:callable``.
         weights: State dict to load, every name of it: a ``.safetensors`` file, or one that `torch.save` wrote.
 
     Returns:
-        The model, and the transform of its inputs, None for a callable.
+        The model, and the transform of its inputs, None for a graph or a callable.
 
     Raises:
-        OptionError: If the text names no model, or the model cannot be made.
-        MissingExtraError: If timm, torchvision or transformers is needed and not installed.
-        MissingFileError: If there is no file of weights, or no folder.
-        DataFileError: If the weights cannot be read, or do not fit the model.
+        OptionError: If the text names no model, the model cannot be made, or weights are given for a graph.
+        MissingExtraError: If timm, torchvision, transformers or onnxruntime is needed and not installed.
+        MissingFileError: If there is no file of weights, no folder or no graph.
+        DataFileError: If the weights cannot be read, or do not fit the model; or the graph cannot be read.
+        HeadNotFoundError: If a graph does not end in a linear layer.
 
     Example:
         >>> model, transform = model_from_name("torch.nn:Identity")
@@ -241,6 +245,10 @@ def model_from_name(text: str, *, weights: str | os.PathLike[str] | None = None)
     kind, separator, name = text.partition(":")
     if not separator or not kind or not name:
         raise OptionError(f"`model` must be {_KINDS}, got {text!r}.")
+    if kind == "onnx":
+        if weights is not None:
+            raise OptionError(f"{text} has its weights in the file: leave `--weights` out.")
+        return onnx_model(name), None
     state = None if weights is None else read_weights(weights)
     transform: Transform | None = None
     if kind in _HUBS:

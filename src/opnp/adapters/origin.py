@@ -25,8 +25,8 @@ _VERSIONS = ("timm", "transformers")
 _MOST, _LONG = 3, 40
 """Facts that a message names, and characters of each."""
 
-_HERE = "hf:"
-"""Names that begin with this go on with a folder."""
+_HERE = {"hf": "FOLDER", "onnx": "FILE"}
+"""What names of these kinds go on with: a place on this machine."""
 
 
 def model_origin(
@@ -54,11 +54,9 @@ def model_origin(
 
     """
     folder = detector.absolute().parent
-    known = name
-    if name.startswith(_HERE):
-        known = _HERE + _relative(Path(name.removeprefix(_HERE)), folder)
+    kind, _, place = name.partition(":")
     return ModelOrigin(
-        model=known,
+        model=f"{kind}:{_relative(Path(place), folder)}" if kind in _HERE else name,
         weights=None if weights is None else _relative(weights, folder),
         weights_sha256=weights_digest(model),
         kind=transform.kind,
@@ -94,8 +92,9 @@ def stored_source(origin: ModelOrigin, detector: Path, *, is_named: bool = False
 
     """
     name = origin.model
-    if name.startswith(_HERE) and not is_named:
-        name = _HERE + str(_found(name.removeprefix(_HERE), detector, option="--model hf:FOLDER"))
+    kind, _, place = name.partition(":")
+    if kind in _HERE and not is_named:
+        name = f"{kind}:{_found(place, detector, option=f'--model {kind}:{_HERE[kind]}')}"
     weights = None if origin.weights is None else _found(origin.weights, detector, option="--weights FILE")
     return name, weights
 

@@ -28,8 +28,8 @@ input_option, model_option, detector_option, running_option = (
 
 _FEATURES = "Safetensors file with `features` (batch, features), and perhaps `labels`; or a folder of feature shards."
 _NAMES = (
-    "timm:NAME, torchvision:NAME, hf:FOLDER (a folder of transformers on this machine), or module:callable that "
-    "returns the model"
+    "timm:NAME, torchvision:NAME, hf:FOLDER (a folder of transformers on this machine), onnx:FILE, or module:callable "
+    "that returns the model"
 )
 _PLACE_DIGITS = 5
 
