@@ -247,7 +247,9 @@ def linear_end(graph: OnnxGraph, output: str | None) -> LinearEnd:
             ends[end.made] = end
     if not ends:
         raise others[names[0]]
-    end, *more = ends.values()
+    end, *more = [
+        end for end in ends.values() if not any(end.made in graph.needed(other.features) for other in ends.values())
+    ]
     if more or not all(_is_beside(graph, name, end) for name in others):
         raise HeadNotFoundError(
             f"{graph.path} has {len(names)} outputs, {', '.join(names)}: which of them are the logits cannot be told. "

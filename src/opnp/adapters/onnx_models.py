@@ -121,10 +121,12 @@ class OnnxClassifier(nn.Module):
         names = {item.name: item.parameter for item in self.inputs}
         given = {names.get(name, name): tensor for name, tensor in named.items()}
         bound = self.forward.__signature__.bind(*inputs, **given).arguments  # type: ignore[attr-defined]  # set above
+        if torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in bound.values()):
+            raise ModelRunError("a graph of ONNX has no gradient to its inputs: give them without `requires_grad`")
         fitting = {item.name: _fitting(bound[item.parameter], item) for item in self.inputs}
         counts = {name: len(values) for name, values in fitting.items()}
-        if len(set(counts.values())) != 1:
-            raise ShapeError(f"All inputs of the graph must have as many rows, got {counts}.")
+        if len(set(counts.values())) != 1 or 0 in counts.values():
+            raise ShapeError(f"All inputs of the graph must have as many rows, and at least one, got {counts}.")
         logits: Tensor = self.head(torch.from_numpy(self._features(fitting)).to(self.head.weight))
         return logits
 
