@@ -70,10 +70,11 @@ def read_model(path: Path, digest: Callable[[bytes], object]) -> "ModelProto":
         raise DataFileError(f"{path} is no readable ONNX file ({type(error).__name__}: {reason}).") from error
     for tensor in tensors:
         digest(tensor.raw_data)
+    size = len(content) + sum(len(tensor.raw_data) for tensor in tensors)
+    if size > _LARGEST:
+        raise OptionError(f"{path} has {size:,} bytes with its tensors, and at most 2 GiB can be run as one graph.")
     if not model.graph.node:
         raise DataFileError(f"{path} is no ONNX file, or an empty one: it holds no nodes.")
-    if model.ByteSize() > _LARGEST:
-        raise OptionError(f"{path} has {model.ByteSize():,} bytes, and at most 2 GiB can be read as one graph.")
     return model
 
 
@@ -204,6 +205,10 @@ _FLOATS = (1, 10, 11, 16)
 """ONNX's numbers of float32, float16, float64 and bfloat16."""
 
 
+class _NotLinearError(Exception):
+    """A node is no linear layer; the message goes on behind its name."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class LinearEnd:
     """The linear layer that a graph ends in.
@@ -291,7 +296,7 @@ def _end_of(graph: OnnxGraph, output: str) -> LinearEnd:
         raise HeadNotFoundError(f"The output {output!r} of {graph.path} is {name!r} as it came in: no layer makes it.")
     try:
         end = _classifier(node) if _kind(node) == _CLASSIFIER else _product(graph, node)
-    except ValueError as error:
+    except _NotLinearError as error:
         raise _refusal(graph, output, node, str(error)) from None
     for each in passed:
         reason = _change(graph, each, end, is_classifier=_kind(node) == _CLASSIFIER)
@@ -316,7 +321,7 @@ def _change(graph: OnnxGraph, node: "NodeProto", end: LinearEnd, *, is_classifie
         several = f"is taken of {classes} logits one by one, as for labels that do not exclude each other"
         return None if classes == 1 else several
     if kind == "Cast":
-        return None if _attribute(node, "to", 0) in _FLOATS else "makes other than fractions of the logits"
+        return None if _attribute(node, "to", 0) in _FLOATS else "makes no fractions of the logits"
     if kind == "Flatten":
         return None if _attribute(node, "axis", 1) in (1, -1) else "puts the logits into another shape"
     if kind == "Reshape":
@@ -330,7 +335,7 @@ def _product(graph: OnnxGraph, node: "NodeProto") -> LinearEnd:
     """Return the linear layer of Gemm, of MatMul, or of Add on one of them.
 
     Raises:
-        ValueError: If it is none; the message goes on behind the node's name.
+        _NotLinearError: If it is none.
 
     """
     kind, made = _kind(node), node.output[0]
@@ -338,25 +343,25 @@ def _product(graph: OnnxGraph, node: "NodeProto") -> LinearEnd:
         constants = [name for name in node.input if graph.is_constant(name)]
         inner = next((graph.makers.get(name) for name in node.input if name not in constants), None)
         if len(constants) != 1 or inner is None or _kind(inner) not in ("Gemm", "MatMul"):
-            raise ValueError("adds other than a constant bias to a MatMul")
+            raise _NotLinearError("adds other than a constant bias to a MatMul")
         end = _product(graph, inner)
         added = _row(graph.constant(constants[0]), len(end.weight))
         return LinearEnd(made, end.features, end.weight, added if end.bias is None else end.bias + added)
     features, factor, *rest = node.input
     if graph.is_constant(features) or not graph.is_constant(factor):
-        raise ValueError("is no product of features with a constant weight")
+        raise _NotLinearError("is no product of features with a constant weight")
     weight = graph.constant(factor)
     if weight.ndim != 2 or weight.dtype.kind != "f":
-        raise ValueError(f"has a weight of shape {weight.shape} and type {weight.dtype}")
+        raise _NotLinearError(f"has a weight of shape {weight.shape} and type {weight.dtype}")
     if kind == "MatMul":
         return LinearEnd(made, features, weight.T, None)
     if _attribute(node, "transA", 0):
-        raise ValueError("turns its features round (transA)")
+        raise _NotLinearError("turns its features round (transA)")
     weight = _attribute(node, "alpha", 1.0) * (weight if _attribute(node, "transB", 0) else weight.T)
     if not rest or not rest[0]:
         return LinearEnd(made, features, weight, None)
     if not graph.is_constant(rest[0]):
-        raise ValueError("adds other than a constant bias")
+        raise _NotLinearError("adds other than a constant bias")
     return LinearEnd(made, features, weight, _attribute(node, "beta", 1.0) * _row(graph.constant(rest[0]), len(weight)))
 
 
@@ -364,11 +369,11 @@ def _row(bias: "NDArray[Any]", classes: int) -> "NDArray[Any]":
     """Return a bias as one number a class.
 
     Raises:
-        ValueError: If it is not the same for all rows.
+        _NotLinearError: If it is not the same for all rows.
 
     """
     if bias.size not in (1, classes) or bias.size != (bias.shape[-1] if bias.ndim else 1):
-        raise ValueError(f"adds a bias of shape {bias.shape} to {classes} logits")
+        raise _NotLinearError(f"adds a bias of shape {bias.shape} to {classes} logits")
     return np.broadcast_to(bias.reshape(-1), (classes,))
 
 
@@ -378,7 +383,7 @@ def _classifier(node: "NodeProto") -> LinearEnd:
     Two classes of which each has its own sigmoid, of -z and z, are one logit z.
 
     Raises:
-        ValueError: If it is none; the message goes on behind the node's name.
+        _NotLinearError: If it is none.
 
     """
     coefficients = np.array(_attribute(node, "coefficients", []), dtype=np.float32)
@@ -387,9 +392,9 @@ def _classifier(node: "NodeProto") -> LinearEnd:
     labels = _attribute(node, "classlabels_ints", []) or _attribute(node, "classlabels_strings", [])
     rows = len(intercepts) or len(labels)
     if transform not in ("NONE", "SOFTMAX", "LOGISTIC"):
-        raise ValueError(f"has the answers of {transform}")
+        raise _NotLinearError(f"has the answers of {transform}")
     if not rows or not len(coefficients) or len(coefficients) % rows:
-        raise ValueError(f"has {len(coefficients)} coefficients for {rows} classes")
+        raise _NotLinearError(f"has {len(coefficients)} coefficients for {rows} classes")
     weight = coefficients.reshape(rows, -1)
     bias = intercepts if len(intercepts) else None
     is_mirrored = rows == 2 and np.array_equal(weight[0], -weight[1]) and (bias is None or bias[0] == -bias[1])

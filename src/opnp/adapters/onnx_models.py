@@ -227,7 +227,7 @@ def _parameters(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _input(item: Any, parameter: str) -> _Input:  # noqa: ANN401  # as `_session`
+def _input(item: Any, parameter: str) -> _Input:  # noqa: ANN401  # the package ships no types
     """Return an input of a session.
 
     Raises:
@@ -237,8 +237,7 @@ def _input(item: Any, parameter: str) -> _Input:  # noqa: ANN401  # as `_session
     dtype = _DTYPES.get(item.type)
     if dtype is None:
         raise OptionError(
-            f"The graph takes {item.name!r} as {item.type}, which is made here by nothing: it must be one of "
-            f"{', '.join(_DTYPES)}."
+            f"The graph takes {item.name!r} as {item.type}: inputs must be numbers, as one of {', '.join(_DTYPES)}."
         )
     if not item.shape:
         raise OptionError(

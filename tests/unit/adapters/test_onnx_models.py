@@ -18,7 +18,15 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from opnp import OPNP, Ratios
-from opnp.adapters import OnnxClassifier, model_from_name, onnx_model, onnx_models, transformers_model
+from opnp.adapters import (
+    OnnxClassifier,
+    TokenizerTransform,
+    model_from_name,
+    onnx_graph,
+    onnx_model,
+    onnx_models,
+    transformers_model,
+)
 from opnp.adapters.origin import weights_digest
 from opnp.errors import (
     DataFileError,
@@ -32,7 +40,7 @@ from opnp.errors import (
 )
 from opnp.model import Head, find_head, head_layers
 from tests.unit.adapters.hub_folders import write_bert
-from tests.unit.adapters.onnx_graphs import BIAS, WEIGHT, node, written, written_by_torch
+from tests.unit.adapters.onnx_graphs import BIAS, WEIGHT, made, node, written, written_by_torch
 from tests.unit.bench.image_world import tiny_model
 
 _ML = "ai.onnx.ml"
@@ -78,7 +86,8 @@ def _vit(folder: Path) -> tuple[nn.Module, str, Tensor]:
 
 def _texts(folder: Path) -> tuple[nn.Module, str, dict[str, Tensor]]:
     model, transform = transformers_model(write_bert(folder / "bert"))
-    batch: Any = transform.batch([transform(text) for text in ("a good film", "not good", "this is very very bad")])
+    assert isinstance(transform, TokenizerTransform)
+    batch = transform.batch([transform(text) for text in ("a good film", "not good", "this is very very bad")])
     return model.eval(), "classifier", {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
@@ -101,7 +110,9 @@ def test_features_are_those_of_torch_and_the_file_stays_as_it_is(
     assert {each: each.read_bytes() for each in tmp_path.glob("net.onnx*")} == before
 
 
-def test_a_network_of_torch_with_its_tensors_beside_it_is_read_whole(tmp_path: Path) -> None:
+def test_a_network_of_torch_with_its_tensors_beside_it_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = tiny_model().eval()
     example = torch.randn(4, 3, 8, 8)
     path = written_by_torch(tmp_path / "net.onnx", network, example, external_data=False)
@@ -116,9 +127,24 @@ def test_a_network_of_torch_with_its_tensors_beside_it_is_read_whole(tmp_path: P
     data[:4] = np.float32(0.125).tobytes()
     (tmp_path / "split.bin").write_bytes(data)
     assert weights_digest(onnx_model(tmp_path / "split.onnx")) != weights_digest(split)
-    (tmp_path / "split.bin").unlink()
-    with pytest.raises(DataFileError, match=r"split\.onnx is no readable ONNX file \(.*split\.bin"):
+    monkeypatch.setattr(onnx_graph, "_LARGEST", 2000)
+    with pytest.raises(OptionError, match=r"split\.onnx has .* bytes with its tensors, and at most 2 GiB"):
         onnx_model(tmp_path / "split.onnx")
+    (tmp_path / "split.bin").rename(tmp_path.parent / "split.bin")
+    for place in ("split.bin", "../split.bin", str(tmp_path.parent / "split.bin")):
+        _move_tensors(tmp_path / "split.onnx", place)
+        with pytest.raises(DataFileError, match=r"split\.onnx is no readable ONNX file \(.*split\.bin"):
+            onnx_model(tmp_path / "split.onnx")
+
+
+def _move_tensors(path: Path, place: str) -> None:
+    """Let a file say that its tensors are elsewhere."""
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+    path.write_bytes(model.SerializeToString())
 
 
 def test_batches_of_texts_are_read_by_the_names_of_the_graph(tmp_path: Path) -> None:
@@ -183,6 +209,52 @@ def test_the_linear_end_of_a_graph_is_its_head(nodes: list[Any], tmp_path: Path)
     assert model.head.weight.shape == (3, 5)
 
 
+def _functions(graph: Any) -> None:
+    body = [node("Tanh", ["given"], ["t"]), node("Gemm", ["t", "w", "b"], ["answer"])]
+    own = onnx.helper.make_function("own", "Layer", ["given", "w", "b"], ["answer"], body, graph.opset_import[:1])
+    graph.functions.append(own)
+    graph.opset_import.append(onnx.helper.make_opsetid("own", 1))
+
+
+def _branches(graph: Any) -> None:
+    parts = [
+        onnx.helper.make_graph(
+            [node("Tanh", ["x"], [f"{name}_t"]), node("Identity", [f"{name}_t"], [name])],
+            name,
+            [],
+            [onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 5])],
+        )
+        for name in ("then", "else")
+    ]
+    graph.graph.node.insert(0, node("If", ["yes"], ["h"], then_branch=parts[0], else_branch=parts[1]))
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array([True]), "yes"))
+
+
+def _old_inputs(graph: Any) -> None:
+    graph.graph.node.insert(0, node("Tanh", ["x"], ["h"]))
+    graph.graph.input.append(onnx.helper.make_tensor_value_info("weight", TensorProto.FLOAT, [5, 3]))
+
+
+@pytest.mark.parametrize(
+    ("end", "change"),
+    [
+        (node("Layer", ["x", "weight", "bias"], ["out"], domain="own"), _functions),
+        (node("Gemm", ["h", "weight", "bias"], ["out"]), _branches),
+        (node("Gemm", ["h", "weight", "bias"], ["out"]), _old_inputs),
+    ],
+)
+def test_functions_branches_and_constants_among_the_inputs_are_followed(
+    end: Any, change: Callable[[Any], None], tmp_path: Path
+) -> None:
+    graph = made([end])
+    change(graph)
+    path = tmp_path / "net.onnx"
+    onnx.save_model(graph, path)
+    features, logits = features_and_logits(onnx_model(path), X)
+    torch.testing.assert_close(features, X.tanh(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits, torch.from_numpy(run(path, x=X.numpy())[0]), rtol=0, atol=1e-5)
+
+
 def test_one_logit_behind_a_sigmoid_is_read_as_two_classes(tmp_path: Path) -> None:
     nodes = [node("MatMul", ["x", "narrow"], ["z"]), node("Add", ["z", "one"], ["y"]), node("Sigmoid", ["y"], ["out"])]
     path = written(tmp_path / "net.onnx", nodes)
@@ -238,7 +310,7 @@ _SAME = node("Gemm", ["x", "squares"], ["h"], name="middle")
         ([_GEMM, node("Softmax", ["z"], ["a"]), node("Softmax", ["a"], ["out"])], r"'a' \(Softmax\), which is no"),
         ([_GEMM, node("Sigmoid", ["z"], ["out"])], r"\(Sigmoid\), which is taken of 3 logits one by one"),
         ([_GEMM, node("Softmax", ["z"], ["out"], axis=0)], r"\(Softmax\), which is not over the classes"),
-        ([_GEMM, node("Cast", ["z"], ["out"], to=TensorProto.INT64)], r"makes other than fractions"),
+        ([_GEMM, node("Cast", ["z"], ["out"], to=TensorProto.INT64)], r"makes no fractions of the logits"),
         ([_GEMM, node("Flatten", ["z"], ["out"], axis=0)], r"\(Flatten\), which puts the logits into another shape"),
         ([_GEMM, node("Reshape", ["z", "mixed"], ["out"])], r"\(Reshape\), which puts the logits into a shape"),
         ([_GEMM, node("Normalizer", ["z"], ["out"], domain=_ML)], r"Normalizer\), which changes the logits"),
