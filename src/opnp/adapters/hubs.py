@@ -41,9 +41,7 @@ __all__ = [
     "torchvision_model",
 ]
 
-_KINDS = (
-    "`timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, `onnx:FILE`, or `module:callable` such as `mymodels:resnet`"
-)
+_KINDS = "`timm:NAME`, `torchvision:NAME`, `hf:FOLDER`, `onnx:FILE`, or `module:callable` such as `mymodels:resnet`"
 _EXAMPLE = "`--image-size 32 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010`"
 
 
