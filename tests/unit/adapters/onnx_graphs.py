@@ -1,4 +1,4 @@
-"""ONNX files: graphs made node by node, and networks of torch."""
+"""ONNX files: graphs made node by node, and networks of torch; what they and their models answer."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,32 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime  # type: ignore[import-untyped]  # the package ships no types
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-__all__ = ["BIAS", "WEIGHT", "made", "node", "written", "written_by_torch"]
+from opnp.model import head_layers
+
+__all__ = [
+    "BIAS",
+    "WEIGHT",
+    "X",
+    "answers",
+    "features_and_logits",
+    "made",
+    "node",
+    "written",
+    "written_by_torch",
+]
 
 _RANDOM = np.random.default_rng(0)
 WEIGHT = _RANDOM.normal(size=(5, 3)).astype(np.float32)
 """Of shape (features, classes), as MatMul takes it."""
 BIAS = _RANDOM.normal(size=3).astype(np.float32)
+
+X = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+"""Inputs of the graphs that `made` makes, where they take features."""
 
 _MORE = {
     "turned": WEIGHT.T.copy(),
@@ -86,3 +102,20 @@ def written_by_torch(
             **options,
         )
     return path
+
+
+def features_and_logits(model: nn.Module, inputs: Any, *, head: str = "head") -> tuple[Tensor, Tensor]:
+    """Return what the head of a model gets and what the model answers."""
+    received: list[Tensor] = []
+    layer = head_layers(model)[head]
+    handle = layer.register_forward_pre_hook(lambda _, args: received.append(args[0]))
+    with torch.no_grad():
+        answer = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    handle.remove()
+    return received[0], getattr(answer, "logits", answer)
+
+
+def answers(path: Path, **feeds: Any) -> list[Any]:
+    """Return what onnxruntime makes of the graph itself."""
+    found: list[Any] = onnxruntime.InferenceSession(path).run(None, feeds)
+    return found
