@@ -314,4 +314,6 @@ def _shown(dtype: torch.dtype) -> str:
 
 
 def _tensor(array: "NDArray[Any]") -> Tensor:
-    return torch.from_numpy(np.array(array, order="C"))
+    """Return numbers as a tensor; half precision as float32, which holds them exactly and which a CPU multiplies."""
+    found = torch.from_numpy(np.array(array, order="C"))
+    return found.float() if found.dtype == torch.float16 else found

@@ -40,6 +40,7 @@ from opnp.model import find_head, head_layers
 from tests.unit.adapters.hub_folders import write_bert
 from tests.unit.adapters.onnx_graphs import (
     X,
+    answers,
     features_and_logits,
     node,
     written,
@@ -200,6 +201,19 @@ def test_inputs_get_the_type_of_the_graph_or_are_refused(tmp_path: Path) -> None
             real([1.0])
     with pytest.raises(ModelRunError, match="has no gradient to its inputs"):
         real(images(2).requires_grad_())
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(TensorProto.FLOAT16, torch.float32), (TensorProto.DOUBLE, torch.float64)])
+def test_graphs_of_another_precision_are_fitted(kind: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    casts = [node("Cast", [name], [f"{name}_"], to=kind) for name in ("x", "weight", "bias")]
+    ends = [node("Gemm", ["x_", "weight_", "bias_"], ["z"]), node("Cast", ["z"], ["out"], to=TensorProto.FLOAT)]
+    path = written(tmp_path / "net.onnx", [*casts, *ends])
+    model = onnx_model(path)
+    assert model.head.weight.dtype == dtype
+    (found,) = answers(path, x=X.numpy())
+    with torch.no_grad():
+        torch.testing.assert_close(model(X).float(), torch.from_numpy(found), rtol=0, atol=0.01)
+    assert plain().fit(model, [X]).score(X).isfinite().all()
 
 
 def test_names_that_python_cannot_have_are_taken_as_they_are(tmp_path: Path) -> None:
