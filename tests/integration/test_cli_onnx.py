@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime  # type: ignore[import-untyped]  # the package ships no types
 import pytest
 import torch
 
@@ -76,12 +77,20 @@ def test_a_graph_with_the_same_head_and_other_weights_before_it_is_refused(opnp:
     done(opnp, *score, "--force")
 
 
-@pytest.mark.parametrize("ending", ["onnx", "pt2"])
-def test_a_graph_is_not_exported_again_and_the_message_says_what_takes_it(opnp: Opnp, ending: str) -> None:
+def test_a_graph_is_exported_with_its_detector_as_one_and_not_for_torch(opnp: Opnp) -> None:
     done(opnp, *FIT, *RATIO, "--out", "d.safetensors")
-    message = refused(opnp, "export", "d.safetensors", "--out", f"out.{ending}")
-    assert "a graph of ONNX is run by onnxruntime, which torch cannot look into" in message
-    assert not list(Path().glob("out*"))
+    done(opnp, "score", "d.safetensors", "test.safetensors", "--out", "scores.csv")
+    done(opnp, "export", "d.safetensors", "--out", "out.onnx")
+    inputs = open_inputs(Path("test.safetensors"), INPUTS, is_labelled=False)
+    (batch,) = inputs.batches(64)
+    session = onnxruntime.InferenceSession("out.onnx")
+    (item,) = session.get_inputs()
+    assert item.shape == ["batch", 3, 8, 8]
+    (score,) = session.run(["score"], {item.name: batch.numpy()})
+    np.testing.assert_allclose(score, table("scores.csv"), rtol=1e-5)
+    message = refused(opnp, "export", "d.safetensors", "--out", "out.pt2")
+    assert "a graph of ONNX is run by onnxruntime, which torch cannot look into: export it to ONNX" in message
+    assert not Path("out.pt2").exists()
 
 
 def test_features_are_cached_and_odin_says_why_it_has_none(opnp: Opnp) -> None:

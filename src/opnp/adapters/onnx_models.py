@@ -115,9 +115,22 @@ class OnnxClassifier(nn.Module):
     def _logits(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             raise ModelRunError(
-                "a graph of ONNX is run by onnxruntime, which torch cannot look into. `opnp score`, `opnp serve` and "
-                "the detector in Python take such a model as it is"
+                "a graph of ONNX is run by onnxruntime, which torch cannot look into: export it to ONNX, which joins "
+                "the detector to the graph"
             )
+        logits: Tensor = self.head(torch.from_numpy(self._features(self.feeds(*inputs, **named))).to(self.head.weight))
+        return logits
+
+    def feeds(self, *inputs: Tensor, **named: Tensor) -> "dict[str, NDArray[Any]]":
+        """Return the inputs of a call as the graph takes them, by the names that it has for them.
+
+        Raises:
+            TypeError: If they are not the inputs of the graph.
+            InputTypeError: If one is no tensor, or would lose values in the type of the graph.
+            ShapeError: If one has another shape, or they differ in rows.
+            ModelRunError: If a gradient to them is asked for.
+
+        """
         names = {item.name: item.parameter for item in self.inputs}
         given = {names.get(name, name): tensor for name, tensor in named.items()}
         bound = self.forward.__signature__.bind(*inputs, **given).arguments  # type: ignore[attr-defined]  # set above
@@ -127,8 +140,21 @@ class OnnxClassifier(nn.Module):
         counts = {name: len(values) for name, values in fitting.items()}
         if len(set(counts.values())) != 1 or 0 in counts.values():
             raise ShapeError(f"All inputs of the graph must have as many rows, and at least one, got {counts}.")
-        logits: Tensor = self.head(torch.from_numpy(self._features(fitting)).to(self.head.weight))
-        return logits
+        return fitting
+
+    def graph_before_head(self) -> bytes:
+        """Return the ONNX model from inputs to features.
+
+        Raises:
+            OptionError: If it is made for batches of one size.
+
+        """
+        if self.batch_size is not None:
+            raise OptionError(
+                f"The graph takes batches of {self.batch_size} alone, and what is exported must take any: give its "
+                f"first axis a name in place of that number, or export it anew so."
+            )
+        return self._content
 
     def _features(self, feeds: Mapping[str, "NDArray[Any]"]) -> "NDArray[Any]":
         """Return the features of a batch, run as often as its size asks for."""

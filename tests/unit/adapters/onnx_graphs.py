@@ -44,6 +44,7 @@ _MORE = {
     "same": np.array([-1, 3], dtype=np.int64),
     "kept": np.array([0, -1], dtype=np.int64),
     "mixed": np.array([1, -1], dtype=np.int64),
+    "axis": np.array([1], dtype=np.int64),
     "yes": np.array(True),  # a tensor of one truth
     "no": np.array(False),  # as above
     "half": np.float32(0.5),
