@@ -202,10 +202,11 @@ def test_of_several_outputs_the_logits_are_taken_where_that_is_plain(tmp_path: P
     other = node("Gemm", ["h", "weight"], ["other"], name="other")
     best = [node("ArgMax", ["out"], ["best"], axis=1), node("Softmax", ["out"], ["chances"])]
     head = node("Gemm", ["h", "weight", "bias"], ["out"])
-    plain = written(tmp_path / "plain.onnx", [_SAME, head, *best], outputs=("best", "h", "chances", "out"))
+    hidden = [_SAME, node("Tanh", ["h"], ["t"]), node("Gemm", ["t", "weight", "bias"], ["out"])]
+    plain = written(tmp_path / "plain.onnx", [*hidden, *best], outputs=("best", "h", "t", "chances", "out"))
     with torch.no_grad():
         logits = onnx_model(plain)(X)
-    torch.testing.assert_close(logits, torch.from_numpy(answers(plain, x=X.numpy())[3]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, torch.from_numpy(answers(plain, x=X.numpy())[4]), rtol=0, atol=1e-5)
     for name, nodes, outputs in (
         ("two", [_SAME, head, other], ("out", "other")),
         ("boxes", [_SAME, head, node("Relu", ["h"], ["boxes"])], ("out", "boxes")),
