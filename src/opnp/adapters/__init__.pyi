@@ -18,6 +18,8 @@ from .hubs import model_failure_text as model_failure_text
 from .hubs import model_from_name as model_from_name
 from .hubs import timm_model as timm_model
 from .hubs import torchvision_model as torchvision_model
+from .onnx_models import OnnxClassifier as OnnxClassifier
+from .onnx_models import onnx_model as onnx_model
 from .origin import model_origin as model_origin
 from .origin import require_same_inputs as require_same_inputs
 from .origin import require_same_weights as require_same_weights

@@ -1,6 +1,7 @@
 """Models by name, of timm and torchvision too, with what makes their inputs and what is said where they fail.
 
-A name is ``timm:NAME``, ``torchvision:NAME``, ``hf:NAME``, ``sentence-transformers:NAME`` or ``module:callable``.
+A name is ``timm:NAME``, ``torchvision:NAME``, ``hf:NAME``, ``sentence-transformers:NAME``, ``onnx:FILE`` or
+``module:callable``.
 """
 
 import json
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from opnp.adapters.encoders import sentence_model
 from opnp.adapters.hub_cache import did_you_mean, failure_text
+from opnp.adapters.onnx_models import onnx_model
 from opnp.adapters.transformers_models import named_weights, transformers_model
 from opnp.data import Interpolation, Preprocessing, Transform, fitting_names, load_weights, read_weights
 from opnp.data.inputs import is_lost_worker, lost_worker_text
@@ -45,7 +47,7 @@ __all__ = [
 
 DEFAULT_WEIGHTS = "DEFAULT"
 """In the place of a file of weights: those that a hub gives by itself."""
-_KINDS = "`timm:NAME`, `torchvision:NAME`, `hf:NAME`, or `module:callable` such as `mymodels:resnet`"
+_KINDS = "`timm:NAME`, `torchvision:NAME`, `hf:NAME`, `onnx:FILE`, or `module:callable` such as `mymodels:resnet`"
 _OF_HUB = ("hf-hub:", "hf_hub:")
 """What timm has before names of models that lie on the hub of Hugging Face."""
 _EXAMPLE = "`--image-size 32 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010`"
@@ -236,20 +238,21 @@ def model_from_name(text: str, *, weights: str | os.PathLike[str] | None = None)
     Args:
         text: ``timm:NAME`` or ``timm:hf-hub:org/name``; ``torchvision:NAME`` or ``torchvision:NAME@WEIGHTS``;
             ``hf:NAME``, a folder of transformers with image processor or tokenizer, or the name of such a model on the
-            hub of Hugging Face, ``org/name``; ``sentence-transformers:NAME``, as `sentence_model` takes it; or
-            ``module:callable``.
+            hub of Hugging Face, ``org/name``; ``sentence-transformers:NAME``, as `sentence_model` takes it;
+            ``onnx:FILE``, a graph that ends in a linear layer; or ``module:callable``.
         weights: State dict to load, every name of it: a ``.safetensors`` file, or one that `torch.save` wrote; None or
             ``"DEFAULT"`` for the pretrained ones of a hub. Of a sentence encoder the file of its head, as
             `opnp.data.write_head` writes it.
 
     Returns:
-        The model, and the transform of its inputs, None for a callable.
+        The model, and the transform of its inputs, None for a graph or a callable.
 
     Raises:
-        OptionError: If the text names no model, or the model cannot be made.
-        MissingExtraError: If timm, torchvision or transformers is needed and not installed.
-        MissingFileError: If there is no file of weights, or no folder.
-        DataFileError: If the weights cannot be read, or do not fit the model.
+        OptionError: If the text names no model, the model cannot be made, or weights are given for a graph.
+        MissingExtraError: If timm, torchvision, transformers or onnxruntime is needed and not installed.
+        MissingFileError: If there is no file of weights, no folder or no graph.
+        DataFileError: If the weights cannot be read, or do not fit the model; or the graph cannot be read.
+        HeadNotFoundError: If a graph does not end in a linear layer.
 
     Example:
         >>> model, transform = model_from_name("torch.nn:Identity")
@@ -260,6 +263,10 @@ def model_from_name(text: str, *, weights: str | os.PathLike[str] | None = None)
     kind, separator, name = text.partition(":")
     if not separator or not kind or not name:
         raise OptionError(f"`model` must be {_KINDS}, got {text!r}.")
+    if kind == "onnx":
+        if weights is not None:
+            raise OptionError(f"{text} has its weights in the file: leave `--weights` out.")
+        return onnx_model(name), None
     if weights is not None and os.fspath(weights) == DEFAULT_WEIGHTS:
         if kind not in _HUBS:
             raise OptionError(
@@ -428,7 +435,7 @@ def _meant_module(module: str, name: str) -> str:
     if module.endswith(".py"):
         meant = ".".join(Path(module.removesuffix(".py")).parts)
         return f" The `.py` is no part of a module's name. Did you mean `{meant}:{name}`?"
-    return did_you_mean(module, [*_HUBS, _SENTENCES])
+    return did_you_mean(module, [*_HUBS, _SENTENCES, "onnx"])
 
 
 @contextmanager

@@ -29,7 +29,7 @@ input_option, model_option, detector_option, running_option = (
 _FEATURES = "Safetensors file with `features` (batch, features), and perhaps `labels`; or a folder of feature shards."
 _NAMES = (
     "timm:NAME, torchvision:NAME, hf:NAME (of transformers: a folder, or org/name on the hub), "
-    "sentence-transformers:NAME with its head as --weights, or module:callable that returns the model"
+    "sentence-transformers:NAME with its head as --weights, onnx:FILE, or module:callable that returns the model"
 )
 _PLACE_DIGITS = 5
 

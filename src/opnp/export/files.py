@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from opnp.errors import InputTypeError, ModelRunError, OptionError, require_installed
+from opnp.export.graph_models import GraphModel, head_part, joined
 from opnp.export.module import DetectorModule
 from opnp.files import require_writable, write_atomically
 
@@ -273,7 +274,11 @@ def _content(module: DetectorModule, batch: _Batch, *, is_length_dynamic: bool) 
     """Return the bytes of an ONNX file, checked by the rules of the format."""
     import onnx
 
-    program = exported_program(module, batch, is_length_dynamic=is_length_dynamic)
+    before = module.model.graph_before_head() if isinstance(module.model, GraphModel) else None
+    if before is None:
+        program = exported_program(module, batch, is_length_dynamic=is_length_dynamic)
+    else:
+        program = exported_program(*head_part(module, *arguments(module, batch)))
     names = [str(name) for name in program.graph_signature.user_inputs]
     try:
         with quiet_torch():
@@ -284,8 +289,12 @@ def _content(module: DetectorModule, batch: _Batch, *, is_length_dynamic: bool) 
         _name_axes(proto)
         for node in proto.graph.node:
             del node.metadata_props[:]  # what torch notes of the model's code, paths of this machine among it
+        if before is not None:
+            proto = joined(before, proto)
         onnx.helper.set_model_props(proto, module.facts)
         onnx.checker.check_model(proto)
+    except ModelRunError:
+        raise
     except Exception as error:
         raise ModelRunError(f"torch.onnx refuses this model: {_first_line(error)}") from error
     content: bytes = proto.SerializeToString()
@@ -316,8 +325,12 @@ def _outputs(content: bytes, module: DetectorModule, batch: _Batch) -> list[Tens
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        feeds = zip([item.name for item in session.get_inputs()], (*args, *named.values()), strict=True)
-        found = session.run(list(OUTPUT_NAMES), {name: tensor.numpy() for name, tensor in feeds})
+        if isinstance(module.model, GraphModel):
+            feeds = module.model.feeds(*args, **named)
+        else:
+            pairs = zip([item.name for item in session.get_inputs()], (*args, *named.values()), strict=True)
+            feeds = {name: tensor.numpy() for name, tensor in pairs}
+        found = session.run(list(OUTPUT_NAMES), feeds)
     except Exception as error:
         raise ModelRunError(f"onnxruntime refuses the graph of this model: {_first_line(error)}") from error
     return [torch.from_numpy(values) for values in found]

@@ -141,7 +141,7 @@ def test_weights_of_another_model_are_told(tmp_path: Path) -> None:
     [
         (
             "resnet18",
-            "`model` must be `timm:NAME`, `torchvision:NAME`, `hf:NAME`, or `module:callable` .*, got 'resnet18'",
+            "must be `timm:NAME`, `torchvision:NAME`, `hf:NAME`, `onnx:FILE`, or `module:callable` .*got 'resnet18'",
         ),
         ("timm:", "got 'timm:'"),
         (":net", "got ':net'"),

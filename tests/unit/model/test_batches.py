@@ -244,7 +244,7 @@ def test_further_tensors_reach_the_model_by_name_everywhere(model: nn.Module, lo
     [
         (
             Recurrent(),
-            (PADDED, LENGTHS.clamp(max=2), TEXT_LABELS),
+            (PADDED, LENGTHS.clamp(max=2), TEXT_LABELS.clamp(min=1)),
             "`labels`, item 2 as `lengths`; or item 1 as `lengths`, item 2",
         ),
         (MaybeLengths(), (PADDED, LENGTHS.clamp(max=2)), "several ways: item 1 as `labels`; or item 1 as `lengths`"),
@@ -281,10 +281,10 @@ def test_the_number_of_classes_decides_once_it_is_known() -> None:
     """The last layer that is registered is none of the head's size, so that lengths of 4 are no labels only then."""
     model = Recurrent()
     model.auxiliary = nn.Linear(2, 50)
-    lengths = torch.full((80,), 4)
+    lengths, labels = torch.full((80,), 4), TEXT_LABELS.clamp(min=1)
     with pytest.raises(InputTypeError, match="several ways"):
-        OPNP(ratios=Ratios()).fit(model, [(PADDED, lengths, TEXT_LABELS)])
-    found = OPNP(ratios=Ratios(w_min=0.3)).fit(model, [(PADDED, 20 + lengths * 8, TEXT_LABELS)], head="inner.2")
+        OPNP(ratios=Ratios()).fit(model, [(PADDED, lengths, labels)])
+    found = OPNP(ratios=Ratios(w_min=0.3)).fit(model, [(PADDED, 20 + lengths * 8, labels)], head="inner.2")
     named = [{"padded": PADDED, "lengths": 20 + lengths * 8}]
     expected = OPNP(ratios=Ratios(w_min=0.3)).fit(model, named, head="inner.2")
     assert torch.equal(found.sensitivity.weight, expected.sensitivity.weight)
