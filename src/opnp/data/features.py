@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from opnp.artifact import opened_tensors
-from opnp.core.checks import checked_matrix, two_class_head
+from opnp.core.checks import Array, as_tensor, checked_matrix, require_bias_shape, two_class_head
 from opnp.core.labels import LABEL_NAMES
 from opnp.data.samples import file_digest, label_column, label_indices
 from opnp.data.shards import ShardIndex
@@ -212,34 +212,40 @@ def read_head(path: str | os.PathLike[str]) -> LinearHead:
     try:
         weight = _stored_matrix(tensors["weight"], name="weight", axes="(classes, features)").clone()
         bias = tensors.get("bias")
-        if bias is not None and bias.shape != weight.shape[:1]:
-            raise ShapeError(f"`bias` must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}.")
+        if bias is not None:
+            require_bias_shape(weight, bias)
         bias = None if bias is None else _stored_matrix(bias[:, None], name="bias", axes="(classes, 1)")[:, 0].clone()
     except OpnpError as error:
         raise DataFileError(f"{path}: {error}") from error
     return LinearHead(*two_class_head(weight, bias))
 
 
-def write_features(path: str | os.PathLike[str], features: Tensor, *, labels: Tensor | None = None) -> None:
-    """Write features, and labels if any, in the layout that `read_features` reads.
+def write_features(path: str | os.PathLike[str], features: Array, *, labels: Array | None = None) -> None:
+    """Write features, and labels if any, tensors or NumPy arrays, in the layout that `read_features` reads.
 
     Raises:
         ShapeError: If `features` is no matrix.
 
     """
-    checked_matrix(features, name="features", axes="(batch, features)")
-    _write(path, features=features, labels=labels)
+    rows = checked_matrix(as_tensor(features), name="features", axes="(batch, features)")
+    _write(path, features=rows, labels=None if labels is None else as_tensor(labels))
 
 
-def write_head(path: str | os.PathLike[str], weight: Tensor, *, bias: Tensor | None = None) -> None:
-    """Write weight and bias in the layout that `read_head` reads.
+def write_head(path: str | os.PathLike[str], weight: Array, *, bias: Array | None = None) -> None:
+    """Write weight and bias, tensors or NumPy arrays, in the layout that `read_head` reads.
+
+    The head of a linear classifier of scikit-learn is ``write_head(path, model.coef_, bias=model.intercept_)``, of two
+    classes as well; its classes are numbered as in ``model.classes_``.
 
     Raises:
-        ShapeError: If `weight` is no matrix.
+        ShapeError: If `weight` is no matrix, or there is not one bias a class.
 
     """
-    checked_matrix(weight, name="weight", axes="(classes, features)")
-    _write(path, weight=weight, bias=bias)
+    rows = checked_matrix(as_tensor(weight), name="weight", axes="(classes, features)")
+    shift = None if bias is None else as_tensor(bias)
+    if shift is not None:
+        require_bias_shape(rows, shift)
+    _write(path, weight=rows, bias=shift)
 
 
 def _write(path: str | os.PathLike[str], **tensors: Tensor | None) -> None:
