@@ -22,6 +22,7 @@ from opnp.core.checks import Array, as_tensor, checked_matrix, require_bias_shap
 from opnp.core.labels import LABEL_NAMES
 from opnp.data.samples import file_digest, label_column, label_indices
 from opnp.data.shards import ShardIndex
+from opnp.data.tables import TABLE_ENDINGS, read_feature_table
 from opnp.errors import DataFileError, InputTypeError, OpnpError, OptionError, ShapeError
 from opnp.files import existing_file, write_atomically
 
@@ -189,12 +190,15 @@ class LinearHead:
 def read_features(path: str | os.PathLike[str]) -> FeatureSet:
     """Return the features, and labels if any, of a safetensors file with the tensors `features` and `labels`.
 
+    Of a table, ``.csv`` or ``.parquet``, the columns of numbers are the features: see `read_feature_table`.
+
     Raises:
         MissingFileError: If there is no such file.
         DataFileError: If it is unreadable, or lacks `features`, or a tensor has the wrong shape or dtype.
 
     """
-    features, labels = _mapped_tensors(Path(path))
+    path = Path(path)
+    features, labels = read_feature_table(path) if _is_table(path) else _mapped_tensors(path)
     return FeatureSet(features=features, labels=labels)
 
 
@@ -347,11 +351,61 @@ class MappedFeatures:
         return features[rows], None if labels is None else labels[rows]
 
 
-def open_features(path: str | os.PathLike[str]) -> MappedFeatures:
-    """Return the cached features of a safetensors file, or of a folder that `FeatureShardWriter` wrote, unread.
+@dataclass(frozen=True, eq=False, slots=True)
+class TableFeatures:
+    """Features of a CSV or Parquet file, held in memory, as a `FeatureSource`.
+
+    Attributes:
+        path: The file.
+        features: Its columns of numbers, shape ``(rows, columns)``.
+        labels: Class indices, shape ``(rows,)``, or None.
+
+    """
+
+    path: Path
+    features: Tensor
+    labels: Tensor | None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.features)
+
+    @property
+    def width(self) -> int:
+        """Number of features of a row."""
+        return self.features.shape[1]
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is a label for each row."""
+        return self.labels is not None
+
+    @property
+    def first_row(self) -> int:
+        """Number of the first row: 0."""
+        return 0
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Return rows `start` to `stop` (not included), and their labels or None."""
+        return self.features[start:stop], None if self.labels is None else self.labels[start:stop]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the file."""
+        return file_digest(self.path)
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in TABLE_ENDINGS and not path.is_dir()
+
+
+def open_features(path: str | os.PathLike[str]) -> MappedFeatures | TableFeatures:
+    """Return the cached features of a safetensors file or a folder that `FeatureShardWriter` wrote, unread; or a table.
 
     Args:
-        path: A file with the tensor `features` and perhaps `labels`, or a folder of such files with an index.
+        path: A file with the tensor `features` and perhaps `labels`; a folder of such files with an index; or a file
+            ending in ``.csv`` or ``.parquet``, of which the columns of numbers are the features and `label` or `labels`
+            the class indices.
 
     Returns:
         A `FeatureSource`.
@@ -374,6 +428,8 @@ def open_features(path: str | os.PathLike[str]) -> MappedFeatures:
         if (source.width, str(source.dtype), source.is_labelled) != described:
             raise DataFileError(f"{path}: the shards are not those that the index describes. Write the folder again.")
         return source
+    if _is_table(path):
+        return TableFeatures(path, *read_feature_table(path))
     features, _ = _mapped_tensors(path)
     return MappedFeatures([path], [len(features)], digest=lambda: file_digest(path))
 
