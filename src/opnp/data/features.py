@@ -268,6 +268,7 @@ class MappedFeatures:
         lengths: Rows of each.
         digest: What computes the digest.
         expected: Digest of each file, for `verify`; empty where there is none.
+        held: Features, and labels or None, of the only file, if it is a table; else None.
 
     Attributes:
         rows: Number of rows.
@@ -282,14 +283,20 @@ class MappedFeatures:
     """
 
     def __init__(
-        self, paths: list[Path], lengths: list[int], *, digest: Callable[[], str], expected: tuple[str, ...] = ()
+        self,
+        paths: list[Path],
+        lengths: list[int],
+        *,
+        digest: Callable[[], str],
+        expected: tuple[str, ...] = (),
+        held: tuple[Tensor, Tensor | None] | None = None,
     ) -> None:
         """Map the first file for its layout."""
         self._paths = paths
-        self._digest, self._expected = digest, expected
+        self._digest, self._expected, self._held = digest, expected, held
         self._mapped: tuple[int, Tensor, Tensor | None] | None = None
         self._edges = list(pairwise(accumulate(lengths, initial=0)))
-        features, labels = _mapped_tensors(paths[0])
+        features, labels = held or _mapped_tensors(paths[0])
         self.rows, self.width, self.first_row = sum(lengths), features.shape[1], 0
         self.dtype, self.is_labelled = features.dtype, labels is not None
 
@@ -337,7 +344,7 @@ class MappedFeatures:
         first, last = self._edges[index]
         if self._mapped is None or self._mapped[0] != index:
             self._mapped = None  # first, so that no two files are mapped at once
-            features, labels = _mapped_tensors(self._paths[index])
+            features, labels = self._held or _mapped_tensors(self._paths[index])
             found = (len(features), features.shape[1], features.dtype, labels is not None)
             if found != (last - first, self.width, self.dtype, self.is_labelled):
                 raise DataFileError(
@@ -351,55 +358,11 @@ class MappedFeatures:
         return features[rows], None if labels is None else labels[rows]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class TableFeatures:
-    """Features of a CSV or Parquet file, held in memory, as a `FeatureSource`.
-
-    Attributes:
-        path: The file.
-        features: Its columns of numbers, shape ``(rows, columns)``.
-        labels: Class indices, shape ``(rows,)``, or None.
-
-    """
-
-    path: Path
-    features: Tensor
-    labels: Tensor | None
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return len(self.features)
-
-    @property
-    def width(self) -> int:
-        """Number of features of a row."""
-        return self.features.shape[1]
-
-    @property
-    def is_labelled(self) -> bool:
-        """Whether there is a label for each row."""
-        return self.labels is not None
-
-    @property
-    def first_row(self) -> int:
-        """Number of the first row: 0."""
-        return 0
-
-    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """Return rows `start` to `stop` (not included), and their labels or None."""
-        return self.features[start:stop], None if self.labels is None else self.labels[start:stop]
-
-    def digest(self) -> str:
-        """Return the SHA-256 of the file."""
-        return file_digest(self.path)
-
-
 def _is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLE_ENDINGS and not path.is_dir()
 
 
-def open_features(path: str | os.PathLike[str]) -> MappedFeatures | TableFeatures:
+def open_features(path: str | os.PathLike[str]) -> MappedFeatures:
     """Return the cached features of a safetensors file or a folder that `FeatureShardWriter` wrote, unread; or a table.
 
     Args:
@@ -429,7 +392,8 @@ def open_features(path: str | os.PathLike[str]) -> MappedFeatures | TableFeature
             raise DataFileError(f"{path}: the shards are not those that the index describes. Write the folder again.")
         return source
     if _is_table(path):
-        return TableFeatures(path, *read_feature_table(path))
+        found = read_feature_table(path)
+        return MappedFeatures([path], [len(found[0])], digest=lambda: file_digest(path), held=found)
     features, _ = _mapped_tensors(path)
     return MappedFeatures([path], [len(features)], digest=lambda: file_digest(path))
 

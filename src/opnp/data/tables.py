@@ -164,7 +164,8 @@ def read_feature_table(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor | N
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = (Path(folder) / "t.csv").write_text("name,width,height,label\\na,1.5,2,0\\nb,0,4,1\\n")
+        ...     columns = {"name": ["a", "b"], "width": [1.5, 0.0], "height": [2, 4], "label": [0, 1]}
+        ...     write_score_table(Path(folder) / "t.csv", columns)
         ...     read_feature_table(Path(folder) / "t.csv")
         (tensor([[1.5000, 2.0000],
                 [0.0000, 4.0000]], dtype=torch.float64), tensor([0, 1]))
