@@ -16,7 +16,9 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.data import ImageNetInfo, create_transform, resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.data.imagenet_info import ImageNetInfo
+from timm.data.transforms_factory import create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
@@ -42,7 +44,7 @@ def network() -> nn.Module:
 def lines(training: Path, known: Path, others: Path) -> Iterator[str]:
     """Yield what the example shows, line by line."""
     model = network()
-    prepare = create_transform(**resolve_data_config({}, model=model))
+    prepare = create_transform(**resolve_data_config({}, model=model))  # type: ignore[no-untyped-call]  # timm's
     fitted, inside, outside = (
         ImageFolder(folder, prepare, target_transform=_unknown) for folder in (training, known, others)
     )

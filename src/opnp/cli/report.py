@@ -71,7 +71,7 @@ def demo(
             f"  opnp inspect {out}/detector.safetensors\n"
             f"  opnp fit --features {out}/train.safetensors --head {out}/head.safetensors"
             f" --validation {out}/validation.safetensors --out {out}/mine.safetensors\n"
-            f"  opnp score --detector {out}/mine.safetensors --features {out}/ood_far.safetensors --out {out}/far.csv",
+            f"  opnp score {out}/mine.safetensors --features {out}/ood_far.safetensors",
         )
     tell_report(out, report, is_quiet=json)
 
