@@ -12,13 +12,20 @@ RUN := OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m
 
 VENV := .venv
 BIN := $(VENV)/bin
+# What is installed, what of it shows that it is, its size, and the mark that it is whole. The demo needs less.
+EXTRAS := all,dev
+SHOWN_BY := pytest
+SIZE := 7
 STAMP := $(VENV)/.complete
+DEMO_STAMP := $(VENV)/.demo
+FOR_DEMO := EXTRAS=bench,report SHOWN_BY=altair SIZE=6 STAMP=$(DEMO_STAMP)
 COVERAGE := $(BIN)/python -m coverage
 
-# True if .venv holds the tools and this very checkout. The package is located, not imported: an error in its
+# True if .venv holds what is asked for and this very checkout. The package is located, not imported: an error in its
 # source is for the tests to report, and no reason to install everything again.
 define IS_USABLE
-import importlib.util as u, pathlib as p, pytest
+import importlib, importlib.util as u, pathlib as p, sys
+importlib.import_module(sys.argv[1])
 found = u.find_spec("opnp")
 raise SystemExit(not (found and found.origin and p.Path(found.origin).resolve().is_relative_to(p.Path("src").resolve())))
 endef
@@ -39,28 +46,32 @@ help:  ## List the targets
 # interrupted installation counts as half-made.
 venv:  ## Build .venv, or bring it up to date; does nothing when it is ready
 	@set -e; \
-	if [ -e $(STAMP) ] && $(BIN)/python -c "$$IS_USABLE" >/dev/null 2>&1; then \
+	if [ -e $(STAMP) ] && $(BIN)/python -c "$$IS_USABLE" $(SHOWN_BY) >/dev/null 2>&1; then \
 	    [ pyproject.toml -nt $(STAMP) ] || exit 0; \
 	    echo "pyproject.toml has changed: updating $(VENV)"; \
+	elif [ -e $(DEMO_STAMP) ] && $(BIN)/python -c "$$IS_USABLE" altair >/dev/null 2>&1; then \
+	    echo "adding to $(VENV) what the demo did not need (a minute or two, about 1 GB)"; \
 	else \
 	    command -v $(PYTHON) >/dev/null || { echo "'$(PYTHON)' was not found. Name a Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }; \
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	        echo "opnp needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }; \
 	    if [ -e $(VENV) ]; then echo "$(VENV) is incomplete: starting over"; rm -rf $(VENV); fi; \
-	    echo "building $(VENV) (some minutes; torch alone is several GB)"; \
+	    echo "building $(VENV): some minutes and about $(SIZE) GB, of which torch with CUDA is 5"; \
 	    $(PYTHON) -m venv $(VENV); \
 	fi; \
 	if [ -e $(STAMP) ]; then mv $(STAMP) $(STAMP).old; fi; \
 	touch $(STAMP).new; \
-	if ! $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[all,dev]'; then \
+	quiet=""; [ -t 1 ] || quiet="--quiet --quiet"; \
+	if ! $(BIN)/python -m pip install $$quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'; then \
 	    if [ -e $(STAMP).old ]; then mv $(STAMP).old $(STAMP); fi; \
 	    echo "installation into $(VENV) failed; the reason stands above" >&2; exit 1; \
 	fi; \
-	$(BIN)/python -c "$$IS_USABLE"; \
+	$(BIN)/python -c "$$IS_USABLE" $(SHOWN_BY); \
 	rm -f $(STAMP).old; \
 	mv $(STAMP).new $(STAMP)
 
-demo: venv  ## See it work: fit, prune and score, on this machine and without a download
+demo:  ## See it work: fit, prune and score, on data of this machine; installs what that needs, and no tools
+	@$(MAKE) --no-print-directory venv $(if $(wildcard $(STAMP)),,$(FOR_DEMO))
 	@$(BIN)/opnp demo --report opnp-demo/report.html
 
 picture: venv  ## Draw the pictures of the README from the demo's scores
@@ -104,8 +115,8 @@ embeddings: venv  ## Measure the fusion on embeddings of length 1 for docs/how-t
 streams: venv  ## Simulate streams for docs/how-to/monitoring.md: false alarms and power of the monitor, two minutes
 	@$(BIN)/python -m studies.monitor_streams
 
-results: venv  ## Write docs/explanation/results.md and the table of the README from the records
-	@$(BIN)/python -m studies.results_page $(RECORDS) docs/explanation/results.md README.md
+results: venv  ## Write docs/explanation/results.md from the records
+	@$(BIN)/python -m studies.results_page $(RECORDS) docs/explanation/results.md
 
 # Debian's where we may install it, else Playwright's.
 browser: venv  ## Install a browser for the tests of pages, unless there is one

@@ -1,1 +1,1 @@
-"""Classifiers of text and of tables as out-of-distribution detectors; run them as ``python -m examples.NAME``."""
+"""Classifiers of files, images, texts and tables as OOD detectors; run them as ``python -m examples.NAME``."""

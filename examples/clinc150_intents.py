@@ -18,7 +18,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
-from examples.comparison import Comparison, Split, accuracy_of, compared, trained
+from studies.comparison import Comparison, Split, accuracy_of, compared, trained
 
 __all__ = ["classifier", "intents", "main", "run"]
 

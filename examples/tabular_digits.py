@@ -26,7 +26,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from examples.comparison import Comparison, Split, accuracy_of, compared, trained
+from studies.comparison import Comparison, Split, accuracy_of, compared, trained
 
 __all__ = ["classifier", "main", "rows", "run"]
 

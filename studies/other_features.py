@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from examples import clinc150_intents, tabular_digits
-from examples.comparison import Split
 from opnp.data import write_features, write_head
 from opnp.model import head_stream
+from studies.comparison import Split
 
 __all__ = ["main", "write_feature_folder"]
 

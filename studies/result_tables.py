@@ -12,8 +12,6 @@ from opnp.values.figures import DetectionFigures
 from opnp.values.sweep import SweepPoint, SweepRecord, SweptModel
 
 __all__ = [
-    "TABLE_END",
-    "TABLE_START",
     "combination_table",
     "left_out_table",
     "method_table",
@@ -21,19 +19,15 @@ __all__ = [
     "panel_table",
     "parts_table",
     "ratio_tables",
-    "readme_table",
     "regret_table",
     "samples_table",
     "settings_table",
+    "short_table",
     "table",
 ]
 
 Values = Mapping[str, Any]
 """Part of a JSON record."""
-
-TABLE_START = "<!-- Made by `make results` from docs/records; do not edit. -->"
-TABLE_END = "<!-- The end of what `make results` makes. -->"
-"""What the table of the README stands between."""
 
 _SWEPT = ("w_min", "w_min-class", "w_max", "w_max-class", "o_min", "o_min-aggregate", "o_max", "o_max-aggregate")
 
@@ -84,8 +78,8 @@ def left_out_table(record: Values) -> str:
     )
 
 
-def readme_table(record: Values, bench: BenchRecord) -> str:
-    """Return the README's table between its comments: the fusion, its members by themselves, the energy.
+def short_table(record: Values, bench: BenchRecord) -> str:
+    """Return the fusion, its members by themselves, the energy and the best single setting of each model as a table.
 
     Args:
         record: The record of the panel: fusion, energy and the best single setting of each model.
@@ -94,29 +88,25 @@ def readme_table(record: Values, bench: BenchRecord) -> str:
     """
     rows, best, models = record["rows"], record["best_single"], list(record["best_single"])
     by_name = {model.model: model for model in bench.models}
-    lines = [_readme_row("**`OPNP()`**", rows["OPNP()"]["auroc"], *_regret(rows["OPNP()"]))]
+    lines = [_short_row("**`OPNP()`**", rows["OPNP()"]["auroc"], *_regret(rows["OPNP()"]))]
     for member in PANEL:
         aurocs = {model: _percent_auroc(by_name[model].row(member_label(member))) for model in models}
         regrets = [max(0.0, best[model]["auroc"] - auroc) for model, auroc in aurocs.items()]
-        lines.append(_readme_row(member, aurocs, f"{statistics.fmean(regrets):.2f}", f"{max(regrets):.2f}"))
-    lines.append(_readme_row("energy", rows["Energy"]["auroc"], *_regret(rows["Energy"])))
-    lines.append(_readme_row("best of 26", {model: best[model]["auroc"] for model in models}, "0.00", "0.00"))
+        lines.append(_short_row(member, aurocs, f"{statistics.fmean(regrets):.2f}", f"{max(regrets):.2f}"))
+    lines.append(_short_row("energy", rows["Energy"]["auroc"], *_regret(rows["Energy"])))
+    lines.append(_short_row("best of 26", {model: best[model]["auroc"] for model in models}, "0.00", "0.00"))
     numbers = [str(place) for place in range(1, len(models) + 1)]
     legend = "; ".join(f"{number}\N{NO-BREAK SPACE}{model}" for number, model in zip(numbers, models, strict=True))
     return "\n".join(
         [
-            TABLE_START,
-            "",
             table(["AUROC in %", *numbers, "mean regret", "worst"], lines),
             "",
             *textwrap.wrap(f"Models: {legend}.", width=110, break_on_hyphens=False),
-            "",
-            TABLE_END,
         ]
     )
 
 
-def _readme_row(name: str, aurocs: Mapping[str, float], mean: str, worst: str) -> list[str]:
+def _short_row(name: str, aurocs: Mapping[str, float], mean: str, worst: str) -> list[str]:
     return [name, *(f"{auroc:.1f}" for auroc in aurocs.values()), mean, worst]
 
 

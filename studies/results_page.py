@@ -1,6 +1,6 @@
-"""The results page of the documentation, and the table of the README, from the records on disk alone.
+"""The results page of the documentation, from the records on disk alone.
 
-python -m studies.results_page docs/records docs/explanation/results.md README.md
+python -m studies.results_page docs/records docs/explanation/results.md
 """
 
 import argparse
@@ -12,8 +12,6 @@ from typing import Any, Self
 from opnp.values.bench import BenchRecord
 from opnp.values.sweep import SweepRecord
 from studies.result_tables import (
-    TABLE_END,
-    TABLE_START,
     combination_table,
     left_out_table,
     method_table,
@@ -21,13 +19,13 @@ from studies.result_tables import (
     panel_table,
     parts_table,
     ratio_tables,
-    readme_table,
     regret_table,
     samples_table,
     settings_table,
+    short_table,
 )
 
-__all__ = ["Records", "main", "results_page", "with_table"]
+__all__ = ["Records", "main", "results_page"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,8 @@ def results_page(records: Records) -> str:
     parts = [
         _PREFACE,
         _in_short(panel),
+        short_table(panel, records.bench),
+        _SHORT,
         _PANEL.format(splits=panel["splits"]),
         panel_table(panel),
         _REGRETS,
@@ -94,21 +94,6 @@ def results_page(records: Records) -> str:
     parts += [_SAMPLES, samples_table(records.sweep)]
     parts += [_SETTINGS, settings_table()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def with_table(readme: str, records: Records) -> str:
-    """Return the text of the README with the table of these records in the place of the one that it holds.
-
-    Raises:
-        ValueError: If the comments that the table stands between are not there.
-
-    """
-    before, start, rest = readme.partition(TABLE_START)
-    _, end, after = rest.partition(TABLE_END)
-    if not start or not end:
-        message = f"the README must hold {TABLE_START!r} and after it {TABLE_END!r}"
-        raise ValueError(message)
-    return before + readme_table(records.panel, records.bench) + after
 
 
 def _in_short(panel: dict[str, Any]) -> str:
@@ -170,6 +155,11 @@ hindsight, less its own; at least 0. On {models} real models:
 
 Panel and constants were set with these models at hand, which flatters them. What was chosen among many forms, that of
 the pruned head, is judged below by leaving each model out. Models that nothing was set on are the honest judge.
+"""
+
+_SHORT = """
+`OPNP()`, the energy and the best setting are means over all splits (`docs/records/panel.json`), the members by
+themselves are on one (`docs/records/bench.json`).
 """
 
 _PANEL = """
@@ -262,17 +252,13 @@ subspace.
 
 
 def main() -> None:
-    """Write the page and the table."""
+    """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, help="folder of the records")
     parser.add_argument("out", type=Path, help="Markdown file to write")
-    parser.add_argument("readme", type=Path, help="README to write the table into")
     options = parser.parse_args()
-    records = Records.read(options.records)
-    readme = with_table(options.readme.read_text(encoding="utf-8"), records)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(results_page(records), encoding="utf-8")
-    options.readme.write_text(readme, encoding="utf-8")
+    options.out.write_text(results_page(Records.read(options.records)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,12 @@ def test_tune_writes_the_detector_that_the_library_tunes(opnp: Opnp, options: st
     assert text["tuned"].startswith(said)
     assert text["settings"].startswith("--rho-")
     assert shown(done(opnp, "inspect", "tuned.st"))["tuned"] == text["tuned"]
+
+
+def test_people_get_four_digits_and_programs_all_of_them(opnp: Opnp) -> None:
+    done(opnp, *KNOWN.split())
+    threshold = OPNP.load("d.st").threshold
+    printed = done(opnp, "inspect", "d.st").out
+    assert re.search(rf"^threshold +{re.escape(f'{threshold:.4g}')} *$", printed, flags=re.MULTILINE)
+    assert json.loads(done(opnp, "inspect", "d.st", "--json").out)["threshold"] == threshold
+    assert "None" not in done(opnp, *["score", "d.st", "--features", "test.safetensors"]).out

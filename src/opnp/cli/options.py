@@ -26,7 +26,10 @@ input_option, model_option, detector_option, running_option = (
 )
 """Declare an option of a group in the help."""
 
-_FEATURES = "Safetensors file with `features` (batch, features), and perhaps `labels`; or a folder of feature shards."
+_FEATURES = (
+    "Safetensors file with `features` (batch, features), and perhaps `labels`; a folder of feature shards; or .csv or "
+    ".parquet, of which columns of numbers are features and `label` the class."
+)
 _NAMES = (
     "timm:NAME, torchvision:NAME, hf:NAME (of transformers: a folder, or org/name on the hub), "
     "sentence-transformers:NAME with its head as --weights, onnx:FILE, or module:callable that returns the model"

@@ -121,10 +121,12 @@ def print_result(facts: Mapping[str, object], *, json: bool, texts: Mapping[str,
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
-    """Print facts, one a line."""
+    """Print facts, one a line, numbers with four digits; what is None is left out."""
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        table.add_row(Text(name, style="bold"), Text(str(value)))  # as they are: brackets are no markup
+        if value is not None:
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            table.add_row(Text(name, style="bold"), Text(text))  # as it is: brackets are no markup
     show_table(table)
 
 

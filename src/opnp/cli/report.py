@@ -13,6 +13,9 @@ from opnp.cli.output import print_json, print_table
 if TYPE_CHECKING:
     from opnp.values.bench import DemoRecord
 
+_SETS = {"test": "digit 0 to 6", "ood_near": "digit 7 to 9", "ood_far": "patch of a photograph"}
+"""The demo's sets in words."""
+
 
 def report(
     results: Annotated[
@@ -64,11 +67,11 @@ def demo(
     else:
         _print_record(record)
         typer.echo(
-            f"Detector, scores, features and results are in {out}. Try:\n"
+            f"\nDetector, scores, features and results are in {out}. Try:\n"
             f"  opnp inspect {out}/detector.safetensors\n"
             f"  opnp fit --features {out}/train.safetensors --head {out}/head.safetensors"
             f" --validation {out}/validation.safetensors --out {out}/mine.safetensors\n"
-            f"  opnp score --detector {out}/mine.safetensors --features {out}/ood_far.safetensors --out {out}/far.csv",
+            f"  opnp score {out}/mine.safetensors --features {out}/ood_far.safetensors",
         )
     tell_report(out, report, is_quiet=json)
 
@@ -95,5 +98,20 @@ def _print_record(record: "DemoRecord") -> None:
     typer.echo(
         f"All in %. FPR95: share of OOD kept where 95 % of ID is (ID positive). Accuracy is that of the answers "
         f"given, by the original head.\nVerdicts are calibrated on {counts['validation']} held-out ID images to flag "
-        f"at most {100 * (1 - record.keep):.0f} % of ID; judged on {counts['test']} others.",
+        f"at most {100 * (1 - record.keep):.0f} % of ID; judged on {counts['test']} others.\n",
+    )
+    inputs = [
+        [
+            _SETS[each.set],
+            f"class {each.predicted_class}",
+            f"{each.p_value:.3f}",
+            "OOD: do not answer" if each.is_ood else "known: answer",
+            f"{each.member}, {100 * each.share:.0f} % of the score" if each.is_ood else "",
+        ]
+        for each in record.inputs
+    ]
+    print_table(
+        "Three inputs, the median of each set, as OPNP() sees them",
+        ["input", "the model says", "p-value", "verdict", "mostly because of"],
+        inputs,
     )

@@ -1,18 +1,25 @@
 """Argument checks shared by the pure functions: one place, one wording."""
 
 from numbers import Real
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
 
 __all__ = [
+    "TRANSPOSED",
+    "Array",
+    "as_tensor",
     "checked_fraction",
     "checked_head",
     "checked_matrix",
     "checked_scores",
     "checked_temperature",
+    "require_bias_shape",
     "require_class_indices",
     "require_finite",
     "require_finite_sums",
@@ -20,8 +27,42 @@ __all__ = [
     "two_class_logits",
 ]
 
+TRANSPOSED = (
+    "The weight looks transposed, (features, classes), as the kernels of Keras and JAX are: give its transpose, "
+    "`weight.T`."
+)
+"""What to say of a weight whose axes fit the other way round."""
+
 _LEAST_TEMPERATURE, _LARGEST_TEMPERATURE = 1e-30, 1e30
 """Beyond, the temperature itself or what is divided by it leaves float32."""
+
+
+Array = Tensor | npt.NDArray[Any]
+"""Numbers as users have them."""
+
+
+def as_tensor(values: Array) -> Tensor:
+    """Return an array of NumPy, or what NumPy takes for one (of JAX, Keras, pandas), as a tensor on the CPU.
+
+    Tensors come back as they are, and so does what is no array, for the checks that follow to say so. Memory is shared
+    where it may be written to.
+
+    Raises:
+        InputTypeError: If the array holds what torch has no dtype for, such as texts.
+
+    Example:
+        >>> as_tensor(np.array([[1.0, 2.0]]))
+        tensor([[1., 2.]], dtype=torch.float64)
+
+    """
+    if isinstance(values, Tensor) or not hasattr(values, "__array__"):
+        return cast("Tensor", values)
+    array = np.asarray(values)
+    is_plain = array.flags.writeable and array.dtype.isnative and all(stride >= 0 for stride in array.strides)
+    try:
+        return torch.from_numpy(array if is_plain else array.astype(array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise InputTypeError(f"An array must hold numbers that torch has a dtype for, got {array.dtype}.") from error
 
 
 def checked_matrix(tensor: Tensor, *, name: str, axes: str) -> Tensor:
@@ -72,13 +113,20 @@ def checked_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | 
         if not isinstance(bias, Tensor) or not bias.is_floating_point():
             got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
             raise InputTypeError(f"`bias` must be a floating-point torch.Tensor of shape (classes,), got {got}.")
-        if bias.shape != weight.shape[:1]:
-            raise ShapeError(f"`bias` must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}.")
+        require_bias_shape(weight, bias)
         if not bool(torch.isfinite(bias).all()):
             raise NonFiniteError(
                 f"`bias` must be finite, got {int((~torch.isfinite(bias)).sum())} entries that are not."
             )
     return weight, bias
+
+
+def require_bias_shape(weight: Tensor, bias: Tensor) -> None:
+    """Raise `ShapeError` unless a bias has an entry for each class; say so where the weight looks transposed."""
+    if bias.shape == weight.shape[:1]:
+        return
+    hint = f" {TRANSPOSED}" if bias.shape == weight.shape[1:] else ""
+    raise ShapeError(f"`bias` must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}.{hint}")
 
 
 def two_class_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

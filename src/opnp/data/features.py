@@ -12,10 +12,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from opnp.artifact import opened_tensors
-from opnp.core.checks import checked_matrix, two_class_head
+from opnp.core.checks import Array, as_tensor, checked_matrix, require_bias_shape, two_class_head
 from opnp.core.labels import LABEL_NAMES
 from opnp.data.samples import file_digest, label_column, label_indices
 from opnp.data.shards import ShardIndex
+from opnp.data.tables import TABLE_ENDINGS, read_feature_table
 from opnp.errors import DataFileError, InputTypeError, OpnpError, OptionError, ShapeError
 from opnp.files import existing_file, write_atomically
 
@@ -180,12 +181,15 @@ class LinearHead:
 def read_features(path: str | os.PathLike[str]) -> FeatureSet:
     """Return the features, and labels if any, of a safetensors file with the tensors `features` and `labels`.
 
+    Of a table, ``.csv`` or ``.parquet``, the columns of numbers are the features: see `read_feature_table`.
+
     Raises:
         MissingFileError: If there is no such file.
         DataFileError: If it is unreadable, or lacks `features`, or a tensor has the wrong shape or dtype.
 
     """
-    features, labels = _mapped_tensors(Path(path))
+    path = Path(path)
+    features, labels = read_feature_table(path) if _is_table(path) else _mapped_tensors(path)
     return FeatureSet(features=features, labels=labels)
 
 
@@ -203,34 +207,40 @@ def read_head(path: str | os.PathLike[str]) -> LinearHead:
     try:
         weight = _stored_matrix(tensors["weight"], name="weight", axes="(classes, features)").clone()
         bias = tensors.get("bias")
-        if bias is not None and bias.shape != weight.shape[:1]:
-            raise ShapeError(f"`bias` must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}.")
+        if bias is not None:
+            require_bias_shape(weight, bias)
         bias = None if bias is None else _stored_matrix(bias[:, None], name="bias", axes="(classes, 1)")[:, 0].clone()
     except OpnpError as error:
         raise DataFileError(f"{path}: {error}") from error
     return LinearHead(*two_class_head(weight, bias))
 
 
-def write_features(path: str | os.PathLike[str], features: Tensor, *, labels: Tensor | None = None) -> None:
-    """Write features, and labels if any, in the layout that `read_features` reads.
+def write_features(path: str | os.PathLike[str], features: Array, *, labels: Array | None = None) -> None:
+    """Write features, and labels if any, tensors or NumPy arrays, in the layout that `read_features` reads.
 
     Raises:
         ShapeError: If `features` is no matrix.
 
     """
-    checked_matrix(features, name="features", axes="(batch, features)")
-    _write(path, features=features, labels=labels)
+    rows = checked_matrix(as_tensor(features), name="features", axes="(batch, features)")
+    _write(path, features=rows, labels=None if labels is None else as_tensor(labels))
 
 
-def write_head(path: str | os.PathLike[str], weight: Tensor, *, bias: Tensor | None = None) -> None:
-    """Write weight and bias in the layout that `read_head` reads.
+def write_head(path: str | os.PathLike[str], weight: Array, *, bias: Array | None = None) -> None:
+    """Write weight and bias, tensors or NumPy arrays, in the layout that `read_head` reads.
+
+    The head of a linear classifier of scikit-learn is ``write_head(path, model.coef_, bias=model.intercept_)``, of two
+    classes as well; its classes are numbered as in ``model.classes_``.
 
     Raises:
-        ShapeError: If `weight` is no matrix.
+        ShapeError: If `weight` is no matrix, or there is not one bias a class.
 
     """
-    checked_matrix(weight, name="weight", axes="(classes, features)")
-    _write(path, weight=weight, bias=bias)
+    rows = checked_matrix(as_tensor(weight), name="weight", axes="(classes, features)")
+    shift = None if bias is None else as_tensor(bias)
+    if shift is not None:
+        require_bias_shape(rows, shift)
+    _write(path, weight=rows, bias=shift)
 
 
 def _write(path: str | os.PathLike[str], **tensors: Tensor | None) -> None:
@@ -249,6 +259,7 @@ class MappedFeatures:
         lengths: Rows of each.
         digest: What computes the digest.
         expected: Digest of each file, for `verify`; empty where there is none.
+        held: Features, and labels or None, of the only file, if it is a table; else None.
 
     Attributes:
         rows: Number of rows.
@@ -263,14 +274,20 @@ class MappedFeatures:
     """
 
     def __init__(
-        self, paths: list[Path], lengths: list[int], *, digest: Callable[[], str], expected: tuple[str, ...] = ()
+        self,
+        paths: list[Path],
+        lengths: list[int],
+        *,
+        digest: Callable[[], str],
+        expected: tuple[str, ...] = (),
+        held: tuple[Tensor, Tensor | None] | None = None,
     ) -> None:
         """Map the first file for its layout."""
         self._paths = paths
-        self._digest, self._expected = digest, expected
+        self._digest, self._expected, self._held = digest, expected, held
         self._mapped: tuple[int, Tensor, Tensor | None] | None = None
         self._edges = list(pairwise(accumulate(lengths, initial=0)))
-        features, labels = _mapped_tensors(paths[0])
+        features, labels = held or _mapped_tensors(paths[0])
         self.rows, self.width, self.first_row = sum(lengths), features.shape[1], 0
         self.dtype, self.is_labelled = features.dtype, labels is not None
 
@@ -318,7 +335,7 @@ class MappedFeatures:
         first, last = self._edges[index]
         if self._mapped is None or self._mapped[0] != index:
             self._mapped = None  # first, so that no two files are mapped at once
-            features, labels = _mapped_tensors(self._paths[index])
+            features, labels = self._held or _mapped_tensors(self._paths[index])
             found = (len(features), features.shape[1], features.dtype, labels is not None)
             if found != (last - first, self.width, self.dtype, self.is_labelled):
                 raise DataFileError(
@@ -332,11 +349,17 @@ class MappedFeatures:
         return features[rows], None if labels is None else labels[rows]
 
 
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in TABLE_ENDINGS and not path.is_dir()
+
+
 def open_features(path: str | os.PathLike[str]) -> MappedFeatures:
-    """Return the cached features of a safetensors file, or of a folder that `FeatureShardWriter` wrote, unread.
+    """Return the cached features of a safetensors file or a folder that `FeatureShardWriter` wrote, unread; or a table.
 
     Args:
-        path: A file with the tensor `features` and perhaps `labels`, or a folder of such files with an index.
+        path: A file with the tensor `features` and perhaps `labels`; a folder of such files with an index; or a file
+            ending in ``.csv`` or ``.parquet``, of which the columns of numbers are the features and `label` or `labels`
+            the class indices.
 
     Returns:
         A `FeatureSource`.
@@ -359,6 +382,9 @@ def open_features(path: str | os.PathLike[str]) -> MappedFeatures:
         if (source.width, str(source.dtype), source.is_labelled) != described:
             raise DataFileError(f"{path}: the shards are not those that the index describes. Write the folder again.")
         return source
+    if _is_table(path):
+        found = read_feature_table(path)
+        return MappedFeatures([path], [len(found[0])], digest=lambda: file_digest(path), held=found)
     features, _ = _mapped_tensors(path)
     return MappedFeatures([path], [len(features)], digest=lambda: file_digest(path))
 

@@ -1,4 +1,4 @@
-"""Score files, one row an input, as CSV or Parquet by the file's ending: written, and read back in order."""
+"""Tables, one row an input, as CSV or Parquet by the file's ending: scores written and read back, features read."""
 
 import csv
 import io
@@ -7,16 +7,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from opnp.data.samples import label_column, label_indices
 from opnp.errors import DataFileError, EmptyDataError, MissingExtraError
 from opnp.files import existing_file, require_few_rows, write_atomically
 
-__all__ = ["ScoreTable", "read_score_table", "require_score_file", "write_score_table"]
+__all__ = [
+    "TABLE_ENDINGS",
+    "ScoreTable",
+    "read_feature_table",
+    "read_score_table",
+    "require_score_file",
+    "write_score_table",
+]
+
+TABLE_ENDINGS = (".csv", ".parquet")
 
 _COLUMNS = ("score", "p_value", "is_ood")
+_KIND = ("a score file", "a table of features")
 _TRUTHS = {"true": 1.0, "false": 0.0}
 
 
@@ -53,7 +67,7 @@ def require_score_file(path: str | os.PathLike[str]) -> None:
 def _ending(path: Path) -> str:
     """Return ``.csv`` or ``.parquet``, raise if the name has another ending."""
     ending = path.suffix.lower()
-    if ending not in {".csv", ".parquet"}:
+    if ending not in TABLE_ENDINGS:
         raise DataFileError(f"{path}: a score file must end in .csv or .parquet, got {ending or 'no ending'!r}.")
     return ending
 
@@ -112,7 +126,7 @@ def read_score_table(path: str | os.PathLike[str]) -> ScoreTable:
 
     """
     path = existing_file(path, content="scores")
-    columns = (_csv_columns if _ending(path) == ".csv" else _parquet_columns)(path)
+    columns = _csv_columns(path, _COLUMNS) if _ending(path) == ".csv" else _parquet_values(path)
     if "score" not in columns:
         raise DataFileError(f"{path} has no column `score`: expected a file that `opnp score` wrote.")
     if len(columns["score"]) == 0:
@@ -129,12 +143,105 @@ def read_score_table(path: str | os.PathLike[str]) -> ScoreTable:
     return ScoreTable(scores=scores, p_values=p_values, is_ood=None if is_ood is None else is_ood.bool())
 
 
-def _csv_columns(path: Path) -> dict[str, Sequence[object]]:
+def read_feature_table(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor | None]:
+    """Return the columns of numbers of a table as features, in their order, and its labels or None.
+
+    Columns of texts, dates and truth values are left out. A column `label` or `labels` holds class indices.
+
+    Args:
+        path: File that ends in ``.csv``, with a line of names at its head, or in ``.parquet``.
+
+    Returns:
+        Features, shape ``(rows, columns)``, float64, of a Parquet file of shorter floats those; and class indices,
+        shape ``(rows,)``.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        DataFileError: If it cannot be read, has no column of numbers, or one that lacks values or mixes numbers and
+            texts; if columns have no names, or one name; or if labels are no class indices.
+        MissingExtraError: If pyarrow, which Parquet needs, is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     columns = {"name": ["a", "b"], "width": [1.5, 0.0], "height": [2, 4], "label": [0, 1]}
+        ...     write_score_table(Path(folder) / "t.csv", columns)
+        ...     read_feature_table(Path(folder) / "t.csv")
+        (tensor([[1.5000, 2.0000],
+                [0.0000, 4.0000]], dtype=torch.float64), tensor([0, 1]))
+
+    """
+    path = existing_file(path, content="features")
+    columns: dict[str, npt.NDArray[Any] | None]
+    if _ending(path) == ".csv":
+        columns = {name: _csv_numbers(path, name, values) for name, values in _csv_columns(path, None).items()}
+    else:
+        columns = _parquet_numbers(path)
+    name = label_column(path, columns)
+    labels = None if name is None else columns.pop(name)
+    if name is not None and labels is None:
+        raise DataFileError(f"{path}: `{name}` must hold the number of each row's class, counted from 0.")
+    numbers = {name: values for name, values in columns.items() if values is not None}
+    if not numbers:
+        raise DataFileError(f"{path} holds no column of numbers: features are columns of numbers, one row a sample.")
+    if any(not name.strip() or name.startswith("__index_level_") for name in numbers):
+        raise DataFileError(
+            f"{path}: a column of numbers has no name, as the index of pandas has none. Write the table without it: "
+            f"`index=False`."
+        )
+    dtype = np.result_type(*numbers.values())
+    features = np.stack([*numbers.values()], axis=1).astype(dtype if dtype.kind == "f" else np.float64, copy=False)
+    return torch.from_numpy(features), None if labels is None else label_indices(labels, path=path)
+
+
+def _csv_numbers(path: Path, name: str, values: Sequence[object]) -> npt.NDArray[Any] | None:
+    """Return a column of a CSV file as float64, or None if none of it is a number."""
+    try:
+        return np.asarray([float(str(value)) for value in values])
+    except ValueError:
+        is_number = [_is_number(value) for value in values]
+    if any(is_number):
+        row = is_number.index(False)
+        raise DataFileError(
+            f"{path}: `{name}` is no number in row {row} ({values[row] or 'nothing'!r:.40}), and one in others. Fill "
+            f"in what is missing, as in training, or leave the column out."
+        )
+    return None
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
+
+
+def _parquet_numbers(path: Path) -> dict[str, npt.NDArray[Any] | None]:
+    """Return each column of a Parquet file, None for those of no numbers."""
+    import pyarrow as pa
+
+    columns: dict[str, npt.NDArray[Any] | None] = {}
+    for name, column in _parquet_columns(path, None).items():
+        kind = column.type
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        if is_number and column.null_count:
+            raise DataFileError(
+                f"{path}: `{name}` has no value in {column.null_count} of {len(column)} rows. Fill them in, as in "
+                f"training, or leave the column out."
+            )
+        number = column.cast(pa.float64()) if pa.types.is_decimal(kind) else column
+        columns[name] = number.to_numpy() if is_number else None
+    return columns
+
+
+def _csv_columns(path: Path, wanted: Sequence[str] | None) -> dict[str, Sequence[object]]:
+    """Return the columns of a CSV file of these names, None for all of them."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
             header = next(lines, [])
-            for name in _COLUMNS:
+            for name in dict.fromkeys(header if wanted is None else wanted):
                 if header.count(name) > 1:
                     raise DataFileError(f"{path} has {header.count(name)} columns called `{name}`: one can be read.")
             rows = []
@@ -145,12 +252,15 @@ def _csv_columns(path: Path) -> dict[str, Sequence[object]]:
                     )
                 rows += [row] if row else []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataFileError(f"{path} cannot be read as a score file ({type(error).__name__}: {error}).") from error
-    wanted = {name: header.index(name) for name in _COLUMNS if name in header}
-    return {name: [row[place] or None for row in rows] for name, place in wanted.items()}
+        raise DataFileError(f"{path} cannot be read as {_KIND[wanted is None]} ({_text(error)}).") from error
+    if wanted is None and header and all(map(_is_number, header)):
+        raise DataFileError(f"{path}: the first line must name the columns, got numbers.")
+    places = {name: place for place, name in enumerate(header) if wanted is None or name in wanted}
+    return {name: [row[place] or None for row in rows] for name, place in places.items()}
 
 
-def _parquet_columns(path: Path) -> dict[str, Sequence[object]]:
+def _parquet_columns(path: Path, wanted: Sequence[str] | None) -> "dict[str, Any]":
+    """Return the columns of a Parquet file of these names, None for all of them, as pyarrow has them."""
     if find_spec("pyarrow") is None:
         raise MissingExtraError(f"{path} is a Parquet file, which needs pyarrow: `pip install 'opnp[bench]'`.")
     import pyarrow as pa
@@ -160,11 +270,19 @@ def _parquet_columns(path: Path) -> dict[str, Sequence[object]]:
         # Opened here: pyarrow takes no name that is not UTF-8.
         with path.open("rb") as content, parquet.ParquetFile(content, page_checksum_verification=True) as file:
             require_few_rows(file.metadata.num_rows, file_bytes=path.stat().st_size)
-            names = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            names = [name for name in file.schema_arrow.names if wanted is None or name in wanted]
             table = file.read(columns=names)
-            return {name: table[name].to_pylist() for name in names}
+            return {name: table[name] for name in names}
     except (OSError, ValueError, KeyError, TypeError, MemoryError, pa.ArrowException) as error:
-        raise DataFileError(f"{path} cannot be read as a score file ({type(error).__name__}: {error}).") from error
+        raise DataFileError(f"{path} cannot be read as {_KIND[wanted is None]} ({_text(error)}).") from error
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _parquet_values(path: Path) -> dict[str, Sequence[object]]:
+    return {name: column.to_pylist() for name, column in _parquet_columns(path, _COLUMNS).items()}
 
 
 def _numbers(

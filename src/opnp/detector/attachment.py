@@ -1,10 +1,11 @@
 """The tie between a detector and the user's model: where features come from when inputs are given."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +63,15 @@ class ModelLink:
             InsufficientMemoryError: If the model, or the batch in it, needs more memory than there is.
 
         """
-        if isinstance(inputs, DataLoader | Dataset):
-            through = "loader" if isinstance(inputs, DataLoader) else "DataLoader(dataset, batch_size=64)"
+        if isinstance(inputs, Dataset):
+            raise InputTypeError(
+                f"This takes a loader, a batch or an input, got a {type(inputs).__name__}. Give a loader of it: "
+                f"`DataLoader(dataset, batch_size=64)`.",
+            )
+        if _is_loader(inputs):
             raise InputTypeError(
                 f"This takes one batch or one input, got a {type(inputs).__name__}. Go through it: "
-                f"`torch.cat([detector.score(batch) for batch in {through}])`.",
+                f"`with detector.feature_batches(loader) as batches:`.",
             )
         batch = BatchReader.of(self.model, classes=len(self.weight), is_inside=False).read(inputs, axes=self.axes)
         with head_tap(self.model, self.head, device=self.device, is_checked=False) as tap:
@@ -74,6 +79,28 @@ class ModelLink:
             features, _ = self.halving.outcome(partial(tap, labels=batch.labels), batch.inputs)
         require_finite(features, name="features")
         return with_float64(features), batch.is_single
+
+    def answers(self, inputs: object, answer: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return what `answer` gives for the features of one batch, of one input, or of all batches of a loader.
+
+        Args:
+            inputs: A batch; one input, whose answers lose the batch axis; or a loader, whose answers are joined in its
+                order. Of a loader one batch of features is held at a time.
+            answer: Tensors with a row for each row of features.
+
+        Raises:
+            EmptyDataError: If a loader yields nothing.
+            InputTypeError: If batches are of a kind that cannot be read.
+            HeadMismatchError: If the model's head has changed since the detector was fitted.
+            NonFiniteError: If features are not finite.
+
+        """
+        if not _is_loader(inputs):
+            features, is_single = self.features_of(inputs)
+            return tuple(values[0] if is_single else values for values in answer(features))
+        with self.feature_batches(inputs, is_inside=False) as batches:
+            parts = [answer(features) for features, _ in batches]
+        return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
     @contextmanager
     def feature_batches(
@@ -107,6 +134,15 @@ class ModelLink:
             f"The model's head {self.head.label} is not the one this detector was fitted on: its weights have "
             f"changed since. Fit again, or bring the old weights back.",
         )
+
+
+def _is_loader(inputs: object) -> TypeGuard[Iterable[object]]:
+    """Return whether inputs are batches to go through: a DataLoader, a generator, or what else has no items by place.
+
+    A list or tuple is one batch, as a loader yields it; so is a mapping.
+    """
+    is_batch = hasattr(inputs, "__getitem__") and not isinstance(inputs, DataLoader)
+    return isinstance(inputs, Iterable) and not is_batch
 
 
 def _is_same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from opnp.artifact import read_artifact, tensors_digest, write_artifact
-from opnp.core.checks import checked_matrix, require_finite
+from opnp.core.checks import TRANSPOSED, Array, as_tensor, checked_matrix, require_finite
 from opnp.core.histogram import ValueHistogram
 from opnp.core.kept_rows import KeptRows
 from opnp.core.labels import NO_LABEL, AnswerSum, class_indices
@@ -458,7 +458,7 @@ class LabelledBlocks:
 
 
 def feature_blocks(
-    features: Tensor | FeatureSource,
+    features: Array | FeatureSource,
     weight: Tensor,
     *,
     name: str = "features",
@@ -479,11 +479,13 @@ def feature_blocks(
     Raises:
         EmptyDataError: If there are no rows.
         ShapeError: If the width is not the head's.
-        InputTypeError: If `features` is neither a floating-point tensor nor a source.
+        InputTypeError: If `features` is neither floating-point numbers nor a source.
 
     """
     if isinstance(features, Tensor) or not isinstance(features, FeatureSource):
-        source: FeatureSource = _TensorFeatures(checked_matrix(features, name=name, axes="(batch, features)"))
+        source: FeatureSource = _TensorFeatures(
+            checked_matrix(as_tensor(features), name=name, axes="(batch, features)")
+        )
     else:
         source = features
     if source.width != weight.shape[1]:
@@ -542,10 +544,9 @@ def added_up(total: FitSum, ranks: Ranks) -> FitSum:
 
 def _width_message(shape: tuple[int, ...], weight: Tensor, *, name: str = "features") -> str:
     """Return what to say of features whose width is not that of the head."""
-    return (
-        f"`{name}` must have {weight.shape[1]} columns, one for each input of the head, got shape {shape}. Take them "
-        f"where the head takes its input."
-    )
+    is_transposed = weight.shape[1] != weight.shape[0] == shape[-1]
+    hint = TRANSPOSED if is_transposed else "Take them where the head takes its input."
+    return f"`{name}` must have {weight.shape[1]} columns, one for each input of the head, got shape {shape}. {hint}"
 
 
 def counted(

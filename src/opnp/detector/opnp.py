@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from opnp.core.checks import checked_head, checked_matrix, require_finite, two_class_head
+from opnp.core.checks import Array, as_tensor, checked_head, checked_matrix, require_finite, two_class_head
 from opnp.core.labels import AnswerSum
 from opnp.core.masks import Masks, Scope
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName
@@ -211,12 +211,12 @@ class OPNP:
 
     def fit_features(
         self,
-        features: Tensor | FeatureSource,
+        features: Array | FeatureSource,
         *,
-        weight: Tensor,
-        bias: Tensor | None,
-        validation: Tensor | FeatureSource | None = None,
-        validation_ood: Tensor | FeatureSource | None = None,
+        weight: Array,
+        bias: Array | None,
+        validation: Array | FeatureSource | None = None,
+        validation_ood: Array | FeatureSource | None = None,
         keep: float = _KEEP,
         batch_size: int = BATCH_ROWS,
         checkpoint: Checkpoint | None = None,
@@ -226,9 +226,11 @@ class OPNP:
         """Go over cached features of the training data once, and return self.
 
         Args:
-            features: Inputs of the head, shape ``(batch, features)``, any floating dtype; or a source of them, such as
-                `opnp.data.open_features` gives, which is read block by block and never held as a whole.
-            weight: The head's weight, shape ``(classes, features)``; of a single logit z that of the two classes with
+            features: Inputs of the head, shape ``(batch, features)``, any floating dtype, a tensor or a NumPy array; or
+                a source of them, such as `opnp.data.open_features` gives, which is read block by block and never held
+                as a whole.
+            weight: The head's weight, shape ``(classes, features)``, a tensor or a NumPy array (a kernel of Keras or
+                JAX is its transpose); of a single logit z that of the two classes with
                 the logits -z/2 and z/2 is taken.
             bias: The head's bias, shape ``(classes,)``, or None.
             validation: Features of held-out ID inputs, shape ``(batch, features)``, or a source: the detector is
@@ -301,7 +303,7 @@ class OPNP:
         self._state = self._calibrated(self._linked().feature_batches(shown(loader, progress)), keep=keep)
         return self
 
-    def calibrate_features(self, features: Tensor | FeatureSource, *, keep: float = _KEEP) -> Self:
+    def calibrate_features(self, features: Array | FeatureSource, *, keep: float = _KEEP) -> Self:
         """Calibrate as `calibrate` does, from features of held-out ID inputs, or a source of them; return self.
 
         Raises:
@@ -348,10 +350,11 @@ class OPNP:
     # ------------------------------------------------------------------------------------------------------- answers
 
     def score(self, inputs: object) -> Tensor:
-        """Return the score of a batch of inputs, shape ``(batch,)``, or of one input, shape ``()``. Larger = more OOD.
+        """Return the score of each input, shape ``(inputs,)``, or of one input, shape ``()``. Larger = more OOD.
 
         Args:
-            inputs: A batch as the training loader yields them (labels are ignored), or one input without a batch axis.
+            inputs: A batch as the training loader yields them (labels are ignored); one input without a batch axis; or
+                a whole loader, a `DataLoader` or a generator of batches, which is answered in its order.
 
         Returns:
             Scores, on the model's device; of a fusion float64, and +inf where a member is not finite. Of the paper's
@@ -363,16 +366,16 @@ class OPNP:
             HeadMismatchError: If the model's head has changed since the fit.
 
         """
-        features, is_single = self._linked().features_of(inputs)
-        return _released(self._fitted().scores(features), is_single=is_single)
+        (scores,) = self._linked().answers(inputs, lambda features: (self._fitted().scores(features),))
+        return scores
 
-    def score_features(self, features: Tensor) -> Tensor:
+    def score_features(self, features: Array) -> Tensor:
         """Return the score of features, shape ``(batch, features)`` or ``(features,)``, as `score` does of inputs."""
         rows, is_single = self._checked(features)
         return _released(self._fitted().scores(rows), is_single=is_single)
 
     def p_value(self, inputs: object) -> Tensor:
-        """Return the conformal p-value of one batch of inputs, or of one input: small = OOD.
+        """Return the conformal p-value of a batch, of one input or of a whole loader: small = OOD.
 
         For ID inputs exchangeable with the calibration samples, P(p <= a) <= a for every a.
 
@@ -380,7 +383,7 @@ class OPNP:
             inputs: As for `score`.
 
         Returns:
-            p-values in [1/(n + 1), 1] for n calibration samples, shape ``(batch,)`` or ``()``, float64.
+            p-values in [1/(n + 1), 1] for n calibration samples, shape ``(inputs,)`` or ``()``, float64.
 
         Raises:
             NotCalibratedError: If the detector is not calibrated.
@@ -389,12 +392,12 @@ class OPNP:
         """
         return self._calibration().p_value(self.score(inputs))
 
-    def p_value_features(self, features: Tensor) -> Tensor:
+    def p_value_features(self, features: Array) -> Tensor:
         """Return the p-value of features, shape ``(batch, features)`` or ``(features,)``, as `p_value` of inputs."""
         return self._calibration().p_value(self.score_features(features))
 
     def predict(self, inputs: object) -> Tensor:
-        """Return whether each input is flagged as OOD, for one batch of inputs or one input.
+        """Return whether each input is flagged as OOD, for a batch, one input or a whole loader.
 
         Flagged is a p-value of at most 1 - keep, decided by integer rank among the calibration scores.
 
@@ -402,7 +405,7 @@ class OPNP:
             inputs: As for `score`.
 
         Returns:
-            True = OOD, shape ``(batch,)`` or ``()``, bool.
+            True = OOD, shape ``(inputs,)`` or ``()``, bool.
 
         Raises:
             NotCalibratedError: If the detector is not calibrated.
@@ -411,12 +414,15 @@ class OPNP:
         """
         return self._calibration().is_ood(self.score(inputs))
 
-    def predict_features(self, features: Tensor) -> Tensor:
+    def predict_features(self, features: Array) -> Tensor:
         """Return the verdict on features, shape ``(batch, features)`` or ``(features,)``, as `predict` on inputs."""
         return self._calibration().is_ood(self.score_features(features))
 
     def verdict(self, inputs: object) -> Verdict:
-        """Return predicted class, score, p-value and verdict of one batch of inputs, or of one input, in one pass.
+        """Return predicted class, score, p-value and verdict of a batch, one input or a whole loader, in one pass.
+
+        Args:
+            inputs: As for `score`.
 
         Raises:
             NotCalibratedError: If the detector is not calibrated.
@@ -424,12 +430,13 @@ class OPNP:
 
         """
         self._calibration()
-        return self._verdict(*self._linked().features_of(inputs))
+        return Verdict(*self._linked().answers(inputs, self._verdict))
 
-    def verdict_features(self, features: Tensor) -> Verdict:
+    def verdict_features(self, features: Array) -> Verdict:
         """Return predicted class, score, p-value and verdict of features, as `verdict` does of inputs."""
         self._calibration()
-        return self._verdict(*self._checked(features))
+        rows, is_single = self._checked(features)
+        return Verdict(*(_released(values, is_single=is_single) for values in self._verdict(rows)))
 
     def explain(self, inputs: object) -> Explanation:
         """Return why inputs score as they do: the p-value of each fused score by itself, and its share of the score.
@@ -449,9 +456,9 @@ class OPNP:
 
         """
         self._calibration()
-        return self._explained(*self._linked().features_of(inputs))
+        return Explanation(self.explained, *self._linked().answers(inputs, self._explained))
 
-    def explain_features(self, features: Tensor) -> Explanation:
+    def explain_features(self, features: Array) -> Explanation:
         """Return why features score as they do, as `explain` does of inputs.
 
         Example:
@@ -464,14 +471,16 @@ class OPNP:
 
         """
         self._calibration()
-        return self._explained(*self._checked(features))
+        rows, is_single = self._checked(features)
+        found = (_released(values, is_single=is_single) for values in self._explained(rows))
+        return Explanation(self.explained, *found)
 
-    def classify_features(self, features: Tensor) -> Tensor:
+    def classify_features(self, features: Array) -> Tensor:
         """Return the class that the original head predicts, shape ``(batch,)`` or ``()``, int64."""
         rows, is_single = self._checked(features)
         return _released(self._fitted().classes(rows), is_single=is_single)
 
-    def sweep_features(self, features: Tensor, ratios: Sequence[Ratios]) -> Tensor:
+    def sweep_features(self, features: Array, ratios: Sequence[Ratios]) -> Tensor:
         """Return the scores of features under many ratios, the other settings as they are, faster than one by one.
 
         Args:
@@ -877,7 +886,8 @@ class OPNP:
             )
         return calibration
 
-    def _checked(self, features: Tensor) -> tuple[Tensor, bool]:
+    def _checked(self, features: Array) -> tuple[Tensor, bool]:
+        features = as_tensor(features)
         is_single = isinstance(features, Tensor) and features.ndim == 1
         rows = features[None] if is_single else features
         checked_matrix(rows, name="features", axes="(batch, features)")
@@ -885,16 +895,14 @@ class OPNP:
         require_finite(rows, name="features")
         return with_float64(rows.detach()), is_single
 
-    def _verdict(self, features: Tensor, is_single: bool) -> Verdict:  # noqa: FBT001  # the pair that `features_of` returns
+    def _verdict(self, features: Tensor) -> tuple[Tensor, ...]:
         state, calibration = self._fitted(), self._calibration()
         scores = state.scores(features)
-        values = (state.classes(features), scores, calibration.p_value(scores), calibration.is_ood(scores))
-        return Verdict(*(_released(value, is_single=is_single) for value in values))
+        return state.classes(features), scores, calibration.p_value(scores), calibration.is_ood(scores)
 
-    def _explained(self, features: Tensor, is_single: bool) -> Explanation:  # noqa: FBT001  # as above
+    def _explained(self, features: Tensor) -> tuple[Tensor, ...]:
         found = self._fitted().explanation(features, self._calibration())
-        values = (_released(value, is_single=is_single) for value in (found.p_value, found.share))
-        return Explanation(found.members, *values)
+        return found.p_value, found.share
 
 
 def _with_accuracy(state: FittedState, answers: AnswerSum, name: str, *, stacklevel: int) -> FittedState:
@@ -906,9 +914,9 @@ def _with_accuracy(state: FittedState, answers: AnswerSum, name: str, *, stackle
     return state.restated(id_accuracy=known if answers.accuracy is None else {**known, name: answers.accuracy})
 
 
-def _own_head(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _own_head(weight: Array, bias: Array | None) -> tuple[Tensor, Tensor | None]:
     """Return copies of the weight and bias of a classifier's head, checked."""
-    weight, bias = checked_head(*two_class_head(weight, bias))
+    weight, bias = checked_head(*two_class_head(as_tensor(weight), None if bias is None else as_tensor(bias)))
     return with_float64(weight.detach().clone()), None if bias is None else with_float64(bias.detach().clone())
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "PRODUCT",
     "BenchRecord",
     "DataSource",
+    "DemoInput",
     "DemoRecord",
     "DemoRow",
     "Group",
@@ -225,6 +226,29 @@ class DemoRow(Value, frozen=True):
     threshold: float
 
 
+class DemoInput(Value, frozen=True):
+    """One input of the demo with its verdict and the reason: the input of a set with the median score.
+
+    Attributes:
+        set: Name of its set.
+        index: Its place in the set.
+        predicted_class: What the model answers.
+        p_value: Its p-value.
+        is_ood: Whether it is flagged.
+        member: The score with the largest share of the fused one.
+        share: That share.
+
+    """
+
+    set: str
+    index: int
+    predicted_class: int
+    p_value: Share
+    is_ood: bool
+    member: str
+    share: Share
+
+
 class DemoRecord(Record, frozen=True):
     """The demo's table with what is needed to make it again.
 
@@ -235,6 +259,7 @@ class DemoRecord(Record, frozen=True):
         counts: Samples by name of the data set.
         versions: Versions of the packages that the figures depend on.
         methods: The rows.
+        inputs: One input of each set that is judged by, as `OPNP()` sees it.
 
     """
 
@@ -248,6 +273,7 @@ class DemoRecord(Record, frozen=True):
     counts: Mapping[str, int]
     versions: Mapping[str, str]
     methods: tuple[DemoRow, ...]
+    inputs: tuple[DemoInput, ...] = ()
 
 
 def _mean_auroc(row: MethodRow) -> float:

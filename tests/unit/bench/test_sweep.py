@@ -22,6 +22,7 @@ from opnp.bench.features import ModelData, read_feature_folder
 from opnp.bench.figures import detection_figures
 from opnp.bench.sweep import CURVES, Curve, ModelSweep, chosen_curves, equivalent, sample_sizes, training_rows
 from opnp.core import expected_calibration_error
+from opnp.core.checks import Array
 from opnp.data import FeatureSource, write_features, write_head
 from opnp.errors import OptionError, RatioWarning
 from opnp.values.sweep import SweepPoint, SweepSettings, SweptModel
@@ -216,7 +217,7 @@ class Counted(OPNP):
     fits: int = 0
     prunings: int = 0
 
-    def fit_features(self, features: Tensor | FeatureSource, **options: Any) -> Self:
+    def fit_features(self, features: Array | FeatureSource, **options: Any) -> Self:
         type(self).fits += 1
         return super().fit_features(features, **options)
 

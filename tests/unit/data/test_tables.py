@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from pyarrow import parquet
+from pyarrow import Table, parquet
 
-from opnp.data import tables, write_score_table
-from opnp.data.tables import read_score_table
+from opnp.data import open_features, read_features, tables, write_score_table
+from opnp.data.tables import read_feature_table, read_score_table
 from opnp.errors import DataFileError, EmptyDataError, MissingExtraError, MissingFileError, OpnpError
 
 _HARD = [1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 123456789.123456789, float("inf"), -1e-7]
@@ -135,3 +135,87 @@ def test_columns_of_unequal_length_leave_no_file(tmp_path: Path, ending: str) ->
     with pytest.raises(ValueError, match=r"length|longer|shorter"):
         write_score_table(tmp_path / f"scores.{ending}", {"index": [1, 2], "score": [0.5]})
     assert not list(tmp_path.iterdir())
+
+
+# ----------------------------------------------------------------------------------------------------------- features
+FEATURES: dict[str, list[Any]] = {
+    "name": ["a", "b", "c"],
+    "width": [0.1, -2e300, 5e-324],
+    "count": [3, 0, -1],
+    "label": [2, 0, -1],
+    "is_new": [True, False, True],
+}
+
+
+def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:
+    if path.suffix == ".csv":
+        lines = [
+            ",".join(columns),
+            *(",".join("" if v is None else str(v) for v in row) for row in zip(*columns.values(), strict=True)),
+        ]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        parquet.write_table(Table.from_pydict(columns), path)
+    return path
+
+
+@both
+def test_columns_of_numbers_are_features_and_label_the_labels(tmp_path: Path, ending: str) -> None:
+    path = write_table(tmp_path / f"table.{ending}", FEATURES)
+    features, labels = read_feature_table(path)
+    wanted = [FEATURES["width"], [float(count) for count in FEATURES["count"]]]
+    assert features.T.tolist() == wanted
+    assert labels is not None
+    assert labels.tolist() == FEATURES["label"]
+    found, source = read_features(path), open_features(path)
+    assert (source.rows, source.width, source.is_labelled, source.first_row) == (3, 2, True, 0)
+    rows, places = source.read(1, 3)
+    assert torch.equal(rows, found.features[1:])
+    assert places is not None
+    assert places.tolist() == [0, -1]
+    before = source.digest()
+    write_table(path, FEATURES | {"count": [3, 0, -2]})
+    assert open_features(path).digest() != before
+
+
+def test_short_floats_of_parquet_stay_short(tmp_path: Path) -> None:
+    columns = {name: torch.rand(4).numpy() for name in "ab"}
+    parquet.write_table(Table.from_pydict(columns), tmp_path / "t.parquet")
+    assert read_feature_table(tmp_path / "t.parquet")[0].dtype == torch.float32
+
+
+@both
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": [0.1, None, 2.0]}, "`width` (is no number in row 1|has no value in 1 of 3 rows).*as in training"),
+        ({"label": ["cat", "dog", "cat"]}, "`label` must hold the number of each row's class"),
+        ({"label": [0.5, 1.0, 0.0]}, "must be class indices, got 0.5"),
+        ({"labels": [0, 1, 2]}, "holds both `labels` and `label`"),
+        ({"width": ["x", "y", "z"], "count": ["x", "y", "z"]}, "no column of numbers"),
+        ({"__index_level_0__": [0, 1, 2]}, "a column of numbers has no name.*`index=False`"),
+    ],
+)
+def test_a_table_that_is_no_features_is_refused(
+    tmp_path: Path, ending: str, changes: dict[str, list[Any]], message: str
+) -> None:
+    path = write_table(tmp_path / f"table.{ending}", FEATURES | changes)
+    with pytest.raises(DataFileError, match=message):
+        open_features(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1.5,2\n3,4\n", "the first line must name the columns"),
+        ("a,a\n3,4\n", "2 columns called `a`"),
+        (",a\n0,4\n1,5\n", "a column of numbers has no name"),
+        ("a,b\n0\n", "expected 2 values, got 1"),
+        ("a,b\n0,x\n1,2\n", "`b` is no number in row 0 .'x'."),
+        ('a,b\n0,"x\n', "cannot be read as a table of features"),
+    ],
+)
+def test_a_csv_of_another_form_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataFileError, match=message):
+        read_feature_table(tmp_path / "t.csv")

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
 from opnp import OPNP, Ratios
-from opnp.errors import HeadMismatchError, InputTypeError, NotFittedError, PrecisionWarning
+from opnp.errors import EmptyDataError, HeadMismatchError, InputTypeError, NotFittedError, PrecisionWarning
 from tests.unit.detector.detector_world import (
     CLASSES,
     FEATURES,
@@ -32,8 +32,7 @@ PAPER = Ratios(w_min=0.3)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (DataLoader(TensorDataset(features(4))), r"one batch or one input, got a DataLoader.*torch\.cat"),
-        (TensorDataset(features(4)), r"got a TensorDataset.*for batch in DataLoader\(dataset, batch_size=64\)\]"),
+        (TensorDataset(features(4)), r"got a TensorDataset.*`DataLoader\\(dataset, batch_size=64\\)`"),
         ([features(4)] * 3, "a list of 3 that look like several"),
         ((features(4), features(4)), "a tuple of 2 that look like several"),
         ([features(4), [features(4), torch.zeros(4)]], "look like several"),
@@ -44,6 +43,34 @@ def test_several_batches_or_inputs_are_no_batch(given: Any, message: str) -> Non
     with pytest.raises(InputTypeError, match=message):
         detector.score(given)
     assert detector.score((features(4), torch.zeros(4, dtype=torch.int64))).shape == (4,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_loader_is_answered_in_its_order(kind: str) -> None:
+    detector = made(kind).fit(model(), loader(20), validation=loader(5, seed=1))
+    rows = features(50, seed=2)
+    data = DataLoader(TensorDataset(rows, torch.zeros(50, dtype=torch.int64)), batch_size=16)
+    verdict, why = detector.verdict(data), detector.explain(data)
+    assert why.members == detector.explained
+    batches = [detector.verdict(batch) for batch in data]
+    for name, values in verdict._asdict().items():
+        assert torch.equal(values, torch.cat([getattr(each, name) for each in batches])), name
+    assert torch.equal(detector.score(data), verdict.score)
+    assert torch.equal(detector.predict(batch for batch in data), verdict.is_ood)
+    assert torch.equal(detector.p_value(iter(rows.split(7))), verdict.p_value)
+    assert torch.allclose(why.share, torch.cat([detector.explain(batch).share for batch in data]))
+
+
+def test_what_is_no_loader_of_batches_is_refused() -> None:
+    detector = OPNP(ratios=PAPER).fit(model(), loader())
+    with pytest.raises(EmptyDataError, match="yields no batch"):
+        detector.score(iter([]))
+    with pytest.raises(InputTypeError, match="A batch must be a tensor"):
+        detector.score(iter(["text"]))
+    with pytest.raises(InputTypeError, match="got a DataLoader"):
+        detector.features(DataLoader(TensorDataset(features(4))))
+    net = detector._linked().model
+    assert not [hook for module in net.modules() for hook in module._forward_pre_hooks]
 
 
 def test_inputs_need_a_model() -> None:

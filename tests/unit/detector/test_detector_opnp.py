@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -365,3 +366,26 @@ def test_with_ratios_is_a_fit_with_those_ratios(neuron: Any, scope: Any) -> None
 def test_with_ratios_refuses_what_it_cannot_do(ratios: Any, options: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         fitted().with_ratios(ratios, **options)
+
+
+# ------------------------------------------------------------------------------------------------------------- arrays
+def test_arrays_of_numpy_go_wherever_features_and_heads_do() -> None:
+    rows, held, new = (features(count, seed=seed).double() for count, seed in ((400, 0), (60, 1), (30, 2)))
+    by_tensor = OPNP().fit_features(rows, weight=weight(), bias=bias(), validation=held)
+    kernel = np.ascontiguousarray(weight().numpy().T)
+    by_array = OPNP().fit_features(rows.numpy(), weight=kernel.T, bias=bias().numpy(), validation=held.numpy())
+    given = new.numpy()
+    given.setflags(write=False)
+    for name, found in by_array.verdict_features(given)._asdict().items():
+        assert torch.equal(found, getattr(by_tensor.verdict_features(new), name)), name
+    assert torch.equal(by_array.score_features(given[0]), by_tensor.score_features(new[0]))
+    assert torch.equal(by_array.explain_features(given[::-1]).share, by_tensor.explain_features(new.flip(0)).share)
+    assert by_array.calibrate_features(held.numpy(), keep=0.9).threshold < by_tensor.threshold
+    with pytest.raises(InputTypeError, match="numbers that torch has a dtype for"):
+        by_array.score_features(np.array([["a", "b"]]))
+
+
+@pytest.mark.parametrize("offset", [None, bias()])
+def test_a_transposed_kernel_is_recognised(offset: torch.Tensor | None) -> None:
+    with pytest.raises(ShapeError, match=r"looks transposed.*Keras and JAX.*`weight\.T`"):
+        OPNP().fit_features(features(), weight=weight().T, bias=offset)

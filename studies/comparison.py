@@ -1,4 +1,4 @@
-"""The part that the examples share: detectors side by side on one trained classifier, a table, and a record."""
+"""What the examples of texts and tables share: detectors side by side on one classifier, a table, and a record."""
 
 import json
 import statistics

@@ -1,0 +1,82 @@
+"""Linear classifiers of scikit-learn on the command line: tables of numbers, two classes, and few samples."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import csv as arrow_csv
+from pyarrow import parquet
+from sklearn import datasets
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from opnp import OPNP
+from opnp.data import write_head
+from tests.in_process import Opnp, done
+
+TABLES = {
+    "digits": datasets.load_digits,
+    "wine": datasets.load_wine,
+    "breast_cancer": datasets.load_breast_cancer,
+}
+
+
+def table(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns and classes of a table inside scikit-learn, or of one of two classes that it draws."""
+    if name == "binary":
+        columns, classes = datasets.make_classification(160, 6, n_informative=4, random_state=0)
+        return columns, classes
+    found = TABLES[name]()
+    return found.data, found.target
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("name", [*TABLES, "binary"])
+def test_a_table_and_the_head_of_a_classifier_are_all_that_is_needed(
+    opnp: Opnp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ending: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    columns, classes = table(name)
+    training, rest, labels = train_test_split(columns, classes, random_state=0, stratify=classes)[:3]
+    scaler = StandardScaler().fit(training)
+    model = LogisticRegression(max_iter=2000).fit(scaler.transform(training), labels)
+    write_head("head.safetensors", model.coef_, bias=model.intercept_)
+    held_out, test = np.array_split(scaler.transform(rest), 2)
+    for part, rows, targets in (
+        ("train", scaler.transform(training), labels),
+        ("validation", held_out, None),
+        ("new", np.concatenate([test, 12 + test]), None),
+    ):
+        names = {"sample": [f"row {place}" for place in range(len(rows))]}
+        numbers = {f"column {place}": column for place, column in enumerate(rows.T)}
+        written = pa.table({**names, **numbers, **({} if targets is None else {"label": targets})})
+        if ending == "csv":
+            arrow_csv.write_csv(written, f"{part}.csv")
+        else:
+            parquet.write_table(written, f"{part}.parquet")
+    fit = f"fit --features train.{ending} --head head.safetensors --validation validation.{ending} --keep 0.9"
+    done(opnp, *fit.split(), "--out", "d.safetensors")
+    done(opnp, *f"score d.safetensors --features new.{ending} --out scores.csv".split())
+    with Path("scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    known, far = rows[: len(test)], rows[len(test) :]
+    assert [int(row["predicted_class"]) for row in known] == model.predict(test).tolist()
+    assert sum(row["is_ood"] == "True" for row in known) <= 0.25 * len(known)
+    assert sum(row["is_ood"] == "True" for row in far) >= 0.9 * len(far)
+    by_hand = OPNP().fit_features(
+        scaler.transform(training), weight=model.coef_, bias=model.intercept_, validation=held_out, keep=0.9
+    )
+    assert by_hand.score_features(test).tolist() == pytest.approx([float(row["score"]) for row in known], rel=1e-9)
+
+
+def test_a_pipeline_is_taken_apart_at_its_classifier() -> None:
+    """The features are what the classifier takes in: all steps before it, on the same columns."""
+    columns, classes = table("wine")
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(columns, classes)
+    head = pipeline[-1]
+    detector = OPNP().fit_features(pipeline[:-1].transform(columns), weight=head.coef_, bias=head.intercept_)
+    assert detector.classify_features(pipeline[:-1].transform(columns)).tolist() == pipeline.predict(columns).tolist()
