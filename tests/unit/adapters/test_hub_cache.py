@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from opnp.adapters import hub_cache, model_from_name, model_origin, stored_source
+from opnp.adapters import hub_cache, model_from_name, model_origin, stored_model
 from opnp.errors import MissingExtraError, MissingFileError, OptionError
 from tests.unit.adapters.hub_caches import TORCHVISION, cached, offline_cache, write_timm, write_torchvision
 from tests.unit.adapters.hub_folders import write_vit
@@ -152,15 +152,17 @@ def test_names_of_hubs_are_remembered_as_they_are_and_folders_from_the_detector(
         Path(each).mkdir(parents=True)
     _, transform = model_from_name(f"hf:{write_vit(cache.parent / 'any')}")
     assert transform is not None
-    origin = model_origin(nn.Linear(2, 2), transform, name=name, weights=None, detector=Path("d.safetensors"))
+    origin = model_origin(
+        nn.Linear(2, 2), transform, name=name, weights=None, detector=Path("d.safetensors"), classes=2
+    )
     assert origin.model == remembered
     kind, _, place = remembered.partition(":")
-    found = stored_source(origin, Path("d.safetensors"))
-    assert found == (f"{kind}:{Path.cwd() / place}" if folders else name, None)
+    found = stored_model(origin, Path("d.safetensors"))
+    assert found == (f"{kind}:{Path.cwd() / place}" if folders else name)
     for each in folders:
         Path(each).rmdir()
-        with pytest.raises(MissingFileError, match=rf"neither at {place} from there nor beside it.*--model {kind}:FOL"):
-            stored_source(origin, Path("d.safetensors"))
+        with pytest.raises(MissingFileError, match=rf"with {place}, which is neither there.*--model {kind}:FOL"):
+            stored_model(origin, Path("d.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ PAPER = Ratios(w_min=0.3)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (TensorDataset(features(4)), r"got a TensorDataset.*`DataLoader\\(dataset, batch_size=64\\)`"),
+        (TensorDataset(features(4)), r"got a TensorDataset.*`DataLoader\(dataset, batch_size=64\)`"),
         ([features(4)] * 3, "a list of 3 that look like several"),
         ((features(4), features(4)), "a tuple of 2 that look like several"),
         ([features(4), [features(4), torch.zeros(4)]], "look like several"),
@@ -188,19 +188,20 @@ def test_a_head_that_was_rounded_meanwhile_is_watched_as_any_other() -> None:
     """Its own values count from then on, those of the bias too."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, inputs = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(60, 4)
+        body, head, inputs = nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 3), torch.randn(60, 4)
+    model = nn.Sequential(body, head)
     detector = OPNP(ratios=Ratios()).fit(model, inputs.split(20))
     with torch.no_grad():
-        for parameter in model[2].parameters():
+        for parameter in head.parameters():
             parameter.copy_(parameter.half())
-    with pytest.warns(PrecisionWarning, match="The head, `2`, has the weights"):
+    with pytest.warns(PrecisionWarning, match="The head, `1`, has the weights"):
         detector.attach(model)
-    torch.testing.assert_close(detector.score(inputs), detector.score_features(model[:2](inputs)), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(detector.score(inputs), detector.score_features(body(inputs)), rtol=1e-2, atol=1e-2)
     with torch.no_grad():
-        model[2].bias.add_(5)
+        head.bias.add_(5)
     with pytest.raises(HeadMismatchError, match="have changed since"):
         detector.score(inputs)
     with torch.no_grad():
-        model[2].weight.mul_(1.001)
+        head.weight.mul_(1.001)
     with pytest.raises(HeadMismatchError, match="other weights"):
         detector.attach(model)
