@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +391,6 @@ def test_what_is_missing_or_too_large_is_told(tmp_path: Path, monkeypatch: pytes
         patch.setattr(files, "_LARGEST", 100)
         with pytest.raises(OptionError, match="holds 2 GiB: use the torch format"):
             write_onnx(tmp_path / "detector.onnx", detector.to_module(), features(2))
-    monkeypatch.setattr(files, "_PACKAGES", ("onnx", "no_such_package"))
-    with pytest.raises(MissingExtraError, match=r"need no_such_package.*pip install 'opnp\[onnx\]'"):
+    monkeypatch.setattr("opnp.errors.find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
+    with pytest.raises(MissingExtraError, match=r"need onnxscript, .*pip install 'opnp\[onnx\]'"):
         write_onnx(tmp_path / "detector.onnx", detector.to_module(), features(2))
