@@ -32,7 +32,7 @@ PAPER = Ratios(w_min=0.3)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([features(4)] * 3, "a list of 3 that look like several"),
+        ([features(4)] * 3, r"a list of 3 that look like several.*`iter\(batches\)`"),
         ((features(4), features(4)), "a tuple of 2 that look like several"),
         ([features(4), [features(4), torch.zeros(4)]], "look like several"),
     ],
