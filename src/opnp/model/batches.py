@@ -348,8 +348,8 @@ class BatchReader:
             return
         raise InputTypeError(
             f"The batch is a {type(batch).__name__} of {len(items)} that look like several inputs, tensors of shape "
-            f"{tuple(shapes.pop() or ())}. Stack single inputs, `torch.stack(batch)`; go through batches one by one; "
-            f"or give what the model takes as a mapping.",
+            f"{tuple(shapes.pop() or ())}. Stack single inputs, `torch.stack(batch)`; give several batches to `score` "
+            f"and the like as `iter(batches)`; or give what the model takes as a mapping.",
         )
 
 

@@ -33,7 +33,7 @@ PAPER = Ratios(w_min=0.3)
     ("given", "message"),
     [
         (TensorDataset(features(4)), r"got a TensorDataset.*`DataLoader\(dataset, batch_size=64\)`"),
-        ([features(4)] * 3, "a list of 3 that look like several"),
+        ([features(4)] * 3, r"a list of 3 that look like several.*`iter\(batches\)`"),
         ((features(4), features(4)), "a tuple of 2 that look like several"),
         ([features(4), [features(4), torch.zeros(4)]], "look like several"),
     ],
