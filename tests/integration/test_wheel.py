@@ -22,10 +22,11 @@ ROOT = Path(__file__).parents[2]
 CORE = {"filelock", "lazy-loader", "msgspec", "numpy", "rich", "safetensors", "torch", "typer"}
 EXTRAS = {
     "bench": {"pillow", "pyarrow", "pytorch-ood", "scikit-learn"},
-    "hf": {"datasets", "pillow", "transformers"},
+    "hf": {"datasets", "huggingface-hub", "pillow", "transformers"},
     "onnx": {"onnx", "onnxruntime", "onnxscript"},
     "report": {"altair", "jinja2", "pyarrow", "vl-convert-python"},
-    "serve": {"fastapi", "pillow", "prometheus-client", "uvicorn"},
+    "sentences": {"huggingface-hub", "sentence-transformers"},
+    "serve": {"fastapi", "pillow", "prometheus-client", "starlette", "uvicorn"},
     "vision": {"pillow", "timm", "torchvision"},
 }
 FOREIGN = """
