@@ -63,7 +63,10 @@ def test_a_graph_is_fitted_and_remembered_and_has_the_scores_of_its_network(opnp
     assert table("moved.csv") == table("scores.csv")
     Path("moved/net.onnx").unlink()
     message = refused(opnp, "score", "moved/d.safetensors", "test.safetensors")
-    assert "net.onnx is neither at models/net.onnx from there nor beside it: give `--model onnx:FILE`" in message
+    assert (
+        "models/net.onnx, which is neither there, seen from the detector's folder, nor beside the detector: give "
+        "`--model onnx:FILE`" in message
+    )
 
 
 def test_a_graph_with_the_same_head_and_other_weights_before_it_is_refused(opnp: Opnp) -> None:

@@ -1,5 +1,6 @@
 """What `make demo` and `make venv` install, with a stand-in for Python that writes down what pip is asked for."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def made(folder: Path, *targets: str) -> list[str]:
     run = subprocess.run(
         ["make", "PYTHON=./python", *targets],  # noqa: S607  # whichever is installed
         cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
         capture_output=True,
         text=True,
         check=True,

@@ -219,7 +219,12 @@ REFUSED = (
     Case("another head runs later", later(lambda m, rows: m.other(rows)), "`fc` ran 0 times", is_cached=False),
     Case("two heads", lambda: BOTH(other=linear()), r"2 layers have as many .*'fc' .*'other'"),
     Case("a head for some", lambda: BOTH(other=linear()), ROWS.format(8), ShapeError, choice={"head": "fc"}),
-    Case("a second argument", kinds.Needs, r"takes \(inputs.*, scale.*'scale'.*mapping", InputTypeError),
+    Case(
+        "a second argument",
+        kinds.Needs,
+        r"takes \(inputs.*, scale.*'scale'.*mapping|several ways: item 1 as `labels`; or item 1 as `scale`",
+        InputTypeError,
+    ),
     Case("keywords", kinds.ByKeyword, r"takes \(\*, inputs.*one tensor by position", InputTypeError),
     Case("half", ALL_HALF, DTYPES.format("float16"), InputTypeError),
     Case("on the meta device", kinds.on_the_meta_device, META, InputTypeError),

@@ -285,7 +285,10 @@ class BatchReader:
     def _readings(
         self, inputs: Inputs, tensors: Mapping[int, Tensor], second: list[int], classes: int | None
     ) -> list[dict[int, str]]:
-        """Return every way to give each tensor a meaning; those that give the model all it needs, if there are any."""
+        """Return every way to give each tensor a meaning; those that give the model all it needs, if there are any.
+
+        What could be labels goes for certain only into a parameter whose name says what it must be.
+        """
         can_be_labels = second or [place for place, each in tensors.items() if _can_be_labels(each, classes)]
         slots = {place: self._slots(each, inputs) for place, each in tensors.items()}
         found: list[dict[int, str]] = []
@@ -298,7 +301,10 @@ class BatchReader:
                     reading = dict(zip(places, names, strict=True))
                     found.append(reading if label is None else {**reading, label: LABEL_NAMES[0]})
         whole = [each for each in found if set(self.required) <= set(each.values())]
-        return whole or found
+        taken = {
+            place for each in whole for place, name in each.items() if name not in (*_KNOWN_INPUTS, LABEL_NAMES[0])
+        }
+        return [each for each in found if not whole or each in whole or taken & _labels_in(each)]
 
     def _slots(self, tensor: Tensor, inputs: Inputs) -> list[str]:
         """Return the names of the parameters that a tensor beside the inputs may go to; none beside a mapping."""
@@ -351,6 +357,10 @@ class BatchReader:
             f"{tuple(shapes.pop() or ())}. Stack single inputs, `torch.stack(batch)`; give several batches to `score` "
             f"and the like as `iter(batches)`; or give what the model takes as a mapping.",
         )
+
+
+def _labels_in(reading: Mapping[int, str]) -> set[int]:
+    return {place for place, name in reading.items() if name == LABEL_NAMES[0]}
 
 
 def _as_batch_of_one(item: object) -> object:
