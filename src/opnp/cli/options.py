@@ -189,7 +189,9 @@ class ModelOptions:
         origin = detector.origin
         if origin is None:
             if name is None:
-                raise OptionError(f"{file} does not know the model that it was fitted on: give `--model NAME`.")
+                raise OptionError(
+                    f"{file} does not know the model that it was fitted on: give `--model NAME`, or `--features FILE`."
+                )
             return self.opened(name)
         name = name or stored_model(origin, file)
         options = self if self.weights is not None else replace(self, weights=stored_weights(origin, file))
