@@ -116,3 +116,13 @@ def test_what_is_missing_or_has_another_end_is_told_in_one_message(opnp: Opnp) -
     assert "comes from the node 'label' (ai.onnx.ml.TreeEnsembleClassifier)" in message
     larger = refused(opnp, *fit, *MODEL, "--image-size", "9", *OPTIONS[2:])
     assert "The graph takes 'input' of shape (batch, 3, 8, 8), got (60, 3, 9, 9)" in larger
+
+
+def test_the_graph_is_not_written_over(opnp: Opnp) -> None:
+    """Neither by its name nor by the default, which is that of the detector."""
+    graph = Path("models/net.onnx")
+    before = graph.read_bytes()
+    done(opnp, *FIT, "--out", "models/net.safetensors")
+    for given in ((), ("--out", graph)):
+        assert "which is the model itself" in refused(opnp, "export", "models/net.safetensors", *given)
+    assert graph.read_bytes() == before

@@ -83,6 +83,7 @@ def export(
         )
     if chosen == "onnx":
         require_onnx()
+    _require_another_file(out, model or (loaded.origin.model if loaded.origin else ""), file)
     opened, transform = options.opened_for(loaded, file, model, is_forced=force)
     example, is_text = _example(transform), transform.kind == "text"
     module = loaded.to_module(opened)
@@ -106,6 +107,14 @@ def export(
         "calibration_samples": len(loaded.calibration_scores),
     }
     print_result(facts, json=json)
+
+
+def _require_another_file(out: Path, model: str, detector: Path) -> None:
+    """Raise if the file to write is the graph that the model is."""
+    kind, _, place = model.partition(":")
+    graphs = [each for each in (Path(place), detector.absolute().parent / place) if each.is_file()]
+    if kind == "onnx" and out.exists() and any(out.samefile(each) for each in graphs):
+        raise OptionError(f"`--out` would write over {out}, which is the model itself: name another file.")
 
 
 def _format(given: str | None, out: Path) -> str:
