@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,13 +13,15 @@ from opnp.adapters.hub_cache import is_hub_name
 from opnp.artifact import tensors_digest
 from opnp.data import Preprocessing, Transform
 from opnp.data.class_order import model_class_names
-from opnp.errors import HeadMismatchError, MissingFileError, OptionError
+from opnp.errors import HeadMismatchError, InputTypeError, MissingFileError, OptionError
 from opnp.fitted import head_digest
 from opnp.model import head_layers, plain_tensor, unwrapped
 from opnp.values.origin import ModelOrigin
 
 __all__ = [
+    "json_facts",
     "model_origin",
+    "model_tensors",
     "require_same_inputs",
     "require_same_weights",
     "stored_model",
@@ -69,19 +71,44 @@ def model_origin(
         weights=None if weights is None else _relative(weights, folder),
         weights_sha256=weights_digest(model),
         kind=transform.kind,
-        inputs=json.loads(json.dumps(dict(transform.facts()))),
+        inputs=json_facts(transform),
         class_names=model_class_names(model, classes) or (tuple(class_names) if class_names else None),
     )
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 over names, types, shapes and values of a model's parameters and buffers."""
-    tensors: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            whole = plain_tensor(value)
-            tensors[name] = whole if whole.layout is torch.strided else whole.to_dense()
-    return tensors_digest(tensors)
+    """Return the SHA-256 over names, types, shapes and values of what a model computes with."""
+    return tensors_digest(model_tensors(model))
+
+
+def json_facts(transform: Transform) -> dict[str, object]:
+    """Return what a transform's results depend on, as a file gives it back."""
+    facts: dict[str, object] = json.loads(json.dumps(dict(transform.facts())))
+    return facts
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a model computes with, by name, as plain tensors: parameters, buffers, and packed quantised weights.
+
+    Raises:
+        InputTypeError: If one is on the meta device.
+
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, module in model.named_modules():
+        packed = getattr(module, "_weight_bias", None)  # of quantised layers, whose weights are no parameters
+        if callable(packed):
+            weight, bias = packed()
+            tensors[f"{name} weight"] = weight.dequantize()
+            tensors |= {} if bias is None else {f"{name} bias": bias}
+    for name, tensor in tensors.items():
+        whole = plain_tensor(tensor)
+        if whole.is_meta:
+            raise InputTypeError(
+                f"{name!r} of the model is on the meta device, where it has no values: load the model's weights first."
+            )
+        tensors[name] = whole if whole.layout is torch.strided else whole.to_dense()
+    return tensors
 
 
 def stored_model(origin: ModelOrigin, detector: Path) -> str:
@@ -133,7 +160,7 @@ def require_same_inputs(origin: ModelOrigin, transform: Transform) -> None:
         OptionError: If so; the message names what differs.
 
     """
-    here: Mapping[str, object] = json.loads(json.dumps(dict(transform.facts())))
+    here = json_facts(transform)
     names = [name for name in {**origin.inputs, **here} if name not in _VERSIONS]
     differing = [name for name in names if origin.inputs.get(name) != here.get(name)]
     if transform.kind == origin.kind and not differing:

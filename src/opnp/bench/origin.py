@@ -17,15 +17,16 @@ from typing import Self
 import msgspec
 import torch
 from msgspec.structs import replace
-from torch import Tensor, nn
+from torch import nn
 
+from opnp.adapters.origin import json_facts, model_tensors
 from opnp.artifact import tensors_digest
 from opnp.bench.odin import ODIN_FILE
 from opnp.data import FeatureSet, InputSet, Transform, file_digest, write_features, write_head
 from opnp.data.samples import printable_name
-from opnp.errors import DataFileError, InputTypeError, OptionError
+from opnp.errors import DataFileError, OptionError
 from opnp.files import existing_file, write_atomically
-from opnp.model import Head, plain_tensor, require_values
+from opnp.model import Head, require_values
 from opnp.values.files import FEATURE_FILE
 from opnp.values.reading import Share, Value, json_values
 
@@ -331,7 +332,7 @@ def model_source(
 
     """
     require_values(model)
-    tensors = _tensors(model)
+    tensors = model_tensors(model)
     hub = name.partition(":")[0]
     code = sorted({_code_digest(part) for part in (*map(type, model.modules()), sys.modules.get(hub))})
     return ModelSource(
@@ -341,34 +342,10 @@ def model_source(
         model_sha256=tensors_digest(tensors, text=f"{model}{code}"),
         head=head,
         dtype=str(dtype).removeprefix("torch."),
-        preprocessing=json.loads(json.dumps(dict(transform.facts()))),
+        preprocessing=json_facts(transform),
         versions=_versions(transform, hub),
         forward=dict(forward or {}),
     )
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a model computes with, by name, as plain tensors: parameters, buffers, and packed quantised weights.
-
-    Raises:
-        InputTypeError: If one is on the meta device.
-
-    """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, module in model.named_modules():
-        packed = getattr(module, "_weight_bias", None)  # of quantised layers, whose weights are no parameters
-        if callable(packed):
-            weight, bias = packed()
-            tensors[f"{name} weight"] = weight.dequantize()
-            tensors |= {} if bias is None else {f"{name} bias": bias}
-    for name, tensor in tensors.items():
-        whole = plain_tensor(tensor)
-        if whole.is_meta:
-            raise InputTypeError(
-                f"{name!r} of the model is on the meta device, where it has no values: load the model's weights first."
-            )
-        tensors[name] = whole if whole.layout is torch.strided else whole.to_dense()
-    return tensors
 
 
 def _versions(transform: Transform, hub: str) -> dict[str, str]:
