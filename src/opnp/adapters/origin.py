@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from opnp.adapters.hub_cache import is_hub_name
 from opnp.artifact import tensors_digest
+from opnp.core.checks import two_class_head
 from opnp.data import Preprocessing, Transform
 from opnp.data.class_order import model_class_names
 from opnp.errors import HeadMismatchError, InputTypeError, MissingFileError, OptionError
@@ -181,8 +182,9 @@ def require_same_weights(origin: ModelOrigin, model: nn.Module, *, head_sha256: 
         HeadMismatchError: If so.
 
     """
-    heads = head_layers(unwrapped(model)).values()
-    has_head = any(head_digest(layer.weight.flatten(1), layer.bias) == head_sha256 for layer in heads)
+    layers = head_layers(unwrapped(model)).values()
+    heads = (two_class_head(layer.weight.detach().flatten(1), layer.bias) for layer in layers)  # as detectors hold one
+    has_head = any(head_digest(*head) == head_sha256 for head in heads)
     if not has_head or weights_digest(model) == origin.weights_sha256:
         return
     raise HeadMismatchError(
