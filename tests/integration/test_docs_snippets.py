@@ -177,6 +177,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUN if name != TUTORIAL])
 def test_every_block_runs(opnp: Opnp, folder: Path, name: str) -> None:
     path = RUN[name]

@@ -221,6 +221,7 @@ def _of_inputs(case: Case) -> tuple[str, ...]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", _CASES)
 def test_a_name_goes_to_a_fit_scores_an_exported_file_and_back(
     opnp: Opnp, cache: Path, make: Callable[[Path], Case]

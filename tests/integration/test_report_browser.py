@@ -199,6 +199,7 @@ def test_the_gallery_opens(shared: Any) -> None:
     assert EVIL in image.get_attribute("alt")
 
 
+@pytest.mark.slow
 def test_it_is_accessible_light_and_dark(browser: Any, path: Path) -> None:
     page = opened(browser, path)
     page.evaluate("() => document.querySelectorAll('details').forEach(each => { each.open = true; })")
@@ -266,6 +267,7 @@ def test_it_prints_white_and_whole_without_controls(browser: Any, path: Path) ->
     page.close()
 
 
+@pytest.mark.slow
 def test_figures_fit_the_paper_the_window_and_a_phone(browser: Any, path: Path) -> None:
     page = opened(browser, path, viewport={"width": 1280, "height": 900})
     right = "each => each.getBoundingClientRect().right"
@@ -301,6 +303,7 @@ def test_without_script_it_still_says_everything(browser: Any, path: Path) -> No
     context.close()
 
 
+@pytest.mark.slow
 def test_many_samples_make_no_large_page(browser: Any, tmp_path: Path) -> None:
     results = large_folder(tmp_path / "results", samples=LARGE)
     path = write_report(results, tmp_path / "report.html")
