@@ -143,7 +143,7 @@ def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: 
     from opnp.distributed import require_equal, together
 
     with together(ranks):
-        source = open_features(path)
+        source = open_features(path, feature_names=detector.feature_names)
         if source.rows == 0:
             raise EmptyDataError(f"{path} holds no rows: at least one sample is needed.")
     require_equal(f"({source.rows}, {source.width})", ranks, what="features of shape")

@@ -16,7 +16,7 @@ from opnp.core.masks import Masks, Scope
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName
 from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype, with_float64
 from opnp.core.shaping import Shaping
-from opnp.data import FeatureSource
+from opnp.data import FeatureSource, feature_names_of
 from opnp.detector.attachment import ModelLink, linked_by_digest
 from opnp.detector.fit_pass import (
     BATCH_ROWS,
@@ -267,15 +267,21 @@ class OPNP:
         with together(ranks):
             weight, bias = _own_head(weight, bias)
             blocks = feature_blocks(features, weight, size=batch_size, is_part=not ranks.is_alone)
+            names = feature_names_of(features)
             known, ood = (
-                nullcontext(feature_blocks(given, weight, name=name, is_inside=name == "validation").labelled())
+                nullcontext(
+                    feature_blocks(
+                        given, weight, name=name, is_inside=name == "validation", feature_names=names
+                    ).labelled()
+                )
                 if ranks.is_first and given is not None
                 else None
                 for name, given in (("validation", validation), ("validation_ood", validation_ood))
             )
             zeros = FitSum.zeros(weight, bias, self._given)
             total = summed_blocks(blocks, zeros, ranks=ranks, checkpoint=checkpoint, progress=progress)
-        self._state = self._ended(total, known, ood, keep=keep, ranks=ranks)
+        require_equal(str(names), ranks, what="features called")
+        self._state = self._ended(total, known, ood, keep=keep, ranks=ranks).restated(feature_names=names)
         self._link = None
         return self
 
@@ -313,7 +319,8 @@ class OPNP:
             ShapeError: If the width is not the head's.
 
         """
-        blocks = feature_blocks(features, self._fitted().weight).labelled()
+        state = self._fitted()
+        blocks = feature_blocks(features, state.weight, feature_names=state.feature_names).labelled()
         self._state = self._calibrated(nullcontext(blocks), keep=keep)
         return self
 
@@ -539,6 +546,14 @@ class OPNP:
     def origin(self) -> ModelOrigin | None:
         """The model of the fit by name, and how its inputs are made; None where nobody told, as in a fit by hand."""
         return self._fitted().origin
+
+    @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        """Names of the features, where the fit was by a table; None where they have none.
+
+        ``open_features(path, feature_names=detector.feature_names)`` reads another table in this order.
+        """
+        return self._fitted().feature_names
 
     @property
     def samples(self) -> int:
