@@ -30,6 +30,7 @@ from opnp.cli.options import (
     running_option,
     shaping_from,
     tell_report,
+    warn_unless_held_out,
 )
 from opnp.cli.output import print_result, progress_bar, settings_text
 from opnp.errors import OptionError
@@ -208,6 +209,7 @@ def _fit_features(
     from opnp.distributed import local_device, require_equal, together
 
     with together(ranks):
+        warn_unless_held_out(validation, training=features)
         training, classifier = open_features(features), read_head(head)
         place = local_device(checked_device(options.device) or "cpu")
         held_out = None if validation is None else open_features(validation, feature_names=training.feature_names)
@@ -249,6 +251,7 @@ def _fit_model(
     from opnp.distributed import Ranks, require_equal, together
 
     with together(ranks):
+        warn_unless_held_out(validation, training=data)
         opened = OpenedModel.of(model, options)
         ordered = partial(with_known_order, opened=opened, head=head, logits=logits)
         training = ordered(opened.inputs(data))

@@ -14,6 +14,7 @@ from opnp.cli.options import (
     input_option,
     require_out_file,
     shaping_from,
+    warn_unless_held_out,
 )
 from opnp.errors import OptionError
 from opnp.values.settings import ScoreName
@@ -40,6 +41,7 @@ def tune(
     from opnp.detector import OPNP
 
     require_out_file(out)
+    warn_unless_held_out(validation, training=features)
     training, classifier = open_features(features), read_head(head)
     known, other = (open_features(path, feature_names=training.feature_names) for path in (validation, val_ood))
     if known.digest() == other.digest():
