@@ -10,7 +10,15 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from opnp.core.checks import Array, as_tensor, checked_head, checked_matrix, require_finite, two_class_head
+from opnp.core.checks import (
+    MAY_BE_TRANSPOSED,
+    Array,
+    as_tensor,
+    checked_head,
+    checked_matrix,
+    require_finite,
+    two_class_head,
+)
 from opnp.core.labels import AnswerSum
 from opnp.core.masks import Masks, Scope
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName
@@ -229,9 +237,11 @@ class OPNP:
             features: Inputs of the head, shape ``(batch, features)``, any floating dtype, a tensor or a NumPy array; or
                 a source of them, such as `opnp.data.open_features` gives, which is read block by block and never held
                 as a whole.
-            weight: The head's weight, shape ``(classes, features)``, a tensor or a NumPy array (a kernel of Keras or
-                JAX is its transpose); of a single logit z that of the two classes with
-                the logits -z/2 and z/2 is taken.
+            weight: The head's weight, shape ``(classes, features)``, a tensor or a NumPy array; of a single logit z
+                that of the two classes with the logits -z/2 and z/2 is taken. A kernel of Keras or JAX is its
+                transpose, which the shape tells unless there are as many classes as features: then labels of
+                `features` or `validation` show it, as a low `id_accuracy` and mostly a LabelWarning, and without
+                labels nothing does.
             bias: The head's bias, shape ``(classes,)``, or None.
             validation: Features of held-out ID inputs, shape ``(batch, features)``, or a source: the detector is
                 calibrated on them. With tuned ratios a half of them is searched on, and the other calibrates.
@@ -924,6 +934,8 @@ def _with_accuracy(state: FittedState, answers: AnswerSum, name: str, *, stackle
     """Return a state that knows the accuracy on samples of this name; warn if the answers contradict the labels."""
     message = answers.contradiction(classes=len(state.weight), what=f"labelled {name} samples")
     if message is not None:
+        if len({*state.weight.shape}) == 1:
+            message += f" {MAY_BE_TRANSPOSED}"
         warnings.warn(message, LabelWarning, stacklevel=stacklevel)
     known = {other: share for other, share in state.id_accuracy.items() if other != name}
     return state.restated(id_accuracy=known if answers.accuracy is None else {**known, name: answers.accuracy})
