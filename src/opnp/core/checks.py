@@ -35,8 +35,8 @@ TRANSPOSED = (
 """What to say of a weight whose axes fit the other way round."""
 
 MAY_BE_TRANSPOSED = (
-    "The head has as many classes as features, so that its shape does not tell whether it is transposed, as the kernels "
-    "of Keras and JAX are: try `weight.T`."
+    "The head has as many classes as features, so that its shape does not tell whether it is transposed, as kernels of "
+    "Keras and JAX are: try `weight.T`."
 )
 """What to say of a square weight whose answers contradict the labels."""
 
