@@ -20,9 +20,10 @@ a NumPy array of numbers       the tensor of its memory; so of arrays in a mappi
 for ``x`` or a value           and of all arrays beside an array
 =============================  ====================================================  ===================================
 
-A tuple may be a list. Beside a tensor an array is labels or no tensor, as a list is. Which item is the labels is told by
-dtype, shape and range, not by place alone. A batch that can be read in two ways, such as lengths that could be labels,
-is refused, and so is one of which a tensor would reach nothing. The way out is a mapping, which says what is what.
+A tuple may be a list. Beside a tensor an array is labels or no tensor, as a list is. Which item is the labels is told
+by dtype, shape and range, not by place alone. A batch that can be read in two ways, such as lengths that could be
+labels, is refused, and so is one of which a tensor would reach nothing. The way out is a mapping, which says what is
+what.
 """
 
 import gc
