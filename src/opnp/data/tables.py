@@ -324,6 +324,11 @@ def _csv_columns(path: Path, wanted: Sequence[str] | None) -> dict[str, Sequence
             for name in dict.fromkeys(header if wanted is None else wanted):
                 if header.count(name) > 1:
                     raise DataFileError(f"{path} has {header.count(name)} columns called `{name}`: one can be read.")
+            if wanted is None and len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+                raise DataFileError(
+                    f"{path}: the columns are not separated by commas. Write them so, and numbers with a point: "
+                    f"`pandas.read_csv(path, sep=';', decimal=',').to_csv(new_path, index=False)`, say."
+                )
             rows = []
             for row in lines:
                 if len(row) not in (0, len(header)):

@@ -247,6 +247,8 @@ def test_a_table_that_is_no_features_is_refused(
     [
         ("1.5,2\n3,4\n", "the first line must name the columns"),
         ("a,a\n3,4\n", "2 columns called `a`"),
+        ("a;b\n1,5;2,5\n", r"not separated by commas\. .*decimal=','"),
+        ("a\tb\n1\t2\n", "not separated by commas"),
         (",a\n0,4\n1,5\n", "a column of numbers has no name"),
         ("a,b\n0\n", "expected 2 values, got 1"),
         ("a,b\n0,x\n1,2\n", "`b` is no number in row 0 .'x'."),
