@@ -380,6 +380,7 @@ class FittedState:
         axes: Number of axes of a batch of inputs; None if fitted from features.
         id_accuracy: Share of labelled samples that the head answers right, for ``training`` and ``validation`` ones.
         origin: The model by name, and how its inputs are made, where they are known; else None.
+        feature_names: Names of the features, where the fit was by a table; else None.
 
     """
 
@@ -399,6 +400,7 @@ class FittedState:
     axes: InputAxes | None = None
     id_accuracy: Mapping[str, float] = field(default_factory=dict)
     origin: ModelOrigin | None = None
+    feature_names: tuple[str, ...] | None = None
 
     @property
     def head_digest(self) -> str:
@@ -483,10 +485,9 @@ class FittedState:
 
     def with_settings(self, settings: Settings) -> Self:
         """Return the paper's method under other settings on the same sensitivities, uncalibrated."""
-        parts = self.weight, self.bias, self.sensitivity, self.react_thresholds
-        return type(self)(
-            settings, *parts, head_name=self.head_name, axes=self.axes, id_accuracy=self.id_accuracy, origin=self.origin
-        )
+        names = "head_name", "axes", "id_accuracy", "origin", "feature_names"
+        kept: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return type(self)(settings, self.weight, self.bias, self.sensitivity, self.react_thresholds, **kept)
 
     @cached_property
     def _panels(self) -> dict[tuple[torch.device, torch.dtype], Panel]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,17 @@ def test_members_may_have_spaces_and_parquet_holds_the_same(opnp: Opnp) -> None:
     assert {name: [str(each) for each in column] for name, column in table.items()} == {
         name: [row[name] for row in rows] for name in rows[0]
     }
+
+
+@pytest.mark.parametrize("validation", ["train.safetensors", "copy.safetensors", "train"])
+def test_training_samples_are_no_held_out_samples(opnp: Opnp, validation: str) -> None:
+    shutil.copy("train.safetensors", "copy.safetensors")
+    given = KNOWN.replace("validation.safetensors", validation)
+    if validation == "train":
+        given = given.replace("train.safetensors", "train")
+    told = done(opnp, *given.split(), "--rho-w-min", "0.3").err
+    assert f"`--validation` holds the training samples ({validation})" in " ".join(told.split())
+    assert "holds the training samples" not in done(opnp, *KNOWN.split(), "--rho-w-min", "0.3").err
 
 
 @KINDS
@@ -228,3 +240,22 @@ def test_people_get_four_digits_and_programs_all_of_them(opnp: Opnp) -> None:
     assert re.search(rf"^threshold +{re.escape(f'{threshold:.4g}')} *$", printed, flags=re.MULTILINE)
     assert json.loads(done(opnp, "inspect", "d.st", "--json").out)["threshold"] == threshold
     assert "None" not in done(opnp, *["score", "d.st", "--features", "test.safetensors"]).out
+
+
+@pytest.mark.parametrize("options", ["--explain", ""])
+def test_programs_get_the_most_ood_rows_that_people_are_shown(opnp: Opnp, options: str) -> None:
+    features = torch.cat([features_of("test"), torch.full((1, 32), 1e30)])
+    write_features("odd.safetensors", features)
+    done(opnp, *(KNOWN if options else TRAIN).split(), "--members", "gen,norm")
+    given = f"score d.st --features odd.safetensors {options}".split()
+    facts = json.loads(done(opnp, *given, "--json").out)
+    made = OPNP.load("d.st").score_features(features)
+    order = made.argsort(descending=True, stable=True)[:20].tolist()
+    assert [row["index"] for row in facts["most_ood"]] == order
+    assert [float(row["score"]) for row in facts["most_ood"]] == made[order].tolist()
+    assert facts["most_ood"][0]["index"] == 50
+    printed = done(opnp, *given).out
+    assert [int(row) for row in re.findall(r"^. +(\d+) .", printed, flags=re.MULTILINE)] == order
+    assert ("share_norm" in facts["most_ood"][0]) is bool(options)
+    assert ("p_value" in facts["most_ood"][0]) is bool(options)
+    assert "most_ood" not in json.loads(done(opnp, *given, "--out", "s.csv", "--json").out)

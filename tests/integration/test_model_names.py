@@ -282,6 +282,8 @@ def test_default_weights_are_those_of_none_and_are_remembered_so(opnp: Opnp, cac
         done(opnp, "score", "d.safetensors", "test.safetensors", *weights, "--out", "scores.csv")
     given = ("fit", "--model", "mynet:net", "--weights", "DEFAULT", "--data", "train.safetensors", "--out", "e.st")
     assert "DEFAULT stands for the pretrained weights of a hub" in refused(opnp, *given)
+    sentences = [each.replace("mynet:net", "sentence-transformers:all-MiniLM-L6-v2") for each in given]
+    assert "`--weights` is the file of its head" in refused(opnp, *sentences)
 
 
 @pytest.mark.slow

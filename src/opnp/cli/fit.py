@@ -30,6 +30,7 @@ from opnp.cli.options import (
     running_option,
     shaping_from,
     tell_report,
+    warn_unless_held_out,
 )
 from opnp.cli.output import print_result, progress_bar, settings_text
 from opnp.errors import OptionError
@@ -38,6 +39,9 @@ from opnp.values.settings import RANK_TIMEOUT, NeuronReading, Precision, Scope, 
 if TYPE_CHECKING:
     from opnp.detector import OPNP, Checkpoint
     from opnp.distributed import Ranks
+
+_NAMED = 5
+"""Features that are named where people read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,9 +209,10 @@ def _fit_features(
     from opnp.distributed import local_device, require_equal, together
 
     with together(ranks):
+        warn_unless_held_out(validation, training=features)
         training, classifier = open_features(features), read_head(head)
         place = local_device(checked_device(options.device) or "cpu")
-        held_out = None if validation is None else open_features(validation)
+        held_out = None if validation is None else open_features(validation, feature_names=training.feature_names)
         if held_out is not None:
             flagged_rank(held_out.rows, keep=keep)  # raises if these are too few, before the pass
     require_equal(f"({training.rows}, {training.width})", ranks, what="features of shape")
@@ -246,6 +251,7 @@ def _fit_model(
     from opnp.distributed import Ranks, require_equal, together
 
     with together(ranks):
+        warn_unless_held_out(validation, training=data)
         opened = OpenedModel.of(model, options)
         ordered = partial(with_known_order, opened=opened, head=head, logits=logits)
         training = ordered(opened.inputs(data))
@@ -316,6 +322,8 @@ def print_detector(detector: "OPNP", more: Mapping[str, object], *, json: bool) 
         )
     if detector.id_accuracy:
         texts["id_accuracy"] = ", ".join(f"{name} {100 * share:.2f} %" for name, share in detector.id_accuracy.items())
+    if (names := detector.feature_names) is not None:
+        texts["feature_names"] = ", ".join(names if len(names) <= _NAMED else (*names[:_NAMED], "..."))
     if isinstance(counts := more.get("unreadable"), dict):
         texts["unreadable"] = ", ".join(f"{count} of {name}" for name, count in counts.items())
     print_result({**_summary(detector), **more}, json=json, texts=texts)
@@ -334,6 +342,8 @@ def _summary(detector: "OPNP") -> dict[str, object]:
         "kept_share": float(detector.masks.kept.double().mean()),
         "calibration_samples": 0,
     }
+    if detector.feature_names is not None:
+        facts["feature_names"] = list(detector.feature_names)
     if detector.settings.is_fusion:
         facts |= {"members": list(detector.members), "left_out": dict(detector.left_out)}
     if detector.id_accuracy:

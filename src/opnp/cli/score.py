@@ -1,5 +1,6 @@
 """``opnp score``: a detector's verdict on inputs of a model, or on cached features, one row a sample."""
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def score(
     Larger score = more OOD. A detector that was never calibrated leaves p-value and verdict empty. With --model the
     table names the inputs, and leaves those out that cannot be read. A detector that was fitted on a model by name
     needs no more than DETECTOR and DATA: it remembers model, weights and how inputs are made. Without --out the most
-    OOD of the samples are printed. Several processes score together:
+    OOD of the samples are printed, with --json as `most_ood`. Several processes score together:
     `torchrun --nproc-per-node 2 -m opnp score ...`; the table is in the order of the rows.
     """
     from opnp.cli.running import OpenedModel
@@ -111,8 +112,8 @@ def score(
                 write_score_table(out, table)
         if not ranks.is_first:
             return
-    if out is None and not json:
-        _print_most_ood(table)
+    if out is None:
+        facts |= _told_most_ood(table, json=json)
     print_result(_summary(loaded, table) | {"out": None if out is None else str(out)} | facts, json=json)
 
 
@@ -143,7 +144,7 @@ def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: 
     from opnp.distributed import require_equal, together
 
     with together(ranks):
-        source = open_features(path)
+        source = open_features(path, feature_names=detector.feature_names)
         if source.rows == 0:
             raise EmptyDataError(f"{path} holds no rows: at least one sample is needed.")
     require_equal(f"({source.rows}, {source.width})", ranks, what="features of shape")
@@ -236,15 +237,27 @@ def _with_names(table: "Table", names: Sequence[str] | None) -> "Table":
     return found
 
 
-def _print_most_ood(table: "Table") -> None:
-    """Print the samples with the largest scores, numbers with four digits."""
+def _most_ood(table: "Table") -> list[dict[str, object]]:
+    """Return the samples with the largest scores, without columns that say nothing."""
     order = sorted(range(len(table["score"])), key=lambda row: float(str(table["score"][row])), reverse=True)
     hidden = "index" if "name" in table else "name"
     shown = [name for name, values in table.items() if name != hidden and values[0] is not None]
-    left = len(order) - _SHOWN
+    return [{name: table[name][row] for name in shown} for row in order[:_SHOWN]]
+
+
+def _told_most_ood(table: "Table", *, json: bool) -> dict[str, object]:
+    """Print the samples with the largest scores, numbers with four digits; or return them as facts for programs."""
+    rows, left = _most_ood(table), len(table["score"]) - _SHOWN
+    if json:
+        return {"most_ood": [{name: _json(value) for name, value in row.items()} for row in rows]}
     title = "Most OOD first" + (f"; {left} more with smaller scores: --out FILE writes all" if left > 0 else "")
-    rows = ([_text(table[name][row]) for name in shown] for row in order[:_SHOWN])
-    print_table(title, [name.replace("_", " ") for name in shown], rows)
+    print_table(title, [name.replace("_", " ") for name in rows[0]], (map(_text, row.values()) for row in rows))
+    return {}
+
+
+def _json(value: object) -> object:
+    """Return a value as JSON has it: a score that is infinite is "inf"."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: object) -> str:

@@ -14,6 +14,7 @@ from opnp.cli.options import (
     input_option,
     require_out_file,
     shaping_from,
+    warn_unless_held_out,
 )
 from opnp.errors import OptionError
 from opnp.values.settings import ScoreName
@@ -40,14 +41,16 @@ def tune(
     from opnp.detector import OPNP
 
     require_out_file(out)
-    classifier, known, other = read_head(head), open_features(validation), open_features(val_ood)
+    warn_unless_held_out(validation, training=features)
+    training, classifier = open_features(features), read_head(head)
+    known, other = (open_features(path, feature_names=training.feature_names) for path in (validation, val_ood))
     if known.digest() == other.digest():
         raise OptionError(
             f"`--validation` and `--val-ood` hold the same features ({validation}, {val_ood}): give ID samples and OOD "
             f"samples, which must differ for anything to be chosen by them."
         )
     detector = OPNP(ratios="tuned", score=score, shaping=shaping_from(shaping)).fit_features(
-        open_features(features),
+        training,
         weight=classifier.weight,
         bias=classifier.bias,
         validation=known,

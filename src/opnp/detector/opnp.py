@@ -10,13 +10,21 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from opnp.core.checks import Array, as_tensor, checked_head, checked_matrix, require_finite, two_class_head
+from opnp.core.checks import (
+    MAY_BE_TRANSPOSED,
+    Array,
+    as_tensor,
+    checked_head,
+    checked_matrix,
+    require_finite,
+    two_class_head,
+)
 from opnp.core.labels import AnswerSum
 from opnp.core.masks import Masks, Scope
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName
 from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype, with_float64
 from opnp.core.shaping import Shaping
-from opnp.data import FeatureSource
+from opnp.data import FeatureSource, feature_names_of
 from opnp.detector.attachment import ModelLink, linked_by_digest
 from opnp.detector.fit_pass import (
     BATCH_ROWS,
@@ -229,9 +237,11 @@ class OPNP:
             features: Inputs of the head, shape ``(batch, features)``, any floating dtype, a tensor or a NumPy array; or
                 a source of them, such as `opnp.data.open_features` gives, which is read block by block and never held
                 as a whole.
-            weight: The head's weight, shape ``(classes, features)``, a tensor or a NumPy array (a kernel of Keras or
-                JAX is its transpose); of a single logit z that of the two classes with
-                the logits -z/2 and z/2 is taken.
+            weight: The head's weight, shape ``(classes, features)``, a tensor or a NumPy array; of a single logit z
+                that of the two classes with the logits -z/2 and z/2 is taken. A kernel of Keras or JAX is its
+                transpose, which the shape tells unless there are as many classes as features: then labels of
+                `features` or `validation` show it, as a low `id_accuracy` and mostly a LabelWarning, and without
+                labels nothing does.
             bias: The head's bias, shape ``(classes,)``, or None.
             validation: Features of held-out ID inputs, shape ``(batch, features)``, or a source: the detector is
                 calibrated on them. With tuned ratios a half of them is searched on, and the other calibrates.
@@ -267,15 +277,21 @@ class OPNP:
         with together(ranks):
             weight, bias = _own_head(weight, bias)
             blocks = feature_blocks(features, weight, size=batch_size, is_part=not ranks.is_alone)
+            names = feature_names_of(features)
             known, ood = (
-                nullcontext(feature_blocks(given, weight, name=name, is_inside=name == "validation").labelled())
+                nullcontext(
+                    feature_blocks(
+                        given, weight, name=name, is_inside=name == "validation", feature_names=names
+                    ).labelled()
+                )
                 if ranks.is_first and given is not None
                 else None
                 for name, given in (("validation", validation), ("validation_ood", validation_ood))
             )
             zeros = FitSum.zeros(weight, bias, self._given)
             total = summed_blocks(blocks, zeros, ranks=ranks, checkpoint=checkpoint, progress=progress)
-        self._state = self._ended(total, known, ood, keep=keep, ranks=ranks)
+        require_equal(str(names), ranks, what="features called")
+        self._state = self._ended(total, known, ood, keep=keep, ranks=ranks).restated(feature_names=names)
         self._link = None
         return self
 
@@ -313,7 +329,8 @@ class OPNP:
             ShapeError: If the width is not the head's.
 
         """
-        blocks = feature_blocks(features, self._fitted().weight).labelled()
+        state = self._fitted()
+        blocks = feature_blocks(features, state.weight, feature_names=state.feature_names).labelled()
         self._state = self._calibrated(nullcontext(blocks), keep=keep)
         return self
 
@@ -539,6 +556,14 @@ class OPNP:
     def origin(self) -> ModelOrigin | None:
         """The model of the fit by name, and how its inputs are made; None where nobody told, as in a fit by hand."""
         return self._fitted().origin
+
+    @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        """Names of the features, where the fit was by a table; None where they have none.
+
+        ``open_features(path, feature_names=detector.feature_names)`` reads another table in this order.
+        """
+        return self._fitted().feature_names
 
     @property
     def samples(self) -> int:
@@ -909,6 +934,8 @@ def _with_accuracy(state: FittedState, answers: AnswerSum, name: str, *, stackle
     """Return a state that knows the accuracy on samples of this name; warn if the answers contradict the labels."""
     message = answers.contradiction(classes=len(state.weight), what=f"labelled {name} samples")
     if message is not None:
+        if len({*state.weight.shape}) == 1:
+            message += f" {MAY_BE_TRANSPOSED}"
         warnings.warn(message, LabelWarning, stacklevel=stacklevel)
     known = {other: share for other, share in state.id_accuracy.items() if other != name}
     return state.restated(id_accuracy=known if answers.accuracy is None else {**known, name: answers.accuracy})

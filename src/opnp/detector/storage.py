@@ -60,6 +60,7 @@ class _Told(Value, frozen=True):
     input_axes: int | Mapping[str, int] | None
     id_accuracy: Mapping[str, Share] = {}
     origin: ModelOrigin | None = None
+    feature_names: tuple[str, ...] | None = None
 
 
 def write_detector(path: str | os.PathLike[str], state: FittedState) -> None:
@@ -89,6 +90,7 @@ def write_detector(path: str | os.PathLike[str], state: FittedState) -> None:
         "input_axes": state.axes,
         "id_accuracy": dict(state.id_accuracy),
         "origin": None if state.origin is None else msgspec.to_builtins(state.origin),
+        "feature_names": state.feature_names,
     }
     write_artifact(
         path,
@@ -128,6 +130,7 @@ def read_detector(path: str | os.PathLike[str]) -> FittedState:
             tuning=None if told.tuning is None else _tuning(told.tuning),
             id_accuracy=dict(told.id_accuracy),
             origin=told.origin,
+            feature_names=told.feature_names,
         )
         _require_consistent(state, sha256=told.head.sha256)
         if told.fusion is not None:
@@ -254,6 +257,8 @@ def _require_consistent(state: FittedState, *, sha256: str) -> None:
     names = None if state.origin is None else state.origin.class_names
     if names is not None and len(names) != len(weight):
         raise OptionError("It names another number of classes than its head has.")
+    if state.feature_names is not None and len({*state.feature_names}) != weight.shape[1]:
+        raise OptionError("It names other features than its head has.")
     parts = sensitivity.weight, sensitivity.neuron_gradient, sensitivity.neuron_aggregate
     if tuple(part.shape for part in parts) != (weight.shape, weight.shape[1:], weight.shape[1:]):
         raise ShapeError("The sensitivities it holds are those of another head.")
