@@ -118,12 +118,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub_server(patch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Serve a hub without repositories, and let huggingface_hub take it for the hub."""
+    """Serve a hub without repositories, and let huggingface_hub take it for the hub, and go there."""
     with Hub() as hub:
         Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         try:
             yield hub
         finally:

@@ -24,7 +24,6 @@ from tests.unit.adapters.hub_server import Hub, hub_server
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     other_cache(tmp_path / "cache", monkeypatch)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.chdir(tmp_path)
     with hub_server(monkeypatch) as server:
         yield server

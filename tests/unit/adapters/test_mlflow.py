@@ -36,6 +36,7 @@ from opnp.errors import (
 from opnp.values.origin import ModelOrigin
 from tests.unit.adapters.hub_caches import cached, offline_cache
 from tests.unit.adapters.hub_folders import write_bert
+from tests.unit.adapters.mlflow_store import file_store
 
 if find_spec("mlflow") is None:
     pytest.skip("mlflow-skinny is not installed", allow_module_level=True)
@@ -56,7 +57,6 @@ def net():
     return nn.Sequential(*body, nn.Linear(8, 3))
 """
 COLUMNS = ["predicted_class", "score", "p_value", "is_ood"]
-SETTINGS = {"MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,8 +69,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("mlflow") / "store"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", connect)
-        for name, value in {**SETTINGS, "MLFLOW_TRACKING_URI": folder.as_uri()}.items():
-            patch.setenv(name, value)
+        file_store(folder, patch)
         yield folder
 
 
