@@ -154,10 +154,12 @@ def _downloaded(api: "HfApi", name: str, revision: str | None) -> str:
 
 def _require_own_readme(api: "HfApi", name: str, revision: str | None) -> None:
     """Raise if a repository has a README.md that no detector brought."""
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         present = Path(api.hf_hub_download(name, _CARD, revision=revision)).read_text(encoding="utf-8")
+    except LocalEntryNotFoundError:  # whether there is one is not known
+        raise
     except EntryNotFoundError:
         return
     if _LIBRARY not in present.splitlines():

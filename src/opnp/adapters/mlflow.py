@@ -28,7 +28,14 @@ from opnp.adapters.origin import (
 from opnp.data import ModelInputs, Transform
 from opnp.data.images import decoded_image
 from opnp.detector import OPNP
-from opnp.errors import ArtifactError, DataFileError, NotCalibratedError, OptionError, require_installed
+from opnp.errors import (
+    ArtifactError,
+    DataFileError,
+    MissingFileError,
+    NotCalibratedError,
+    OptionError,
+    require_installed,
+)
 from opnp.files import existing_file
 from opnp.values.origin import ModelOrigin
 
@@ -207,7 +214,14 @@ def _made(transform: Transform, sample: object, row: int) -> ModelInputs:
 def _attached(detector: OPNP, file: Path, *, device: str | None = None) -> Transform:
     """Tie the detector of a file to the model that it remembers, and return what makes its inputs."""
     origin = _origin(detector)
-    model, known = model_from_name(stored_model(origin, file), weights=stored_weights(origin, file))
+    try:
+        name = stored_model(origin, file)
+    except MissingFileError as error:
+        raise OptionError(
+            f'`takes="inputs"` needs a model that can be had by name wherever it is loaded, and {origin.model} lies '
+            f'on the machine of the fit: leave it at "features".'
+        ) from error
+    model, known = model_from_name(name, weights=stored_weights(origin, file))
     transform = stored_preprocessing(origin) or known
     if transform is None:
         raise OptionError(
@@ -250,13 +264,12 @@ def _staged(detector: OPNP, takes: Takes, weights: str | os.PathLike[str] | None
         detector.save(folder / _FILE)
         inputs = None if detector.origin is None else detector.origin.inputs
         (folder / _CARD).write_text(detector.model_card(inputs=inputs), encoding="utf-8")
-        if weights is not None:
-            stored = None if takes == "features" else _origin(detector).weights
-            if stored is None or Path(weights).suffix != ".safetensors":
-                raise OptionError(
-                    f'`weights` must be the .safetensors file that the detector was fitted with, for `takes="inputs"`, '
-                    f"got {os.fspath(weights)!r}: leave it out where the model's weights come with its name."
-                )
+        stored = None if takes == "features" else _origin(detector).weights
+        suffix = None if weights is None else Path(weights).suffix
+        if suffix != (None if stored is None else ".safetensors"):
+            wanted = "left out" if stored is None else f"{Path(stored).name} of the fit, as a .safetensors file"
+            raise OptionError(f"`weights` must be {wanted} for this detector and `takes={takes!r}`, got {weights!r}.")
+        if weights is not None and stored is not None:
             shutil.copyfile(existing_file(weights, content="the weights of the model"), folder / Path(stored).name)
         if takes == "inputs":
             _attached(OPNP.load(folder / _FILE), folder / _FILE)

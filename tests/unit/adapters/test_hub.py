@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
+import huggingface_hub.errors
 import pytest
 import torch
 from torch import nn
@@ -77,10 +78,18 @@ def test_the_same_bytes_come_back(hub: Hub, detector: OPNP, tmp_path: Path) -> N
     assert hub.repos["me/judge"]["detector.safetensors"] == (tmp_path / "detector.safetensors").read_bytes()
 
 
-def test_a_readme_that_no_detector_brought_stays(hub: Hub, detector: OPNP) -> None:
+def test_a_readme_that_no_detector_brought_stays(hub: Hub, detector: OPNP, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreached(*_: object, **__: object) -> None:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("a pause of the network")
+
     hub.repos["org/model"] = {"README.md": b"# Mine", "model.safetensors": b""}
     with pytest.raises(OptionError, match=r"org/model has a `README.md` of its own.*`keep_readme=True`"):
         push_to_hub(detector, "org/model")
+    assert sorted(hub.repos["org/model"]) == ["README.md", "model.safetensors"]
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub.HfApi, "hf_hub_download", unreached)
+        with pytest.raises(OptionError, match=r"could not be written to 'org/model': .* network cannot be reached"):
+            push_to_hub(detector, "org/model")
     assert sorted(hub.repos["org/model"]) == ["README.md", "model.safetensors"]
     push_to_hub(detector, "org/model", keep_readme=True)
     assert hub.repos["org/model"]["README.md"] == b"# Mine"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -56,6 +57,7 @@ def net():
     body = (nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(*body, nn.Linear(8, 3))
 """
+PLACES: tuple[dict[str, Any], ...] = ({"weights": "../w.pt"}, {"model": "hf:./my-bert"})
 COLUMNS = ["predicted_class", "score", "p_value", "is_ood"]
 
 
@@ -98,6 +100,7 @@ def table(detector: OPNP, rows: np.ndarray = ROWS) -> dict[str, list[Any]]:
     return {name: getattr(verdict, name).tolist() for name in COLUMNS}
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_answers(detector: OPNP, logged: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", ROWS)
     code = (
@@ -203,9 +206,17 @@ def test_what_cannot_answer_is_not_logged(detector: OPNP, tmp_path: Path, monkey
         own.save_detector(plain, place, takes="images")  # type: ignore[arg-type]  # that is the test
     with pytest.raises(OptionError, match="needs a detector that remembers its model"):
         own.save_detector(plain, place, takes="inputs")
-    for given, takes in ((detector, "features"), (detector, "inputs")):
-        with pytest.raises(OptionError, match=r"`weights` must be the \.safetensors file"):
-            own.save_detector(given, place, takes=takes, weights="w.safetensors")  # type: ignore[arg-type]
+    of_file, of_folder = (fitted().remember(replace(detector.origin, **facts)) for facts in PLACES)
+    for given, takes, weights, text in (
+        (detector, "features", "w.safetensors", "left out for this detector and `takes='features'`, got 'w.safe"),
+        (detector, "inputs", "w.safetensors", "left out for this detector and `takes='inputs'`"),
+        (of_file, "inputs", None, r"w\.pt of the fit, as a \.safetensors file .* got None"),
+        (of_file, "inputs", "w.pt", r"w\.pt of the fit, as a \.safetensors file .* got 'w\.pt'"),
+    ):
+        with pytest.raises(OptionError, match=f"`weights` must be {text}"):
+            own.save_detector(given, place, takes=takes, weights=weights)  # type: ignore[arg-type]  # as above
+    with pytest.raises(OptionError, match=r"hf:\./my-bert lies on the machine of the fit: leave it at \"features\""):
+        own.save_detector(of_folder, place, takes="inputs")
     monkeypatch.setattr("opnp.errors.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"mlflow and pandas, not installed .*'opnp\[mlflow\]'`"):
         own.save_detector(plain, place)
