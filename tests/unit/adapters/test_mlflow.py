@@ -125,7 +125,8 @@ def test_arrays_and_data_frames_get_the_answers_of_the_detector(detector: OPNP, 
     import pandas as pd
 
     model = mlflow.pyfunc.load_model("models:/judge/1")
-    frames = (ROWS, pd.DataFrame(ROWS, columns=[*"abcdef"]), pd.DataFrame({"features": ROWS.tolist()}))
+    frames = [ROWS, pd.DataFrame(ROWS, columns=[*"abcdef"])]
+    frames += [pd.DataFrame({"features": each}) for each in (ROWS.tolist(), [*ROWS])]  # the latter as Spark gives it
     for rows in frames:
         answers = model.predict(rows)
         assert list(answers) == ["predicted_class", "class_name", *COLUMNS[1:]]
@@ -206,7 +207,9 @@ def test_what_cannot_answer_is_not_logged(detector: OPNP, tmp_path: Path, monkey
         own.save_detector(plain, place, takes="images")  # type: ignore[arg-type]  # that is the test
     with pytest.raises(OptionError, match="needs a detector that remembers its model"):
         own.save_detector(plain, place, takes="inputs")
-    of_file, of_folder = (fitted().remember(replace(detector.origin, **facts)) for facts in PLACES)
+    origin = detector.origin
+    assert origin is not None
+    of_file, of_folder = (fitted().remember(replace(origin, **facts)) for facts in PLACES)
     for given, takes, weights, text in (
         (detector, "features", "w.safetensors", "left out for this detector and `takes='features'`, got 'w.safe"),
         (detector, "inputs", "w.safetensors", "left out for this detector and `takes='inputs'`"),
