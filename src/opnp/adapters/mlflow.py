@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from opnp import __version__
 from opnp.adapters.hubs import model_from_name
@@ -270,7 +271,9 @@ def _staged(detector: OPNP, takes: Takes, weights: str | os.PathLike[str] | None
             wanted = "left out" if stored is None else f"{Path(stored).name} of the fit, as a .safetensors file"
             raise OptionError(f"`weights` must be {wanted} for this detector and `takes={takes!r}`, got {weights!r}.")
         if weights is not None and stored is not None:
-            shutil.copyfile(existing_file(weights, content="the weights of the model"), folder / Path(stored).name)
+            beside = shutil.copy(existing_file(weights, content="the weights of the model"), folder)
+            origin = replace(_origin(detector), weights=Path(beside).name)
+            OPNP.load(folder / _FILE).remember(origin).save(folder / _FILE)
         if takes == "inputs":
             _attached(OPNP.load(folder / _FILE), folder / _FILE)
         yield folder
@@ -282,10 +285,9 @@ def _options(
     """Return what is told to MLflow in either way of writing."""
     import pandas as pd
 
-    head = detector.original_head
+    dtype, width = _matrix_form(detector)
     if takes == "features":
-        dtype = np.dtype("float64" if head.weight.dtype == torch.float64 else "float32")
-        example = np.zeros((1, head.in_features), dtype) if example is None else np.asarray(example, dtype)
+        example = np.zeros((1, width), dtype) if example is None else np.asarray(example, dtype)
     elif example is not None:
         example = pd.DataFrame({_COLUMNS[_origin(detector).kind]: example})
     own = (f"opnp[mlflow]=={__version__}", f"torch=={torch.__version__.partition('+')[0]}")
@@ -305,9 +307,8 @@ def _signature(detector: OPNP, takes: Takes) -> "ModelSignature":
     from mlflow.types import ColSpec, Schema, TensorSpec
 
     if takes == "features":
-        head = detector.original_head
-        dtype = np.dtype("float64" if head.weight.dtype == torch.float64 else "float32")
-        inputs = Schema([TensorSpec(dtype, (-1, head.in_features))])
+        dtype, width = _matrix_form(detector)
+        inputs = Schema([TensorSpec(dtype, (-1, width))])
     else:
         kind = _origin(detector).kind
         inputs = Schema([ColSpec("binary" if kind == "image" else "string", _COLUMNS[kind])])
@@ -315,6 +316,12 @@ def _signature(detector: OPNP, takes: Takes) -> "ModelSignature":
     answers = (("double", "score"), ("double", "p_value"), ("boolean", "is_ood"))
     columns = (("long", "predicted_class"), *name, *answers)
     return ModelSignature(inputs, Schema([ColSpec(*each) for each in columns]))
+
+
+def _matrix_form(detector: OPNP) -> tuple[np.dtype[Any], int]:
+    """Return dtype and width of the features that are taken."""
+    weight = detector.original_head.weight
+    return np.dtype("float64" if weight.dtype == torch.float64 else "float32"), weight.shape[1]
 
 
 def _mlflow() -> Any:  # noqa: ANN401  # a module

@@ -234,7 +234,7 @@ def png(value: int) -> bytes:
 
 @pytest.fixture
 def of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OPNP:
-    """Return a detector of a model in ``mlflow_net.py`` with weights in ``weights.safetensors``."""
+    """Return a detector of ``mlflow_net.py``, with ``weights.safetensors`` in the place of ``weights.pt``."""
     (tmp_path / "mlflow_net.py").write_text(NET, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -245,7 +245,7 @@ def of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OPNP:
     batches = [torch.rand(40, 3, 8, 8) for _ in range(3)]
     detector = OPNP(ratios=Ratios(w_min=0.3)).fit(model, batches, validation=[torch.rand(40, 3, 8, 8)])
     place = tmp_path / "d.safetensors"
-    weights = tmp_path / "weights.safetensors"
+    weights = tmp_path / "weights.pt"
     origin = model_origin(model, transform, name="mlflow_net:net", weights=weights, detector=place, classes=3)
     return detector.remember(origin)
 
@@ -257,6 +257,11 @@ def test_images_are_prepared_as_at_the_fit(of_images: OPNP, tmp_path: Path) -> N
     weights = tmp_path / "weights.safetensors"
     own.save_detector(of_images, "saved", takes="inputs", weights=weights, example=[png(3)])
     weights.rename(tmp_path / "elsewhere.safetensors")
+    assert of_images.origin is not None
+    assert (of_images.origin.weights, own.load("saved").origin) == (
+        "weights.pt",
+        replace(of_images.origin, weights="weights.safetensors"),
+    )
     model = mlflow.pyfunc.load_model("saved", model_config={"batch_size": 2})
     images = [png(value) for value in (0, 90, 180)]
     answers = model.predict(pd.DataFrame({"path": [*"abc"], "content": images}))
