@@ -1,4 +1,21 @@
-"""What each threshold does: ID flagged and OOD missed at many shares of ID kept, counted, not estimated."""
+"""What each threshold does: ID flagged and OOD missed at many shares of ID kept, counted, and what that says of others.
+
+A share that was counted on n samples is not the share of all inputs like them. Who moves a slider reads many shares and
+stops at one that pleases, so that an interval for a single one promises too much. `share_band` holds at all thresholds
+of the slider at once:
+
+    { q : n KL(c / n || q) <= log(2 K / (1 - level)) },  c samples counted of n, K thresholds
+
+by Chernoff's bound for each side of each threshold, and the sum of their probabilities. The band of Dvoretzky, Kiefer,
+Wolfowitz and Massart is as wide everywhere, which at 5 % of 1 000 flagged is 0.7 % to 9.3 %; this one is narrow where
+shares are small, which is where thresholds are put: 2.5 % to 8.6 %. It needs no quantiles of other distributions, so
+that the page computes the same.
+
+References:
+    Massart, Annals of Probability 1990; Owen, "Nonparametric Likelihood Confidence Bands for a Distribution Function",
+    JASA 1995, for bands of this form.
+
+"""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -17,6 +34,7 @@ from opnp.values.fit import FitRecord
 
 __all__ = [
     "KEEPS",
+    "LEVEL",
     "ExploredMethod",
     "ExploredSet",
     "Explorer",
@@ -25,11 +43,15 @@ __all__ = [
     "keeping_threshold",
     "ordered_sets",
     "require_keep",
+    "share_band",
     "threshold_explorer",
 ]
 
 KEEPS = range(500, 1000)
 """Shares of ID kept, in thousandths."""
+LEVEL = 0.95
+"""Probability with which a row of the explorer holds at all thresholds at once, at least."""
+_STEPS = 40
 
 
 def require_keep(keep: float) -> None:
@@ -162,6 +184,50 @@ def keeping_threshold(id_scores: NDArray[np.float64], keep: float) -> float:
     return float(np.partition(id_scores, place)[place])
 
 
+def share_band(
+    counts: NDArray[np.int64], samples: int, *, thresholds: int, level: float = LEVEL
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return bounds of the share of all inputs that lie above, or up to, each of some thresholds at once.
+
+    It holds for thresholds that do not depend on the samples, and for those that are such samples themselves: between
+    two samples next to each other nothing is counted anew.
+
+    Args:
+        counts: How many samples were counted at each threshold, any shape.
+        samples: The number n that they are of, at least 1.
+        thresholds: How many thresholds there are in all to choose from.
+        level: Probability with which all bounds hold, at least, in (0, 1).
+
+    Returns:
+        Lower and upper bounds in [0, 1], of the shape of `counts`.
+
+    Example:
+        >>> low, high = share_band(np.array([0, 50]), 1000, thresholds=500)
+        >>> low.round(4).tolist(), high.round(4).tolist()
+        ([0.0, 0.0245], [0.0099, 0.0858])
+
+    """
+    most = math.log(2 * thresholds / (1 - level)) / samples
+    shares = counts / samples
+    found = []
+    for end in (0.0, 1.0):
+        inside, outside = shares, np.full_like(shares, end)
+        for _ in range(_STEPS):
+            middle = (inside + outside) / 2
+            is_inside = _divergence(shares, middle) <= most
+            inside, outside = np.where(is_inside, middle, inside), np.where(is_inside, outside, middle)
+        found.append(outside)
+    return found[0], found[1]
+
+
+def _divergence(found: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return KL(found || other) of two coins, where 0 log 0 is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        heads = np.where(found > 0, found * np.log(found / other), 0.0)
+        tails = np.where(found < 1, (1 - found) * np.log((1 - found) / (1 - other)), 0.0)
+    return heads + tails
+
+
 def _explored(method: str, by_set: Scores, titles: Mapping[str, str], keeps: Iterable[int]) -> ExploredMethod:
     """Return what the thresholds of one method do.
 
@@ -183,8 +249,8 @@ def _explored(method: str, by_set: Scores, titles: Mapping[str, str], keeps: Ite
 
 
 def fit_explorer(record: FitRecord) -> Explorer | None:
-    """Return what each threshold flags of the calibration samples, or None without calibration."""
-    if not record.calibration_scores:
+    """Return what each threshold flags of the calibration samples; None without them, or where classes have theirs."""
+    if not record.calibration_scores or record.calibrated_by is not None:
         return None
     return threshold_explorer({"OPNP": {"test": np.array(record.calibration_scores, dtype=np.float64)}}, {})
 
@@ -200,6 +266,7 @@ def explorer_values(explorer: Explorer) -> dict[str, Any]:
     """
     return {
         "keeps": list(explorer.keeps),
+        "level": LEVEL,
         "methods": [
             {
                 "method": method.method,
