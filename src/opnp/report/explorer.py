@@ -8,7 +8,7 @@ of the slider at once:
 
 by Chernoff's bound for each side of each threshold, and the sum of their probabilities. The band of Dvoretzky, Kiefer,
 Wolfowitz and Massart is as wide everywhere, which at 5 % of 1 000 flagged is 0.7 % to 9.3 %; this one is narrow where
-shares are small, which is where thresholds are put: 2.5 % to 8.6 %. It needs no quantiles of other distributions, so
+shares are small, which is where thresholds are put: 2.5 % to 8.7 %. It needs no quantiles of other distributions, so
 that the page computes the same.
 
 References:
@@ -38,6 +38,7 @@ __all__ = [
     "ExploredMethod",
     "ExploredSet",
     "Explorer",
+    "band_text",
     "explorer_values",
     "fit_explorer",
     "keeping_threshold",
@@ -50,7 +51,7 @@ __all__ = [
 KEEPS = range(500, 1000)
 """Shares of ID kept, in thousandths."""
 LEVEL = 0.95
-"""Probability with which a row of the explorer holds at all thresholds at once, at least."""
+"""Probability with which a band of the explorer holds at all thresholds at once, at least."""
 _STEPS = 40
 
 
@@ -105,6 +106,11 @@ class ExploredMethod:
     flagged: tuple[int, ...]
     sets: tuple[ExploredSet, ...]
 
+    @property
+    def choices(self) -> int:
+        """How many thresholds there are to choose from: one a share of ID kept, and no more than there are samples."""
+        return min(len(self.thresholds), self.samples)
+
 
 @dataclass(frozen=True, slots=True)
 class Explorer:
@@ -113,11 +119,13 @@ class Explorer:
     Attributes:
         keeps: Shares of ID kept, in thousandths, ascending.
         methods: The methods; all have the same OOD sets.
+        level: Probability with which a band holds at all thresholds at once, at least.
 
     """
 
     keeps: tuple[int, ...]
     methods: tuple[ExploredMethod, ...]
+    level: float = LEVEL
 
     def place(self, keep: float) -> int:
         """Return the place of the share that is nearest to `keep`."""
@@ -189,8 +197,8 @@ def share_band(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return bounds of the share of all inputs that lie above, or up to, each of some thresholds at once.
 
-    It holds for thresholds that do not depend on the samples, and for those that are such samples themselves: between
-    two samples next to each other nothing is counted anew.
+    It holds for thresholds that do not depend on the samples, as at an OOD set; and for thresholds that are the samples
+    of chosen ranks, as at the ID samples, where no two of them are equal.
 
     Args:
         counts: How many samples were counted at each threshold, any shape.
@@ -204,7 +212,7 @@ def share_band(
     Example:
         >>> low, high = share_band(np.array([0, 50]), 1000, thresholds=500)
         >>> low.round(4).tolist(), high.round(4).tolist()
-        ([0.0, 0.0245], [0.0099, 0.0858])
+        ([0.0, 0.0251], [0.0099, 0.0867])
 
     """
     most = math.log(2 * thresholds / (1 - level)) / samples
@@ -218,6 +226,18 @@ def share_band(
             inside, outside = np.where(is_inside, middle, inside), np.where(is_inside, outside, middle)
         found.append(outside)
     return found[0], found[1]
+
+
+def band_text(count: int, samples: int, thresholds: int) -> str:
+    r"""Return the band of a count as a reader sees it, in per cent.
+
+    Example:
+        >>> band_text(50, 1000, 500)
+        '2.51 to 8.67\xa0%'
+
+    """
+    low, high = share_band(np.array([count]), samples, thresholds=thresholds)
+    return f"{100 * low[0]:.2f} to {100 * high[0]:.2f}\N{NO-BREAK SPACE}%"
 
 
 def _divergence(found: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -266,7 +286,7 @@ def explorer_values(explorer: Explorer) -> dict[str, Any]:
     """
     return {
         "keeps": list(explorer.keeps),
-        "level": LEVEL,
+        "level": explorer.level,
         "methods": [
             {
                 "method": method.method,
