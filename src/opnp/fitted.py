@@ -600,16 +600,16 @@ class FittedState:
         for features in batches:
             members = self.member_scores(features)
             own = members[:, 0] if self.panel is None else fused_score(self._units(members))
-            classes = self.classes(features) if by else own.new_empty(0, dtype=torch.int64)
-            for part, found in zip(parts, (own.double(), members, classes), strict=True):
+            labels = self.classes(features) if by else own.new_empty(0, dtype=torch.int64)
+            for part, found in zip(parts, (own.double(), members, labels), strict=True):
                 part.append(found.cpu())
-        scores, columns, classes = (torch.cat(part) for part in parts)
-        members = None if self.panel is None else columns
+        scores, members, classes = (torch.cat(part) for part in parts)
+        columns = None if self.panel is None else members
         if by is None:
-            calibration = Calibration.from_scores(scores, keep=keep, members=members)
+            calibration = Calibration.from_scores(scores, keep=keep, members=columns)
         else:
             count = len(self.weight)
-            calibration = Calibration.by_class(scores, classes, keep=keep, class_count=count, members=members)
+            calibration = Calibration.by_class(scores, classes, keep=keep, class_count=count, members=columns)
         return self.restated(calibration=calibration)
 
     def restated(self, **facts: Any) -> Self:  # noqa: ANN401  # attributes of this class

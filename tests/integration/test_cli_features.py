@@ -273,8 +273,7 @@ def test_discoveries_are_those_of_the_whole_file(opnp: Opnp) -> None:
 
 
 def test_the_columns_of_a_file_are_enough_for_its_discoveries() -> None:
-    p_values: list[object] = [1 / 200] * 30 + [0.5] * 70
-    found, note = discoveries(p_values, [199] * 100, fdr=0.1)
+    found, note = discoveries([1 / 200] * 30 + [0.5] * 70, [199] * 100, fdr=0.1)
     assert found == [True] * 30 + [False] * 70
     assert note is not None
     assert note.startswith("discoveries among 100 inputs at an FDR of 0.1 come 5 or more together")

@@ -164,10 +164,10 @@ class Engine:
         names = self.class_names
         is_by_class = self.detector.calibrated_by is not None
         answers = []
-        for label, *values in rows:
+        for label, probability, score, p_value, is_ood in rows:
             group = self.detector.calibration_group_of(label)
             name, where = None if names is None else names[label], group.name if is_by_class else None
-            answers.append(Answer(label, name, *values, group.samples, where))
+            answers.append(Answer(label, name, probability, score, p_value, is_ood, group.samples, where))
         if not self.is_explained:
             return answers
         why = self.detector.explain_features(features)

@@ -1,6 +1,7 @@
 """Calibration by predicted class: every answer, the file, the module and its graph go by the group of the class."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,13 @@ def test_a_fit_with_held_out_data_calibrates_in_the_same_way(kind: str) -> None:
 @pytest.mark.parametrize("by", ["class", "true", True, ["predicted"]])
 def test_other_groupings_are_refused_before_anything_is_run(by: Any) -> None:
     detector = made("paper")
-    for ask in (
+    asks: list[Callable[[], OPNP]] = [
         lambda: detector.fit(model(), loader(), by=by),
         lambda: detector.fit_features(features(), weight=weight(), bias=None, by=by),
         lambda: detector.calibrate(loader(), by=by),
         lambda: detector.calibrate_features(features(), by=by),
-    ):
+    ]
+    for ask in asks:
         with pytest.raises(OptionError, match='`by` must be None or "predicted", got '):
             ask()
 
