@@ -40,7 +40,7 @@
   const countText = (count) => String(count).replace(/\B(?=(\d{3})+$)/g, NARROW_SPACE);
   const percentText = (count, samples) => `${((100 * count) / samples).toFixed(2)}${NO_BREAK}%`;
 
-  /* The band of report/explorer.py: all q with n KL(share || q) <= log(2 K / (1 - level)), by halving. */
+  /* The band of report/explorer.py: what two bands leave; the second, by halving, n KL(share || q) <= log(2 K / risk). */
   const divergence = (found, other) =>
     (found > 0 ? found * Math.log(found / other) : 0) + (found < 1 ? (1 - found) * Math.log((1 - found) / (1 - other)) : 0);
   const bound = (share, end, most) => {
@@ -53,9 +53,12 @@
     return outside;
   };
   const bandText = (count, samples, thresholds, level) => {
-    const most = Math.log((2 * thresholds) / (1 - level)) / samples;
-    const [low, high] = [0, 1].map((end) => (100 * bound(count / samples, end, most)).toFixed(2));
-    return `${low} to ${high}${NO_BREAK}%`;
+    const [share, risk] = [count / samples, (1 - level) / 2];
+    const most = Math.log((2 * thresholds) / risk) / samples;
+    const reach = Math.sqrt(Math.log(2 / risk) / (2 * samples));
+    const low = Math.max(bound(share, 0, most), share - reach);
+    const high = Math.min(bound(share, 1, most), share + reach);
+    return `${(100 * low).toFixed(2)} to ${(100 * high).toFixed(2)}${NO_BREAK}%`;
   };
 
   const showShare = (cell, count, samples, band) => {
