@@ -268,7 +268,7 @@ class DetectorModule(nn.Module):
             self.facts = {
                 "opnp_version": __version__,
                 "opnp_keep": f"{state.calibration.keep:g}",
-                "opnp_threshold": json.dumps({group.name: group.threshold for group in groups})
+                "opnp_threshold": json.dumps({group.name: repr(group.threshold) for group in groups})
                 if groups
                 else repr(state.calibration.threshold),
                 "opnp_calibration_samples": str(len(state.calibration.scores)),

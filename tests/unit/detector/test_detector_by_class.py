@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxruntime  # type: ignore[import-untyped]  # the package ships no types
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from opnp.artifact import read_artifact, write_artifact
 from opnp.core import conformal_p_value
 from opnp.detector.storage import FORMAT_VERSION
 from opnp.errors import ArtifactError, CalibrationError, InputTypeError, OptionError
-from opnp.export.files import exported_program
+from opnp.export.files import exported_program, write_onnx
 from tests.unit.detector.detector_world import CLASSES, KINDS, bias, features, loader, made, model, weight
 
 KEEP = 0.8
@@ -159,8 +160,16 @@ def test_a_module_and_its_graph_judge_by_the_group_of_the_predicted_class(detect
     with pytest.raises(InputTypeError, match="needs the logits of the original head"):
         module.judge(PROBE)
     assert json.loads(module.facts["opnp_threshold"]) == {
-        group.name: group.threshold for group in detector.calibration_groups
+        group.name: repr(group.threshold) for group in detector.calibration_groups
     }
+
+
+def test_an_onnx_file_judges_by_the_group_of_the_predicted_class(tmp_path: Path) -> None:
+    detector, path = by_class("paper"), tmp_path / "detector.onnx"
+    write_onnx(path, detector.to_module(), PROBE)
+    session, verdict = onnxruntime.InferenceSession(path), detector.verdict_features(PROBE)
+    found = session.run(["p_value", "is_ood"], {session.get_inputs()[0].name: PROBE.numpy()})
+    assert [values.tolist() for values in found] == [verdict.p_value.tolist(), verdict.is_ood.tolist()]
 
 
 def test_the_card_names_every_group(detector: OPNP) -> None:
