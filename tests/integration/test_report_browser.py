@@ -11,6 +11,7 @@ import torch
 
 from opnp.core import fpr_at_tpr
 from opnp.report import read_results, write_report
+from opnp.report.explorer import band_text
 from tests.unit.report.report_world import EVIL, METHODS, MODEL, large_folder, page_folder
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -120,6 +121,8 @@ def test_the_explorer_shows_what_the_core_measures_at_five_positions(shared: Any
             kept = fpr_at_tpr(inside, inside, tpr=share)
             flagged, samples = _counts(explorer, "[data-row=flagged]", column)
             assert (samples, (samples - flagged) / samples) == (len(inside), kept)
+            band = explorer.locator(f"[data-row=flagged] > :nth-child({column}) .band").inner_text()
+            assert band == band_text(flagged, samples, min(500, samples))
             threshold = explorer.locator(f"[data-row=threshold] > :nth-child({column})").inner_text()
             smallest = float(inside.sort().values[round(kept * samples) - 1])
             assert float(threshold) == float(f"{smallest:.6g}")
@@ -127,6 +130,8 @@ def test_the_explorer_shows_what_the_core_measures_at_five_positions(shared: Any
                 outside = tensors[f"ood_{name}"]
                 missed, samples = _counts(explorer, f"[data-set={name}]", column)
                 assert (samples, missed / samples) == (len(outside), fpr_at_tpr(inside, outside, tpr=share))
+                band = explorer.locator(f"[data-set={name}] > :nth-child({column}) .band").inner_text()
+                assert band == band_text(missed, samples, min(500, len(inside)))
 
 
 def _counts(explorer: Any, row: str, column: int) -> tuple[int, int]:

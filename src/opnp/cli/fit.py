@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opnp.cli.options import (
+    CalibrateBy,
     DataPath,
     FeaturesFileOrNone,
     HeadOptions,
@@ -34,7 +35,7 @@ from opnp.cli.options import (
 )
 from opnp.cli.output import print_result, progress_bar, settings_text
 from opnp.errors import OptionError
-from opnp.values.settings import RANK_TIMEOUT, NeuronReading, Precision, Scope, ScoreName
+from opnp.values.settings import RANK_TIMEOUT, CalibratedBy, NeuronReading, Precision, Scope, ScoreName
 
 if TYPE_CHECKING:
     from opnp.detector import OPNP, Checkpoint
@@ -117,6 +118,7 @@ def fit(
     ] = None,
     model: ModelNameOrNone = None,
     keep: Annotated[float, detector_option(help="Share of ID to keep, with --validation.")] = 0.95,
+    calibrate_by: CalibrateBy = None,
     kind: _DetectorOptions,
     options: _FitOptions,
     checkpoint: Annotated[
@@ -169,7 +171,7 @@ def fit(
         is_quiet = json or not ranks.is_first
         # The first rank alone needs held-out samples, which may lie on its machine alone.
         known = validation if ranks.is_first else None
-        facts = run(detector, ranks, options=options, validation=known, keep=keep, is_quiet=is_quiet)
+        facts = run(detector, ranks, options=options, validation=known, keep=keep, by=calibrate_by, is_quiet=is_quiet)
         with together(ranks):
             if ranks.is_first:
                 detector.save(out)
@@ -200,6 +202,7 @@ def _fit_features(
     validation: Path | None,
     checkpoint: "Checkpoint | None",
     keep: float,
+    by: CalibratedBy | None,
     is_quiet: bool,
 ) -> dict[str, object]:
     """Fit a detector on cached features with all ranks, and return facts of this form alone: none."""
@@ -222,6 +225,7 @@ def _fit_features(
         bias=None if classifier.bias is None else classifier.bias.to(place),
         validation=held_out,
         keep=keep,
+        by=by,
         batch_size=BATCH_ROWS if options.batch_size is None else options.batch_size,
         checkpoint=checkpoint,
         distributed=not ranks.is_alone,
@@ -242,6 +246,7 @@ def _fit_model(
     logits: int | str | None,
     out: Path,
     keep: float,
+    by: CalibratedBy | None,
     is_quiet: bool,
 ) -> dict[str, object]:
     """Fit a detector by a model with all ranks, and return how many inputs of each set could not be read."""
@@ -267,6 +272,7 @@ def _fit_model(
             logits=logits,
             validation=None if held_out is None else opened.batches(held_out),
             keep=keep,
+            by=by,
             device=opened.device,
             auto_batch=options.auto_batch,
             distributed=not ranks.is_alone,
@@ -324,6 +330,8 @@ def print_detector(detector: "OPNP", more: Mapping[str, object], *, json: bool) 
         texts["id_accuracy"] = ", ".join(f"{name} {100 * share:.2f} %" for name, share in detector.id_accuracy.items())
     if (names := detector.feature_names) is not None:
         texts["feature_names"] = ", ".join(names if len(names) <= _NAMED else (*names[:_NAMED], "..."))
+    if detector.is_calibrated and detector.calibrated_by:
+        texts |= {"calibrated_by": "predicted class", "calibration_groups": _groups_text(detector)}
     if isinstance(counts := more.get("unreadable"), dict):
         texts["unreadable"] = ", ".join(f"{count} of {name}" for name, count in counts.items())
     print_result({**_summary(detector), **more}, json=json, texts=texts)
@@ -351,9 +359,37 @@ def _summary(detector: "OPNP") -> dict[str, object]:
     if detector.tuning is not None:
         facts["tuned"] = detector.tuning.to_json() | {"gain": detector.tuning.gain}
     if detector.is_calibrated:
-        facts |= {
-            "calibration_samples": len(detector.calibration_scores),
-            "keep": detector.keep,
-            "threshold": detector.threshold if math.isfinite(detector.threshold) else str(detector.threshold),
-        }
+        groups = detector.calibration_groups
+        facts |= {"calibration_samples": len(detector.calibration_scores), "keep": detector.keep}
+        if detector.calibrated_by is None:
+            facts["threshold"] = _number(groups[0].threshold)
+        else:
+            facts["calibrated_by"] = detector.calibrated_by
+            facts["calibration_groups"] = [
+                {
+                    "name": group.name,
+                    "classes": list(group.classes),
+                    "samples": group.samples,
+                    "threshold": _number(group.threshold),
+                }
+                for group in groups
+            ]
     return facts
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _groups_text(detector: "OPNP") -> str:
+    """Return which classes have calibration samples of their own, and which are pooled."""
+    groups = detector.calibration_groups
+    alone = [group for group in groups if not group.name.startswith("pooled")]
+    samples = [group.samples for group in alone]
+    texts = [f"{len(alone)} classes by themselves, of {min(samples)} to {max(samples)} samples"] if alone else []
+    texts += [
+        f"{group.name}, {group.samples} samples for the classes {', '.join(map(str, group.classes))}"
+        for group in groups
+        if group not in alone
+    ]
+    return "; ".join(texts)

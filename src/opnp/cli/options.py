@@ -13,6 +13,7 @@ import typer
 
 from opnp.errors import HeldOutWarning, OpnpError, OptionError, OriginWarning, require_installed
 from opnp.files import require_writable
+from opnp.values.settings import CalibratedBy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +39,13 @@ _PLACE_DIGITS = 5
 
 # ------------------------------------------------------------------------------------------------------ single options
 
+CalibrateBy = Annotated[
+    CalibratedBy | None,
+    detector_option(
+        help="With --validation: `predicted` compares an input with the samples of its predicted class, so that no "
+        "class is flagged more often than --keep allows. Default: with all."
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ReportFile = Annotated[
     Path | None, typer.Option("--report", help="HTML page with tables and figures of the results to write as well.")

@@ -7,6 +7,7 @@ import typer
 
 from opnp.cli.fit import print_detector
 from opnp.cli.options import (
+    CalibrateBy,
     FeaturesFile,
     HeadFile,
     JsonFlag,
@@ -28,6 +29,7 @@ def tune(
     val_ood: Annotated[Path, input_option(help="Features of OOD samples to choose by.")],
     out: Annotated[Path | None, typer.Option(help="Detector to write, a safetensors file.")] = None,
     keep: Annotated[float, detector_option(help="Share of ID to keep.")] = 0.95,
+    calibrate_by: CalibrateBy = None,
     score: Annotated[ScoreName, detector_option(help="Score on the pruned head's logits.")] = "energy",
     shaping: Annotated[str, detector_option(help="Shaping to tune ratios under: none, scale:0.85, ...")] = "none",
     json: JsonFlag = False,
@@ -56,6 +58,7 @@ def tune(
         validation=known,
         validation_ood=other,
         keep=keep,
+        by=calibrate_by,
     )
     if out is not None:
         detector.save(out)

@@ -32,8 +32,10 @@ __all__ = [
 
 TABLE_ENDINGS = (".csv", ".parquet")
 
-_COLUMNS = ("score", "p_value", "is_ood")
+_COLUMNS = ("score", "p_value", "is_ood", "predicted_class", "calibration_samples", "calibration_group")
 _KIND = ("a score file", "a table of features")
+_MOST = 2**53
+"""Whole numbers below it are floats to the last digit."""
 _TRUTHS = {"true": 1.0, "false": 0.0}
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?[0-9.]*,[0-9]+\s*")
 _NAMED = 5
@@ -109,20 +111,27 @@ class ScoreTable:
         scores: Larger = more OOD, shape ``(rows,)``, float64, not NaN.
         p_values: Conformal p-values, shape ``(rows,)``, float64; None where the detector was not calibrated.
         is_ood: True = flagged, shape ``(rows,)``, bool; None where the detector was not calibrated.
+        classes: Predicted classes, shape ``(rows,)``, int64; None where the file does not say.
+        calibration_samples: How many calibration samples each p-value is of, shape ``(rows,)``, int64; or None.
+        calibration_groups: Name of the group of classes that these are of, one a row; None unless calibrated by class.
 
     """
 
     scores: Tensor
     p_values: Tensor | None
     is_ood: Tensor | None
+    classes: Tensor | None = None
+    calibration_samples: Tensor | None = None
+    calibration_groups: tuple[str, ...] | None = None
 
 
 def read_score_table(path: str | os.PathLike[str]) -> ScoreTable:
     """Return scores, p-values and verdicts of a score file, to the bit as they were written.
 
     Args:
-        path: File that ends in ``.csv`` or ``.parquet``, with a column `score` and perhaps `p_value` and `is_ood`;
-            others are not looked at.
+        path: File that ends in ``.csv`` or ``.parquet``, with a column `score` and perhaps `p_value`, `is_ood` and
+            what these were judged by: `predicted_class`, `calibration_samples`, `calibration_group`. Others are not
+            looked at.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -146,7 +155,20 @@ def read_score_table(path: str | os.PathLike[str]) -> ScoreTable:
             f"{path}: p-values lie above 0 and at most at 1, got {float(p_values.min()):g} to "
             f"{float(p_values.max()):g}. Score the data again.",
         )
-    return ScoreTable(scores=scores, p_values=p_values, is_ood=None if is_ood is None else is_ood.bool())
+    counts = [_numbers(path, name, columns, _count) for name in ("predicted_class", "calibration_samples")]
+    classes, samples = (None if column is None else column.long() for column in counts)
+    groups = columns.get("calibration_group", [])
+    if len(named := [row for row, name in enumerate(groups) if name is not None]) not in (0, len(groups)):
+        missing = sorted({*range(len(groups))} - {*named})
+        raise DataFileError(f"{path}: `calibration_group` has no value in {len(missing)} rows ({_shown(missing)}).")
+    return ScoreTable(
+        scores=scores,
+        p_values=p_values,
+        is_ood=None if is_ood is None else is_ood.bool(),
+        classes=classes,
+        calibration_samples=samples,
+        calibration_groups=tuple(map(str, groups)) if named else None,
+    )
 
 
 class FeatureTable(NamedTuple):
@@ -399,6 +421,13 @@ def _number(value: object) -> float:
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return float(value)
     raise TypeError
+
+
+def _count(value: object) -> float:
+    found = _number(value)
+    if not 0 <= found < _MOST or found != int(found):
+        raise ValueError
+    return found
 
 
 def _truth(value: object) -> float:

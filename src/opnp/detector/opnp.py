@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Self
@@ -44,9 +44,19 @@ from opnp.distributed import Ranks, require_equal, sent_by_first, together
 from opnp.errors import LabelWarning, NotCalibratedError, NotFittedError, OptionError
 from opnp.export import CompactHead, DetectorModule, card_text
 from opnp.export.module import plain_head
-from opnp.fitted import Calibration, Explanation, FittedState, Ratios, Settings, Tuning, Verdict
+from opnp.fitted import (
+    Calibration,
+    CalibrationGroup,
+    Explanation,
+    FittedState,
+    Ratios,
+    Settings,
+    Tuning,
+    Verdict,
+)
 from opnp.model import BatchHalving, InputAxes, LogitsSelector, head_stream
 from opnp.values.origin import ModelOrigin
+from opnp.values.settings import CalibratedBy
 
 __all__ = ["OPNP"]
 
@@ -152,6 +162,7 @@ class OPNP:
         validation: Iterable[object] | None = None,
         validation_ood: Iterable[object] | None = None,
         keep: float = _KEEP,
+        by: CalibratedBy | None = None,
         device: torch.device | str | None = None,
         auto_batch: bool = False,
         distributed: bool = False,
@@ -168,6 +179,7 @@ class OPNP:
                 them is searched on, and the other calibrates.
             validation_ood: Batches of OOD inputs that tuned ratios are chosen by; for those alone.
             keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
+            by: What calibration samples are grouped by, with `validation`; as for `calibrate`.
             device: Where to run; None for where the model is.
             auto_batch: Whether to run a batch that needs more memory than there is in halves, with a warning; then
                 this detector does so later on as well. The sums are those of the whole batch.
@@ -196,6 +208,7 @@ class OPNP:
 
         """
         ranks = Ranks.joined() if distributed else Ranks()
+        _require_grouping(by)
         self._require_held_out(validation is not None, validation_ood is not None, ranks)
         halving, batches = BatchHalving(is_on=auto_batch), shown(loader, progress)
         opened = head_stream(model, batches, head=head, logits=logits, device=device, halving=halving)
@@ -211,6 +224,7 @@ class OPNP:
             None if validation is None else link.feature_batches(shown(validation, progress)),
             None if validation_ood is None else link.feature_batches(shown(validation_ood, progress), is_inside=False),
             keep=keep,
+            by=by,
             ranks=ranks,
             origin=(link.head.name, link.axes),
         )
@@ -226,6 +240,7 @@ class OPNP:
         validation: Array | FeatureSource | None = None,
         validation_ood: Array | FeatureSource | None = None,
         keep: float = _KEEP,
+        by: CalibratedBy | None = None,
         batch_size: int = BATCH_ROWS,
         checkpoint: Checkpoint | None = None,
         distributed: bool = False,
@@ -247,6 +262,7 @@ class OPNP:
                 calibrated on them. With tuned ratios a half of them is searched on, and the other calibrates.
             validation_ood: Features of OOD inputs that tuned ratios are chosen by; for those alone.
             keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
+            by: What calibration samples are grouped by, with `validation`; as for `calibrate`.
             batch_size: Rows that are read and multiplied at once.
             checkpoint: Where to write down how far the pass has come, and to go on from; None for nowhere. The file
                 stays: `checkpoint.remove()` once the detector is saved.
@@ -273,6 +289,7 @@ class OPNP:
 
         """
         ranks = Ranks.joined() if distributed else Ranks()
+        _require_grouping(by)
         self._require_held_out(validation is not None, validation_ood is not None, ranks)
         with together(ranks):
             weight, bias = _own_head(weight, bias)
@@ -291,19 +308,33 @@ class OPNP:
             zeros = FitSum.zeros(weight, bias, self._given)
             total = summed_blocks(blocks, zeros, ranks=ranks, checkpoint=checkpoint, progress=progress)
         require_equal(str(names), ranks, what="features called")
-        self._state = self._ended(total, known, ood, keep=keep, ranks=ranks).restated(feature_names=names)
+        self._state = self._ended(total, known, ood, keep=keep, by=by, ranks=ranks).restated(feature_names=names)
         self._link = None
         return self
 
-    def calibrate(self, loader: Iterable[object], *, keep: float = _KEEP, progress: Progress = None) -> Self:
+    def calibrate(
+        self,
+        loader: Iterable[object],
+        *,
+        keep: float = _KEEP,
+        by: CalibratedBy | None = None,
+        progress: Progress = None,
+    ) -> Self:
         """Score held-out ID inputs, so that verdicts keep the share `keep` of ID; return self.
 
         The inputs must be exchangeable with the ID inputs to come, and none may have been trained on. Calibrating
         again replaces the calibration; nothing is refitted, and no score changes.
 
+        With `by="predicted"` the share holds for the inputs predicted as each class, so that no class is flagged more
+        often than promised because its scores are larger. A class that fewer samples were predicted as than the level
+        needs, `minimum_samples(keep=keep)`, shares a group called "pooled" with the others like it, for which the share
+        holds together; where these are too few as well, the smallest of the other classes joins them.
+        `calibration_groups` names the groups.
+
         Args:
             loader: Batches of held-out ID inputs.
             keep: Share of ID inputs not to flag, in (0, 1): at least this share in expectation.
+            by: ``"predicted"`` to compare an input with the samples of its predicted class; None with all samples.
             progress: Wrapper of iterables that shows progress; True for a bar.
 
         Returns:
@@ -311,27 +342,39 @@ class OPNP:
 
         Raises:
             NotFittedError: If nothing was fitted, or there is no model.
-            OptionError: If `keep` lies outside (0, 1).
+            OptionError: If `keep` lies outside (0, 1), or `by` is neither None nor ``"predicted"``.
             CalibrationError: If there are too few samples for this `keep`: fewer than 19 at 0.95.
             HeadMismatchError: If the model's head has changed since the fit.
 
         """
-        self._state = self._calibrated(self._linked().feature_batches(shown(loader, progress)), keep=keep)
+        _require_grouping(by)
+        self._state = self._calibrated(self._linked().feature_batches(shown(loader, progress)), keep=keep, by=by)
         return self
 
-    def calibrate_features(self, features: Array | FeatureSource, *, keep: float = _KEEP) -> Self:
+    def calibrate_features(
+        self, features: Array | FeatureSource, *, keep: float = _KEEP, by: CalibratedBy | None = None
+    ) -> Self:
         """Calibrate as `calibrate` does, from features of held-out ID inputs, or a source of them; return self.
 
         Raises:
             NotFittedError: If nothing was fitted.
-            OptionError: If `keep` lies outside (0, 1).
+            OptionError: If `keep` lies outside (0, 1), or `by` is neither None nor ``"predicted"``.
             CalibrationError: If there are too few samples for this `keep`.
             ShapeError: If the width is not the head's.
 
+        Example:
+            >>> _ = torch.manual_seed(0)
+            >>> training, head = torch.rand(400, 8), torch.randn(3, 8)
+            >>> detector = OPNP().fit_features(training[:200], weight=head, bias=None)
+            >>> _ = detector.calibrate_features(training[200:], by="predicted")
+            >>> [(group.name, group.classes, group.samples) for group in detector.calibration_groups]
+            [('class 0', (0,), 161), ('pooled', (1, 2), 39)]
+
         """
+        _require_grouping(by)
         state = self._fitted()
         blocks = feature_blocks(features, state.weight, feature_names=state.feature_names).labelled()
-        self._state = self._calibrated(nullcontext(blocks), keep=keep)
+        self._state = self._calibrated(nullcontext(blocks), keep=keep, by=by)
         return self
 
     def with_ratios(self, ratios: Ratios, *, neuron: NeuronReading | None = None, scope: Scope | None = None) -> Self:
@@ -394,24 +437,30 @@ class OPNP:
     def p_value(self, inputs: object) -> Tensor:
         """Return the conformal p-value of a batch, of one input or of a whole loader: small = OOD.
 
-        For ID inputs exchangeable with the calibration samples, P(p <= a) <= a for every a.
+        For ID inputs exchangeable with the calibration samples, P(p <= a) <= a for every a; calibrated by class, among
+        the inputs of each group of classes too.
 
         Args:
             inputs: As for `score`.
 
         Returns:
-            p-values in [1/(n + 1), 1] for n calibration samples, shape ``(inputs,)`` or ``()``, float64.
+            p-values in [1/(n + 1), 1] for n calibration samples, by class those of the input's group, shape
+            ``(inputs,)`` or ``()``, float64.
 
         Raises:
             NotCalibratedError: If the detector is not calibrated.
             NotFittedError: If nothing was fitted, or there is no model.
 
         """
-        return self._calibration().p_value(self.score(inputs))
+        self._calibration()
+        (p_values,) = self._linked().answers(inputs, lambda features: (self._judged(features, Calibration.p_value),))
+        return p_values
 
     def p_value_features(self, features: Array) -> Tensor:
         """Return the p-value of features, shape ``(batch, features)`` or ``(features,)``, as `p_value` of inputs."""
-        return self._calibration().p_value(self.score_features(features))
+        self._calibration()
+        rows, is_single = self._checked(features)
+        return _released(self._judged(rows, Calibration.p_value), is_single=is_single)
 
     def predict(self, inputs: object) -> Tensor:
         """Return whether each input is flagged as OOD, for a batch, one input or a whole loader.
@@ -429,11 +478,15 @@ class OPNP:
             NotFittedError: If nothing was fitted, or there is no model.
 
         """
-        return self._calibration().is_ood(self.score(inputs))
+        self._calibration()
+        (flags,) = self._linked().answers(inputs, lambda features: (self._judged(features, Calibration.is_ood),))
+        return flags
 
     def predict_features(self, features: Array) -> Tensor:
         """Return the verdict on features, shape ``(batch, features)`` or ``(features,)``, as `predict` on inputs."""
-        return self._calibration().is_ood(self.score_features(features))
+        self._calibration()
+        rows, is_single = self._checked(features)
+        return _released(self._judged(rows, Calibration.is_ood), is_single=is_single)
 
     def verdict(self, inputs: object) -> Verdict:
         """Return predicted class, score, p-value and verdict of a batch, one input or a whole loader, in one pass.
@@ -611,8 +664,32 @@ class OPNP:
 
     @property
     def threshold(self) -> float:
-        """Score above which an input is flagged."""
+        """Score above which an input is flagged.
+
+        Raises:
+            CalibrationError: If the detector is calibrated by class: `calibration_groups` have a threshold each.
+
+        """
         return self._calibration().threshold
+
+    @property
+    def calibrated_by(self) -> CalibratedBy | None:
+        """What calibration samples are grouped by: ``"predicted"``, or None where all are one group."""
+        return "predicted" if self._calibration().groups else None
+
+    @property
+    def calibration_groups(self) -> tuple[CalibrationGroup, ...]:
+        """The groups of classes that are judged by the same samples: name, classes, number of samples, threshold.
+
+        One called ``"all"`` unless the detector is calibrated by class.
+        """
+        calibration = self._calibration()
+        return calibration.groups or (CalibrationGroup("all", tuple(range(len(self._fitted().weight))), calibration),)
+
+    def calibration_group_of(self, predicted_class: int) -> CalibrationGroup:
+        """Return the group that judges inputs predicted as this class."""
+        places = self._calibration().group_of_class
+        return self.calibration_groups[0 if places is None else int(places[predicted_class])]
 
     @property
     def keep(self) -> float:
@@ -812,7 +889,8 @@ class OPNP:
         calibration = self._state.calibration
         calibrated = "not calibrated"
         if calibration is not None:
-            calibrated = f"calibrated on {len(calibration.scores)} at keep={calibration.keep:g}"
+            by = " by predicted class" if calibration.groups else ""
+            calibrated = f"calibrated on {len(calibration.scores)} at keep={calibration.keep:g}{by}"
         return f"OPNP({options})  # fitted on {self._state.samples} samples, {calibrated}"
 
     # ------------------------------------------------------------------------------------------------------- private
@@ -844,6 +922,7 @@ class OPNP:
         ood: AbstractContextManager[Iterable[_Labelled]] | None,
         *,
         keep: float,
+        by: CalibratedBy | None,
         ranks: Ranks,
         origin: tuple[str | None, InputAxes | None] = (None, None),
     ) -> FittedState:
@@ -855,7 +934,7 @@ class OPNP:
                 state = total.fitted().restated(head_name=origin[0], axes=origin[1])
                 state = _with_accuracy(state, total.answers, "training", stacklevel=4)
                 if known is not None:
-                    state = self._calibrated(known, keep=keep, state=state, ood=ood, stacklevel=5)
+                    state = self._calibrated(known, keep=keep, by=by, state=state, ood=ood, stacklevel=5)
                 if ranks.is_alone:
                     return state
                 content = state_bytes(state)
@@ -866,6 +945,7 @@ class OPNP:
         known: AbstractContextManager[Iterable[_Labelled]],
         *,
         keep: float,
+        by: CalibratedBy | None,
         state: FittedState | None = None,
         ood: AbstractContextManager[Iterable[_Labelled]] | None = None,
         stacklevel: int = 4,
@@ -876,14 +956,14 @@ class OPNP:
         with known as batches:
             rows = counted(batches, answers, state.weight, state.bias)
             if ood is None:
-                state = state.calibrated(rows, keep=keep)
+                state = state.calibrated(rows, keep=keep, by=by)
             else:
                 inside = torch.cat([features.clone() for features in rows])  # a loader may use its buffer again
         if ood is not None:
             with ood as others:
                 outside = torch.cat([features.clone() for features, _ in others])
             state, rest = tuned(state, inside, outside, searched=self._searched)
-            state = state.calibrated([rest], keep=keep)
+            state = state.calibrated([rest], keep=keep, by=by)
         return _with_accuracy(state, answers, "validation", stacklevel=stacklevel)
 
     def _fitted(self) -> FittedState:
@@ -922,12 +1002,22 @@ class OPNP:
 
     def _verdict(self, features: Tensor) -> tuple[Tensor, ...]:
         state, calibration = self._fitted(), self._calibration()
-        scores = state.scores(features)
-        return state.classes(features), scores, calibration.p_value(scores), calibration.is_ood(scores)
+        scores, classes = state.scores(features), state.classes(features)
+        return classes, scores, calibration.p_value(scores, classes), calibration.is_ood(scores, classes)
+
+    def _judged(self, features: Tensor, answer: Callable[[Calibration, Tensor, Tensor | None], Tensor]) -> Tensor:
+        """Return p-values or verdicts of checked features; what classes they are is asked only where it matters."""
+        state, calibration = self._fitted(), self._calibration()
+        return answer(calibration, state.scores(features), state.judged_classes(features, calibration))
 
     def _explained(self, features: Tensor) -> tuple[Tensor, ...]:
         found = self._fitted().explanation(features, self._calibration())
         return found.p_value, found.share
+
+
+def _require_grouping(by: object) -> None:
+    if by not in (None, "predicted"):
+        raise OptionError(f'`by` must be None or "predicted", got {by!r}.')
 
 
 def _with_accuracy(state: FittedState, answers: AnswerSum, name: str, *, stacklevel: int) -> FittedState:

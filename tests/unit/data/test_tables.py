@@ -22,6 +22,9 @@ COLUMNS: dict[str, Sequence[Any]] = {
     "score": SCORES,
     "p_value": [(1 + row) / (ROWS + 1) for row in range(ROWS)],
     "is_ood": [row % 3 == 0 for row in range(ROWS)],
+    "predicted_class": [row % 4 for row in range(ROWS)],
+    "calibration_samples": [30 + row % 4 for row in range(ROWS)],
+    "calibration_group": [f"class {row % 4}" for row in range(ROWS)],
 }
 both = pytest.mark.parametrize("ending", ["csv", "parquet"])
 
@@ -38,6 +41,11 @@ def test_what_was_written_comes_back(tmp_path: Path, ending: str) -> None:
     assert torch.equal(table.scores.view(torch.int64), torch.tensor(SCORES, dtype=torch.float64).view(torch.int64))
     assert table.p_values.tolist() == COLUMNS["p_value"]
     assert table.is_ood.tolist() == COLUMNS["is_ood"]
+    assert table.classes is not None
+    assert table.calibration_samples is not None
+    assert table.classes.tolist() == COLUMNS["predicted_class"]
+    assert table.calibration_samples.tolist() == COLUMNS["calibration_samples"]
+    assert table.calibration_groups == tuple(COLUMNS["calibration_group"])
 
 
 def test_the_files_are_plain_ones(tmp_path: Path) -> None:
@@ -71,6 +79,9 @@ def test_without_a_calibration_there_are_scores_alone(tmp_path: Path, ending: st
         ({"score": [None, *SCORES[1:]]}, DataFileError, r"`score` has no value in 1 of 54 rows \(rows 0\)"),
         ({"p_value": [1.5] * ROWS}, DataFileError, "p-values lie above 0 and at most at 1, got 1.5 to 1.5"),
         ({"is_ood": ["maybe"] * ROWS}, DataFileError, "`is_ood` of row 0 is 'maybe'"),
+        ({"calibration_samples": [0.5] * ROWS}, DataFileError, "`calibration_samples` of row 0 is '?0.5"),
+        ({"predicted_class": [-1] * ROWS}, DataFileError, "`predicted_class` of row 0 is '?-1"),
+        ({"calibration_group": [None, *["all"] * (ROWS - 1)]}, DataFileError, "`calibration_group` has no value in 1"),
         ({name: [] for name in COLUMNS}, EmptyDataError, "holds no rows"),
     ],
 )
