@@ -235,6 +235,8 @@ def test_a_detector_remembers_its_model(opnp: Opnp, world: Path, make: Callable[
     assert Path("short.csv").read_bytes() == expected
     content = Path("d.safetensors").read_bytes()
     assert str(world).encode() not in content
+    inspected = json.loads(done(opnp, "inspect", "d.safetensors", "--json").out)
+    assert inspected["model"].partition(":")[0] == case.name.partition(":")[0]
     source = case.weights if case.weights is not None else Path(case.name.removeprefix("hf:"))
     if not source.exists():  # a module, which is imported by its name
         return

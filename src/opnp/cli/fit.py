@@ -352,6 +352,8 @@ def _summary(detector: "OPNP") -> dict[str, object]:
     }
     if detector.feature_names is not None:
         facts["feature_names"] = list(detector.feature_names)
+    if (origin := detector.origin) is not None:
+        facts |= {"model": origin.model, "weights": origin.weights}
     if detector.settings.is_fusion:
         facts |= {"members": list(detector.members), "left_out": dict(detector.left_out)}
     if detector.id_accuracy:
