@@ -75,7 +75,7 @@ def cache_features(
     dtype: torch.dtype = torch.float16,
     is_odin_wanted: bool = True,
     is_replacing: bool = False,
-    workers: int = 0,
+    workers: int | None = 0,
     amp: Amp = "none",
     is_channels_last: bool = False,
     auto_batch: bool = False,
@@ -289,7 +289,7 @@ class FeaturePass:
     device: torch.device | str | None
     forward: Forward
     batch_size: int
-    workers: int
+    workers: int | None
     dtype: torch.dtype
     ranks: Ranks
     halving: BatchHalving

@@ -223,8 +223,12 @@ class RunOptions(ModelOptions):
         str | None, running_option(help="Where to compute, such as cuda or cuda:1. Default: the CPU.")
     ] = None
     workers: Annotated[
-        int, running_option(help="Processes that read and prepare images ahead of time. The features are the same.")
-    ] = 0
+        int | None,
+        running_option(
+            help="Processes that read and prepare images ahead of time; the features are the same. Default: one a "
+            "core, at most 8."
+        ),
+    ] = None
     strict: Annotated[bool, running_option("--strict", help="Stop at the first input that cannot be read.")] = False
     auto_batch: Annotated[
         bool,

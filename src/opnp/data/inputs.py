@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +39,7 @@ __all__ = [
     "open_inputs",
     "train_and_test",
     "unreadable_summary",
+    "usual_workers",
 ]
 
 _FORMS: dict[SampleKind, str] = {
@@ -53,6 +55,13 @@ _LOST_WORKER = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited unexpe
 
 _MOST_WORKERS = 1024
 """Processes: more would take the memory of the machine before the first input is read."""
+
+_USUAL_WORKERS = 8
+"""Processes where nobody says how many: with more the batches of most models wait for the model."""
+_SHARED_MEMORY = 1 << 30
+"""Bytes that the batches of these take, with room to spare; containers have 64 MB where nobody says more."""
+_FEW_BATCHES = 2
+"""Batches that no process is started for where nobody says so."""
 
 _ENDINGS = ("", ".safetensors", ".npz", ".npy", ".csv", ".txt", ".jsonl")
 
@@ -174,7 +183,7 @@ class InputSet(Dataset[object]):
         return is_readable.nonzero()[:, 0]
 
     def batches(
-        self, batch_size: int, *, rows: range | None = None, workers: int = 0, is_pinned: bool = False
+        self, batch_size: int, *, rows: range | None = None, workers: int | None = 0, is_pinned: bool = False
     ) -> "InputBatches":
         """Return the batches of all inputs in their order; torch's global random state is left alone.
 
@@ -184,7 +193,8 @@ class InputSet(Dataset[object]):
         Args:
             batch_size: Inputs a batch.
             rows: Which inputs; None for all.
-            workers: Processes that read and prepare inputs ahead of time; 0 to do so here. The batches are the same.
+            workers: Processes that read and prepare inputs ahead of time; 0 to do so here; None for `usual_workers()`
+                with images of more than two batches, else 0. The batches are the same.
             is_pinned: Whether batches lie in page-locked memory, for a CUDA device.
 
         Raises:
@@ -194,7 +204,10 @@ class InputSet(Dataset[object]):
         chosen: Sequence[int] = range(len(self)) if rows is None else rows
         if self._reasons:
             chosen = [row for row in chosen if row not in self._reasons]
-        return InputBatches(self, chosen, batch_size, workers=workers, is_pinned=is_pinned)
+        batches = InputBatches(self, chosen, batch_size, workers=workers or 0, is_pinned=is_pinned)
+        if workers is None and self.source.kind == "image" and len(batches) > _FEW_BATCHES:
+            return replace(batches, workers=usual_workers())
+        return batches
 
     def first_batch(self) -> Any:  # noqa: ANN401  # as batches are
         """Return a batch of the first input that can be read; what cannot is not counted as unreadable yet.
@@ -264,6 +277,18 @@ class InputSet(Dataset[object]):
     def _error(self, row: int, reason: str) -> DataFileError:
         name, why = shown_text(self.names[row]), shown_text(reason)
         return DataFileError(f"{self.source.path}: {name} cannot be read ({why}): mend or remove it.")
+
+
+def usual_workers() -> int:
+    """Return how many processes read images where nobody says: one a core, at most 8.
+
+    None where memory that processes share, which batches come through, is as small as containers have it by default.
+    """
+    shared = Path("/dev/shm")  # noqa: S108  # looked at, not written to
+    if shared.is_dir() and disk_usage(shared).free < _SHARED_MEMORY:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _USUAL_WORKERS)
 
 
 def unreadable_summary(unreadable: Sequence[tuple[str, str]], *, total: int) -> str:
