@@ -1,0 +1,322 @@
+"""``--ray`` of ``opnp score`` and ``opnp fit``: ranges of rows as tasks of a cluster, cut where one process cuts them.
+
+Blocks of features and batches of inputs are those of one process, so that answers are the same bits whoever gives them.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+
+from opnp.adapters.ray import BatchOfArrays, Scorer, cluster, plain_errors, rows_dataset, summed
+from opnp.adapters.toolkits import bytes_of, detector_from
+from opnp.cli.options import HeadOptions, RunOptions, require_out_folder
+from opnp.cli.running import OpenedModel, model_errors, with_known_order
+from opnp.data import FeatureSource, InputSet, feature_part, open_features, read_head, unreadable_summary
+from opnp.data.parquet import ParquetFeatures, is_parquet
+from opnp.detector import OPNP
+from opnp.detector.fit_pass import BATCH_ROWS, feature_blocks
+from opnp.errors import DataFileError, EmptyDataError, OptionError
+from opnp.model import BatchHalving, axes_of, find_head, head_stream
+
+__all__ = ["fit_features", "fit_model", "score_on_cluster"]
+
+_BLOCKS = 32
+"""Blocks of features, or batches of inputs, of a task, at most."""
+_FEWEST_TASKS = 16
+_SHOWN = 5
+
+
+# ---------------------------------------------------------------------------------------------------------------- score
+def score_on_cluster(
+    detector: OPNP,
+    file: Path,
+    *,
+    address: str,
+    features: Path | None,
+    data: Path | None,
+    out: Path,
+    model: str | None,
+    options: RunOptions,
+    is_explained: bool,
+    is_forced: bool,
+    is_quiet: bool,
+) -> tuple[dict[str, Any], dict[str, object]]:
+    """Write the score table of features or inputs as a folder of Parquet files.
+
+    Returns:
+        The columns `score` and `is_ood` of the table, for a summary, and facts of inputs alone.
+
+    Raises:
+        OpnpError: As one process raises it, or because there is no such cluster.
+
+    """
+    place = _address(out)
+    _require_empty(place, out)
+    content = bytes_of(detector)
+    inputs = None
+    with cluster(address, is_quiet=is_quiet), plain_errors():
+        if features is None and data is not None and is_parquet(_address(data)):
+            features, data = data, None
+        if features is not None:
+            source = _source(_address(features))
+            feature_blocks(source, detector.sensitivity.weight)  # raises if they are of another head
+            make: Any = partial(_FeatureVerdicts, content, _address(features), is_explained=is_explained)
+            rows, size = source.rows, BATCH_ROWS
+        elif data is not None:
+            whole = data.absolute()
+            opened = OpenedModel.of_detector(detector, file, model, options, is_forced=is_forced)
+            inputs = opened.inputs(whole, is_labelled=False)
+            make = partial(
+                _InputVerdicts,
+                content,
+                file.absolute(),
+                name=model,
+                options=options,
+                is_forced=is_forced,
+                data=whole,
+                is_explained=is_explained,
+            )
+            rows, size = len(inputs), options.inputs_a_batch
+        found = rows_dataset(make, rows, size=_rows_of_a_task(rows, size), device=options.device)
+        found.write_parquet(place, write_page_checksum=True)
+    return _read_back(place, inputs, rows)
+
+
+def _read_back(place: str, inputs: InputSet | None, rows: int) -> tuple[dict[str, Any], dict[str, object]]:
+    """Return the columns of a score table that a summary needs, and how many inputs could not be read; tell which."""
+    from pyarrow import dataset
+
+    table = dataset.dataset(place, format="parquet").to_table(columns=["index", "is_ood"])
+    columns = {"score": range(table.num_rows), "is_ood": table["is_ood"].to_numpy(zero_copy_only=False)}
+    if inputs is None:
+        return columns, {}
+    is_lost = np.ones(rows, dtype=bool)
+    is_lost[table["index"].to_numpy()] = False
+    lost = np.flatnonzero(is_lost)
+    if len(lost):
+        told = [(inputs.names[row], _reason(inputs, row)) for row in lost[: _SHOWN + 1].tolist()]
+        told += [("", "")] * (len(lost) - len(told))
+        typer.echo(f"opnp: {inputs.source.path}: {unreadable_summary(told, total=rows)}", err=True)
+    return columns, {"unreadable": len(lost)}
+
+
+def _reason(inputs: InputSet, row: int) -> str:
+    try:
+        inputs.read(row)
+    except DataFileError as error:
+        return str(error)
+    return "a worker could not read it"
+
+
+class _FeatureVerdicts:
+    """Verdicts on ranges of cached features, in a worker."""
+
+    def __init__(self, content: bytes, place: str, *, is_explained: bool) -> None:
+        self.scorer = Scorer(detector_from(content), members=is_explained)
+        self.source = _source(place)
+
+    def __call__(self, start: int, stop: int) -> Iterator[Any]:
+        weight = self.scorer.detector.sensitivity.weight
+        blocks = feature_blocks(feature_part(self.source, start, stop), weight, is_inside=False)
+        yield _table(map(self.scorer.answers, blocks), np.arange(start, stop))
+
+
+class _InputVerdicts:
+    """Verdicts on ranges of inputs of a model, in a worker."""
+
+    def __init__(
+        self,
+        content: bytes,
+        file: Path,
+        *,
+        name: str | None,
+        options: RunOptions,
+        is_forced: bool,
+        data: Path,
+        is_explained: bool,
+    ) -> None:
+        self.scorer = Scorer(detector_from(content), members=is_explained)
+        self.opened = OpenedModel.of_detector(self.scorer.detector, file, name, options, is_forced=is_forced)
+        self.inputs = self.opened.inputs(data, is_labelled=False)
+
+    def __call__(self, start: int, stop: int) -> Iterator[Any]:
+        # A set of its own: what a pass could not read is left out of the batches of the next one.
+        inputs = InputSet(self.inputs.source, self.inputs.transform, is_strict=self.inputs.is_strict)
+        detector, parts = self.scorer.detector, list[BatchOfArrays]()
+        with model_errors(self.opened.model, inputs.source.path):
+            try:
+                with detector.feature_batches(self.opened.batches(inputs, rows=range(start, stop))) as found:
+                    place = detector.sensitivity.weight.device
+                    parts += [self.scorer.answers(rows.to(place)) for rows in found]
+            except EmptyDataError:  # other ranges may have some that can be read
+                return
+        readable = inputs.readable.numpy()
+        index = readable[(readable >= start) & (readable < stop)]
+        yield _table(parts, index, names=[inputs.names[row] for row in index.tolist()])
+
+
+def _table(parts: Iterable[BatchOfArrays], index: Any, names: Sequence[str] | None = None) -> Any:  # noqa: ANN401  # an array in, a table of Arrow out
+    """Return the rows of a score file, with the columns of one that one process writes."""
+    import pyarrow as pa
+
+    found = [*parts]
+    columns = {name: pa.array(np.concatenate([part[name] for part in found])) for name in found[0]}
+    head = {"index": pa.array(index)} | ({} if names is None else {"name": pa.array(names)})
+    for name in ("p_value", "is_ood"):
+        columns.setdefault(name, pa.nulls(len(index)))
+    return pa.table(head | columns)
+
+
+# ------------------------------------------------------------------------------------------------------------------ fit
+def fit_features(
+    address: str, features: Path, head: Path, detector: OPNP, *, validation: Path | None, keep: float, is_quiet: bool
+) -> None:
+    """Fit a detector on cached features, and calibrate it here on held-out ones."""
+    from opnp.core.conformal import flagged_rank
+
+    place, classifier = _address(features), read_head(head)
+    with cluster(address, is_quiet=is_quiet), plain_errors():
+        source = _source(place)
+        feature_blocks(source, classifier.weight)
+        held_out = None if validation is None else _source(_address(validation))
+        if held_out is not None:
+            flagged_rank(held_out.rows, keep=keep)  # raises if these are too few, before the pass
+        size = _rows_of_a_task(source.rows, BATCH_ROWS)
+        found = rows_dataset(partial(_TrainingFeatures, place), source.rows, size=size)
+        detector.fit_sum(summed(found, classifier.weight, classifier.bias, detector.settings))
+    if held_out is not None:
+        detector.calibrate_features(held_out, keep=keep)
+
+
+def fit_model(
+    address: str,
+    model: str,
+    data: Path,
+    detector: OPNP,
+    *,
+    options: HeadOptions,
+    validation: Path | None,
+    head: str | None,
+    keep: float,
+    is_quiet: bool,
+) -> tuple[OpenedModel, InputSet, dict[str, int]]:
+    """Fit a detector by a model, and calibrate it here; return the model, its inputs, and how many were unreadable."""
+    from opnp.core.conformal import flagged_rank
+
+    whole, logits = data.absolute(), options.logits_place
+    opened = OpenedModel.of(model, options)
+    ordered = partial(with_known_order, opened=opened, head=head, logits=logits)
+    training = ordered(opened.inputs(whole))
+    held_out = None if validation is None else ordered(opened.inputs(validation))
+    if held_out is not None:
+        flagged_rank(len(held_out), keep=keep)
+    with model_errors(opened.model, data):
+        first = training.first_batch()
+        inputs = first[0] if isinstance(first, tuple) else first
+        layer = find_head(opened.model, inputs, head=head, logits=logits, device=opened.device)
+    with cluster(address, is_quiet=is_quiet), plain_errors():
+        size = _rows_of_a_task(len(training), options.inputs_a_batch)
+        make = partial(_TrainingInputs, model, options, whole, head)
+        found = rows_dataset(make, len(training), size=size, device=options.device)
+        total = summed(found, layer.weight, layer.bias, detector.settings)
+    detector.fit_sum(total, head_name=layer.name, axes=axes_of(inputs))
+    detector.attach(opened.model, device=opened.device, auto_batch=options.auto_batch)
+    counts = {"data": len(training) - total.seen}
+    if counts["data"]:
+        typer.echo(f"opnp: {data}: {counts['data']} of {len(training)} inputs could not be read.", err=True)
+    if held_out is not None:
+        detector.calibrate(opened.batches(held_out), keep=keep)
+        counts["validation"] = len(held_out.reasons)
+        if held_out.reasons:
+            typer.echo(f"opnp: {validation}: {unreadable_summary(held_out.unreadable, total=len(held_out))}", err=True)
+    return opened, training, counts
+
+
+class _TrainingFeatures:
+    """Cached features and their labels by range, in a worker."""
+
+    def __init__(self, place: str) -> None:
+        self.source = _source(place)
+
+    def __call__(self, start: int, stop: int) -> Iterator[BatchOfArrays]:
+        for first in range(start, stop, BATCH_ROWS):
+            yield _batch(*self.source.read(first, min(first + BATCH_ROWS, stop)))
+
+
+class _TrainingInputs:
+    """Features of a model and labels by range, in a worker."""
+
+    def __init__(self, name: str, options: HeadOptions, data: Path, head: str | None) -> None:
+        self.opened, self.options, self.head = OpenedModel.of(name, options), options, head
+        self.inputs = with_known_order(self.opened.inputs(data), self.opened, head=head, logits=options.logits_place)
+
+    def __call__(self, start: int, stop: int) -> Iterator[BatchOfArrays]:
+        inputs = InputSet(self.inputs.source, self.inputs.transform, is_strict=self.inputs.is_strict)
+        with model_errors(self.opened.model, inputs.source.path):
+            try:
+                stream = head_stream(
+                    self.opened.model,
+                    self.opened.batches(inputs, rows=range(start, stop)),
+                    head=self.head,
+                    logits=self.options.logits_place,
+                    device=self.opened.device,
+                    halving=BatchHalving(is_on=self.options.auto_batch),
+                )
+                with stream as opened:
+                    for features, _, labels in opened.batches:
+                        yield _batch(features.cpu(), labels)
+            except EmptyDataError:  # as above
+                return
+
+
+def _batch(features: torch.Tensor, labels: torch.Tensor | None) -> BatchOfArrays:
+    """Return features and labels as arrays; NumPy has no bfloat16."""
+    rows = features.float() if features.dtype == torch.bfloat16 else features
+    return {"features": rows.numpy()} | ({} if labels is None else {"label": labels.cpu().numpy()})
+
+
+# --------------------------------------------------------------------------------------------------------------- places
+def _address(path: Path) -> str:
+    """Return a path as every worker finds it: absolute, or an address, of which a path has lost one of two slashes.
+
+    Example:
+        >>> _address(Path("s3://bucket/folder"))
+        's3://bucket/folder'
+
+    """
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/([^/].*)", str(path), flags=re.DOTALL)
+    return f"{found[1]}://{found[2]}" if found else str(path.absolute())
+
+
+def _source(place: str) -> FeatureSource:
+    if is_parquet(place):
+        return ParquetFeatures(place)
+    if "://" in place:
+        raise DataFileError(f"{place} must be a Parquet file, or a folder of such: other files are read from a disk.")
+    return open_features(place)
+
+
+def _rows_of_a_task(rows: int, block: int) -> int:
+    """Return rows that are whole blocks, so that no block is cut; of few rows a task has few."""
+    blocks = -(-rows // block)
+    return block * max(1, min(_BLOCKS, -(-blocks // _FEWEST_TASKS)))
+
+
+def _require_empty(place: str, out: Path) -> None:
+    """Raise unless a folder to write is new or empty: files of another run in it would be read as rows of this one."""
+    from pyarrow import fs
+
+    if "://" not in place:
+        require_out_folder(out)
+        is_used = out.is_dir() and any(out.iterdir())
+    else:
+        filesystem, path = fs.FileSystem.from_uri(place)
+        is_used = bool(filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+    if is_used:
+        raise OptionError(f"`--out` must be a new or an empty folder with `--ray`, and {place} holds files.")
