@@ -7,6 +7,7 @@ detector does not depend on the order in which tasks end.
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from opnp import errors
 from opnp.adapters.hubs import model_from_name
 from opnp.adapters.origin import (
     require_same_inputs,
@@ -40,7 +42,7 @@ from opnp.data.images import decoded_image
 from opnp.data.texts import checked_text
 from opnp.detector import OPNP, Settings
 from opnp.detector.fit_pass import FitSum
-from opnp.errors import InputTypeError, OpnpError, OptionError, WorkerError, require_installed
+from opnp.errors import InputTypeError, OptionError, WorkerError, require_installed
 from opnp.model import InputAxes, LogitsSelector, axes_of, find_head, head_stream
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ BatchOfArrays = dict[str, NDArray[Any]]
 _INPUTS = {"image": ("image", "bytes"), "text": ("text",)}
 """Columns that a model's inputs are made of, by what the model takes: decoded images, files of images, texts."""
 _PARTITION_BYTES = 1 << 28
+_OF_OPNP = re.compile(r"^opnp\.errors\.(\w+): (.*)$", flags=re.MULTILINE)
 _MADE: dict[str, Any] = {}
 """What this worker has made of the run that it is in: one model, one detector."""
 
@@ -471,7 +474,7 @@ def cluster(address: str, *, is_quiet: bool = True) -> Iterator[None]:
     before = context.execution_options.preserve_order, context.enable_progress_bars, log.level
     context.execution_options.preserve_order = True
     context.enable_progress_bars = not is_quiet and sys.stderr.isatty()
-    log.setLevel(logging.ERROR)
+    log.setLevel(logging.CRITICAL)  # what went wrong is raised
     try:
         yield
     finally:
@@ -508,10 +511,10 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        seen: BaseException | None = error
-        while seen is not None:
-            if isinstance(seen, OpnpError) and not isinstance(seen, ray.exceptions.RayError):
-                raise seen from None
-            seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
+        # The error itself does not arrive: Ray Data sends what is printed of it.
+        found = _OF_OPNP.findall(str(error))
+        if found:
+            name, message = found[-1]
+            raise getattr(errors, name)(message) from None
         told = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise WorkerError(f"A task of Ray failed: {told[-1]:.300}") from error

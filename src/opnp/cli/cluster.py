@@ -26,7 +26,7 @@ from opnp.model import BatchHalving, axes_of, find_head, head_stream
 
 __all__ = ["fit_features", "fit_model", "score_on_cluster"]
 
-_BLOCKS = 32
+_BLOCKS = 8
 """Blocks of features, or batches of inputs, of a task, at most."""
 _FEWEST_TASKS = 16
 _SHOWN = 5
@@ -286,12 +286,14 @@ def _address(path: Path) -> str:
     """Return a path as every worker finds it: absolute, or an address, of which a path has lost one of two slashes.
 
     Example:
-        >>> _address(Path("s3://bucket/folder"))
-        's3://bucket/folder'
+        >>> _address(Path("s3://bucket/folder")), _address(Path("file:///data/folder"))
+        ('s3://bucket/folder', '/data/folder')
 
     """
     found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/([^/].*)", str(path), flags=re.DOTALL)
-    return f"{found[1]}://{found[2]}" if found else str(path.absolute())
+    if found is None:
+        return str(path.absolute())
+    return f"/{found[2]}" if found[1] == "file" else f"{found[1]}://{found[2]}"
 
 
 def _source(place: str) -> FeatureSource:

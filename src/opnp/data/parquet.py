@@ -31,7 +31,7 @@ def is_parquet(place: str | os.PathLike[str]) -> bool:
         return True
     if "://" not in text:
         return os.path.isdir(text) and any(name.lower().endswith(".parquet") for name in os.listdir(text))  # noqa: PTH112, PTH208  # `text` may be what no Path is
-    require_installed("Parquet needs", "pyarrow", extra="ray")
+    require_installed("Parquet needs", "pyarrow", extra="bench")
     from pyarrow import fs
 
     filesystem, path = fs.FileSystem.from_uri(text)
@@ -75,7 +75,7 @@ class ParquetFeatures:
 
     def __init__(self, place: str | os.PathLike[str]) -> None:
         """Read what the files say of themselves, and the first row group."""
-        require_installed("Parquet needs", "pyarrow", extra="ray")
+        require_installed("Parquet needs", "pyarrow", extra="bench")
         import pyarrow as pa
         from pyarrow import dataset
 

@@ -1,0 +1,85 @@
+"""Scores of two million rows by two workers of Ray against one process, each of one thread; and that they are equal."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.measuring import Outcome
+from benchmarks.random_shards import write_random_shards
+
+__all__ = ["cluster_scores"]
+
+_ROWS, _FEATURES, _CLASSES = 2_000_000, 256, 100
+_FEW = 20_000
+"""Rows that start everything up: workers, imports, the first products."""
+
+
+def cluster_scores(*, repeats: int, rows: int = _ROWS) -> Iterator[Outcome]:
+    """Yield the time of two workers against one process, start-up apart.
+
+    Raises:
+        RuntimeError: If the two tables differ in any bit.
+
+    """
+    command = [sys.executable, "-m", "benchmarks.cluster_scores", str(repeats), str(rows)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603  # ourselves
+    if run.returncode:
+        raise RuntimeError(run.stderr)
+    *pairs, notes = run.stdout.splitlines()
+    values = tuple(float(pair) for pair in pairs)
+    name = f"two workers of Ray of one thread against one process, {rows:,} rows of features scored, start-up apart"
+    yield Outcome(name, values, 0.65, notes=notes)
+
+
+def _compared(repeats: int, rows: int) -> None:
+    """Print the ratio of each repeat, and at the end what it is made of."""
+    import ray
+    from pyarrow import dataset, parquet
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part, count in {"few": _FEW, "many": rows}.items():
+            (folder / part).mkdir()
+            write_random_shards(folder / part, rows=count, features=_FEATURES, classes=_CLASSES)
+        few, many, detector = folder / "few" / "shards", folder / "many" / "shards", folder / "detector.safetensors"
+        head = folder / "few" / "head.safetensors"
+        _opnp("fit", "--features", few, "--head", head, "--validation", few, "--out", detector)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        taken = []
+        for turn in range(repeats + 1):
+            features = few if turn == 0 else many
+            one, several = folder / f"{turn}.parquet", folder / f"{turn}"
+            alone = _opnp("score", detector, "--features", features, "--out", one)
+            together = _opnp("score", detector, "--features", features, "--out", several, "--ray", "local")
+            expected = parquet.read_table(one)
+            if not dataset.dataset(several).to_table().sort_by("index").equals(expected):
+                raise RuntimeError("the tables differ")
+            if turn:
+                taken.append((together, alone))
+                print(together / alone)  # noqa: T201  # read by `cluster_scores`
+        shown = ", ".join(f"{together:.1f} s against {alone:.1f} s" for together, alone in taken)
+        print(f"the same bits; {shown}; {_FEATURES} features, {_CLASSES} classes")  # noqa: T201  # as above
+
+
+def _opnp(*arguments: object) -> float:
+    """Run the command line, and return the seconds that it takes."""
+    from opnp.cli.app import app
+
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        app([*map(str, arguments)], standalone_mode=False)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    _compared(int(sys.argv[1]), int(sys.argv[2]))
