@@ -10,10 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import ray
 import torch
+from pyarrow import dataset, parquet
 
 from benchmarks.measuring import Outcome
 from benchmarks.random_shards import write_random_shards
+from opnp.cli.app import app
 
 __all__ = ["cluster_scores"]
 
@@ -42,9 +45,6 @@ def cluster_scores(*, repeats: int, rows: int = _ROWS) -> Iterator[Outcome]:
 
 def _compared(repeats: int, rows: int) -> None:
     """Print the ratio of each repeat, and at the end what it is made of."""
-    import ray
-    from pyarrow import dataset, parquet
-
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -73,8 +73,6 @@ def _compared(repeats: int, rows: int) -> None:
 
 def _opnp(*arguments: object) -> float:
     """Run the command line, and return the seconds that it takes."""
-    from opnp.cli.app import app
-
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         app([*map(str, arguments)], standalone_mode=False)

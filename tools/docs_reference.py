@@ -111,6 +111,7 @@ MODULES = (
     "opnp.export",
     "opnp.adapters.openood",
     "opnp.adapters.pytorch_ood",
+    "opnp.adapters.ray",
     "opnp.adapters.scikit_learn",
     "opnp.report",
     "opnp.monitor",

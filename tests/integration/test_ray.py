@@ -190,7 +190,6 @@ def test_a_scorer_goes_into_the_pipelines_of_others(features: Path) -> None:
         scored = source.map_batches(
             Scorer,
             fn_constructor_args=(features / "d.st",),
-            fn_constructor_kwargs={"pad_to": 128},
             batch_size=128,
             batch_format="numpy",
             num_cpus=0.5,

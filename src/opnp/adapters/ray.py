@@ -78,8 +78,6 @@ class Scorer:
         members: Whether each member's p-value and its share of the score come along, ``p_value_NAME`` and
             ``share_NAME``.
         columns: Names of columns of numbers that are the features, in their order; None for the column `features`.
-        pad_to: Rows that shorter batches of features are filled up to, so that a row is multiplied in a matrix of the
-            same height wherever the data are cut: the ``batch_size`` of `map_batches`. None to leave them as they are.
 
     Raises:
         OptionError: If the detector belongs to no model, and a batch has no features.
@@ -104,13 +102,12 @@ class Scorer:
         device: str | None = None,
         members: bool = False,
         columns: Sequence[str] | None = None,
-        pad_to: int | None = None,
     ) -> None:
         """Load the detector, and the model if it is named."""
         is_loaded = isinstance(detector, OPNP)
         self.detector = detector if is_loaded else OPNP.load(detector)
         self._file = Path() if is_loaded else Path(detector)
-        self._device, self._has_members, self._columns, self._pad_to = device, members, columns, pad_to
+        self._device, self._has_members, self._columns = device, members, columns
         self._transform = None if model is None else self._opened(model)
 
     def __call__(self, batch: BatchOfArrays) -> BatchOfArrays:
@@ -126,9 +123,7 @@ class Scorer:
 
     def answers(self, features: Tensor) -> BatchOfArrays:
         """Return the columns of verdicts on features, shape ``(batch, features)``."""
-        detector, count = self.detector, len(features)
-        if self._pad_to is not None and 0 < count < self._pad_to:
-            features = torch.cat([features, features[-1:].expand(self._pad_to - count, -1)])
+        detector = self.detector
         if detector.is_calibrated:
             found = detector.verdict_features(features)._asdict()
         else:
@@ -140,7 +135,7 @@ class Scorer:
             why = detector.explain_features(features)
             for place, name in enumerate(why.members):
                 found |= {f"p_value_{name}": why.p_value[:, place], f"share_{name}": why.share[:, place]}
-        columns = {name: values[:count].cpu().numpy() for name, values in found.items()}
+        columns = {name: values.cpu().numpy() for name, values in found.items()}
         columns["score"] = columns["score"].astype(np.float64)
         names = detector.origin.class_names if detector.origin else None
         if names is None:
