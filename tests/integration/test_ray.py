@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from pyarrow import dataset, parquet
 
 from opnp import OPNP
@@ -19,7 +20,7 @@ from opnp.detector.storage import read_detector
 from opnp.errors import NonFiniteError
 from tests.in_process import Opnp, done, refused, run_opnp
 from tests.integration.cli_world import line, write_cached
-from tests.unit.bench.image_world import OPTIONS, class_images
+from tests.unit.bench.image_world import INPUTS, OPTIONS, class_images, tiny_model
 from tests.unit.data.image_files import save_image
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -181,6 +182,20 @@ def test_a_fit_of_many_partitions_is_that_of_one_process_whoever_dies(place: Pat
     assert (others.samples, others.kept) == (9000, mine.kept)
     torch.testing.assert_close(others.scales, mine.scales, rtol=1e-5, atol=1e-6)
     assert 0 < detector.id_accuracy["training"] < 1
+
+
+def test_a_fit_runs_a_model_on_images(place: Path) -> None:
+    images, labels = class_images(200, seed=0)
+    model = tiny_model()
+    expected = OPNP().fit(model, [INPUTS.batch([INPUTS(Image.fromarray(each.numpy())) for each in images])])
+    rows = [{"image": image.numpy(), "label": int(label)} for image, label in zip(images, labels, strict=True)]
+    detector = fit(ray.data.from_items(rows), model="mortal:Mortal", transform=INPUTS)
+    mine, others = expected._fitted(), detector._fitted()
+    assert mine.panel is not None
+    assert others.panel is not None
+    assert (others.head_name, others.axes, others.samples) == ("inner.6", 4, 200)
+    torch.testing.assert_close(others.panel.mean, mine.panel.mean, rtol=1e-5, atol=0)
+    assert 0 <= detector.id_accuracy["training"] <= 1
 
 
 def test_a_scorer_goes_into_the_pipelines_of_others(features: Path) -> None:

@@ -74,6 +74,7 @@ class Scorer:
         detector: The detector, or its file, which every worker must be able to read.
         model: Name of the model, as `opnp.adapters.model_from_name` takes it; None for features, and for the model
             that the detector remembers.
+        transform: What makes the inputs of that model; None for what comes with it, or is remembered.
         device: Where to run the model; None for the CPU. A GPU is asked for by ``num_gpus=1`` of `map_batches`.
         members: Whether each member's p-value and its share of the score come along, ``p_value_NAME`` and
             ``share_NAME``.
@@ -99,16 +100,16 @@ class Scorer:
         detector: OPNP | str | os.PathLike[str],
         model: str | None = None,
         *,
+        transform: Transform | None = None,
         device: str | None = None,
         members: bool = False,
         columns: Sequence[str] | None = None,
     ) -> None:
         """Load the detector, and the model if it is named."""
-        is_loaded = isinstance(detector, OPNP)
-        self.detector = detector if is_loaded else OPNP.load(detector)
-        self._file = Path() if is_loaded else Path(detector)
+        self.detector = detector if isinstance(detector, OPNP) else OPNP.load(detector)
+        self._file = Path() if isinstance(detector, OPNP) else Path(detector)
         self._device, self._has_members, self._columns = device, members, columns
-        self._transform = None if model is None else self._opened(model)
+        self._transform = None if model is None else self._opened(model, transform)
 
     def __call__(self, batch: BatchOfArrays) -> BatchOfArrays:
         """Return a batch with verdicts in the place of what they are about."""
@@ -116,7 +117,7 @@ class Scorer:
         if all(name in batch for name in names) and self._transform is None:
             rows = _matrix(batch, self._columns)
         else:
-            transform = self._transform = self._transform or self._opened(None)
+            transform = self._transform = self._transform or self._opened(None, None)
             inputs, names = _inputs(batch, transform)
             rows = self.detector.features(inputs).to(self.detector.sensitivity.weight.device)
         return {name: values for name, values in batch.items() if name not in names} | self.answers(rows)
@@ -143,7 +144,7 @@ class Scorer:
         named = np.asarray([names[number] for number in columns["predicted_class"]], dtype=object)
         return {"predicted_class": columns.pop("predicted_class"), "class_name": named} | columns
 
-    def _opened(self, name: str | None) -> Transform:
+    def _opened(self, name: str | None, given: Transform | None) -> Transform:
         """Return what makes the inputs of a model, and tie the detector to it: by name, or as it remembers it."""
         origin = self.detector.origin
         if name is None:
@@ -153,14 +154,20 @@ class Scorer:
                 )
             name = stored_model(origin, self._file)
         model, known = model_from_name(name, weights=None if origin is None else stored_weights(origin, self._file))
-        transform = (None if origin is None else stored_preprocessing(origin)) or known
+        transform = given or (None if origin is None else stored_preprocessing(origin)) or known
         if transform is None:
-            raise OptionError(f"No preprocessing is known for the model {name!r}: give its features.")
+            raise OptionError(_no_transform(name))
         if origin is not None:
             require_same_inputs(origin, transform)
             require_same_weights(origin, model, head_sha256=self.detector.head_digest)
         self.detector.attach(model, device=self._device)
         return transform
+
+
+def _no_transform(name: str) -> str:
+    return (
+        f"No preprocessing is known for the model {name!r}: give `transform`, such as `opnp.data.Preprocessing(...)`."
+    )
 
 
 def _matrix(batch: Mapping[str, NDArray[Any]], columns: Sequence[str] | None) -> Tensor:
@@ -212,12 +219,14 @@ def rows_dataset(
     return _mapped(items, _ranges_of, make, batch_size=1, device=device)
 
 
-def _mapped(dataset: "Dataset", task: Callable[..., Any], make: object, *, batch_size: int, device: str | None) -> Any:  # noqa: ANN401  # a data set
+def _mapped(
+    dataset: "Dataset", task: Callable[..., Any], make: object, *, batch_size: int, device: str | None
+) -> "Dataset":
     """Return a data set whose batches go through what each worker makes once.
 
     As tasks, not actors: workers are used again, and no pool of actors holds the cores that reading and writing need.
     """
-    needs = {"num_gpus": 1, "max_calls": 0} if (device or "").startswith("cuda") else {}
+    needs: dict[str, Any] = {"num_gpus": 1, "max_calls": 0} if (device or "").startswith("cuda") else {}
     given = {"make": make, "run": uuid.uuid4().hex}
     return dataset.map_batches(task, fn_kwargs=given, batch_size=batch_size, batch_format="numpy", **needs)
 
@@ -243,12 +252,20 @@ class _ModelFeatures:
     """Features of a model, with labels: in each worker the model of one name."""
 
     def __init__(
-        self, name: str, weights: str | None, head: str | None, logits: LogitsSelector | None, device: str | None
+        self,
+        name: str,
+        *,
+        weights: str | None,
+        transform: Transform | None,
+        head: str | None,
+        logits: LogitsSelector | None,
+        device: str | None,
     ) -> None:
-        self.model, transform = model_from_name(name, weights=weights)
-        if transform is None:
-            raise OptionError(f"No preprocessing is known for the model {name!r}: give its features.")
-        self.transform, self.head, self.logits, self.device = transform, head, logits, device
+        self.model, known = model_from_name(name, weights=weights)
+        found = transform or known
+        if found is None:
+            raise OptionError(_no_transform(name))
+        self.transform, self.head, self.logits, self.device = found, head, logits, device
 
     def __call__(self, batch: BatchOfArrays) -> BatchOfArrays:
         inputs, _ = _inputs(batch, self.transform)
@@ -268,6 +285,7 @@ def fit(
     bias: Array | None = None,
     model: str | None = None,
     weights: str | os.PathLike[str] | None = None,
+    transform: Transform | None = None,
     head_layer: str | None = None,
     logits: LogitsSelector | None = None,
     batch_size: int = 64,
@@ -276,8 +294,8 @@ def fit(
 ) -> OPNP:
     """Fit a detector on a Ray data set, and return it, uncalibrated: one task a partition, whose sums add up.
 
-    Partitions are neighbouring blocks of the data set, and the sums are added up two by two in their order. Where the
-    data set keeps its order (``DataContext.execution_options.preserve_order``), the same data give the same bits.
+    Partitions are neighbouring blocks of the data set in its order, and the sums are added up two by two in theirs, so
+    that the order in which tasks end changes nothing.
 
     Args:
         dataset: Training data: a column `features`, shape ``(features,)`` a row, with `weight` and `bias`; or, with
@@ -287,6 +305,7 @@ def fit(
         bias: The head's bias, shape ``(classes,)``, or None.
         model: Name of the model, as `opnp.adapters.model_from_name` takes it. It is run in tasks, one a worker.
         weights: Its weights, as there.
+        transform: What makes its inputs; None for what comes with it.
         head_layer: Dotted name of the model's head; None to find it.
         logits: Where the logits are in the model's output; None where that is plain.
         batch_size: Inputs that the model is run on at once.
@@ -313,18 +332,22 @@ def fit(
     place: tuple[str | None, InputAxes | None] = (None, None)
     with plain_errors():
         if model is not None:
-            file = None if weights is None else os.fspath(weights)
-            make = partial(_ModelFeatures, model, file, head_layer, logits, device)
+            make = partial(
+                _ModelFeatures,
+                model,
+                weights=None if weights is None else os.fspath(weights),
+                transform=transform,
+                head=head_layer,
+                logits=logits,
+                device=device,
+            )
             own = make()
             inputs, _ = _inputs(dataset.take_batch(2, batch_format="numpy"), own.transform)
             head = find_head(own.model, inputs, head=head_layer, logits=logits, device=device)
             weight, bias, place = head.weight, head.bias, (head.name, axes_of(inputs))
             dataset = _mapped(dataset, _batches_of, make, batch_size=batch_size, device=device)
-        return detector.fit_sum(
-            summed(dataset, weight, bias, detector.settings, partition_bytes=partition_bytes),
-            head_name=place[0],
-            axes=place[1],
-        )
+        total = summed(dataset, weight, bias, detector.settings, partition_bytes=partition_bytes)  # type: ignore[arg-type]  # a weight is there
+    return detector.fit_sum(total, head_name=place[0], axes=place[1])
 
 
 def summed(
@@ -338,14 +361,16 @@ def summed(
     """Return the sum over a data set of features, for `OPNP.fit_sum`: the options are those of `fit`."""
     import ray
 
-    pair = checked_head(*two_class_head(as_tensor(weight), None if bias is None else as_tensor(bias)))
-    empty = FitSum.zeros(*(None if each is None else with_float64(each.detach().cpu()) for each in pair), settings)
+    rows, shift = checked_head(*two_class_head(as_tensor(weight), None if bias is None else as_tensor(bias)))
+    rows, shift = rows.detach().cpu(), None if shift is None else shift.detach().cpu()
+    empty = FitSum.zeros(with_float64(rows), None if shift is None else with_float64(shift), settings)
     head = ray.put(_plain_head(empty))
-    partition = ray.remote(_partition_sum)
-    added = ray.remote(_added)
+    partition: Any = ray.remote(_partition_sum)
+    added: Any = ray.remote(_added)
     tree: list[tuple[int, Any]] = []
     running: deque[Any] = deque()
-    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray left its types out
+    most = 2 * max(1, int(resources.get("CPU", 1)))
     for blocks in _partitions(dataset, partition_bytes):
         spans, refs = zip(*blocks, strict=True)
         total, height = partition.remote(head, spans, *refs), 0
@@ -365,7 +390,7 @@ def _partitions(dataset: "Dataset", least: int) -> Iterator[list[tuple[tuple[int
     """Yield neighbouring blocks, each with the rows of it that count, None for all, until they have enough bytes."""
     found: list[tuple[tuple[int, int] | None, Any]] = []
     held = 0
-    for bundle in dataset.iter_internal_ref_bundles():
+    for bundle in _ordered(dataset):
         refs = bundle.block_refs
         cuts = getattr(bundle, "slices", None) or (None,) * len(refs)
         spans = [None if cut is None else (cut.start_offset, cut.end_offset) for cut in cuts]
@@ -376,6 +401,16 @@ def _partitions(dataset: "Dataset", least: int) -> Iterator[list[tuple[tuple[int
             found, held = [], 0
     if found:
         yield found
+
+
+def _ordered(dataset: "Dataset") -> Iterator[Any]:
+    """Yield the blocks of a data set in its order, whatever its context says."""
+    options = dataset.context.execution_options
+    before, options.preserve_order = options.preserve_order, True
+    try:
+        yield from dataset.iter_internal_ref_bundles()
+    finally:
+        options.preserve_order = before
 
 
 def _partition_sum(head: Mapping[str, Any], spans: Sequence[tuple[int, int] | None], *blocks: Any) -> dict[str, Any]:  # noqa: ANN401  # blocks of Ray
@@ -456,10 +491,10 @@ def cluster(address: str, *, is_quiet: bool = True) -> Iterator[None]:
 
     is_own = not ray.is_initialized()
     if is_own:
-        here = {"include_dashboard": False} if address == "local" else {}
+        is_shown = None if address != "local" else False
         with _own_signals():
             try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
+                ray.init(address=address, include_dashboard=is_shown, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError, OSError) as error:
                 reason = " ".join(str(error).split())
                 raise OptionError(

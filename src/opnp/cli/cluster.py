@@ -18,6 +18,7 @@ from opnp.adapters.toolkits import bytes_of, detector_from
 from opnp.cli.options import HeadOptions, RunOptions, require_out_folder
 from opnp.cli.running import OpenedModel, model_errors, with_known_order
 from opnp.data import FeatureSource, InputSet, feature_part, open_features, read_head, unreadable_summary
+from opnp.data.addresses import ImagesAtAddress
 from opnp.data.parquet import ParquetFeatures, is_parquet
 from opnp.detector import OPNP
 from opnp.detector.fit_pass import BATCH_ROWS, feature_blocks
@@ -69,9 +70,9 @@ def score_on_cluster(
             make: Any = partial(_FeatureVerdicts, content, _address(features), is_explained=is_explained)
             rows, size = source.rows, BATCH_ROWS
         elif data is not None:
-            whole = data.absolute()
+            whole = _address(data)
             opened = OpenedModel.of_detector(detector, file, model, options, is_forced=is_forced)
-            inputs = opened.inputs(whole, is_labelled=False)
+            inputs = _inputs(opened, whole, is_labelled=False)
             make = partial(
                 _InputVerdicts,
                 content,
@@ -138,12 +139,12 @@ class _InputVerdicts:
         name: str | None,
         options: RunOptions,
         is_forced: bool,
-        data: Path,
+        data: str,
         is_explained: bool,
     ) -> None:
         self.scorer = Scorer(detector_from(content), members=is_explained)
         self.opened = OpenedModel.of_detector(self.scorer.detector, file, name, options, is_forced=is_forced)
-        self.inputs = self.opened.inputs(data, is_labelled=False)
+        self.inputs = _inputs(self.opened, data, is_labelled=False)
 
     def __call__(self, start: int, stop: int) -> Iterator[Any]:
         # A set of its own: what a pass could not read is left out of the batches of the next one.
@@ -209,10 +210,10 @@ def fit_model(
     """Fit a detector by a model, and calibrate it here; return the model, its inputs, and how many were unreadable."""
     from opnp.core.conformal import flagged_rank
 
-    whole, logits = data.absolute(), options.logits_place
+    whole, logits = _address(data), options.logits_place
     opened = OpenedModel.of(model, options)
     ordered = partial(with_known_order, opened=opened, head=head, logits=logits)
-    training = ordered(opened.inputs(whole))
+    training = ordered(_inputs(opened, whole, is_labelled=True))
     held_out = None if validation is None else ordered(opened.inputs(validation))
     if held_out is not None:
         flagged_rank(len(held_out), keep=keep)
@@ -252,9 +253,11 @@ class _TrainingFeatures:
 class _TrainingInputs:
     """Features of a model and labels by range, in a worker."""
 
-    def __init__(self, name: str, options: HeadOptions, data: Path, head: str | None) -> None:
+    def __init__(self, name: str, options: HeadOptions, data: str, head: str | None) -> None:
         self.opened, self.options, self.head = OpenedModel.of(name, options), options, head
-        self.inputs = with_known_order(self.opened.inputs(data), self.opened, head=head, logits=options.logits_place)
+        self.inputs = with_known_order(
+            _inputs(self.opened, data, is_labelled=True), self.opened, head=head, logits=options.logits_place
+        )
 
     def __call__(self, start: int, stop: int) -> Iterator[BatchOfArrays]:
         inputs = InputSet(self.inputs.source, self.inputs.transform, is_strict=self.inputs.is_strict)
@@ -294,6 +297,13 @@ def _address(path: Path) -> str:
     if found is None:
         return str(path.absolute())
     return f"/{found[2]}" if found[1] == "file" else f"{found[1]}://{found[2]}"
+
+
+def _inputs(opened: OpenedModel, place: str, *, is_labelled: bool) -> InputSet:
+    """Return the inputs of a model at a path that every worker can read, or images at an address, without labels."""
+    if "://" not in place:
+        return opened.inputs(Path(place), is_labelled=is_labelled)
+    return InputSet(ImagesAtAddress.of(place), opened.transform, is_strict=opened.options.strict)
 
 
 def _source(place: str) -> FeatureSource:

@@ -118,6 +118,13 @@ def test_what_cannot_be_scored_is_named(detector: OPNP, remembering: Path, monke
         Scorer(detector, model="tinynets:net")
 
 
+def test_what_makes_inputs_can_be_given(remembering: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(remembering.parent)
+    batch = {"image": class_images(3, seed=3)[0].numpy()}
+    found = Scorer(remembering, "tinynets:net", transform=INPUTS)(dict(batch))
+    np.testing.assert_array_equal(found["score"], Scorer(remembering)(batch)["score"])
+
+
 @pytest.mark.parametrize("bias", [None, torch.arange(4.0)])
 def test_a_sum_arrives_as_it_was_sent(bias: torch.Tensor | None) -> None:
     settings = OPNP().settings
