@@ -232,8 +232,7 @@ def _mapped(
 
 
 def _ranges_of(batch: BatchOfArrays, *, make: Callable[[], Callable[..., Any]], run: str) -> Iterator[Any]:
-    for start, stop in zip(batch["start"].tolist(), batch["stop"].tolist(), strict=True):
-        yield from _made(make, run)(start, stop)
+    yield from _made(make, run)(int(batch["start"][0]), int(batch["stop"][0]))
 
 
 def _batches_of(batch: BatchOfArrays, *, make: Callable[[], Callable[..., Any]], run: str) -> Any:  # noqa: ANN401  # a batch
@@ -491,15 +490,18 @@ def cluster(address: str, *, is_quiet: bool = True) -> Iterator[None]:
 
     is_own = not ray.is_initialized()
     if is_own:
-        is_shown = None if address != "local" else False
-        with _own_signals():
-            try:
-                ray.init(address=address, include_dashboard=is_shown, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-                reason = " ".join(str(error).split())
-                raise OptionError(
-                    f"`--ray` must be `local`, or the address of a cluster that runs, got {address!r} ({reason:.200})."
-                ) from error
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
+        handler, is_shown = signal.getsignal(signal.SIGTERM), False if address == "local" else None
+        try:
+            ray.init(address=address, include_dashboard=is_shown, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise OptionError(
+                f"`--ray` must be `local`, or the address of a cluster that runs, got {address!r} ({reason:.200})."
+            ) from error
+        finally:
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
     context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.execution_options.preserve_order, context.enable_progress_bars, log.level
     context.execution_options.preserve_order = True
@@ -512,19 +514,6 @@ def cluster(address: str, *, is_quiet: bool = True) -> Iterator[None]:
         log.setLevel(before[2])
         if is_own:
             ray.shutdown()
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep the handler of SIGTERM, which Ray puts its own in the place of."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
