@@ -60,16 +60,31 @@ def _compared(repeats: int, rows: int) -> None:
         for turn in range(repeats + 1):
             features = few if turn == 0 else many
             one, several = folder / f"{turn}.parquet", folder / f"{turn}"
+            begun = time.process_time()
             alone = _opnp("score", detector, "--features", features, "--out", one)
+            own, before = time.process_time() - begun, _worker_seconds()
             together = _opnp("score", detector, "--features", features, "--out", several, "--ray", "local")
+            workers = sorted(spent - before.get(pid, 0.0) for pid, spent in _worker_seconds().items())[-2:]
             expected = parquet.read_table(one)
             if not dataset.dataset(several).to_table().sort_by("index").equals(expected):
                 raise RuntimeError("the tables differ")
             if turn:
-                taken.append((together, alone))
+                spent = f"of the processor {workers[0]:.1f} and {workers[1]:.1f} s against {own:.1f} s"
+                taken.append(f"{together:.1f} s against {alone:.1f} s, {spent}")
                 print(together / alone)  # noqa: T201  # read by `cluster_scores`
-        shown = ", ".join(f"{together:.1f} s against {alone:.1f} s" for together, alone in taken)
-        print(f"the same bits; {shown}; {_FEATURES} features, {_CLASSES} classes")  # noqa: T201  # as above
+        print(f"the same bits; {'; '.join(taken)}; {_FEATURES} features, {_CLASSES} classes")  # noqa: T201  # as above
+
+
+def _worker_seconds() -> dict[int, float]:
+    """Return the time of the processor that each worker of Ray has taken, by its process; nothing beside Linux."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = stat.read_text(encoding="utf-8", errors="replace").partition("(")[2].rpartition(")")
+            if name.startswith("ray::"):
+                fields = rest.split()
+                found[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def _opnp(*arguments: object) -> float:

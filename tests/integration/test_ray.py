@@ -146,6 +146,13 @@ def test_a_worker_that_dies_loses_and_doubles_no_image(place: Path, opnp: Opnp) 
     assert not (place / "mark").exists()
     assert "1 of 90 inputs could not be read: 050.png (no image)" in outcome.err
     assert table(place / "scored").equals(parquet.read_table(place / "images.parquet"))
+    strict = refused(opnp, *score, "--strict", "--out", place / "never", "--ray", "local")
+    assert not [*(place / "never").iterdir()]
+    assert strict == f"opnp: {place / 'images'}: 050.png cannot be read (no image): mend or remove it.\n"
+    (place / "broken").mkdir()
+    (place / "broken" / "a.png").write_bytes(b"no image")
+    nothing = refused(opnp, "score", place / "one.st", place / "broken", "--out", place / "none", "--ray", "local")
+    assert "none of 1 inputs could be read" in nothing
 
 
 def assert_same_fit(one: Path, other: Path) -> None:
@@ -190,7 +197,8 @@ def test_a_fit_runs_a_model_on_images(place: Path) -> None:
     model = tiny_model()
     expected = OPNP().fit(model, [INPUTS.batch([INPUTS(Image.fromarray(each.numpy())) for each in images])])
     rows = [{"image": image.numpy(), "label": int(label)} for image, label in zip(images, labels, strict=True)]
-    detector = fit(ray.data.from_items(rows), model="mortal:Mortal", transform=INPUTS)
+    with cluster("local"):
+        detector = fit(ray.data.from_items(rows), model="mortal:Mortal", transform=INPUTS)
     mine, others = expected._fitted(), detector._fitted()
     assert mine.panel is not None
     assert others.panel is not None

@@ -485,12 +485,15 @@ def cluster(address: str, *, is_quiet: bool = True) -> Iterator[None]:
 
     """
     require_installed("`--ray` needs", "ray", extra="ray")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
+    os.environ.setdefault(
+        "RAY_NUM_REDIS_GET_RETRIES", "1"
+    )  # else an address where nobody is takes a quarter of an hour
     import ray
     import ray.data
 
     is_own = not ray.is_initialized()
     if is_own:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
         handler, is_shown = signal.getsignal(signal.SIGTERM), False if address == "local" else None
         try:
             ray.init(address=address, include_dashboard=is_shown, log_to_driver=False, logging_level=logging.ERROR)

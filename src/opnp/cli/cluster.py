@@ -85,7 +85,12 @@ def score_on_cluster(
             )
             rows, size = len(inputs), options.inputs_a_batch
         found = rows_dataset(make, rows, size=_rows_of_a_task(rows, size), device=options.device)
-        found.write_parquet(place, write_page_checksum=True)
+        try:
+            found.write_parquet(place, write_page_checksum=True)
+        except BaseException:  # a part of the rows is no table
+            filesystem, folder = _opened(place)
+            filesystem.delete_dir_contents(folder, missing_dir_ok=True)
+            raise
     return _read_back(place, inputs, rows)
 
 
@@ -93,7 +98,10 @@ def _read_back(place: str, inputs: InputSet | None, rows: int) -> tuple[dict[str
     """Return the columns of a score table that a summary needs, and how many inputs could not be read; tell which."""
     from pyarrow import dataset
 
-    table = dataset.dataset(place, format="parquet").to_table(columns=["index", "is_ood"])
+    found = dataset.dataset(place, format="parquet") if is_parquet(place) else None
+    if inputs is not None and (found is None or found.count_rows() == 0):
+        raise EmptyDataError(f"{inputs.source.path} holds nothing to work on: none of {rows} inputs could be read.")
+    table = found.to_table(columns=["index", "is_ood"])
     columns = {"score": range(table.num_rows), "is_ood": table["is_ood"].to_numpy(zero_copy_only=False)}
     if inputs is None:
         return columns, {}
@@ -326,9 +334,16 @@ def _require_empty(place: str, out: Path) -> None:
 
     if "://" not in place:
         require_out_folder(out)
-        is_used = out.is_dir() and any(out.iterdir())
-    else:
-        filesystem, path = fs.FileSystem.from_uri(place)
-        is_used = bool(filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
-    if is_used:
+    filesystem, folder = _opened(place)
+    if filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
         raise OptionError(f"`--out` must be a new or an empty folder with `--ray`, and {place} holds files.")
+
+
+def _opened(place: str) -> tuple[Any, str]:
+    """Return the file system of a path or an address, and the path in it."""
+    from pyarrow import fs
+
+    if "://" not in place:
+        return fs.LocalFileSystem(), place
+    found: tuple[Any, str] = fs.FileSystem.from_uri(place)
+    return found
