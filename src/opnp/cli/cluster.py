@@ -98,7 +98,7 @@ def _read_back(place: str, inputs: InputSet | None, rows: int) -> tuple[dict[str
     """Return the columns of a score table that a summary needs, and how many inputs could not be read; tell which."""
     from pyarrow import dataset
 
-    found = dataset.dataset(place, format="parquet") if is_parquet(place) else None
+    found: Any = dataset.dataset(place, format="parquet") if is_parquet(place) else None
     if inputs is not None and (found is None or found.count_rows() == 0):
         raise EmptyDataError(f"{inputs.source.path} holds nothing to work on: none of {rows} inputs could be read.")
     table = found.to_table(columns=["index", "is_ood"])
