@@ -4,6 +4,8 @@
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
+# Which tests `make test` runs. `slow`: more than about four seconds each, for documentation, exports, browsers and ranks.
+CHOSEN ?= not long and not slow
 # Real features and texts, and where records that are being made lie until they are complete.
 DATA ?= ../shared/data
 WORK := build/records
@@ -36,7 +38,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv demo docs picture records results embeddings streams bench browser test test-long test-minimum mutation audit coverage lint format wheel clean
+.PHONY: help check venv demo docs picture records results embeddings streams bench browser test test-all test-long test-minimum mutation audit coverage lint format wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -129,14 +131,17 @@ browser: venv  ## Install a browser for the tests of pages, unless there is one
 # Two workers on two cores do not fight over threads. pytest fails by itself when it finds no test; the last line
 # also fails when every test was skipped.
 check: venv lint  ## A first look: lint, and the tests of core, detector and export
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/unit/core tests/unit/detector \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "$(CHOSEN)" tests/unit/core tests/unit/detector \
 	    tests/unit/export tests/reference
 
-test: venv  ## Run all tests and doctests (WORKERS=2, ARGS="-k energy")
+test: venv  ## Run the tests and doctests that are quick, about six minutes (WORKERS=2, ARGS="-k energy")
 	@$(MAKE) --no-print-directory browser >/dev/null 2>&1 || echo "no browser could be installed: tests of pages are skipped" >&2
 	@rm -f .test-report.xml
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --junit-xml=.test-report.xml $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "$(CHOSEN)" --junit-xml=.test-report.xml $(ARGS)
 	@$(BIN)/python tools/check_tests_ran.py .test-report.xml
+
+test-all: venv  ## Run the slow ones too, as continuous integration does: about ten minutes
+	@$(MAKE) --no-print-directory test CHOSEN="not long"
 
 test-long: venv  ## Run simulations, fuzzers, faults and soak, and print one table; it goes into docs/explanation/reliability.md
 	@mkdir -p build

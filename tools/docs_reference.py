@@ -109,6 +109,8 @@ MODULES = (
     "opnp.data",
     "opnp.adapters",
     "opnp.export",
+    "opnp.adapters.hub",
+    "opnp.adapters.mlflow",
     "opnp.adapters.openood",
     "opnp.adapters.pytorch_ood",
     "opnp.adapters.ray",

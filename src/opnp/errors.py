@@ -12,11 +12,13 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "ClassOrderWarning",
+    "ColumnWarning",
     "DataFileError",
     "DistributedError",
     "EmptyDataError",
     "HeadMismatchError",
     "HeadNotFoundError",
+    "HeldOutWarning",
     "InputTypeError",
     "InsufficientMemoryError",
     "LabelWarning",
@@ -195,6 +197,14 @@ class LayerWarning(OpnpWarning):
 
 class ClassOrderWarning(OpnpWarning):
     """Classes are numbered by their names, in an order that other readers may not share."""
+
+
+class ColumnWarning(OpnpWarning):
+    """Columns of a table of features are left out; the message says which, and why."""
+
+
+class HeldOutWarning(OpnpWarning):
+    """Samples that should be held out are those of the training, so that a threshold by them is too low."""
 
 
 class OriginWarning(OpnpWarning):

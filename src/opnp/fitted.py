@@ -3,7 +3,7 @@
 `FittedState` is what a file holds and what an exported graph is made of. It has no model and no data.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
@@ -15,7 +15,16 @@ from torch import Tensor
 
 from opnp.artifact import tensors_digest
 from opnp.core.checks import checked_fraction, checked_temperature, require_finite
-from opnp.core.conformal import at_least_count, conformal_p_value, flagged_rank, is_flagged, keep_threshold
+from opnp.core.conformal import (
+    ALONE,
+    at_least_count,
+    conformal_p_value,
+    flagged_rank,
+    is_flagged,
+    keep_threshold,
+    minimum_samples,
+    pool_limits,
+)
 from opnp.core.fusion import finite_or_infinite, fused_score, member_shares, tail_units
 from opnp.core.masks import Masks, neuron_mask, pruned_weight, warn_of_lost_order, weight_mask
 from opnp.core.members import MEMBERS, PANEL, PANEL_SHAPING, PRUNED_HEAD, Panel, member_scores
@@ -26,12 +35,13 @@ from opnp.errors import CalibrationError, OptionError, RatioError
 from opnp.model import InputAxes
 from opnp.values.fit import TuningFigures
 from opnp.values.origin import ModelOrigin
-from opnp.values.settings import NeuronReading, Precision, Scope, ScoreName
+from opnp.values.settings import CalibratedBy, NeuronReading, Precision, Scope, ScoreName
 
 __all__ = [
     "PANEL_RATIOS",
     "SHAPINGS",
     "Calibration",
+    "CalibrationGroup",
     "Explanation",
     "FittedState",
     "PrunedHead",
@@ -275,18 +285,25 @@ class Explanation(NamedTuple):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Calibration:
-    """Scores of held-out ID samples and the share of ID to keep.
+    """Scores of held-out ID samples and the share of ID to keep; by predicted class, each group of classes by itself.
 
     Attributes:
         scores: Ascending, shape ``(n,)``, float64, on the CPU.
         keep: Share of ID that is not flagged, in expectation at least, in (0, 1).
-        members: Scores of each member of a fusion, each column ascending, shape ``(n, members)``; None without one.
+        members: Scores of each member of a fusion, shape ``(n, members)``, each column ascending; by class, row by row
+            those of `scores`. None without a fusion.
+        classes: Predicted class of each of `scores`, shape ``(n,)``, int64; None where all are one group.
+        groups: The groups that calibration by class makes; empty where all are one group.
+        group_of_class: Place in `groups` of what judges each class, shape ``(classes,)``, int64; or None.
 
     """
 
     scores: Tensor
     keep: float
     members: Tensor | None = None
+    classes: Tensor | None = None
+    groups: tuple["CalibrationGroup", ...] = ()
+    group_of_class: Tensor | None = None
 
     @classmethod
     def from_scores(cls, scores: Tensor, *, keep: float, members: Tensor | None = None) -> Self:
@@ -307,25 +324,131 @@ class Calibration:
         columns = None if members is None else finite_or_infinite(members.detach().double().cpu()).sort(0).values
         return cls(scores=scores.detach().double().cpu().sort().values, keep=float(keep), members=columns)
 
+    @classmethod
+    def by_class(
+        cls, scores: Tensor, classes: Tensor, *, keep: float, class_count: int, members: Tensor | None = None
+    ) -> Self:
+        """Return the calibration of each predicted class by itself, with a pooled group of those with few samples.
+
+        Args:
+            scores: Scores in any order, shape ``(n,)``.
+            classes: Predicted class of each, shape ``(n,)``.
+            keep: Share of ID to keep in each group, in (0, 1).
+            class_count: Classes of the head.
+            members: Scores of each member of a fusion, row by row those of `scores`.
+
+        Raises:
+            OptionError: If `keep` lies outside (0, 1).
+            CalibrationError: If there are too few scores for this `keep`.
+
+        """
+        order = scores.detach().double().cpu().argsort(stable=True)
+        scores, classes = scores.detach().double().cpu()[order], classes.cpu()[order]
+        rows = None if members is None else finite_or_infinite(members.detach().double().cpu())[order]
+        cls.from_scores(scores, keep=keep)  # raises if these are too few, all together
+        counts = classes.bincount(minlength=class_count)
+        limits = pool_limits(counts, fewest=minimum_samples(keep=keep)).tolist()
+        found: dict[tuple[int, ...], list[int]] = {}
+        for label, limit in enumerate(limits):
+            sources = [label] if limit == ALONE else (counts <= limit).nonzero().flatten().tolist()
+            found.setdefault(tuple(sources), []).append(label)
+        groups, pooled = list[CalibrationGroup](), 0
+        for sources, judged in found.items():
+            own = torch.isin(classes, torch.tensor(sources, device="cpu"))
+            each = cls.from_scores(scores[own], keep=keep, members=None if rows is None else rows[own])
+            name = f"class {judged[0]}"
+            if limits[judged[0]] != ALONE:
+                pooled += 1
+                name = "pooled" if pooled == 1 else f"pooled {pooled}"
+            groups.append(CalibrationGroup(name, tuple(judged), each))
+        places = torch.empty(class_count, dtype=torch.int64, device="cpu")
+        for place, group in enumerate(groups):
+            places[list(group.classes)] = place
+        return cls(scores, float(keep), rows, classes, tuple(groups), places)
+
     @property
     def threshold(self) -> float:
-        """The score above which an input is flagged."""
+        """The score above which an input is flagged.
+
+        Raises:
+            CalibrationError: If each group has a threshold of its own.
+
+        """
+        if self.groups:
+            raise CalibrationError(
+                "This detector is calibrated by predicted class, so that there is no one threshold: "
+                "`calibration_groups` hold one each."
+            )
         return keep_threshold(self.scores, keep=self.keep)
 
-    def p_value(self, scores: Tensor) -> Tensor:
-        """Return the conformal p-values of scores, shape ``(batch,)`` or ``()``, float64."""
+    def p_value(self, scores: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Return the conformal p-values of scores, shape ``(batch,)`` or ``()``, float64; by class, those of `classes`.
+
+        Raises:
+            CalibrationError: If groups are judged by themselves and no classes are given.
+
+        """
+        if self.groups:
+            return self._by_group(Calibration.p_value, scores, classes, dtype=torch.float64)
         return conformal_p_value(scores.reshape(-1), self.scores).reshape(scores.shape)
 
-    def is_ood(self, scores: Tensor) -> Tensor:
+    def is_ood(self, scores: Tensor, classes: Tensor | None = None) -> Tensor:
         """Return whether scores are flagged, shape ``(batch,)`` or ``()``, bool; decided by integer rank."""
+        if self.groups:
+            return self._by_group(Calibration.is_ood, scores, classes, dtype=torch.bool)
         return is_flagged(scores.reshape(-1), self.scores, keep=self.keep).reshape(scores.shape)
 
-    def member_p_values(self, scores: Tensor) -> Tensor:
+    def member_p_values(self, scores: Tensor, classes: Tensor | None = None) -> Tensor:
         """Return the p-value of each member's scores, shape ``(batch, members)``, float64."""
+        if self.groups:
+            return self._by_group(Calibration.member_p_values, scores, classes, dtype=torch.float64)
         columns = self.scores[:, None] if self.members is None else self.members
         rows = finite_or_infinite(scores.double()).T.contiguous()  # torch warns of a search for numbers that lie apart
         counts = [at_least_count(mine, known) for mine, known in zip(rows, columns.T, strict=True)]
         return (1 + torch.stack(counts, 1)).double() / (len(columns) + 1)
+
+    def _by_group(
+        self,
+        answer: "Callable[[Calibration, Tensor], Tensor]",
+        scores: Tensor,
+        classes: Tensor | None,
+        *,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Return what the group of each row's class says of its scores, in the shape of `scores`."""
+        if classes is None or self.group_of_class is None:
+            raise CalibrationError("Calibration by class needs the predicted class of each score.")
+        places = self.group_of_class.to(scores.device)[classes.reshape(-1).to(scores.device)]
+        rows = scores.reshape(len(places), *scores.shape[1:])
+        found = torch.empty(rows.shape, dtype=dtype, device=scores.device)
+        for place in places.unique().tolist():
+            found[places == place] = answer(self.groups[place].calibration, rows[places == place])
+        return found.reshape(scores.shape)
+
+
+class CalibrationGroup(NamedTuple):
+    """Classes whose inputs are judged by the same calibration samples.
+
+    Attributes:
+        name: ``"class 3"``, ``"pooled"`` for classes with too few samples of their own, or ``"all"``.
+        classes: Predicted classes whose inputs it judges, ascending.
+        calibration: Scores, share to keep and threshold.
+
+    """
+
+    name: str
+    classes: tuple[int, ...]
+    calibration: Calibration
+
+    @property
+    def samples(self) -> int:
+        """Number n of calibration samples."""
+        return len(self.calibration.scores)
+
+    @property
+    def threshold(self) -> float:
+        """Score above which an input of these classes is flagged."""
+        return self.calibration.threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,6 +503,7 @@ class FittedState:
         axes: Number of axes of a batch of inputs; None if fitted from features.
         id_accuracy: Share of labelled samples that the head answers right, for ``training`` and ``validation`` ones.
         origin: The model by name, and how its inputs are made, where they are known; else None.
+        feature_names: Names of the features, where the fit was by a table; else None.
 
     """
 
@@ -399,6 +523,7 @@ class FittedState:
     axes: InputAxes | None = None
     id_accuracy: Mapping[str, float] = field(default_factory=dict)
     origin: ModelOrigin | None = None
+    feature_names: tuple[str, ...] | None = None
 
     @property
     def head_digest(self) -> str:
@@ -457,7 +582,8 @@ class FittedState:
         scores = self.member_scores(features)
         share = torch.zeros_like(scores, dtype=torch.float64)
         share[:, : len(self.fused)] = member_shares(self._units(scores)) if self.panel is not None else 1.0
-        return Explanation(self.explained, calibration.member_p_values(scores), share)
+        p_values = calibration.member_p_values(scores, self.judged_classes(features, calibration))
+        return Explanation(self.explained, p_values, share)
 
     def classes(self, features: Tensor) -> Tensor:
         """Return the classes that the original head predicts, shape ``(batch,)``, int64; refuse overflow."""
@@ -466,14 +592,27 @@ class FittedState:
         require_finite(logits, name="logits")
         return logits.argmax(1)
 
-    def calibrated(self, batches: Iterable[Tensor], *, keep: float) -> Self:
+    def judged_classes(self, features: Tensor, calibration: Calibration) -> Tensor | None:
+        """Return the predicted classes of checked features where a calibration is by class; else None."""
+        return self.classes(features) if calibration.groups else None
+
+    def calibrated(self, batches: Iterable[Tensor], *, keep: float, by: CalibratedBy | None = None) -> Self:
         """Return this state, calibrated on checked features of held-out ID inputs, shape ``(batch, features)`` each."""
-        if self.panel is None:
-            scores, columns = torch.cat([self.scores(features).double().cpu() for features in batches]), None
+        parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        for features in batches:
+            members = self.member_scores(features)
+            own = members[:, 0] if self.panel is None else fused_score(self._units(members))
+            labels = self.classes(features) if by else own.new_empty(0, dtype=torch.int64)
+            for part, found in zip(parts, (own.double(), members, labels), strict=True):
+                part.append(found.cpu())
+        scores, members, classes = (torch.cat(part) for part in parts)
+        columns = None if self.panel is None else members
+        if by is None:
+            calibration = Calibration.from_scores(scores, keep=keep, members=columns)
         else:
-            found = [(fused_score(self._units(scores)), scores) for scores in map(self.member_scores, batches)]
-            scores, columns = (torch.cat([part.cpu() for part in parts]) for parts in zip(*found, strict=True))
-        return self.restated(calibration=Calibration.from_scores(scores, keep=keep, members=columns))
+            count = len(self.weight)
+            calibration = Calibration.by_class(scores, classes, keep=keep, class_count=count, members=columns)
+        return self.restated(calibration=calibration)
 
     def restated(self, **facts: Any) -> Self:  # noqa: ANN401  # attributes of this class
         """Return this state with other attributes that the pruned head does not depend on; masks are not made anew."""
@@ -483,10 +622,9 @@ class FittedState:
 
     def with_settings(self, settings: Settings) -> Self:
         """Return the paper's method under other settings on the same sensitivities, uncalibrated."""
-        parts = self.weight, self.bias, self.sensitivity, self.react_thresholds
-        return type(self)(
-            settings, *parts, head_name=self.head_name, axes=self.axes, id_accuracy=self.id_accuracy, origin=self.origin
-        )
+        names = "head_name", "axes", "id_accuracy", "origin", "feature_names"
+        kept: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return type(self)(settings, self.weight, self.bias, self.sensitivity, self.react_thresholds, **kept)
 
     @cached_property
     def _panels(self) -> dict[tuple[torch.device, torch.dtype], Panel]:

@@ -140,6 +140,7 @@ PATIENCE = "600"
 """Seconds that ranks are told to wait for another; once one is gone they must end long before."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "number", "options"),
     [

@@ -142,6 +142,7 @@ def test_an_error_of_one_rank_is_one_of_all(tmp_path: Path, failing: int) -> Non
     assert found[1 - failing] == f"DistributedError: rank {failing} of 2 failed: the data of this rank are broken."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "lost"), [("die", 0), ("die", 1), ("hang", 1)])
 def test_a_rank_that_dies_or_hangs_ends_the_others(tmp_path: Path, what: str, lost: int) -> None:
     patience = 4 if what == "hang" else 120

@@ -120,6 +120,7 @@ def test_it_runs_as_a_module_under_its_own_name(tmp_path: Path) -> None:
     assert run.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["| :", ">&-", "<&- >&- 2>&-"])
 def test_a_command_does_its_work_whatever_becomes_of_its_streams(tmp_path: Path, closed: str) -> None:
     write_cached(tmp_path)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from opnp import OPNP, PANEL, Ratios, ReAct
+from opnp.cli.score import discoveries
+from opnp.core import benjamini_hochberg, fewest_discoveries
 from opnp.data import FeatureShardWriter, read_features, read_head, write_features
 from tests.in_process import Opnp, Outcome, done, refused
 from tests.integration.cli_world import write_cached
@@ -88,7 +91,7 @@ def test_fit_and_score_are_those_of_the_library(opnp: Opnp, form: Form) -> None:
     facts = json.loads(done(opnp, *SCORE.split(), "s.csv", "--json").out)
     assert (facts["samples"], facts["flagged"]) == (50, int(verdict.is_ood.sum()))
     rows = rows_of("s.csv")
-    assert list(rows[0]) == ["index", "predicted_class", "score", "p_value", "is_ood"]
+    assert list(rows[0]) == ["index", "predicted_class", "score", "p_value", "is_ood", "calibration_samples"]
     assert [int(row["predicted_class"]) for row in rows] == verdict.predicted_class.tolist()
     assert [float(row["score"]) for row in rows] == verdict.score.tolist()
     assert [float(row["p_value"]) for row in rows] == verdict.p_value.tolist()
@@ -107,6 +110,17 @@ def test_members_may_have_spaces_and_parquet_holds_the_same(opnp: Opnp) -> None:
     assert {name: [str(each) for each in column] for name, column in table.items()} == {
         name: [row[name] for row in rows] for name in rows[0]
     }
+
+
+@pytest.mark.parametrize("validation", ["train.safetensors", "copy.safetensors", "train"])
+def test_training_samples_are_no_held_out_samples(opnp: Opnp, validation: str) -> None:
+    shutil.copy("train.safetensors", "copy.safetensors")
+    given = KNOWN.replace("validation.safetensors", validation)
+    if validation == "train":
+        given = given.replace("train.safetensors", "train")
+    told = done(opnp, *given.split(), "--rho-w-min", "0.3").err
+    assert f"`--validation` holds the training samples ({validation})" in " ".join(told.split())
+    assert "holds the training samples" not in done(opnp, *KNOWN.split(), "--rho-w-min", "0.3").err
 
 
 @KINDS
@@ -228,3 +242,84 @@ def test_people_get_four_digits_and_programs_all_of_them(opnp: Opnp) -> None:
     assert re.search(rf"^threshold +{re.escape(f'{threshold:.4g}')} *$", printed, flags=re.MULTILINE)
     assert json.loads(done(opnp, "inspect", "d.st", "--json").out)["threshold"] == threshold
     assert "None" not in done(opnp, *["score", "d.st", "--features", "test.safetensors"]).out
+
+
+@pytest.mark.parametrize("options", ["--explain", ""])
+def test_programs_get_the_most_ood_rows_that_people_are_shown(opnp: Opnp, options: str) -> None:
+    features = torch.cat([features_of("test"), torch.full((1, 32), 1e30)])
+    write_features("odd.safetensors", features)
+    done(opnp, *(KNOWN if options else TRAIN).split(), "--members", "gen,norm")
+    given = f"score d.st --features odd.safetensors {options}".split()
+    facts = json.loads(done(opnp, *given, "--json").out)
+    made = OPNP.load("d.st").score_features(features)
+    order = made.argsort(descending=True, stable=True)[:20].tolist()
+    assert [row["index"] for row in facts["most_ood"]] == order
+    assert [float(row["score"]) for row in facts["most_ood"]] == made[order].tolist()
+    assert facts["most_ood"][0]["index"] == 50
+    printed = done(opnp, *given).out
+    assert [int(row) for row in re.findall(r"^. +(\d+) .", printed, flags=re.MULTILINE)] == order
+    assert ("share_norm" in facts["most_ood"][0]) is bool(options)
+    assert ("p_value" in facts["most_ood"][0]) is bool(options)
+    assert "most_ood" not in json.loads(done(opnp, *given, "--out", "s.csv", "--json").out)
+
+
+# ------------------------------------------------------------------------------------------------- verdicts of batches
+@KINDS
+def test_calibration_by_class_is_that_of_the_library(opnp: Opnp, form: Form) -> None:
+    facts = json.loads(done(opnp, *KNOWN.split(), *form.options.split(), "--calibrate-by", "predicted", "--json").out)
+    made = library_detector(form).calibrate_features(features_of("validation"), keep=0.9, by="predicted")
+    groups = [
+        {"name": group.name, "classes": list(group.classes), "samples": group.samples, "threshold": group.threshold}
+        for group in made.calibration_groups
+    ]
+    assert (facts["calibrated_by"], facts["calibration_groups"]) == ("predicted", groups)
+    assert "threshold" not in facts
+    assert json.loads(done(opnp, "inspect", "d.st", "--json").out)["calibration_groups"] == groups
+    assert shown(done(opnp, "inspect", "d.st"))["calibrated_by"] == "predicted class"
+    verdict = made.verdict_features(features_of("test"))
+    done(opnp, *SCORE.split(), "s.csv")
+    rows = rows_of("s.csv")
+    assert [float(row["p_value"]) for row in rows] == verdict.p_value.tolist()
+    judging = [made.calibration_group_of(label) for label in verdict.predicted_class.tolist()]
+    assert [row["calibration_group"] for row in rows] == [group.name for group in judging]
+    assert [int(row["calibration_samples"]) for row in rows] == [group.samples for group in judging]
+
+
+def test_discoveries_are_those_of_the_whole_file(opnp: Opnp) -> None:
+    done(opnp, *KNOWN.split())
+    made, features = library_detector(FUSION), features_of("test")
+    wanted = benjamini_hochberg(made.p_value_features(features), fdr=0.05)
+    outcome = done(opnp, *SCORE.split(), "s.csv", "--fdr", 0.05, "--json")
+    facts = json.loads(outcome.out)
+    assert (facts["fdr"], facts["discoveries"]) == (0.05, int(wanted.sum()))
+    assert [row["is_discovery"] for row in rows_of("s.csv")] == [str(each) for each in wanted.tolist()]
+    samples = len(made.calibration_scores)
+    fewest = fewest_discoveries(samples, tested=50, fdr=0.05)
+    assert fewest > 1
+    assert outcome.err == (
+        f"opnp: discoveries among 50 inputs at an FDR of 0.05 come {fewest} or more together, or not at all, by "
+        f"{samples} calibration samples; one alone takes 999 of them.\n"
+    )
+    assert "of 0.001 cannot be" in done(opnp, *SCORE.split()[:-1], "--fdr", 0.001).err
+
+
+def test_the_columns_of_a_file_are_enough_for_its_discoveries() -> None:
+    found, note = discoveries([1 / 200] * 30 + [0.5] * 70, [199] * 100, fdr=0.1)
+    assert found == [True] * 30 + [False] * 70
+    assert note is not None
+    assert note.startswith("discoveries among 100 inputs at an FDR of 0.1 come 5 or more together")
+    assert discoveries([0.001, 0.9], [999, 30], fdr=0.1) == ([True, False], None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--fdr 1.5", "`--fdr` must be a fraction in (0, 1), got 1.5"),
+        ("--fdr 5", "written as fractions: 0.05"),
+        ("--fdr 0.1", "`--fdr` needs a calibrated detector: inputs are judged by calibration samples"),
+    ],
+)
+def test_discoveries_need_a_level_and_a_calibration(opnp: Opnp, options: str, message: str) -> None:
+    done(opnp, *TRAIN.split())
+    assert message in refused(opnp, *SCORE.split(), "s.csv", *options.split())
+    assert not Path("s.csv").exists()

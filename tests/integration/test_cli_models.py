@@ -131,7 +131,8 @@ def test_fit_and_score_are_those_of_the_library(
     outcome, rows = scored(opnp, case, f"test{case.suffix}", "--json")
     facts = json.loads(outcome.out)
     assert (facts["samples"], facts["unreadable"], len(rows)) == (10, 0, 10)
-    assert list(rows[0]) == ["index", "name", "predicted_class", "score", "p_value", "is_ood"]
+    given = ["index", "name", "predicted_class", "score", "p_value", "is_ood", "calibration_samples"]
+    assert list(rows[0]) == given
 
     model, known = model_from_name(case.name, weights=case.weights)
     numbers: dict[str, Any] = {"image_size": 32} if "32" in case.options else {}
@@ -234,6 +235,8 @@ def test_a_detector_remembers_its_model(opnp: Opnp, world: Path, make: Callable[
     assert Path("short.csv").read_bytes() == expected
     content = Path("d.safetensors").read_bytes()
     assert str(world).encode() not in content
+    inspected = json.loads(done(opnp, "inspect", "d.safetensors", "--json").out)
+    assert inspected["model"].partition(":")[0] == case.name.partition(":")[0]
     source = case.weights if case.weights is not None else Path(case.name.removeprefix("hf:"))
     if not source.exists():  # a module, which is imported by its name
         return

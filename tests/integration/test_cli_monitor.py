@@ -34,6 +34,10 @@ def write_scores(path: Path, detector: OPNP, features: Tensor) -> None:
     columns: dict[str, list[object]] = {"index": [*range(len(features))]}
     if detector.is_calibrated:
         columns |= {name: values.tolist() for name, values in detector.verdict_features(features)._asdict().items()}
+        if detector.calibrated_by is not None:
+            groups = [detector.calibration_group_of(label) for label in columns["predicted_class"]]  # type: ignore[arg-type]  # of numbers
+            columns["calibration_samples"] = [group.samples for group in groups]
+            columns["calibration_group"] = [group.name for group in groups]
     else:
         empty: list[object] = [None] * len(features)
         columns |= {"score": detector.score_features(features).tolist(), "p_value": empty, "is_ood": empty}
@@ -177,6 +181,49 @@ def test_scores_without_p_values_need_the_detector_and_few_p_values_the_number_o
     ],
 )
 def test_what_cannot_be_done_is_said(opnp: Opnp, given: str, message: str) -> None:
+    assert message in refused(opnp, "monitor", *given.split())
+
+
+@pytest.fixture
+def grouped() -> OPNP:
+    """Return a detector that is calibrated by class, with files of its scores, and one from before it was."""
+    detector = fitted()
+    write_scores(Path("before.csv"), detector, inputs(400, seed=2))
+    detector.calibrate_features(inputs(300, seed=1), by="predicted").save("grouped.st")
+    write_scores(Path("quiet.csv"), detector, inputs(400, seed=2))
+    write_scores(Path("drifted.parquet"), detector, inputs(200, seed=3, scale=0.1))
+    return detector
+
+
+def test_scores_by_class_are_watched_with_the_detector_and_without(opnp: Opnp, answer: Answer, grouped: OPNP) -> None:
+    sizes = [group.samples for group in grouped.calibration_groups]
+    assert len(sizes) > 1
+    for options, samples in (("--detector grouped.st", 300), ("", f"{min(sizes)} to {max(sizes)}")):
+        found = answer(f"quiet.csv {options}")
+        assert (found["verdict"], found["calibration_samples"]) == ("no alarm", samples)
+        found = answer(f"quiet.csv drifted.parquet {options}")
+        assert (found["verdict"], found["alarm_file"]) == ("alarm", "drifted.parquet")
+    assert "calibration samples" in done(opnp, "monitor", "quiet.csv").out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("before.csv --detector grouped.st", "before.csv was scored by another detector"),
+        (f"quiet.csv {DETECTOR}", "quiet.csv was scored by another detector"),
+        ("before.csv drifted.parquet", "before.csv is of a detector that is not calibrated by class"),
+        ("quiet.csv --calibration-samples 300", "`--calibration-samples 300` contradicts the files, which say"),
+        ("bare.csv --detector grouped.st", "bare.csv has no column `predicted_class`"),
+        ("other.csv --detector grouped.st", "other.csv was scored by another detector"),
+        ("mixed.csv", "calibration samples: they are not of one detector"),
+    ],
+)
+def test_files_by_class_of_another_detector_are_refused(opnp: Opnp, grouped: OPNP, given: str, message: str) -> None:
+    score = grouped.score_features(inputs(30, seed=2)).tolist()
+    rows: dict[str, list[object]] = {"score": score, "p_value": [0.5] * 30}
+    write_score_table(Path("bare.csv"), rows)
+    write_score_table(Path("other.csv"), rows | {"predicted_class": [9] * 30})
+    write_score_table(Path("mixed.csv"), rows | {"calibration_samples": [99, *[199] * 29]})
     assert message in refused(opnp, "monitor", *given.split())
 
 

@@ -31,6 +31,7 @@ def results(tmp_path: Path) -> Path:
     return demo_folder(tmp_path / "results")
 
 
+@pytest.mark.slow
 def test_a_page_and_figures_are_written(opnp: Opnp, results: Path, tmp_path: Path) -> None:
     page, figures = tmp_path / "page.html", tmp_path / "figures"
     given = ("report", results, "--out", page, "--figures", figures)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 from sklearn import datasets
@@ -14,9 +15,10 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from opnp import OPNP
-from opnp.data import write_head
-from tests.in_process import Opnp, done
+from opnp import OPNP, Ratios
+from opnp.data import open_features, read_head, write_head
+from opnp.errors import OptionError
+from tests.in_process import Opnp, done, refused
 
 TABLES = {
     "digits": datasets.load_digits,
@@ -51,16 +53,18 @@ def test_a_table_and_the_head_of_a_classifier_are_all_that_is_needed(
         ("validation", held_out, None),
         ("new", np.concatenate([test, 12 + test]), None),
     ):
-        names = {"sample": [f"row {place}" for place in range(len(rows))]}
         numbers = {f"column {place}": column for place, column in enumerate(rows.T)}
-        written = pa.table({**names, **numbers, **({} if targets is None else {"label": targets})})
+        if part == "new":  # another order, and more
+            numbers = {"sample": np.arange(len(rows)), **dict(reversed(numbers.items()))}
+        written = pa.table({**numbers, **({} if targets is None else {"label": targets})})
         if ending == "csv":
             arrow_csv.write_csv(written, f"{part}.csv")
         else:
             parquet.write_table(written, f"{part}.parquet")
     fit = f"fit --features train.{ending} --head head.safetensors --validation validation.{ending} --keep 0.9"
     done(opnp, *fit.split(), "--out", "d.safetensors")
-    done(opnp, *f"score d.safetensors --features new.{ending} --out scores.csv".split())
+    told = done(opnp, *f"score d.safetensors --features new.{ending} --out scores.csv".split()).err
+    assert "1 column left out, which the detector was not fitted on: sample" in told
     with Path("scores.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     known, far = rows[: len(test)], rows[len(test) :]
@@ -71,6 +75,34 @@ def test_a_table_and_the_head_of_a_classifier_are_all_that_is_needed(
         scaler.transform(training), weight=model.coef_, bias=model.intercept_, validation=held_out, keep=0.9
     )
     assert by_hand.score_features(test).tolist() == pytest.approx([float(row["score"]) for row in known], rel=1e-9)
+
+
+def test_columns_of_a_fit_are_found_by_name_or_missed(opnp: Opnp, tmp_path: Path) -> None:
+    columns, classes = table("binary")
+    model = LogisticRegression().fit(columns, classes)
+    write_head(tmp_path / "head.safetensors", model.coef_, bias=model.intercept_)
+    numbers = {f"column {place}": column for place, column in enumerate(columns.T)}
+    other = dict(reversed(numbers.items()))
+    kept = dict(list(numbers.items())[1:])
+    for name, written in {"train": numbers, "other": other, "few": kept}.items():
+        arrow_csv.write_csv(pa.table(written), tmp_path / f"{name}.csv")
+    head = read_head(tmp_path / "head.safetensors")
+    training, turned = open_features(tmp_path / "train.csv"), open_features(tmp_path / "other.csv")
+    detector = OPNP().fit_features(training, weight=head.weight, bias=head.bias)
+    assert detector.feature_names == tuple(numbers)
+    with pytest.raises(OptionError, match=r"the columns of the fit in another order: .*feature_names="):
+        detector.calibrate_features(turned)
+    with pytest.raises(OptionError, match="`validation` has the columns of the fit in another order"):
+        OPNP().fit_features(training, weight=head.weight, bias=head.bias, validation=turned)
+    put_right = open_features(tmp_path / "other.csv", feature_names=detector.feature_names)
+    assert torch.equal(put_right.read(0, 9)[0], training.read(0, 9)[0])
+    assert detector.with_ratios(Ratios(w_min=0.5)).feature_names == tuple(numbers)
+    detector.calibrate_features(put_right).save(tmp_path / "d.safetensors")
+    assert OPNP.load(tmp_path / "d.safetensors").feature_names == tuple(numbers)
+    message = refused(opnp, "score", tmp_path / "d.safetensors", "--features", tmp_path / "few.csv")
+    assert "few.csv lacks the column `column 0` of the 6 that the detector was fitted on" in message
+    found = done(opnp, "inspect", tmp_path / "d.safetensors").out
+    assert "column 4, ..." in found
 
 
 def test_a_pipeline_is_taken_apart_at_its_classifier() -> None:

@@ -37,6 +37,7 @@ def folder(made: Path) -> Path:
     return made / "demo"
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_is_guarded(folder: Path) -> None:
     """A file that is missing in the list would be written over where others wrote one of its name."""
     assert {path.name for path in folder.iterdir()} == {*DEMO_FILES}

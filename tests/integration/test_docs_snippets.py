@@ -40,14 +40,17 @@ from tests.unit.adapters.hub_caches import (
     write_timm,
 )
 from tests.unit.adapters.hub_folders import TEXT_CLASSES, write_bert, write_clip, write_vit
+from tests.unit.adapters.hub_server import hub_server
+from tests.unit.adapters.mlflow_store import file_store
 
 TUTORIAL = "tutorials/own-model.md"
 RUN = {name: path for name, path in pages().items() if blocks(path)}
 NOT_RUN = {
     "index.md": 1,
     "how-to/command-line.md": 1,
-    "how-to/hugging-face.md": 1,
+    "how-to/hugging-face.md": 2,
     "how-to/imagenet-torchrun.md": 2,
+    "how-to/mlflow.md": 1,
     "how-to/openood.md": 1,
     "how-to/report.md": 1,
     "how-to/serving.md": 2,
@@ -156,6 +159,7 @@ WORLDS: dict[str, Callable[[Path], None]] = {
     "hubs": hubs,
     "sentences": sentences,
     "features": features,
+    "hub": features,
     "results": results,
     "demo": demo,
 }
@@ -169,6 +173,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     offline_cache(tmp_path / "cache", monkeypatch)
+    file_store(tmp_path / "mlruns", monkeypatch)
     with torch.random.fork_rng():
         yield tmp_path
     for name in set(sys.modules) - before:
@@ -177,13 +182,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUN if name != TUTORIAL])
-def test_every_block_runs(opnp: Opnp, folder: Path, name: str) -> None:
+def test_every_block_runs(opnp: Opnp, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = RUN[name]
     if world(path):
         WORLDS[world(path)](folder)
     page = ModuleType("page")
     with ExitStack() as stack:
+        if world(path) == "hub":
+            stack.enter_context(hub_server(monkeypatch))
         address, taken = "", ""
         for block in blocks(path):
             if block.background:
@@ -210,8 +218,9 @@ def test_the_tutorial_flags_the_odd_images_and_hardly_any_known_one(opnp: Opnp, 
 
 def run(block: Block, page: ModuleType, opnp: Opnp, name: str) -> None:
     """Run one block in this process; a page's blocks share their names."""
-    if "lightning" in block.text and not is_installed("lightning"):
-        pytest.skip("lightning is not installed")
+    for package in ("lightning", "mlflow"):
+        if re.search(rf"^import {package}\b", block.text, flags=re.MULTILINE) and not is_installed(package):
+            pytest.skip(f"{package} is not installed")
     if block.title:
         Path(block.title).write_text(block.text, encoding="utf-8")
     elif block.language == "python":
@@ -221,6 +230,7 @@ def run(block: Block, page: ModuleType, opnp: Opnp, name: str) -> None:
             warnings.simplefilter("ignore", OpnpWarning)  # the data of these pages are few
             warnings.filterwarnings("ignore", module=r"lightning\.")  # of torch's newer names, and of few workers
             warnings.filterwarnings("ignore", module=r"ray\.")  # of settings that it reads by old names of its own
+            warnings.filterwarnings("ignore", module=r"mlflow\.")  # of type hints of its own, at its first import
             exec(code, vars(page))  # noqa: S102  # the project's own page
     elif block.language == "sh":
         for line in block.text.replace("\\\n", " ").splitlines():

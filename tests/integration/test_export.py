@@ -116,6 +116,7 @@ def check_equal(found: Read, detector: OPNP, net: nn.Module, inputs: Tensor) -> 
     assert torch.equal(torch.from_numpy(found["is_ood"]), detector._calibration().is_ood(own))
 
 
+@pytest.mark.slow
 def test_onnxruntime_gives_the_numbers_of_torch_at_any_batch_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = trained(vit(), rate=1e-3)
@@ -134,6 +135,7 @@ def test_onnxruntime_gives_the_numbers_of_torch_at_any_batch_size(tmp_path: Path
     assert [item.name for item in tmp_path.iterdir()] == ["detector.onnx"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "rate", "data"),
     [
@@ -208,6 +210,7 @@ HEADS: dict[str, Callable[[], Head]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "precision"),
     [
@@ -295,6 +298,7 @@ class Judges(nn.Module):
         return [judge(rows) for judge in self.judges]
 
 
+@pytest.mark.slow
 def test_every_score_and_every_shaping_converts() -> None:
     cases: list[tuple[ScoreName, Shaping | None, Precision]] = [
         *(("energy", shaping, "float32") for shaping in (None, ReAct(0.9), ASHS(0.6), SCALE(0.6))),
@@ -337,6 +341,7 @@ def test_every_score_and_every_shaping_converts() -> None:
             assert bool(score[~whole].isnan().all() and is_ood[~whole].all() and (p_value[~whole] == 1 / 101).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ratios", "tensor_name", "unit"),
     [(Ratios(w_min=0.3), "judge.weight", "the largest"), (None, "judge.mean", r"1 \+ \|score\|")],

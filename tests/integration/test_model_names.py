@@ -221,6 +221,7 @@ def _of_inputs(case: Case) -> tuple[str, ...]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", _CASES)
 def test_a_name_goes_to_a_fit_scores_an_exported_file_and_back(
     opnp: Opnp, cache: Path, make: Callable[[Path], Case]
@@ -281,6 +282,8 @@ def test_default_weights_are_those_of_none_and_are_remembered_so(opnp: Opnp, cac
         done(opnp, "score", "d.safetensors", "test.safetensors", *weights, "--out", "scores.csv")
     given = ("fit", "--model", "mynet:net", "--weights", "DEFAULT", "--data", "train.safetensors", "--out", "e.st")
     assert "DEFAULT stands for the pretrained weights of a hub" in refused(opnp, *given)
+    sentences = [each.replace("mynet:net", "sentence-transformers:all-MiniLM-L6-v2") for each in given]
+    assert "`--weights` is the file of its head" in refused(opnp, *sentences)
 
 
 @pytest.mark.slow

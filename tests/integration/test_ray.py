@@ -117,7 +117,7 @@ def made_rows(numbers: Any) -> Any:
 
 def test_features_are_scored_to_the_bit_as_by_one_process(features: Path, opnp: Opnp) -> None:
     one, many = features / "one.parquet", features / "many"
-    asked = ("score", features / "d.st", "--explain", "--json")
+    asked = ("score", features / "d.st", "--explain", "--fdr", "0.2", "--json")
     alone = done(opnp, *asked, "--features", features / "rows.parquet", "--out", one)
     outcome = done(opnp, *asked, "--data", f"file://{features}/rows.parquet", "--out", many, "--ray", "local")
     assert table(many).equals(parquet.read_table(one))

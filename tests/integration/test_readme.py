@@ -74,6 +74,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_command_runs_in_the_order_of_its_page(opnp: Opnp, here: Path) -> None:
     ran: list[str] = []
     for program, *arguments in [line for page in (README, COMMAND_LINE, OF_0_1) for line in commands(page)]:
@@ -101,6 +102,7 @@ def test_the_table_of_commands_is_whole() -> None:
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == sorted(COMMANDS)
 
 
+@pytest.mark.slow
 def test_the_service_answers_the_request_of_the_page(opnp: Opnp, here: Path) -> None:
     lines = commands(README)
     (serve,) = [line for line in lines if line[1] == "serve"]

@@ -11,6 +11,7 @@ import torch
 
 from opnp.core import fpr_at_tpr
 from opnp.report import read_results, write_report
+from opnp.report.explorer import band_text
 from tests.unit.report.report_world import EVIL, METHODS, MODEL, large_folder, page_folder
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -120,6 +121,8 @@ def test_the_explorer_shows_what_the_core_measures_at_five_positions(shared: Any
             kept = fpr_at_tpr(inside, inside, tpr=share)
             flagged, samples = _counts(explorer, "[data-row=flagged]", column)
             assert (samples, (samples - flagged) / samples) == (len(inside), kept)
+            band = explorer.locator(f"[data-row=flagged] > :nth-child({column}) .band").inner_text()
+            assert band == band_text(flagged, samples, min(500, samples))
             threshold = explorer.locator(f"[data-row=threshold] > :nth-child({column})").inner_text()
             smallest = float(inside.sort().values[round(kept * samples) - 1])
             assert float(threshold) == float(f"{smallest:.6g}")
@@ -127,6 +130,8 @@ def test_the_explorer_shows_what_the_core_measures_at_five_positions(shared: Any
                 outside = tensors[f"ood_{name}"]
                 missed, samples = _counts(explorer, f"[data-set={name}]", column)
                 assert (samples, missed / samples) == (len(outside), fpr_at_tpr(inside, outside, tpr=share))
+                band = explorer.locator(f"[data-set={name}] > :nth-child({column}) .band").inner_text()
+                assert band == band_text(missed, samples, min(500, len(inside)))
 
 
 def _counts(explorer: Any, row: str, column: int) -> tuple[int, int]:
@@ -199,6 +204,7 @@ def test_the_gallery_opens(shared: Any) -> None:
     assert EVIL in image.get_attribute("alt")
 
 
+@pytest.mark.slow
 def test_it_is_accessible_light_and_dark(browser: Any, path: Path) -> None:
     page = opened(browser, path)
     page.evaluate("() => document.querySelectorAll('details').forEach(each => { each.open = true; })")
@@ -266,6 +272,7 @@ def test_it_prints_white_and_whole_without_controls(browser: Any, path: Path) ->
     page.close()
 
 
+@pytest.mark.slow
 def test_figures_fit_the_paper_the_window_and_a_phone(browser: Any, path: Path) -> None:
     page = opened(browser, path, viewport={"width": 1280, "height": 900})
     right = "each => each.getBoundingClientRect().right"
@@ -301,6 +308,7 @@ def test_without_script_it_still_says_everything(browser: Any, path: Path) -> No
     context.close()
 
 
+@pytest.mark.slow
 def test_many_samples_make_no_large_page(browser: Any, tmp_path: Path) -> None:
     results = large_folder(tmp_path / "results", samples=LARGE)
     path = write_report(results, tmp_path / "report.html")

@@ -23,15 +23,17 @@ CORE = {"filelock", "lazy-loader", "msgspec", "numpy", "rich", "safetensors", "t
 EXTRAS = {
     "bench": {"pillow", "pyarrow", "pytorch-ood", "scikit-learn"},
     "hf": {"datasets", "huggingface-hub", "pillow", "transformers"},
+    "mlflow": {"mlflow-skinny", "pandas"},
     "onnx": {"onnx", "onnxruntime", "onnxscript"},
+    "ray": {"ray"},
     "report": {"altair", "jinja2", "pyarrow", "vl-convert-python"},
     "sentences": {"huggingface-hub", "sentence-transformers"},
     "serve": {"fastapi", "pillow", "prometheus-client", "starlette", "uvicorn"},
     "vision": {"pillow", "timm", "torchvision"},
 }
 FOREIGN = """
-    PIL altair datasets fastapi hypothesis onnx onnxruntime onnxscript pyarrow pytest pytorch_ood sklearn timm
-    torchvision transformers uvicorn vl_convert
+    PIL altair datasets fastapi hypothesis mlflow onnx onnxruntime onnxscript pandas pyarrow pytest pytorch_ood ray
+    sklearn timm torchvision transformers uvicorn vl_convert
 """
 
 

@@ -70,6 +70,7 @@ def data(report: CacheReport, folder: Path) -> ModelData:
     return read_feature_folder(folder / "features")
 
 
+@pytest.mark.slow
 def test_the_classifier_is_as_good_as_it_is_known_to_be(report: CacheReport, data: ModelData) -> None:
     assert report.source.head == "fc"
     assert data.test.labels is not None
@@ -161,6 +162,7 @@ def _fitted() -> OPNP:
         return OPNP(ratios=_RATIOS).fit(model, loader)
 
 
+@pytest.mark.slow
 def test_fit_on_the_model_is_fit_on_its_features() -> None:
     head = _model().fc
     other = OPNP(ratios=_RATIOS)

@@ -60,6 +60,7 @@ def test_the_detector_is_worth_what_the_record_says(model: str) -> None:
     assert fitted(model).left_out == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_features_of_half_precision_cost_next_to_nothing(model: str) -> None:
     """Other rows give the scales, as their bits are others: of few training samples that is another small sample."""

@@ -395,6 +395,7 @@ def port_of(served: Served) -> int:
     return int(served.address.rpartition(":")[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [QUICK, pytest.param(LONG, marks=pytest.mark.long)])
 def test_a_service_under_load_answers_all_and_grows_in_nothing(tmp_path: Path, tried: Tried, seconds: float) -> None:
     good_requests(), bad_requests()  # made before the clock starts

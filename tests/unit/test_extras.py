@@ -21,7 +21,7 @@ EXTRAS = {
     if name not in {"all", "dev", "test"}
 }
 PACKAGE_OF = {name.replace("-", "_"): name for names in EXTRAS.values() for name in names}
-PACKAGE_OF |= {"PIL": "pillow", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
+PACKAGE_OF |= {"PIL": "pillow", "mlflow": "mlflow-skinny", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
 """Packages of the extras by the name of their module."""
 MISSING = re.compile(r"raise MissingExtraError\(|require_installed\(")
 

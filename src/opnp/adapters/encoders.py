@@ -48,7 +48,8 @@ class PrototypeHead(nn.Module):
     Raises:
         ShapeError: If `weight` is no matrix.
         NonFiniteError: If it is not finite.
-        OptionError: If `scale` is not above 0, or a vector that shall have length 1 is zero.
+        OptionError: If `scale` is not above 0 or too large for the type of `weight`, or a vector that shall have length
+            1 is zero.
 
     Example:
         >>> head = PrototypeHead(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), scale=10.0)
@@ -68,7 +69,12 @@ class PrototypeHead(nn.Module):
             raise OptionError("`weight` has a row of zeros, which has no direction: leave that class out.")
         self.normalize = normalize
         vectors = unit_rows(weight.detach(), dim=1) if normalize else weight.detach()
-        self.linear = _linear(scale * vectors, None)
+        scaled = scale * vectors
+        if not bool(torch.isfinite(scaled).all()):
+            raise OptionError(
+                f"`scale` must leave the weight finite in {weight.dtype}, got {scale}. That of CLIP is 100."
+            )
+        self.linear = _linear(scaled, None)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits, shape ``(batch, classes)``."""
@@ -107,7 +113,8 @@ def linear_head(classifier: object, *, dtype: torch.dtype = torch.float32) -> nn
             f"`classifier` must be a fitted linear classifier with `coef_`, `intercept_` and `classes_`, got "
             f"{type(found).__name__}.{hint}"
         )
-    weight, classes = torch.atleast_2d(torch.tensor(found.coef_, dtype=dtype)), len(found.classes_)
+    coefficients = found.coef_.toarray() if hasattr(found.coef_, "toarray") else found.coef_  # after `sparsify()`
+    weight, classes = torch.atleast_2d(torch.tensor(coefficients, dtype=dtype)), len(found.classes_)
     is_by_pairs = hasattr(found, "dual_coef_") and classes > 2
     if weight.ndim != 2 or len(weight) != (1 if classes == 2 else classes) or is_by_pairs:
         raise ShapeError(

@@ -47,7 +47,10 @@ __all__ = [
 
 DEFAULT_WEIGHTS = "DEFAULT"
 """In the place of a file of weights: those that a hub gives by itself."""
-_KINDS = "`timm:NAME`, `torchvision:NAME`, `hf:NAME`, `onnx:FILE`, or `module:callable` such as `mymodels:resnet`"
+_KINDS = (
+    "`timm:NAME`, `torchvision:NAME`, `hf:NAME`, `sentence-transformers:NAME`, `onnx:FILE`, or `module:callable` such "
+    "as `mymodels:resnet`"
+)
 _OF_HUB = ("hf-hub:", "hf_hub:")
 """What timm has before names of models that lie on the hub of Hugging Face."""
 _EXAMPLE = "`--image-size 32 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.2010`"
@@ -113,15 +116,17 @@ def timm_model(
 
     """
     timm = _timm()
-    # A tag names weights, so that timm refuses a wrong one by itself.
+    plain, _, tag = name.partition(".")
     if not name.startswith(_OF_HUB) and not timm.is_model(name):
-        similar = did_you_mean(name.split(".", maxsplit=1)[0], timm.list_models(), prefix="timm:")
+        similar = did_you_mean(plain, timm.list_models(), prefix="timm:")
         raise OptionError(
             f"timm has no model {name!r}.{similar} `python -c 'import timm; print(timm.list_models())'` lists them "
             f"all; one on the hub of Hugging Face is `timm:hf-hub:org/name`.",
         )
+    tagged = timm.list_pretrained(f"{plain}.*") if tag and not name.startswith(_OF_HUB) else []
+    similar = "" if name in tagged else did_you_mean(name, tagged, prefix="timm:")
     options = {} if classes is None else {"num_classes": classes}
-    with _making("timm", name, is_pretrained=is_pretrained):
+    with _making("timm", name, is_pretrained=is_pretrained, similar=similar):
         model: nn.Module = timm.create_model(name, pretrained=is_pretrained, **options)
     return model, _timm_preprocessing(timm.data.resolve_data_config(model=model))
 
@@ -208,18 +213,18 @@ def _torchvision() -> Any:  # noqa: ANN401  # a module without types
 
 
 @contextmanager
-def _making(hub: str, name: str, *, is_pretrained: bool) -> Iterator[None]:
-    """Keep the random state, and say what to do where a hub cannot make a model."""
+def _making(hub: str, name: str, *, is_pretrained: bool, similar: str = "") -> Iterator[None]:
+    """Keep the random state, and say what to do, and what may have been meant, where a hub cannot make a model."""
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     except Exception as error:
         reason = failure_text(error)
         if not is_pretrained:
-            raise OptionError(f"{hub} could not make {name!r}: {reason}.") from error
+            raise OptionError(f"{hub} could not make {name!r}: {reason}.{similar}") from error
         raise OptionError(
-            f"{hub} could not get the pretrained weights of {name!r} ({reason}). Give weights that are on this "
-            f"machine: `--weights FILE`.",
+            f"{hub} could not get the pretrained weights of {name!r} ({reason}).{similar} Give weights that are on "
+            f"this machine: `--weights FILE`.",
         ) from error
 
 
@@ -267,13 +272,7 @@ def model_from_name(text: str, *, weights: str | os.PathLike[str] | None = None)
         if weights is not None:
             raise OptionError(f"{text} has its weights in the file: leave `--weights` out.")
         return onnx_model(name), None
-    if weights is not None and os.fspath(weights) == DEFAULT_WEIGHTS:
-        if kind not in _HUBS:
-            raise OptionError(
-                f"`--weights`: {DEFAULT_WEIGHTS} stands for the pretrained weights of a hub, and {text!r} is of none: "
-                f"leave it out, or give a file."
-            )
-        weights = None
+    weights = _file_of_weights(weights, kind, text)
     if kind == _SENTENCES:
         return sentence_model(name, weights)
     state = None if weights is None else read_weights(weights)
@@ -290,6 +289,23 @@ def model_from_name(text: str, *, weights: str | os.PathLike[str] | None = None)
         state = named_weights(model, fitting_names(model, state)) if kind == "hf" else state
         load_weights(model, state, path=weights)
     return model, transform
+
+
+def _file_of_weights(weights: str | os.PathLike[str] | None, kind: str, text: str) -> str | os.PathLike[str] | None:
+    """Return the file of weights; None where none is given, or DEFAULT for a model of a hub."""
+    if weights is None or os.fspath(weights) != DEFAULT_WEIGHTS:
+        return weights
+    if kind == _SENTENCES:
+        raise OptionError(
+            f"{text!r} always has its pretrained weights: `--weights` is the file of its head, which "
+            f"`opnp.data.write_head(path, weight, bias=bias)` writes."
+        )
+    if kind not in _HUBS:
+        raise OptionError(
+            f"`--weights`: {DEFAULT_WEIGHTS} stands for the pretrained weights of a hub, and {text!r} is of none: "
+            f"leave it out, or give a file."
+        )
+    return None
 
 
 def chosen_preprocessing(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from opnp.adapters.hub_cache import is_hub_name
+from opnp.adapters.onnx_models import OnnxClassifier
 from opnp.artifact import tensors_digest
 from opnp.core.checks import two_class_head
 from opnp.data import Preprocessing, Transform
@@ -187,6 +188,12 @@ def require_same_weights(origin: ModelOrigin, model: nn.Module, *, head_sha256: 
     has_head = any(head_digest(*head) == head_sha256 for head in heads)
     if not has_head or weights_digest(model) == origin.weights_sha256:
         return
+    if isinstance(unwrapped(model), OnnxClassifier):
+        raise HeadMismatchError(
+            "The graph has the head of the detector's fit, and is another file: it was written anew, or computes "
+            "something else before the head. Give the file of the fit, fit again, or, where both are the same network, "
+            "go on with `--force`."
+        )
     raise HeadMismatchError(
         "The model has the head of the detector's fit, and other weights elsewhere. Give those of the fit, fit again, "
         "or go on all the same with `--force`."

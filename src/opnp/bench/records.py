@@ -175,6 +175,8 @@ def record_fit(detector: OPNP, folder: str | os.PathLike[str], *, model: str, se
     """
     require_own_results(folder, files=(FIT_FILE, PICTURES_FILE))
     folder, scores = Path(folder), detector.calibration_scores if detector.is_calibrated else None
+    by = detector.calibrated_by if detector.is_calibrated else None
+    flagged = None if scores is None or by else flagged_rank(len(scores), keep=detector.keep) / (len(scores) + 1)
     if scores is not None and (infinite := int((~scores.isfinite()).sum())):
         raise NonFiniteError(
             f"{infinite} of {len(scores)} calibration scores are infinite: their features are too large to be scored, "
@@ -192,11 +194,12 @@ def record_fit(detector: OPNP, folder: str | os.PathLike[str], *, model: str, se
         left_out=dict(detector.left_out),
         tuning=None if tuning is None else TuningFigures(*(getattr(tuning, name) for name in names)),
         keep=None if scores is None else detector.keep,
-        threshold=None if scores is None else detector.threshold,
-        expected_flagged=None if scores is None else flagged_rank(len(scores), keep=detector.keep) / (len(scores) + 1),
+        threshold=None if scores is None or by else detector.threshold,
+        expected_flagged=flagged,
         calibration_scores=() if scores is None else tuple(scores.tolist()),
         head_sha256=detector.head_digest,
         versions=package_versions(),
+        calibrated_by=by,
     )
     write_record(folder / FIT_FILE, record)
     write_pictures(folder, [detector_pictures(detector, weight, model=model, method="OPNP")])

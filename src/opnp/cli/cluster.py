@@ -15,15 +15,24 @@ import typer
 
 from opnp.adapters.ray import BatchOfArrays, Scorer, cluster, plain_errors, rows_dataset, summed
 from opnp.adapters.toolkits import bytes_of, detector_from
-from opnp.cli.options import HeadOptions, RunOptions, require_out_folder
+from opnp.cli.options import HeadOptions, RunOptions, require_out_folder, warn_unless_held_out
 from opnp.cli.running import OpenedModel, model_errors, with_known_order
-from opnp.data import FeatureSource, InputSet, feature_part, open_features, read_head, unreadable_summary
+from opnp.data import (
+    FeatureSource,
+    InputSet,
+    feature_names_of,
+    feature_part,
+    open_features,
+    read_head,
+    unreadable_summary,
+)
 from opnp.data.addresses import ImagesAtAddress
 from opnp.data.parquet import ParquetFeatures, is_parquet
 from opnp.detector import OPNP
 from opnp.detector.fit_pass import BATCH_ROWS, feature_blocks
 from opnp.errors import DataFileError, EmptyDataError, OptionError
 from opnp.model import BatchHalving, axes_of, find_head, head_stream
+from opnp.values.settings import CalibratedBy
 
 __all__ = ["fit_features", "fit_model", "score_on_cluster"]
 
@@ -31,6 +40,8 @@ _BLOCKS = 8
 """Blocks of features, or batches of inputs, of a task, at most."""
 _FEWEST_TASKS = 16
 _SHOWN = 5
+_SUMMED_UP = ("score", "p_value", "is_ood", "calibration_samples")
+"""Columns of a score table that its summary and discoveries come from."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- score
@@ -51,7 +62,7 @@ def score_on_cluster(
     """Write the score table of features or inputs as a folder of Parquet files.
 
     Returns:
-        The columns `score` and `is_ood` of the table, for a summary, and facts of inputs alone.
+        Columns of the table in the order of its rows, for a summary and discoveries, and facts of inputs alone.
 
     Raises:
         OpnpError: As one process raises it, or because there is no such cluster.
@@ -65,8 +76,11 @@ def score_on_cluster(
         if features is None and data is not None and is_parquet(_address(data)):
             features, data = data, None
         if features is not None:
-            source = _source(_address(features))
-            feature_blocks(source, detector.sensitivity.weight)  # raises if they are of another head
+            names = detector.feature_names
+            source = _source(_address(features), names)
+            feature_blocks(
+                source, detector.sensitivity.weight, feature_names=names
+            )  # raises if they are of another head
             make: Any = partial(_FeatureVerdicts, content, _address(features), is_explained=is_explained)
             rows, size = source.rows, BATCH_ROWS
         elif data is not None:
@@ -101,8 +115,8 @@ def _read_back(place: str, inputs: InputSet | None, rows: int) -> tuple[dict[str
     found: Any = dataset.dataset(place, format="parquet") if is_parquet(place) else None
     if inputs is not None and (found is None or found.count_rows() == 0):
         raise EmptyDataError(f"{inputs.source.path} holds nothing to work on: none of {rows} inputs could be read.")
-    table = found.to_table(columns=["index", "is_ood"])
-    columns = {"score": range(table.num_rows), "is_ood": table["is_ood"].to_numpy(zero_copy_only=False)}
+    table = found.to_table(columns=["index", *_SUMMED_UP]).sort_by("index")
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in _SUMMED_UP}
     if inputs is None:
         return columns, {}
     is_lost = np.ones(rows, dtype=bool)
@@ -128,12 +142,12 @@ class _FeatureVerdicts:
 
     def __init__(self, content: bytes, place: str, *, is_explained: bool) -> None:
         self.scorer = Scorer(detector_from(content), members=is_explained)
-        self.source = _source(place)
+        self.source = _source(place, self.scorer.detector.feature_names)
 
     def __call__(self, start: int, stop: int) -> Iterator[Any]:
         weight = self.scorer.detector.sensitivity.weight
         blocks = feature_blocks(feature_part(self.source, start, stop), weight, is_inside=False)
-        yield _table(map(self.scorer.answers, blocks), np.arange(start, stop))
+        yield _table(self.scorer, map(self.scorer.answers, blocks), np.arange(start, stop))
 
 
 class _InputVerdicts:
@@ -167,40 +181,79 @@ class _InputVerdicts:
                 return
         readable = inputs.readable.numpy()
         index = readable[(readable >= start) & (readable < stop)]
-        yield _table(parts, index, names=[inputs.names[row] for row in index.tolist()])
+        yield _table(self.scorer, parts, index, names=[inputs.names[row] for row in index.tolist()])
 
 
-def _table(parts: Iterable[BatchOfArrays], index: Any, names: Sequence[str] | None = None) -> Any:  # noqa: ANN401  # an array in, a table of Arrow out
+def _table(
+    scorer: Scorer,
+    parts: Iterable[BatchOfArrays],
+    index: Any,  # noqa: ANN401  # an array
+    names: Sequence[str] | None = None,
+) -> Any:  # noqa: ANN401  # a table of Arrow
     """Return the rows of a score file, with the columns of one that one process writes."""
     import pyarrow as pa
 
-    found = [*parts]
-    columns = {name: pa.array(np.concatenate([part[name] for part in found])) for name in found[0]}
-    head = {"index": pa.array(index)} | ({} if names is None else {"name": pa.array(names)})
-    for name in ("p_value", "is_ood"):
-        columns.setdefault(name, pa.nulls(len(index)))
-    return pa.table(head | columns)
+    found, detector = [*parts], scorer.detector
+    columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    told = ["predicted_class", "class_name", "score", "p_value", "is_ood"]
+    head = {name: columns.pop(name) for name in told if name in columns}
+    if detector.is_calibrated:
+        groups = [detector.calibration_group_of(label) for label in range(len(detector.sensitivity.weight))]
+        labels = head["predicted_class"]
+        head["calibration_samples"] = np.array([group.samples for group in groups])[labels]
+        if detector.calibrated_by is not None:
+            head["calibration_group"] = np.array([group.name for group in groups], dtype=object)[labels]
+    else:
+        head |= dict.fromkeys(("p_value", "is_ood", "calibration_samples"), pa.nulls(len(index)))
+    first = {"index": index} | ({} if names is None else {"name": names})
+    return pa.table({name: pa.array(values) for name, values in (first | head | columns).items()})
+
+
+def add_column(out: Path, name: str, values: Sequence[object]) -> None:
+    """Add a column to a score table that is a folder of Parquet files, one value a row in the order of the rows."""
+    from pyarrow import dataset, parquet
+
+    filesystem, folder = _opened(_address(out))
+    files = dataset.dataset(folder, filesystem=filesystem, format="parquet").files
+    tables = {file: parquet.read_table(file, filesystem=filesystem) for file in files}
+    order = np.sort(np.concatenate([table["index"].to_numpy() for table in tables.values()]))
+    column = np.asarray(values)
+    for file, table in tables.items():
+        mine = column[np.searchsorted(order, table["index"].to_numpy())]
+        whole = table.append_column(name, [mine])
+        parquet.write_table(whole, file, filesystem=filesystem, write_page_checksum=True)
 
 
 # ------------------------------------------------------------------------------------------------------------------ fit
 def fit_features(
-    address: str, features: Path, head: Path, detector: OPNP, *, validation: Path | None, keep: float, is_quiet: bool
+    address: str,
+    features: Path,
+    head: Path,
+    detector: OPNP,
+    *,
+    validation: Path | None,
+    keep: float,
+    by: CalibratedBy | None,
+    is_quiet: bool,
 ) -> None:
     """Fit a detector on cached features, and calibrate it here on held-out ones."""
     from opnp.core.conformal import flagged_rank
 
     place, classifier = _address(features), read_head(head)
+    warn_unless_held_out(validation, training=features)
     with cluster(address, is_quiet=is_quiet), plain_errors():
         source = _source(place)
         feature_blocks(source, classifier.weight)
-        held_out = None if validation is None else _source(_address(validation))
+        names = feature_names_of(source)
+        held_out = None if validation is None else _source(_address(validation), names)
         if held_out is not None:
             flagged_rank(held_out.rows, keep=keep)  # raises if these are too few, before the pass
         size = _rows_of_a_task(source.rows, BATCH_ROWS)
         found = rows_dataset(partial(_TrainingFeatures, place), source.rows, size=size)
-        detector.fit_sum(summed(found, classifier.weight, classifier.bias, detector.settings))
+        total = summed(found, classifier.weight, classifier.bias, detector.settings)
+    detector.fit_sum(total, feature_names=names)
     if held_out is not None:
-        detector.calibrate_features(held_out, keep=keep)
+        detector.calibrate_features(held_out, keep=keep, by=by)
 
 
 def fit_model(
@@ -213,12 +266,14 @@ def fit_model(
     validation: Path | None,
     head: str | None,
     keep: float,
+    by: CalibratedBy | None,
     is_quiet: bool,
 ) -> tuple[OpenedModel, InputSet, dict[str, int]]:
     """Fit a detector by a model, and calibrate it here; return the model, its inputs, and how many were unreadable."""
     from opnp.core.conformal import flagged_rank
 
     whole, logits = _address(data), options.logits_place
+    warn_unless_held_out(validation, training=data)
     opened = OpenedModel.of(model, options)
     ordered = partial(with_known_order, opened=opened, head=head, logits=logits)
     training = ordered(_inputs(opened, whole, is_labelled=True))
@@ -240,7 +295,7 @@ def fit_model(
     if counts["data"]:
         typer.echo(f"opnp: {data}: {counts['data']} of {len(training)} inputs could not be read.", err=True)
     if held_out is not None:
-        detector.calibrate(opened.batches(held_out), keep=keep)
+        detector.calibrate(opened.batches(held_out), keep=keep, by=by)
         counts["validation"] = len(held_out.reasons)
         if held_out.reasons:
             typer.echo(f"opnp: {validation}: {unreadable_summary(held_out.unreadable, total=len(held_out))}", err=True)
@@ -314,12 +369,12 @@ def _inputs(opened: OpenedModel, place: str, *, is_labelled: bool) -> InputSet:
     return InputSet(ImagesAtAddress.of(place), opened.transform, is_strict=opened.options.strict)
 
 
-def _source(place: str) -> FeatureSource:
+def _source(place: str, names: Sequence[str] | None = None) -> FeatureSource:
     if is_parquet(place):
-        return ParquetFeatures(place)
+        return ParquetFeatures(place, feature_names=names)
     if "://" in place:
         raise DataFileError(f"{place} must be a Parquet file, or a folder of such: other files are read from a disk.")
-    return open_features(place)
+    return open_features(place, feature_names=names)
 
 
 def _rows_of_a_task(rows: int, block: int) -> int:

@@ -103,7 +103,7 @@ def export(
         "card": str(card),
         "outputs": list(OUTPUT_NAMES),
         "keep": loaded.keep,
-        "threshold": loaded.threshold,
+        "threshold": loaded.threshold if loaded.calibrated_by is None else "one of each predicted class",
         "calibration_samples": len(loaded.calibration_scores),
     }
     print_result(facts, json=json)

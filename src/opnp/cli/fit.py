@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opnp.cli.options import (
+    CalibrateBy,
     DataPath,
     FeaturesFileOrNone,
     HeadOptions,
@@ -31,16 +32,20 @@ from opnp.cli.options import (
     running_option,
     shaping_from,
     tell_report,
+    warn_unless_held_out,
 )
 from opnp.cli.output import print_result, progress_bar, settings_text
 from opnp.errors import OptionError
-from opnp.values.settings import RANK_TIMEOUT, NeuronReading, Precision, Scope, ScoreName
+from opnp.values.settings import RANK_TIMEOUT, CalibratedBy, NeuronReading, Precision, Scope, ScoreName
 
 if TYPE_CHECKING:
     from opnp.cli.running import OpenedModel
     from opnp.data import InputSet
     from opnp.detector import OPNP, Checkpoint
     from opnp.distributed import Ranks
+
+_NAMED = 5
+"""Features that are named where people read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +121,7 @@ def fit(
     ] = None,
     model: ModelNameOrNone = None,
     keep: Annotated[float, detector_option(help="Share of ID to keep, with --validation.")] = 0.95,
+    calibrate_by: CalibrateBy = None,
     kind: _DetectorOptions,
     options: _FitOptions,
     checkpoint: Annotated[
@@ -170,7 +176,7 @@ def fit(
         is_quiet = json or not ranks.is_first
         # The first rank alone needs held-out samples, which may lie on its machine alone.
         known = validation if ranks.is_first else None
-        facts = run(detector, ranks, options=options, validation=known, keep=keep, is_quiet=is_quiet)
+        facts = run(detector, ranks, options=options, validation=known, keep=keep, by=calibrate_by, is_quiet=is_quiet)
         with together(ranks):
             if ranks.is_first:
                 detector.save(out)
@@ -202,6 +208,7 @@ def _fit_features(
     checkpoint: "Checkpoint | None",
     ray: str | None,
     keep: float,
+    by: CalibratedBy | None,
     is_quiet: bool,
 ) -> dict[str, object]:
     """Fit a detector on cached features with all ranks, and return facts of this form alone: none."""
@@ -210,7 +217,7 @@ def _fit_features(
 
         if checkpoint is not None:
             raise OptionError("`--checkpoint` cannot go with `--ray`, which runs tasks again by itself: leave one out.")
-        fit_features(ray, features, head, detector, validation=validation, keep=keep, is_quiet=is_quiet)
+        fit_features(ray, features, head, detector, validation=validation, keep=keep, by=by, is_quiet=is_quiet)
         return {}
     from opnp.core.conformal import flagged_rank
     from opnp.data import feature_part, open_features, read_head
@@ -218,9 +225,10 @@ def _fit_features(
     from opnp.distributed import local_device, require_equal, together
 
     with together(ranks):
+        warn_unless_held_out(validation, training=features)
         training, classifier = open_features(features), read_head(head)
         place = local_device(checked_device(options.device) or "cpu")
-        held_out = None if validation is None else open_features(validation)
+        held_out = None if validation is None else open_features(validation, feature_names=training.feature_names)
         if held_out is not None:
             flagged_rank(held_out.rows, keep=keep)  # raises if these are too few, before the pass
     require_equal(f"({training.rows}, {training.width})", ranks, what="features of shape")
@@ -230,6 +238,7 @@ def _fit_features(
         bias=None if classifier.bias is None else classifier.bias.to(place),
         validation=held_out,
         keep=keep,
+        by=by,
         batch_size=BATCH_ROWS if options.batch_size is None else options.batch_size,
         checkpoint=checkpoint,
         distributed=not ranks.is_alone,
@@ -251,6 +260,7 @@ def _fit_model(
     out: Path,
     ray: str | None,
     keep: float,
+    by: CalibratedBy | None,
     is_quiet: bool,
 ) -> dict[str, object]:
     """Fit a detector by a model with all ranks, and return how many inputs of each set could not be read."""
@@ -262,11 +272,21 @@ def _fit_model(
         from opnp.cli.cluster import fit_model
 
         opened, training, found = fit_model(
-            ray, model, data, detector, options=options, validation=validation, head=head, keep=keep, is_quiet=is_quiet
+            ray,
+            model,
+            data,
+            detector,
+            options=options,
+            validation=validation,
+            head=head,
+            keep=keep,
+            by=by,
+            is_quiet=is_quiet,
         )
         _remember(detector, opened, training, name=model, options=options, out=out)
         return {"unreadable": found}
     with together(ranks):
+        warn_unless_held_out(validation, training=data)
         opened = OpenedModel.of(model, options)
         ordered = partial(with_known_order, opened=opened, head=head, logits=logits)
         training = ordered(opened.inputs(data))
@@ -282,6 +302,7 @@ def _fit_model(
             logits=logits,
             validation=None if held_out is None else opened.batches(held_out),
             keep=keep,
+            by=by,
             device=opened.device,
             auto_batch=options.auto_batch,
             distributed=not ranks.is_alone,
@@ -346,6 +367,10 @@ def print_detector(detector: "OPNP", more: Mapping[str, object], *, json: bool) 
         )
     if detector.id_accuracy:
         texts["id_accuracy"] = ", ".join(f"{name} {100 * share:.2f} %" for name, share in detector.id_accuracy.items())
+    if (names := detector.feature_names) is not None:
+        texts["feature_names"] = ", ".join(names if len(names) <= _NAMED else (*names[:_NAMED], "..."))
+    if detector.is_calibrated and detector.calibrated_by:
+        texts |= {"calibrated_by": "predicted class", "calibration_groups": _groups_text(detector)}
     if isinstance(counts := more.get("unreadable"), dict):
         texts["unreadable"] = ", ".join(f"{count} of {name}" for name, count in counts.items())
     print_result({**_summary(detector), **more}, json=json, texts=texts)
@@ -364,6 +389,10 @@ def _summary(detector: "OPNP") -> dict[str, object]:
         "kept_share": float(detector.masks.kept.double().mean()),
         "calibration_samples": 0,
     }
+    if detector.feature_names is not None:
+        facts["feature_names"] = list(detector.feature_names)
+    if (origin := detector.origin) is not None:
+        facts |= {"model": origin.model, "weights": origin.weights}
     if detector.settings.is_fusion:
         facts |= {"members": list(detector.members), "left_out": dict(detector.left_out)}
     if detector.id_accuracy:
@@ -371,9 +400,37 @@ def _summary(detector: "OPNP") -> dict[str, object]:
     if detector.tuning is not None:
         facts["tuned"] = detector.tuning.to_json() | {"gain": detector.tuning.gain}
     if detector.is_calibrated:
-        facts |= {
-            "calibration_samples": len(detector.calibration_scores),
-            "keep": detector.keep,
-            "threshold": detector.threshold if math.isfinite(detector.threshold) else str(detector.threshold),
-        }
+        groups = detector.calibration_groups
+        facts |= {"calibration_samples": len(detector.calibration_scores), "keep": detector.keep}
+        if detector.calibrated_by is None:
+            facts["threshold"] = _number(groups[0].threshold)
+        else:
+            facts["calibrated_by"] = detector.calibrated_by
+            facts["calibration_groups"] = [
+                {
+                    "name": group.name,
+                    "classes": list(group.classes),
+                    "samples": group.samples,
+                    "threshold": _number(group.threshold),
+                }
+                for group in groups
+            ]
     return facts
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _groups_text(detector: "OPNP") -> str:
+    """Return which classes have calibration samples of their own, and which are pooled."""
+    groups = detector.calibration_groups
+    alone = [group for group in groups if not group.name.startswith("pooled")]
+    samples = [group.samples for group in alone]
+    texts = [f"{len(alone)} classes by themselves, of {min(samples)} to {max(samples)} samples"] if alone else []
+    texts += [
+        f"{group.name}, {group.samples} samples for the classes {', '.join(map(str, group.classes))}"
+        for group in groups
+        if group not in alone
+    ]
+    return "; ".join(texts)

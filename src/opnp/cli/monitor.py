@@ -11,6 +11,8 @@ from opnp.cli.output import print_facts, print_json
 from opnp.errors import DataFileError, OptionError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from opnp.data.tables import ScoreTable
     from opnp.detector import OPNP
     from opnp.monitor import DriftMonitor, DriftSummary
@@ -35,7 +37,8 @@ def monitor(
     calibration_samples: Annotated[
         int | None,
         typer.Option(
-            help="Without --detector: samples that it was calibrated on. Default: told by 100 p-values or more.", min=1
+            help="Without --detector: samples that it was calibrated on. Default: as the files say, or their p-values.",
+            min=1,
         ),
     ] = None,
     level: Annotated[float, typer.Option(help="Probability of ever raising a false alarm, at most.")] = 0.01,
@@ -63,6 +66,7 @@ def monitor(
     from opnp.monitor.stream import CountedScores, locked_state
 
     tables = [read_score_table(path) for path in files]
+    samples: int | str
     if detector is not None:
         if calibration_samples is not None:
             raise OptionError("`--calibration-samples` is for use without `--detector`, which knows the number.")
@@ -77,7 +81,7 @@ def monitor(
             watching.counted = counted
             if state is not None:
                 watching.save(state)
-        found, samples = watching.summary(), watching.calibration_samples
+        found, samples = watching.summary(), watching.calibration_samples  # by class too: scores are compared with all
     elif state is not None:
         raise OptionError("`--state` needs the calibration scores: give `--detector` as well.")
     else:
@@ -142,8 +146,8 @@ def _counted(
 
 def _by_p_values(
     files: list[Path], tables: list["ScoreTable"], samples: int | None, *, level: float, seed: int
-) -> tuple["DriftSummary", int]:
-    """Return the verdict, and the number of calibration samples."""
+) -> tuple["DriftSummary", int | str]:
+    """Return the verdict, and the number of calibration samples, by class the least and the largest as text."""
     import torch
 
     from opnp.monitor.p_values import drift_of_p_values, inferred_calibration_samples
@@ -155,8 +159,44 @@ def _by_p_values(
                 f"{path} holds no p-values. Give `--detector`, if it is calibrated, or calibrate it and score again.",
             )
     scores, p_values = torch.cat([table.scores for table in tables]), torch.cat(columns)
-    known = inferred_calibration_samples(p_values) if samples is None else samples
-    return drift_of_p_values(scores, p_values, calibration_samples=known, level=level, seed=seed), known
+    counts = [table.calibration_samples for table in tables if table.calibration_samples is not None]
+    known: int | Tensor
+    if len(counts) == len(tables):
+        known = torch.cat(counts)
+        if samples is not None and bool((known != samples).any()):
+            raise OptionError(
+                f"`--calibration-samples {samples}` contradicts the files, which say {_range(known)}: leave it out."
+            )
+    else:
+        known = inferred_calibration_samples(p_values) if samples is None else samples
+    found = drift_of_p_values(
+        scores, p_values, calibration_samples=known, groups=_groups(files, tables), level=level, seed=seed
+    )
+    return found, known if isinstance(known, int) else _range(known)
+
+
+def _range(counts: "Tensor") -> int | str:
+    """Return the number that all counts are, or the least and the largest, as text."""
+    least, most = int(counts.min()), int(counts.max())
+    return least if least == most else f"{least} to {most}"
+
+
+def _groups(files: list[Path], tables: list["ScoreTable"]) -> "Tensor | None":
+    """Return the group of each row as a number, or None where no file knows of groups."""
+    import torch
+
+    named = [table.calibration_groups for table in tables if table.calibration_groups is not None]
+    if not named:
+        return None
+    for path, table in zip(files, tables, strict=True):
+        if table.calibration_groups is None:
+            raise DataFileError(
+                f"{path} is of a detector that is not calibrated by class, and other files are of one that is: monitor "
+                f"the files of each detector by themselves."
+            )
+    names = [name for each in named for name in each]
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([places[name] for name in names], device="cpu")
 
 
 def _require_own(files: list[Path], tables: list["ScoreTable"], detector: "OPNP", path: Path) -> None:
@@ -168,7 +208,16 @@ def _require_own(files: list[Path], tables: list["ScoreTable"], detector: "OPNP"
     for file, table in zip(files, tables, strict=True):
         if table.p_values is None:
             continue
-        if not torch.equal(conformal_p_value(table.scores, detector.calibration_scores), table.p_values):
+        if detector.calibrated_by is not None and table.classes is None:
+            raise DataFileError(f"{file} has no column `predicted_class`, which p-values by class depend on.")
+        expected = torch.full_like(table.p_values, torch.nan)
+        for group in detector.calibration_groups:
+            own = torch.ones_like(expected, dtype=torch.bool)
+            if detector.calibrated_by is not None and table.classes is not None:
+                own = torch.isin(table.classes, torch.tensor(group.classes, device="cpu"))
+            if bool(own.any()):
+                expected[own] = conformal_p_value(table.scores[own], group.calibration.scores)
+        if not torch.equal(expected, table.p_values):
             raise DataFileError(f"{file} was scored by another detector than {path}, or before it was calibrated anew.")
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from opnp.errors import OpnpError, OptionError, OriginWarning, require_installed
+from opnp.errors import HeldOutWarning, OpnpError, OptionError, OriginWarning, require_installed
 from opnp.files import require_writable
+from opnp.values.settings import CalibratedBy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +39,13 @@ _PLACE_DIGITS = 5
 
 # ------------------------------------------------------------------------------------------------------ single options
 
+CalibrateBy = Annotated[
+    CalibratedBy | None,
+    detector_option(
+        help="With --validation: `predicted` compares an input with the samples of its predicted class, so that no "
+        "class is flagged more often than --keep allows. Default: with all."
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ReportFile = Annotated[
     Path | None, typer.Option("--report", help="HTML page with tables and figures of the results to write as well.")
@@ -343,6 +351,30 @@ def require_form(
     wrong = [name for name, value in foreign.items() if value is not None]
     if wrong:
         raise OptionError(f"{', '.join(wrong)} cannot go with `{here}`: only `{other}` has a use for it.")
+
+
+def warn_unless_held_out(validation: Path | None, *, training: Path) -> None:
+    """Warn if held-out samples are the training samples: one path, or files of one content.
+
+    Warns:
+        HeldOutWarning: If so.
+
+    """
+    from opnp.data import file_digest
+
+    if validation is None or not (validation.exists() and training.exists()):  # where it is read that is told
+        return
+    files, sizes = (validation, training), (validation.stat().st_size, training.stat().st_size)
+    is_same = validation.samefile(training)
+    if not is_same and all(path.is_file() for path in files) and sizes[0] == sizes[1]:
+        is_same = file_digest(validation) == file_digest(training)
+    if is_same:
+        warnings.warn(
+            f"`--validation` holds the training samples ({validation}): a threshold by samples that the model was "
+            f"trained on is too low, so that more known inputs are flagged than `--keep` says. Give held-out ones.",
+            HeldOutWarning,
+            stacklevel=2,
+        )
 
 
 def one_of(place: Path | None, named: Path | None, *, option: str) -> Path:

@@ -1,5 +1,6 @@
 """``opnp score``: a detector's verdict on inputs of a model, or on cached features, one row a sample."""
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ _SHOWN = 20
 """Rows that are printed where no file is written."""
 
 _COLUMNS = {"predicted_class": "int64", "score": "float32", "p_value": "float64", "is_ood": "bool"}
+_CALIBRATION = "calibration_samples"
 """Columns of a score file, with the dtype that one has where there is no row."""
 
 
@@ -62,6 +64,13 @@ def score(
     model: ModelNameOrNone = None,
     options: RunOptions,
     force: ForceFlag = False,
+    fdr: Annotated[
+        float | None,
+        typer.Option(
+            help="Add `is_discovery`: inputs of the whole file that are OOD, of which at most this share is ID in "
+            "expectation (Benjamini-Hochberg)."
+        ),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Add each member's p-value and its share of the score.")
     ] = False,
@@ -71,10 +80,11 @@ def score(
 ) -> None:
     """Score inputs of a model or cached features: class, score, p-value and verdict of each sample.
 
-    Larger score = more OOD. A detector that was never calibrated leaves p-value and verdict empty. With --model the
+    Larger score = more OOD. A detector that was never calibrated leaves p-value and verdict empty. `is_ood` judges each
+    input by itself, `is_discovery` all of them together. With --model the
     table names the inputs, and leaves those out that cannot be read. A detector that was fitted on a model by name
     needs no more than DETECTOR and DATA: it remembers model, weights and how inputs are made. Without --out the most
-    OOD of the samples are printed. Several processes score together:
+    OOD of the samples are printed, with --json as `most_ood`. Several processes score together:
     `torchrun --nproc-per-node 2 -m opnp score ...`; the table is in the order of the rows. So do the workers of a
     cluster, with --ray; --data may be Parquet of features there, as --features.
     """
@@ -104,6 +114,7 @@ def score(
             options=options,
             is_explained=explain,
             is_forced=force,
+            fdr=fdr,
             is_json=json,
         )
         return
@@ -113,8 +124,7 @@ def score(
             if ranks.is_first:
                 require_out_file(out)
             loaded = OPNP.load(file)
-            if explain:
-                _require_calibrated(loaded)
+            _require_calibrated(loaded, explain=explain, fdr=fdr)
         is_quiet = json or not ranks.is_first
         facts: dict[str, object] = {}
         if features is not None:
@@ -125,14 +135,15 @@ def score(
             table, facts["unreadable"] = _of_inputs(
                 loaded, opened, data, ranks, is_explained=explain, is_quiet=is_quiet
             )
-        table = _with_names(table, loaded.origin.class_names if loaded.origin else None)
+        table = _with_names(_with_calibration(table, loaded), loaded.origin.class_names if loaded.origin else None)
+        facts |= _add_discoveries(table, fdr, is_quiet=not ranks.is_first)
         with together(ranks):
             if ranks.is_first and out is not None:
                 write_score_table(out, table)
         if not ranks.is_first:
             return
-    if out is None and not json:
-        _print_most_ood(table)
+    if out is None:
+        facts |= _told_most_ood(table, json=json)
     print_result(_summary(loaded, table) | {"out": None if out is None else str(out)} | facts, json=json)
 
 
@@ -147,16 +158,16 @@ def _score_with_ray(
     options: RunOptions,
     is_explained: bool,
     is_forced: bool,
+    fdr: float | None,
     is_json: bool,
 ) -> None:
-    from opnp.cli.cluster import score_on_cluster
+    from opnp.cli.cluster import add_column, score_on_cluster
     from opnp.detector import OPNP
 
     if out is None:
         raise OptionError("`--ray` writes a folder of Parquet files: give `--out FOLDER`.")
     loaded = OPNP.load(file)
-    if is_explained:
-        _require_calibrated(loaded)
+    _require_calibrated(loaded, explain=is_explained, fdr=fdr)
     columns, facts = score_on_cluster(
         loaded,
         file,
@@ -170,6 +181,9 @@ def _score_with_ray(
         is_forced=is_forced,
         is_quiet=is_json,
     )
+    facts |= _add_discoveries(columns, fdr, is_quiet=False)
+    if fdr is not None:
+        add_column(out, "is_discovery", columns["is_discovery"])
     print_result(_summary(loaded, columns) | {"out": str(out)} | facts, json=is_json)
 
 
@@ -181,11 +195,54 @@ def _require_name(out: Path | None) -> None:
         require_score_file(out)
 
 
-def _require_calibrated(detector: "OPNP") -> None:
-    if not detector.is_calibrated:
+def discoveries(
+    p_values: Sequence[object], samples: Sequence[object], *, fdr: float
+) -> tuple[list[object], str | None]:
+    """Return which rows of a whole score file are discoveries, and a sentence where single ones cannot be.
+
+    Args:
+        p_values: Column ``p_value`` of all rows.
+        samples: Column ``calibration_samples`` of all rows.
+        fdr: Level of the false discovery rate, in (0, 1).
+
+    """
+    import torch
+
+    from opnp.core import benjamini_hochberg, discovery_samples, fewest_discoveries
+
+    values = torch.tensor(p_values, dtype=torch.float64, device="cpu")
+    tested, most = len(values), max(int(str(count)) for count in samples)
+    fewest, note = fewest_discoveries(most, tested=tested, fdr=fdr), None
+    if fewest > 1:
+        come = f"come {fewest} or more together, or not at all" if fewest <= tested else "cannot be"
+        note = (
+            f"discoveries among {tested} inputs at an FDR of {fdr:g} {come}, by {most} calibration samples; one alone "
+            f"takes {discovery_samples(1, tested=tested, fdr=fdr)} of them."
+        )
+    return benjamini_hochberg(values, fdr=fdr).tolist(), note
+
+
+def _add_discoveries(table: "Table", fdr: float | None, *, is_quiet: bool) -> dict[str, object]:
+    """Add the column of discoveries to a score table if a level is given, and return what there is to say of it."""
+    if fdr is None:
+        return {}
+    table["is_discovery"], note = discoveries(table["p_value"], table[_CALIBRATION], fdr=fdr)
+    if note is not None and not is_quiet:
+        typer.echo(f"opnp: {note}", err=True)
+    return {"fdr": fdr, "discoveries": sum(map(bool, table["is_discovery"]))}
+
+
+def _require_calibrated(detector: "OPNP", *, explain: bool, fdr: float | None) -> None:
+    """Raise if a level is none, or what is asked for takes a calibrated detector and this one is not."""
+    from opnp.core.checks import checked_fraction
+
+    if fdr is not None:
+        checked_fraction(fdr, name="--fdr")
+    if (explain or fdr is not None) and not detector.is_calibrated:
+        option, judged = ("--explain", "members") if explain else ("--fdr", "inputs")
         raise NotCalibratedError(
-            "`--explain` needs a calibrated detector: members are judged by calibration samples. Fit it with "
-            "`--validation`."
+            f"`{option}` needs a calibrated detector: {judged} are judged by calibration samples. Fit it with "
+            f"`--validation`."
         )
 
 
@@ -208,7 +265,7 @@ def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: 
     from opnp.distributed import require_equal, together
 
     with together(ranks):
-        source = open_features(path)
+        source = open_features(path, feature_names=detector.feature_names)
         if source.rows == 0:
             raise EmptyDataError(f"{path} holds no rows: at least one sample is needed.")
     require_equal(f"({source.rows}, {source.width})", ranks, what="features of shape")
@@ -289,30 +346,61 @@ def _joined(own: "dict[str, Tensor]", ranks: "Ranks") -> "Table":
     return {name: columns.get(name, [None] * rows) for name in dict.fromkeys((*_COLUMNS, *columns))}
 
 
+def _with_calibration(table: "Table", detector: "OPNP") -> "Table":
+    """Return a score table with how many calibration samples judged each row, and by class the group that did."""
+    labels = [int(str(label)) for label in table["predicted_class"]]
+    if not detector.is_calibrated:
+        return _after(table, "is_ood", {_CALIBRATION: [None] * len(labels)})
+    groups = {label: detector.calibration_group_of(label) for label in set(labels)}
+    columns: Table = {_CALIBRATION: [groups[label].samples for label in labels]}
+    if detector.calibrated_by is not None:
+        columns["calibration_group"] = [groups[label].name for label in labels]
+    return _after(table, "is_ood", columns)
+
+
+def _after(table: "Table", name: str, columns: "Table") -> "Table":
+    """Return a table with further columns behind one of these names."""
+    found: Table = {}
+    for column, values in table.items():
+        found[column] = values
+        found |= columns if column == name else {}
+    return found
+
+
 def _with_names(table: "Table", names: Sequence[str] | None) -> "Table":
     """Return a score table with the name of each class beside its number, where names are known."""
     if names is None:
         return table
-    found: Table = {}
-    for column, values in table.items():
-        found[column] = values
-        if column == "predicted_class":
-            found["class_name"] = [names[int(str(number))] for number in values]
-    return found
+    return _after(
+        table, "predicted_class", {"class_name": [names[int(str(number))] for number in table["predicted_class"]]}
+    )
 
 
-def _print_most_ood(table: "Table") -> None:
-    """Print the samples with the largest scores, numbers with four digits."""
+def _most_ood(table: "Table") -> list[dict[str, object]]:
+    """Return the samples with the largest scores, without columns that say nothing."""
     order = sorted(range(len(table["score"])), key=lambda row: float(str(table["score"][row])), reverse=True)
     hidden = "index" if "name" in table else "name"
-    shown = [name for name, values in table.items() if name != hidden and values[0] is not None]
-    left = len(order) - _SHOWN
+    shown = [name for name, values in table.items() if name not in (hidden, _CALIBRATION) and values[0] is not None]
+    return [{name: table[name][row] for name in shown} for row in order[:_SHOWN]]
+
+
+def _told_most_ood(table: "Table", *, json: bool) -> dict[str, object]:
+    """Print the samples with the largest scores, numbers with four digits; or return them as facts for programs."""
+    rows, left = _most_ood(table), len(table["score"]) - _SHOWN
+    if json:
+        return {"most_ood": [{name: _json(value) for name, value in row.items()} for row in rows]}
     title = "Most OOD first" + (f"; {left} more with smaller scores: --out FILE writes all" if left > 0 else "")
-    rows = ([_text(table[name][row]) for name in shown] for row in order[:_SHOWN])
-    print_table(title, [name.replace("_", " ") for name in shown], rows)
+    texts = ([_text(value, name) for name, value in row.items()] for row in rows)
+    print_table(title, [name.replace("_", " ") for name in rows[0]], texts)
+    return {}
 
 
-def _text(value: object) -> str:
+def _json(value: object) -> object:
+    """Return a value as JSON has it: a score that is infinite is "inf"."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(value: object, column: str) -> str:
     if isinstance(value, bool):
-        return "OOD" if value else "known"
+        return ("discovery" if value else "-") if column == "is_discovery" else "OOD" if value else "known"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -7,6 +7,7 @@ import typer
 
 from opnp.cli.fit import print_detector
 from opnp.cli.options import (
+    CalibrateBy,
     FeaturesFile,
     HeadFile,
     JsonFlag,
@@ -14,6 +15,7 @@ from opnp.cli.options import (
     input_option,
     require_out_file,
     shaping_from,
+    warn_unless_held_out,
 )
 from opnp.errors import OptionError
 from opnp.values.settings import ScoreName
@@ -27,6 +29,7 @@ def tune(
     val_ood: Annotated[Path, input_option(help="Features of OOD samples to choose by.")],
     out: Annotated[Path | None, typer.Option(help="Detector to write, a safetensors file.")] = None,
     keep: Annotated[float, detector_option(help="Share of ID to keep.")] = 0.95,
+    calibrate_by: CalibrateBy = None,
     score: Annotated[ScoreName, detector_option(help="Score on the pruned head's logits.")] = "energy",
     shaping: Annotated[str, detector_option(help="Shaping to tune ratios under: none, scale:0.85, ...")] = "none",
     json: JsonFlag = False,
@@ -40,19 +43,22 @@ def tune(
     from opnp.detector import OPNP
 
     require_out_file(out)
-    classifier, known, other = read_head(head), open_features(validation), open_features(val_ood)
+    warn_unless_held_out(validation, training=features)
+    training, classifier = open_features(features), read_head(head)
+    known, other = (open_features(path, feature_names=training.feature_names) for path in (validation, val_ood))
     if known.digest() == other.digest():
         raise OptionError(
             f"`--validation` and `--val-ood` hold the same features ({validation}, {val_ood}): give ID samples and OOD "
             f"samples, which must differ for anything to be chosen by them."
         )
     detector = OPNP(ratios="tuned", score=score, shaping=shaping_from(shaping)).fit_features(
-        open_features(features),
+        training,
         weight=classifier.weight,
         bias=classifier.bias,
         validation=known,
         validation_ood=other,
         keep=keep,
+        by=calibrate_by,
     )
     if out is not None:
         detector.save(out)

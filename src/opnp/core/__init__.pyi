@@ -1,5 +1,8 @@
 from .conformal import at_least_count as at_least_count
+from .conformal import benjamini_hochberg as benjamini_hochberg
 from .conformal import conformal_p_value as conformal_p_value
+from .conformal import discovery_samples as discovery_samples
+from .conformal import fewest_discoveries as fewest_discoveries
 from .conformal import flagged_rank as flagged_rank
 from .conformal import is_flagged as is_flagged
 from .conformal import keep_threshold as keep_threshold

@@ -11,6 +11,7 @@ from torch import Tensor
 from opnp.errors import EmptyDataError, InputTypeError, NonFiniteError, OptionError, ShapeError
 
 __all__ = [
+    "MAY_BE_TRANSPOSED",
     "TRANSPOSED",
     "Array",
     "as_tensor",
@@ -32,6 +33,12 @@ TRANSPOSED = (
     "`weight.T`."
 )
 """What to say of a weight whose axes fit the other way round."""
+
+MAY_BE_TRANSPOSED = (
+    "The head has as many classes as features, so that its shape does not tell whether it is transposed, as kernels of "
+    "Keras and JAX are: try `weight.T`."
+)
+"""What to say of a square weight whose answers contradict the labels."""
 
 _LEAST_TEMPERATURE, _LARGEST_TEMPERATURE = 1e-30, 1e30
 """Beyond, the temperature itself or what is divided by it leaves float32."""

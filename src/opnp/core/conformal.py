@@ -8,6 +8,9 @@ is super-uniform: P(p <= a) <= a for every a. Flagging inputs with p <= 1 - keep
 1 - keep of ID inputs, on average over the calibration set. The decision p <= 1 - keep is taken on the integers behind
 p and on the decimal that `keep` was written as, so that no rounding of a float moves it.
 
+Of a whole batch, `benjamini_hochberg` says which inputs are OOD so that few of those said to be are not. With
+calibration by class, n and the calibration scores are those of a group of classes; `pool_limits` makes the groups.
+
 Source: Vovk, Gammerman and Shafer, *Algorithmic Learning in a Random World*, 2005; Bates et al., "Testing for Outliers
 with Conformal p-values", Annals of Statistics 2023.
 """
@@ -19,9 +22,27 @@ import torch
 from torch import Tensor
 
 from opnp.core.checks import checked_fraction, checked_scores
-from opnp.errors import CalibrationError
+from opnp.errors import CalibrationError, OptionError
 
-__all__ = ["at_least_count", "conformal_p_value", "flagged_rank", "is_flagged", "keep_threshold", "minimum_samples"]
+__all__ = [
+    "ALONE",
+    "at_least_count",
+    "benjamini_hochberg",
+    "conformal_p_value",
+    "discovery_samples",
+    "fewest_discoveries",
+    "flagged_rank",
+    "is_flagged",
+    "keep_threshold",
+    "minimum_samples",
+    "pool_limits",
+]
+
+ALONE = -1
+"""What `pool_limits` says of a class with a group of its own."""
+
+_ROUNDING = 2.0**-50
+"""More than a p-value and its bound are off by as floats, relatively: equal fractions count as equal."""
 
 
 def at_least_count(scores: Tensor, calibration: Tensor) -> Tensor:
@@ -179,5 +200,140 @@ def is_flagged(scores: Tensor, calibration: Tensor, *, keep: float = 0.95) -> Te
     return 1 + at_least_count(scores, calibration) <= flagged_rank(len(calibration), keep=keep)
 
 
+def benjamini_hochberg(p_values: Tensor, *, fdr: float) -> Tensor:
+    """Return which inputs of a batch are discoveries: OOD, with a false discovery rate of at most `fdr`.
+
+    Of m p-values in ascending order p_(1), ..., p_(m) the discoveries are those of at most p_(k), k being the largest
+    rank with
+
+        p_(k) <= fdr k / m
+
+    and none where there is no such rank. The share of ID inputs among the discoveries (0 where there are none) is then
+    at most `fdr` times the share of ID inputs in the batch, in expectation over calibration set and batch. p-values
+    from one calibration set depend on each other positively (PRDS, where no two scores are equal), for which this bound
+    holds. By class those of each group do so, and groups that share no samples do not depend on each other. Equal
+    p-values are decided alike, and the order of the batch plays no part.
+
+    The least p-value of n calibration samples is 1 / (n + 1), so that k discoveries among m inputs need
+    n + 1 >= m / (fdr k): `discovery_samples`.
+
+    Args:
+        p_values: Conformal p-values of the whole batch, shape ``(batch,)``, in [0, 1].
+        fdr: Level of the false discovery rate, in (0, 1), taken as the decimal it is written as.
+
+    Returns:
+        True = discovery, shape ``(batch,)``, bool, on the device of `p_values`.
+
+    Raises:
+        ShapeError: If `p_values` has not exactly one axis.
+        EmptyDataError: If it is empty.
+        NonFiniteError: If it holds NaN.
+        OptionError: If a p-value lies outside [0, 1], or `fdr` outside (0, 1).
+
+    Example:
+        >>> import torch
+        >>> benjamini_hochberg(torch.tensor([0.9, 0.01, 0.04, 0.03]), fdr=0.05).tolist()
+        [False, True, False, False]
+        >>> benjamini_hochberg(torch.tensor([0.9, 0.01, 0.03, 0.03]), fdr=0.05).tolist()
+        [False, True, True, True]
+
+    References:
+        Benjamini and Hochberg, "Controlling the False Discovery Rate", JRSS B 1995; Bates, Candes, Lei, Romano and
+        Sesia, "Testing for Outliers with Conformal p-values", Annals of Statistics 2023, theorem 2.
+
+    """
+    values, level = checked_scores(p_values, name="p_values"), checked_fraction(fdr, name="fdr")
+    if not 0 <= float(values.min()) <= float(values.max()) <= 1:
+        raise OptionError(f"`p_values` must lie in [0, 1], got {float(values.min()):g} to {float(values.max()):g}.")
+    ordered, inputs = values.sort().values, len(values)
+    bounds = level * torch.arange(1, inputs + 1, device=values.device).double() / inputs
+    return values <= torch.where(ordered <= bounds * (1 + _ROUNDING), ordered, -1.0).amax()
+
+
+def discovery_samples(discoveries: int, *, tested: int, fdr: float) -> int:
+    """Return the fewest calibration samples that so many discoveries take: the least n with n + 1 >= m / (fdr k).
+
+    Args:
+        discoveries: Number k of inputs that are to be discoveries, 1 to m.
+        tested: Number m of inputs in the batch.
+        fdr: Level of the false discovery rate, in (0, 1).
+
+    Raises:
+        OptionError: If `fdr` lies outside (0, 1), or there are not 1 to m discoveries.
+
+    Example:
+        >>> discovery_samples(1, tested=10_000, fdr=0.1), discovery_samples(100, tested=10_000, fdr=0.1)
+        (99999, 999)
+
+    """
+    if not 1 <= discoveries <= tested:
+        raise OptionError(f"`discoveries` must lie in 1 to `tested`, got {discoveries} of {tested}.")
+    return math.ceil(tested / (discoveries * _decimal(fdr, name="fdr"))) - 1
+
+
+def fewest_discoveries(samples: int, *, tested: int, fdr: float) -> int:
+    """Return how many discoveries n calibration samples let through together: the least k with n + 1 >= m / (fdr k).
+
+    Fewer inputs with the least p-value are no discoveries. Above `tested` there can be none at all.
+
+    Args:
+        samples: Number n of calibration samples.
+        tested: Number m of inputs in the batch.
+        fdr: Level of the false discovery rate, in (0, 1).
+
+    Raises:
+        OptionError: If `fdr` lies outside (0, 1).
+
+    Example:
+        >>> fewest_discoveries(999, tested=10_000, fdr=0.1), fewest_discoveries(8, tested=100, fdr=0.1)
+        (100, 112)
+
+    """
+    return math.ceil(tested / (_decimal(fdr, name="fdr") * (samples + 1)))
+
+
+def pool_limits(counts: Tensor, *, fewest: int) -> Tensor:
+    """Return which classes have calibration scores of their own, and which scores those of the pooled group share.
+
+    A class that fewer than `fewest` calibration samples were predicted as is judged by a pooled group: by the samples
+    of all classes that were predicted at most as often as its limit says. The limit is `fewest`; where these are too
+    few together, it is the next larger count, so that the smallest of the other classes joins them.
+
+    Counts are taken as if the input to judge were one more sample of its class. All samples of a group are exchanged
+    alike then, and its p-values are super-uniform exactly, although the groups were made by looking at the samples.
+
+    Args:
+        counts: Calibration samples predicted as each class, shape ``(classes,)``, int64.
+        fewest: Samples that the level needs: `minimum_samples(keep=keep)`. There are as many in all.
+
+    Returns:
+        For each class the limit of its pooled group, or `ALONE`, shape ``(classes,)``, int64, on the CPU.
+
+    Example:
+        >>> import torch
+        >>> pool_limits(torch.tensor([400, 30, 12, 9, 0]), fewest=19).tolist()
+        [-1, -1, 19, 19, 19]
+        >>> pool_limits(torch.tensor([400, 30, 12, 0]), fewest=19).tolist()
+        [-1, 31, 30, 30]
+
+    References:
+        Vovk, Gammerman and Shafer, *Algorithmic Learning in a Random World*, 2005, section 4.5 (Mondrian predictors).
+
+    """
+    found, limits = counts.cpu(), dict[int, int]()
+    for own in found.unique().tolist():
+        bag = found.clone()
+        bag[int((found == own).nonzero()[0])] += 1
+        limit = fewest
+        while 0 < int(bag[bag <= limit].sum()) <= fewest and bool((bag > limit).any()):
+            limit = int(bag[bag > limit].min())
+        limits[own] = limit if own < limit else ALONE
+    return torch.tensor([limits[own] for own in found.tolist()], dtype=torch.int64, device="cpu")
+
+
 def _flagged_share(keep: float) -> Fraction:
-    return 1 - Fraction(str(checked_fraction(keep, name="keep")))
+    return 1 - _decimal(keep, name="keep")
+
+
+def _decimal(value: float, *, name: str) -> Fraction:
+    return Fraction(str(checked_fraction(value, name=name)))

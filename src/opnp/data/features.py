@@ -1,7 +1,7 @@
 """Tensors on disk: features and heads, written, read as a whole or a range at a time."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from opnp.core.checks import Array, as_tensor, checked_matrix, require_bias_shap
 from opnp.core.labels import LABEL_NAMES
 from opnp.data.samples import file_digest, label_column, label_indices
 from opnp.data.shards import ShardIndex
-from opnp.data.tables import TABLE_ENDINGS, read_feature_table
+from opnp.data.tables import TABLE_ENDINGS, FeatureTable, read_feature_table
 from opnp.errors import DataFileError, InputTypeError, OpnpError, OptionError, ShapeError
 from opnp.files import existing_file, write_atomically
 
@@ -27,6 +27,7 @@ __all__ = [
     "LinearHead",
     "MappedFeatures",
     "block_edges",
+    "feature_names_of",
     "feature_part",
     "open_features",
     "read_features",
@@ -97,6 +98,11 @@ class FeaturePart:
         return self.whole.is_labelled
 
     @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        """Names of the features, or None where they have none."""
+        return feature_names_of(self.whole)
+
+    @property
     def first_row(self) -> int:
         """Number of the first row in the data that this is a part of."""
         return self.whole.first_row + self.start
@@ -108,6 +114,12 @@ class FeaturePart:
     def digest(self) -> str:
         """Return the digest of the whole: the range is not in it."""
         return self.whole.digest()
+
+
+def feature_names_of(source: object) -> tuple[str, ...] | None:
+    """Return the names of a source's features, its attribute `feature_names`; None where it has none, as a tensor."""
+    names = getattr(source, "feature_names", None)
+    return None if names is None else tuple(names)
 
 
 def feature_part(source: FeatureSource, start: int, stop: int) -> FeaturePart:
@@ -157,11 +169,13 @@ class FeatureSet:
     Attributes:
         features: Shape ``(batch, features)``, any floating dtype.
         labels: Class indices, shape ``(batch,)``, any integer dtype, or None.
+        feature_names: Names of the features, of a table; else None.
 
     """
 
     features: Tensor
     labels: Tensor | None
+    feature_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -178,19 +192,27 @@ class LinearHead:
     bias: Tensor | None
 
 
-def read_features(path: str | os.PathLike[str]) -> FeatureSet:
+def read_features(path: str | os.PathLike[str], *, feature_names: Sequence[str] | None = None) -> FeatureSet:
     """Return the features, and labels if any, of a safetensors file with the tensors `features` and `labels`.
 
     Of a table, ``.csv`` or ``.parquet``, the columns of numbers are the features: see `read_feature_table`.
 
+    Args:
+        path: The file.
+        feature_names: Of a table, the columns to take in this order, as ``detector.feature_names`` tells; None for all.
+
     Raises:
         MissingFileError: If there is no such file.
-        DataFileError: If it is unreadable, or lacks `features`, or a tensor has the wrong shape or dtype.
+        DataFileError: If it is unreadable, lacks `features` or a column, or a tensor has the wrong shape or dtype.
+
+    Warns:
+        ColumnWarning: If columns of a table are left out.
 
     """
     path = Path(path)
-    features, labels = read_feature_table(path) if _is_table(path) else _mapped_tensors(path)
-    return FeatureSet(features=features, labels=labels)
+    if _is_table(path):
+        return FeatureSet(*read_feature_table(path, feature_names=feature_names))
+    return FeatureSet(*_mapped_tensors(path))
 
 
 def read_head(path: str | os.PathLike[str]) -> LinearHead:
@@ -259,13 +281,14 @@ class MappedFeatures:
         lengths: Rows of each.
         digest: What computes the digest.
         expected: Digest of each file, for `verify`; empty where there is none.
-        held: Features, and labels or None, of the only file, if it is a table; else None.
+        held: Features, labels and names of the only file, if it is a table; else None.
 
     Attributes:
         rows: Number of rows.
         width: Number of features of a row.
         dtype: Dtype of the features.
         is_labelled: Whether there is a label for each row.
+        feature_names: Names of the features, of a table; else None.
         first_row: Number of the first row: 0.
 
     Raises:
@@ -280,14 +303,15 @@ class MappedFeatures:
         *,
         digest: Callable[[], str],
         expected: tuple[str, ...] = (),
-        held: tuple[Tensor, Tensor | None] | None = None,
+        held: FeatureTable | None = None,
     ) -> None:
         """Map the first file for its layout."""
         self._paths = paths
-        self._digest, self._expected, self._held = digest, expected, held
+        self._digest, self._expected, self._held = digest, expected, None if held is None else held[:2]
+        self.feature_names = None if held is None else held.feature_names
         self._mapped: tuple[int, Tensor, Tensor | None] | None = None
         self._edges = list(pairwise(accumulate(lengths, initial=0)))
-        features, labels = held or _mapped_tensors(paths[0])
+        features, labels = self._held or _mapped_tensors(paths[0])
         self.rows, self.width, self.first_row = sum(lengths), features.shape[1], 0
         self.dtype, self.is_labelled = features.dtype, labels is not None
 
@@ -310,6 +334,9 @@ class MappedFeatures:
 
     def digest(self) -> str:
         """Return the SHA-256 of the content: of one file its bytes, of shards their index, which holds their digests.
+
+        That of a table goes on with the names of the columns that are read.
+
 
         Shards that were changed in place after they were written are found by `verify`, which reads them.
         """
@@ -353,20 +380,24 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLE_ENDINGS and not path.is_dir()
 
 
-def open_features(path: str | os.PathLike[str]) -> MappedFeatures:
+def open_features(path: str | os.PathLike[str], *, feature_names: Sequence[str] | None = None) -> MappedFeatures:
     """Return the cached features of a safetensors file or a folder that `FeatureShardWriter` wrote, unread; or a table.
 
     Args:
         path: A file with the tensor `features` and perhaps `labels`; a folder of such files with an index; or a file
             ending in ``.csv`` or ``.parquet``, of which the columns of numbers are the features and `label` or `labels`
             the class indices.
+        feature_names: Of a table, the columns to take in this order, as ``detector.feature_names`` tells; None for all.
 
     Returns:
         A `FeatureSource`.
 
     Raises:
         MissingFileError: If there is no such file, or the folder has no index or lacks a shard.
-        DataFileError: If it is unreadable, or a tensor is missing or has the wrong shape or dtype.
+        DataFileError: If it is unreadable, or a tensor or column is missing or has the wrong shape or dtype.
+
+    Warns:
+        ColumnWarning: If columns of a table are left out.
 
     """
     path = Path(path)
@@ -383,8 +414,9 @@ def open_features(path: str | os.PathLike[str]) -> MappedFeatures:
             raise DataFileError(f"{path}: the shards are not those that the index describes. Write the folder again.")
         return source
     if _is_table(path):
-        found = read_feature_table(path)
-        return MappedFeatures([path], [len(found[0])], digest=lambda: file_digest(path), held=found)
+        found = read_feature_table(path, feature_names=feature_names)
+        names = ",".join(found.feature_names)
+        return MappedFeatures([path], [len(found.features)], digest=lambda: f"{file_digest(path)} {names}", held=found)
     features, _ = _mapped_tensors(path)
     return MappedFeatures([path], [len(features)], digest=lambda: file_digest(path))
 

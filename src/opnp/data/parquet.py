@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import warnings
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -10,10 +12,11 @@ import torch
 from torch import Tensor
 
 from opnp.data.samples import label_column, label_indices
-from opnp.errors import DataFileError, EmptyDataError, OptionError, require_installed
+from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError, require_installed
 
 __all__ = ["ParquetFeatures", "is_parquet"]
 
+_NAMED = 5
 _COLUMN = "features"
 """Name of a column that holds whole rows, lists of one length; without it columns of numbers are features."""
 
@@ -47,17 +50,22 @@ class ParquetFeatures:
 
     Args:
         place: A path, or an address that Arrow knows, such as ``s3://bucket/folder``.
+        feature_names: The columns of numbers to take, in this order, as ``detector.feature_names`` tells; None for all.
 
     Attributes:
         rows: Number of rows.
         width: Number of features of a row.
         is_labelled: Whether there is a label for each row.
         first_row: Number of the first row: 0.
+        feature_names: Names of the features, where they are columns of numbers; else None.
 
     Raises:
         DataFileError: If nothing can be read there, or there are no features in it.
         EmptyDataError: If there are no rows.
         MissingExtraError: If pyarrow is not installed.
+
+    Warns:
+        ColumnWarning: If columns are left out.
 
     Example:
         >>> import tempfile
@@ -73,7 +81,7 @@ class ParquetFeatures:
 
     """
 
-    def __init__(self, place: str | os.PathLike[str]) -> None:
+    def __init__(self, place: str | os.PathLike[str], *, feature_names: Sequence[str] | None = None) -> None:
         """Read what the files say of themselves, and the first row group."""
         require_installed("Parquet needs", "pyarrow", extra="bench")
         import pyarrow as pa
@@ -93,11 +101,25 @@ class ParquetFeatures:
             ) from error
         self._edges = list(pairwise(accumulate(lengths, initial=0)))
         self._held: tuple[int, Tensor, Tensor | None] | None = None
+        self._wanted = feature_names
+        self.feature_names: tuple[str, ...] | None = None
         self.rows, self.first_row = sum(lengths), 0
         if self.rows == 0:
             raise EmptyDataError(f"{self.place} holds no rows: at least one sample is needed.")
         features, labels = self.read(0, 1)
         self.width, self.is_labelled = features.shape[1], labels is not None
+        taken = {_COLUMN} if self.feature_names is None else {*self.feature_names}
+        left = [
+            name for name in self._schema.names if name not in {*taken, label_column(self.place, self._schema.names)}
+        ]
+        if left:
+            more = ", ..." if len(left) > _NAMED else ""
+            warnings.warn(
+                f"{self.place}: {len(left)} column{'s' if len(left) > 1 else ''} left out: "
+                f"{', '.join(left[:_NAMED])}{more}.",
+                ColumnWarning,
+                stacklevel=2,
+            )
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Return rows `start` to `stop` (not included), shape ``(rows, features)``, and their labels or None.
@@ -145,19 +167,27 @@ class ParquetFeatures:
         labels = None if label is None else label_indices(_plain(table[label], label, place), path=place)
         if _COLUMN in table.column_names:
             return _stacked(table[_COLUMN], place), labels
-        columns = []
+        columns = {}
         for name, column in zip(table.column_names, table.columns, strict=True):
             kind = column.type
-            if name != label and (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
+            is_wanted = name != label and (self._wanted is None or name in self._wanted)
+            if is_wanted and (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
                 if not name.strip() or name.startswith("__index_level_"):
                     raise DataFileError(f"{place}: a column of numbers has no name. Write the table without an index.")
-                columns.append(_plain(column.cast(pa.float64()) if types.is_decimal(kind) else column, name, place))
+                columns[name] = _plain(column.cast(pa.float64()) if types.is_decimal(kind) else column, name, place)
+        missing = [name for name in self._wanted or () if name not in columns]
+        if missing:
+            raise DataFileError(
+                f"{place} has no column of numbers called `{missing[0]}`, which the detector was fitted on."
+            )
         if not columns:
             raise DataFileError(
                 f"{place} holds no features: expected a column `features` of lists, or columns of numbers."
             )
-        dtype = np.result_type(*columns)
-        matrix = np.stack(columns, axis=1).astype(dtype if dtype.kind == "f" else np.float64, copy=False)
+        self.feature_names = tuple(columns if self._wanted is None else self._wanted)
+        ordered = [columns[name] for name in self.feature_names]
+        dtype = np.result_type(*ordered)
+        matrix = np.stack(ordered, axis=1).astype(dtype if dtype.kind == "f" else np.float64, copy=False)
         return torch.from_numpy(matrix), labels
 
 

@@ -3,11 +3,13 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +17,12 @@ import torch
 from torch import Tensor
 
 from opnp.data.samples import label_column, label_indices
-from opnp.errors import DataFileError, EmptyDataError, MissingExtraError
+from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, MissingExtraError
 from opnp.files import existing_file, require_few_rows, write_atomically
 
 __all__ = [
     "TABLE_ENDINGS",
+    "FeatureTable",
     "ScoreTable",
     "read_feature_table",
     "read_score_table",
@@ -29,9 +32,14 @@ __all__ = [
 
 TABLE_ENDINGS = (".csv", ".parquet")
 
-_COLUMNS = ("score", "p_value", "is_ood")
+_COLUMNS = ("score", "p_value", "is_ood", "predicted_class", "calibration_samples", "calibration_group")
 _KIND = ("a score file", "a table of features")
+_MOST = 2**53
+"""Whole numbers below it are floats to the last digit."""
 _TRUTHS = {"true": 1.0, "false": 0.0}
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?[0-9.]*,[0-9]+\s*")
+_NAMED = 5
+"""Columns that a message names."""
 
 
 def write_score_table(path: str | os.PathLike[str], columns: Mapping[str, Sequence[object]]) -> None:
@@ -103,20 +111,27 @@ class ScoreTable:
         scores: Larger = more OOD, shape ``(rows,)``, float64, not NaN.
         p_values: Conformal p-values, shape ``(rows,)``, float64; None where the detector was not calibrated.
         is_ood: True = flagged, shape ``(rows,)``, bool; None where the detector was not calibrated.
+        classes: Predicted classes, shape ``(rows,)``, int64; None where the file does not say.
+        calibration_samples: How many calibration samples each p-value is of, shape ``(rows,)``, int64; or None.
+        calibration_groups: Name of the group of classes that these are of, one a row; None unless calibrated by class.
 
     """
 
     scores: Tensor
     p_values: Tensor | None
     is_ood: Tensor | None
+    classes: Tensor | None = None
+    calibration_samples: Tensor | None = None
+    calibration_groups: tuple[str, ...] | None = None
 
 
 def read_score_table(path: str | os.PathLike[str]) -> ScoreTable:
     """Return scores, p-values and verdicts of a score file, to the bit as they were written.
 
     Args:
-        path: File that ends in ``.csv`` or ``.parquet``, with a column `score` and perhaps `p_value` and `is_ood`;
-            others are not looked at.
+        path: File that ends in ``.csv`` or ``.parquet``, with a column `score` and perhaps `p_value`, `is_ood` and
+            what these were judged by: `predicted_class`, `calibration_samples`, `calibration_group`. Others are not
+            looked at.
 
     Raises:
         MissingFileError: If there is no such file.
@@ -140,48 +155,94 @@ def read_score_table(path: str | os.PathLike[str]) -> ScoreTable:
             f"{path}: p-values lie above 0 and at most at 1, got {float(p_values.min()):g} to "
             f"{float(p_values.max()):g}. Score the data again.",
         )
-    return ScoreTable(scores=scores, p_values=p_values, is_ood=None if is_ood is None else is_ood.bool())
+    counts = [_numbers(path, name, columns, _count) for name in ("predicted_class", "calibration_samples")]
+    classes, samples = (None if column is None else column.long() for column in counts)
+    groups = columns.get("calibration_group", [])
+    if len(named := [row for row, name in enumerate(groups) if name is not None]) not in (0, len(groups)):
+        missing = sorted({*range(len(groups))} - {*named})
+        raise DataFileError(f"{path}: `calibration_group` has no value in {len(missing)} rows ({_shown(missing)}).")
+    return ScoreTable(
+        scores=scores,
+        p_values=p_values,
+        is_ood=None if is_ood is None else is_ood.bool(),
+        classes=classes,
+        calibration_samples=samples,
+        calibration_groups=tuple(map(str, groups)) if named else None,
+    )
 
 
-def read_feature_table(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor | None]:
-    """Return the columns of numbers of a table as features, in their order, and its labels or None.
+class FeatureTable(NamedTuple):
+    """The columns of numbers of a table.
 
-    Columns of texts, dates and truth values are left out. A column `label` or `labels` holds class indices.
+    Attributes:
+        features: Shape ``(rows, columns)``, float64, of a Parquet file of shorter floats those.
+        labels: Class indices, shape ``(rows,)``, or None.
+        feature_names: Names of the columns of `features`, in their order.
+
+    """
+
+    features: Tensor
+    labels: Tensor | None
+    feature_names: tuple[str, ...]
+
+
+def read_feature_table(path: str | os.PathLike[str], *, feature_names: Sequence[str] | None = None) -> FeatureTable:
+    """Return the columns of numbers of a table as features, and its labels or None.
+
+    A column `label` or `labels` holds class indices. Columns of texts, dates and truth values are no features.
 
     Args:
         path: File that ends in ``.csv``, with a line of names at its head, or in ``.parquet``.
+        feature_names: Names of the columns to take, in this order, as those of a detector's fit; None for all columns
+            of numbers, in the order of the file.
 
     Returns:
-        Features, shape ``(rows, columns)``, float64, of a Parquet file of shorter floats those; and class indices,
-        shape ``(rows,)``.
+        Features, labels and names.
 
     Raises:
         MissingFileError: If there is no such file.
-        DataFileError: If it cannot be read, has no column of numbers, or one that lacks values or mixes numbers and
-            texts; if columns have no names, or one name; or if labels are no class indices.
+        DataFileError: If it cannot be read, has no column of numbers, lacks one that is named, or has one that lacks
+            values, mixes numbers and texts or has decimal commas; if columns have no names, or one name; or if labels
+            are no class indices.
         MissingExtraError: If pyarrow, which Parquet needs, is not installed.
+
+    Warns:
+        ColumnWarning: If columns are left out.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     columns = {"name": ["a", "b"], "width": [1.5, 0.0], "height": [2, 4], "label": [0, 1]}
-        ...     write_score_table(Path(folder) / "t.csv", columns)
-        ...     read_feature_table(Path(folder) / "t.csv")
+        ...     path = Path(folder) / "t.csv"
+        ...     write_score_table(path, {"width": [1.5, 0.0], "height": [2, 4], "label": [0, 1]})
+        ...     features, labels, names = read_feature_table(path)
+        ...     other_order = read_feature_table(path, feature_names=["height", "width"])
+        >>> features, labels, names
         (tensor([[1.5000, 2.0000],
-                [0.0000, 4.0000]], dtype=torch.float64), tensor([0, 1]))
+                [0.0000, 4.0000]], dtype=torch.float64), tensor([0, 1]), ('width', 'height'))
+        >>> other_order.features
+        tensor([[2.0000, 1.5000],
+                [4.0000, 0.0000]], dtype=torch.float64)
 
     """
     path = existing_file(path, content="features")
-    columns: dict[str, npt.NDArray[Any] | None]
-    if _ending(path) == ".csv":
-        columns = {name: _csv_numbers(path, name, values) for name, values in _csv_columns(path, None).items()}
-    else:
-        columns = _parquet_numbers(path)
-    name = label_column(path, columns)
-    labels = None if name is None else columns.pop(name)
-    if name is not None and labels is None:
-        raise DataFileError(f"{path}: `{name}` must hold the number of each row's class, counted from 0.")
-    numbers = {name: values for name, values in columns.items() if values is not None}
+    table = _csv_columns(path, None) if _ending(path) == ".csv" else _parquet_columns(path, None)
+    read = _csv_numbers if _ending(path) == ".csv" else _parquet_numbers
+    label = label_column(path, table)
+    labels = None if label is None else read(path, label, table.pop(label))
+    if isinstance(labels, str):
+        raise DataFileError(f"{path}: `{label}` must hold the number of each row's class, counted from 0.")
+    if feature_names is not None:
+        missing = [name for name in feature_names if name not in table]
+        if missing:
+            raise DataFileError(
+                f"{path} lacks {_columns_text(missing)} of the {len(feature_names)} that the detector was fitted on. "
+                f"Add what is missing, made as for the fit."
+            )
+    columns = {name: read(path, name, table[name]) for name in (table if feature_names is None else feature_names)}
+    numbers = {name: values for name, values in columns.items() if not isinstance(values, str)}
+    others = {name: kind for name, kind in columns.items() if isinstance(kind, str)}
+    if feature_names is not None and others:
+        raise DataFileError(f"{path} must hold numbers in {_columns_text(others)}, as for the fit.")
     if not numbers:
         raise DataFileError(f"{path} holds no column of numbers: features are columns of numbers, one row a sample.")
     if any(not name.strip() or name.startswith("__index_level_") for name in numbers):
@@ -191,22 +252,63 @@ def read_feature_table(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor | N
         )
     dtype = np.result_type(*numbers.values())
     features = np.stack([*numbers.values()], axis=1).astype(dtype if dtype.kind == "f" else np.float64, copy=False)
-    return torch.from_numpy(features), None if labels is None else label_indices(labels, path=path)
+    found = None if labels is None else label_indices(labels, path=path)
+    if others:
+        shown = [f"{name} ({kind})" for name, kind in others.items()]
+        _warn_of_left_out(path, shown, "which hold no numbers")
+    elif feature_names is not None and len(table) > len(feature_names):
+        further = [name for name in table if name not in columns]
+        _warn_of_left_out(path, further, "which the detector was not fitted on")
+    return FeatureTable(torch.from_numpy(features), found, tuple(numbers))
 
 
-def _csv_numbers(path: Path, name: str, values: Sequence[object]) -> npt.NDArray[Any] | None:
-    """Return a column of a CSV file as float64, or None if none of it is a number."""
+def _columns_text(names: Iterable[str]) -> str:
+    """Return ``the column`` or ``the columns`` with the first five of the names."""
+    names = [f"`{name}`" for name in names]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"the column{'s' if len(names) > 1 else ''} {', '.join(names[:_NAMED])}{more}"
+
+
+def _warn_of_left_out(path: Path, names: Sequence[str], reason: str) -> None:
+    more = ", ..." if len(names) > _NAMED else ""
+    warnings.warn(
+        f"{path}: {len(names)} column{'s' if len(names) > 1 else ''} left out, {reason}: "
+        f"{', '.join(names[:_NAMED])}{more}.",
+        ColumnWarning,
+        stacklevel=3,
+    )
+
+
+def _csv_numbers(path: Path, name: str, values: Sequence[object]) -> "npt.NDArray[Any] | str":
+    """Return a column of a CSV file as float64, or what it holds if none of it is a number."""
     try:
         return np.asarray([float(str(value)) for value in values])
     except ValueError:
         is_number = [_is_number(value) for value in values]
+    _require_decimal_points(path, name, (value for value, is_one in zip(values, is_number, strict=True) if not is_one))
     if any(is_number):
         row = is_number.index(False)
         raise DataFileError(
             f"{path}: `{name}` is no number in row {row} ({values[row] or 'nothing'!r:.40}), and one in others. Fill "
             f"in what is missing, as in training, or leave the column out."
         )
-    return None
+    if not any(values):
+        return "empty"
+    return "true or false" if all(str(value).lower() in _TRUTHS for value in values) else "text"
+
+
+def _require_decimal_points(path: Path, name: str, values: Iterable[object]) -> None:
+    """Raise if all of the values, and one at least, are numbers with a comma."""
+    first = None
+    for value in values:
+        if not _DECIMAL_COMMA.fullmatch(str(value)):
+            return
+        first = first or value
+    if first is not None:
+        raise DataFileError(
+            f"{path}: `{name}` holds numbers with a comma, such as {first!r:.40}: write them with a point and nothing "
+            f"between thousands, as `to_csv` of pandas does after `read_csv(..., decimal=',')`."
+        )
 
 
 def _is_number(value: object) -> bool:
@@ -217,22 +319,22 @@ def _is_number(value: object) -> bool:
     return True
 
 
-def _parquet_numbers(path: Path) -> dict[str, npt.NDArray[Any] | None]:
-    """Return each column of a Parquet file, None for those of no numbers."""
+def _parquet_numbers(path: Path, name: str, column: Any) -> "npt.NDArray[Any] | str":  # noqa: ANN401  # of pyarrow
+    """Return a column of a Parquet file as numbers, or its type if that is none of numbers."""
     import pyarrow as pa
 
-    columns: dict[str, npt.NDArray[Any] | None] = {}
-    for name, column in _parquet_columns(path, None).items():
-        kind = column.type
-        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-        if is_number and column.null_count:
-            raise DataFileError(
-                f"{path}: `{name}` has no value in {column.null_count} of {len(column)} rows. Fill them in, as in "
-                f"training, or leave the column out."
-            )
-        number = column.cast(pa.float64()) if pa.types.is_decimal(kind) else column
-        columns[name] = number.to_numpy() if is_number else None
-    return columns
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            _require_decimal_points(path, name, (value.as_py() for value in column))
+        return str(kind)
+    if column.null_count:
+        raise DataFileError(
+            f"{path}: `{name}` has no value in {column.null_count} of {len(column)} rows. Fill them in, as in "
+            f"training, or leave the column out."
+        )
+    numbers: npt.NDArray[Any] = (column.cast(pa.float64()) if pa.types.is_decimal(kind) else column).to_numpy()
+    return numbers
 
 
 def _csv_columns(path: Path, wanted: Sequence[str] | None) -> dict[str, Sequence[object]]:
@@ -244,6 +346,11 @@ def _csv_columns(path: Path, wanted: Sequence[str] | None) -> dict[str, Sequence
             for name in dict.fromkeys(header if wanted is None else wanted):
                 if header.count(name) > 1:
                     raise DataFileError(f"{path} has {header.count(name)} columns called `{name}`: one can be read.")
+            if wanted is None and len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+                raise DataFileError(
+                    f"{path}: the columns are not separated by commas. Write them so, and numbers with a point: "
+                    f"`pandas.read_csv(path, sep=';', decimal=',').to_csv(new_path, index=False)`, say."
+                )
             rows = []
             for row in lines:
                 if len(row) not in (0, len(header)):
@@ -314,6 +421,13 @@ def _number(value: object) -> float:
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return float(value)
     raise TypeError
+
+
+def _count(value: object) -> float:
+    found = _number(value)
+    if not 0 <= found < _MOST or found != int(found):
+        raise ValueError
+    return found
 
 
 def _truth(value: object) -> float:

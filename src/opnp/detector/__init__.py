@@ -3,6 +3,16 @@
 from opnp.detector.fit_pass import Checkpoint
 from opnp.detector.opnp import OPNP
 from opnp.export import CompactHead
-from opnp.fitted import Explanation, Ratios, Settings, Tuning, Verdict
+from opnp.fitted import CalibrationGroup, Explanation, Ratios, Settings, Tuning, Verdict
 
-__all__ = ["OPNP", "Checkpoint", "CompactHead", "Explanation", "Ratios", "Settings", "Tuning", "Verdict"]
+__all__ = [
+    "OPNP",
+    "CalibrationGroup",
+    "Checkpoint",
+    "CompactHead",
+    "Explanation",
+    "Ratios",
+    "Settings",
+    "Tuning",
+    "Verdict",
+]

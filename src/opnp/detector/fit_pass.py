@@ -27,7 +27,7 @@ from opnp.core.members import REACT_QUANTILE
 from opnp.core.moments import FeatureMoments
 from opnp.core.sensitivity import BLOCK_ROWS, SensitivitySum, product, product_dtype, row_blocks
 from opnp.core.shaping import ReAct
-from opnp.data import FeatureSource, block_edges
+from opnp.data import FeatureSource, block_edges, feature_names_of
 from opnp.detector.members import fitted_fusion
 from opnp.distributed import Ranks, gathered, require_equal, summed
 from opnp.errors import (
@@ -465,6 +465,7 @@ def feature_blocks(
     size: int = BATCH_ROWS,
     is_part: bool = False,
     is_inside: bool = True,
+    feature_names: tuple[str, ...] | None = None,
 ) -> FeatureBlocks:
     """Return features in memory or in a source as blocks for a head.
 
@@ -475,9 +476,11 @@ def feature_blocks(
         size: Rows of a block, at most.
         is_part: Whether there may be no rows, as a rank among others may have none.
         is_inside: Whether labels must be classes of the head.
+        feature_names: Names of the features of the fit, where they have names.
 
     Raises:
         EmptyDataError: If there are no rows.
+        OptionError: If the features have other names than those of the fit, or another order.
         ShapeError: If the width is not the head's.
         InputTypeError: If `features` is neither floating-point numbers nor a source.
 
@@ -488,6 +491,13 @@ def feature_blocks(
         )
     else:
         source = features
+    found = feature_names_of(source)
+    if feature_names is not None and found is not None and found != feature_names:
+        is_order = sorted(found) == sorted(feature_names)
+        raise OptionError(
+            f"`{name}` has {'the columns of the fit in another order' if is_order else 'other columns than the fit'}: "
+            f"read it by the names of the fit, `open_features(path, feature_names=detector.feature_names)`."
+        )
     if source.width != weight.shape[1]:
         raise ShapeError(_width_message((source.rows, source.width), weight, name=name))
     if source.rows == 0 and not is_part:

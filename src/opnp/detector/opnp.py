@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Self
@@ -10,13 +10,21 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from opnp.core.checks import Array, as_tensor, checked_head, checked_matrix, require_finite, two_class_head
+from opnp.core.checks import (
+    MAY_BE_TRANSPOSED,
+    Array,
+    as_tensor,
+    checked_head,
+    checked_matrix,
+    require_finite,
+    two_class_head,
+)
 from opnp.core.labels import AnswerSum
 from opnp.core.masks import Masks, Scope
 from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, ScoreName
 from opnp.core.sensitivity import NeuronReading, Precision, Sensitivity, product_dtype, with_float64
 from opnp.core.shaping import Shaping
-from opnp.data import FeatureSource
+from opnp.data import FeatureSource, feature_names_of
 from opnp.detector.attachment import ModelLink, linked_by_digest
 from opnp.detector.fit_pass import (
     BATCH_ROWS,
@@ -36,9 +44,19 @@ from opnp.distributed import Ranks, require_equal, sent_by_first, together
 from opnp.errors import LabelWarning, NotCalibratedError, NotFittedError, OptionError
 from opnp.export import CompactHead, DetectorModule, card_text
 from opnp.export.module import plain_head
-from opnp.fitted import Calibration, Explanation, FittedState, Ratios, Settings, Tuning, Verdict
+from opnp.fitted import (
+    Calibration,
+    CalibrationGroup,
+    Explanation,
+    FittedState,
+    Ratios,
+    Settings,
+    Tuning,
+    Verdict,
+)
 from opnp.model import BatchHalving, InputAxes, LogitsSelector, head_stream
 from opnp.values.origin import ModelOrigin
+from opnp.values.settings import CalibratedBy
 
 __all__ = ["OPNP"]
 
@@ -144,6 +162,7 @@ class OPNP:
         validation: Iterable[object] | None = None,
         validation_ood: Iterable[object] | None = None,
         keep: float = _KEEP,
+        by: CalibratedBy | None = None,
         device: torch.device | str | None = None,
         auto_batch: bool = False,
         distributed: bool = False,
@@ -160,6 +179,7 @@ class OPNP:
                 them is searched on, and the other calibrates.
             validation_ood: Batches of OOD inputs that tuned ratios are chosen by; for those alone.
             keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
+            by: What calibration samples are grouped by, with `validation`; as for `calibrate`.
             device: Where to run; None for where the model is.
             auto_batch: Whether to run a batch that needs more memory than there is in halves, with a warning; then
                 this detector does so later on as well. The sums are those of the whole batch.
@@ -188,6 +208,7 @@ class OPNP:
 
         """
         ranks = Ranks.joined() if distributed else Ranks()
+        _require_grouping(by)
         self._require_held_out(validation is not None, validation_ood is not None, ranks)
         halving, batches = BatchHalving(is_on=auto_batch), shown(loader, progress)
         opened = head_stream(model, batches, head=head, logits=logits, device=device, halving=halving)
@@ -203,6 +224,7 @@ class OPNP:
             None if validation is None else link.feature_batches(shown(validation, progress)),
             None if validation_ood is None else link.feature_batches(shown(validation_ood, progress), is_inside=False),
             keep=keep,
+            by=by,
             ranks=ranks,
             origin=(link.head.name, link.axes),
         )
@@ -218,6 +240,7 @@ class OPNP:
         validation: Array | FeatureSource | None = None,
         validation_ood: Array | FeatureSource | None = None,
         keep: float = _KEEP,
+        by: CalibratedBy | None = None,
         batch_size: int = BATCH_ROWS,
         checkpoint: Checkpoint | None = None,
         distributed: bool = False,
@@ -229,14 +252,17 @@ class OPNP:
             features: Inputs of the head, shape ``(batch, features)``, any floating dtype, a tensor or a NumPy array; or
                 a source of them, such as `opnp.data.open_features` gives, which is read block by block and never held
                 as a whole.
-            weight: The head's weight, shape ``(classes, features)``, a tensor or a NumPy array (a kernel of Keras or
-                JAX is its transpose); of a single logit z that of the two classes with
-                the logits -z/2 and z/2 is taken.
+            weight: The head's weight, shape ``(classes, features)``, a tensor or a NumPy array; of a single logit z
+                that of the two classes with the logits -z/2 and z/2 is taken. A kernel of Keras or JAX is its
+                transpose, which the shape tells unless there are as many classes as features: then labels of
+                `features` or `validation` show it, as a low `id_accuracy` and mostly a LabelWarning, and without
+                labels nothing does.
             bias: The head's bias, shape ``(classes,)``, or None.
             validation: Features of held-out ID inputs, shape ``(batch, features)``, or a source: the detector is
                 calibrated on them. With tuned ratios a half of them is searched on, and the other calibrates.
             validation_ood: Features of OOD inputs that tuned ratios are chosen by; for those alone.
             keep: Share of ID inputs not to flag, in (0, 1), with `validation`; as for `calibrate`.
+            by: What calibration samples are grouped by, with `validation`; as for `calibrate`.
             batch_size: Rows that are read and multiplied at once.
             checkpoint: Where to write down how far the pass has come, and to go on from; None for nowhere. The file
                 stays: `checkpoint.remove()` once the detector is saved.
@@ -263,29 +289,44 @@ class OPNP:
 
         """
         ranks = Ranks.joined() if distributed else Ranks()
+        _require_grouping(by)
         self._require_held_out(validation is not None, validation_ood is not None, ranks)
         with together(ranks):
             weight, bias = _own_head(weight, bias)
             blocks = feature_blocks(features, weight, size=batch_size, is_part=not ranks.is_alone)
+            names = feature_names_of(features)
             known, ood = (
-                nullcontext(feature_blocks(given, weight, name=name, is_inside=name == "validation").labelled())
+                nullcontext(
+                    feature_blocks(
+                        given, weight, name=name, is_inside=name == "validation", feature_names=names
+                    ).labelled()
+                )
                 if ranks.is_first and given is not None
                 else None
                 for name, given in (("validation", validation), ("validation_ood", validation_ood))
             )
             zeros = FitSum.zeros(weight, bias, self._given)
             total = summed_blocks(blocks, zeros, ranks=ranks, checkpoint=checkpoint, progress=progress)
-        self._state = self._ended(total, known, ood, keep=keep, ranks=ranks)
+        require_equal(str(names), ranks, what="features called")
+        self._state = self._ended(total, known, ood, keep=keep, by=by, ranks=ranks).restated(feature_names=names)
         self._link = None
         return self
 
-    def fit_sum(self, total: FitSum, *, head_name: str | None = None, axes: InputAxes | None = None) -> Self:
+    def fit_sum(
+        self,
+        total: FitSum,
+        *,
+        head_name: str | None = None,
+        axes: InputAxes | None = None,
+        feature_names: tuple[str, ...] | None = None,
+    ) -> Self:
         """Take what passes over the training data have left elsewhere, added up, and return self.
 
         Args:
             total: The sum over all training samples, of `settings` of this detector.
             head_name: The head's dotted name in its model; None where features were summed.
             axes: Number of axes of a batch of inputs; None where features were summed.
+            feature_names: Names of the features, where they are columns of a table.
 
         Returns:
             This detector, without a model; uncalibrated.
@@ -311,19 +352,33 @@ class OPNP:
         self._require_held_out(has_known=False, has_ood=False, ranks=Ranks())
         if total.settings != self._given:
             raise OptionError("`total` must be a sum for the settings of this detector, got one for others.")
-        self._state = self._ended(total, None, None, keep=_KEEP, ranks=Ranks(), origin=(head_name, axes))
-        self._link = None
+        state = self._ended(total, None, None, keep=_KEEP, by=None, ranks=Ranks(), origin=(head_name, axes))
+        self._state, self._link = state.restated(feature_names=feature_names), None
         return self
 
-    def calibrate(self, loader: Iterable[object], *, keep: float = _KEEP, progress: Progress = None) -> Self:
+    def calibrate(
+        self,
+        loader: Iterable[object],
+        *,
+        keep: float = _KEEP,
+        by: CalibratedBy | None = None,
+        progress: Progress = None,
+    ) -> Self:
         """Score held-out ID inputs, so that verdicts keep the share `keep` of ID; return self.
 
         The inputs must be exchangeable with the ID inputs to come, and none may have been trained on. Calibrating
         again replaces the calibration; nothing is refitted, and no score changes.
 
+        With `by="predicted"` the share holds for the inputs predicted as each class, so that no class is flagged more
+        often than promised because its scores are larger. A class that fewer samples were predicted as than the level
+        needs, `minimum_samples(keep=keep)`, shares a group called "pooled" with the others like it, for which the share
+        holds together; where these are too few as well, the smallest of the other classes joins them.
+        `calibration_groups` names the groups.
+
         Args:
             loader: Batches of held-out ID inputs.
             keep: Share of ID inputs not to flag, in (0, 1): at least this share in expectation.
+            by: ``"predicted"`` to compare an input with the samples of its predicted class; None with all samples.
             progress: Wrapper of iterables that shows progress; True for a bar.
 
         Returns:
@@ -331,26 +386,39 @@ class OPNP:
 
         Raises:
             NotFittedError: If nothing was fitted, or there is no model.
-            OptionError: If `keep` lies outside (0, 1).
+            OptionError: If `keep` lies outside (0, 1), or `by` is neither None nor ``"predicted"``.
             CalibrationError: If there are too few samples for this `keep`: fewer than 19 at 0.95.
             HeadMismatchError: If the model's head has changed since the fit.
 
         """
-        self._state = self._calibrated(self._linked().feature_batches(shown(loader, progress)), keep=keep)
+        _require_grouping(by)
+        self._state = self._calibrated(self._linked().feature_batches(shown(loader, progress)), keep=keep, by=by)
         return self
 
-    def calibrate_features(self, features: Array | FeatureSource, *, keep: float = _KEEP) -> Self:
+    def calibrate_features(
+        self, features: Array | FeatureSource, *, keep: float = _KEEP, by: CalibratedBy | None = None
+    ) -> Self:
         """Calibrate as `calibrate` does, from features of held-out ID inputs, or a source of them; return self.
 
         Raises:
             NotFittedError: If nothing was fitted.
-            OptionError: If `keep` lies outside (0, 1).
+            OptionError: If `keep` lies outside (0, 1), or `by` is neither None nor ``"predicted"``.
             CalibrationError: If there are too few samples for this `keep`.
             ShapeError: If the width is not the head's.
 
+        Example:
+            >>> _ = torch.manual_seed(0)
+            >>> training, head = torch.rand(400, 8), torch.randn(3, 8)
+            >>> detector = OPNP().fit_features(training[:200], weight=head, bias=None)
+            >>> _ = detector.calibrate_features(training[200:], by="predicted")
+            >>> [(group.name, group.classes, group.samples) for group in detector.calibration_groups]
+            [('class 0', (0,), 161), ('pooled', (1, 2), 39)]
+
         """
-        blocks = feature_blocks(features, self._fitted().weight).labelled()
-        self._state = self._calibrated(nullcontext(blocks), keep=keep)
+        _require_grouping(by)
+        state = self._fitted()
+        blocks = feature_blocks(features, state.weight, feature_names=state.feature_names).labelled()
+        self._state = self._calibrated(nullcontext(blocks), keep=keep, by=by)
         return self
 
     def with_ratios(self, ratios: Ratios, *, neuron: NeuronReading | None = None, scope: Scope | None = None) -> Self:
@@ -413,24 +481,30 @@ class OPNP:
     def p_value(self, inputs: object) -> Tensor:
         """Return the conformal p-value of a batch, of one input or of a whole loader: small = OOD.
 
-        For ID inputs exchangeable with the calibration samples, P(p <= a) <= a for every a.
+        For ID inputs exchangeable with the calibration samples, P(p <= a) <= a for every a; calibrated by class, among
+        the inputs of each group of classes too.
 
         Args:
             inputs: As for `score`.
 
         Returns:
-            p-values in [1/(n + 1), 1] for n calibration samples, shape ``(inputs,)`` or ``()``, float64.
+            p-values in [1/(n + 1), 1] for n calibration samples, by class those of the input's group, shape
+            ``(inputs,)`` or ``()``, float64.
 
         Raises:
             NotCalibratedError: If the detector is not calibrated.
             NotFittedError: If nothing was fitted, or there is no model.
 
         """
-        return self._calibration().p_value(self.score(inputs))
+        self._calibration()
+        (p_values,) = self._linked().answers(inputs, lambda features: (self._judged(features, Calibration.p_value),))
+        return p_values
 
     def p_value_features(self, features: Array) -> Tensor:
         """Return the p-value of features, shape ``(batch, features)`` or ``(features,)``, as `p_value` of inputs."""
-        return self._calibration().p_value(self.score_features(features))
+        self._calibration()
+        rows, is_single = self._checked(features)
+        return _released(self._judged(rows, Calibration.p_value), is_single=is_single)
 
     def predict(self, inputs: object) -> Tensor:
         """Return whether each input is flagged as OOD, for a batch, one input or a whole loader.
@@ -448,11 +522,15 @@ class OPNP:
             NotFittedError: If nothing was fitted, or there is no model.
 
         """
-        return self._calibration().is_ood(self.score(inputs))
+        self._calibration()
+        (flags,) = self._linked().answers(inputs, lambda features: (self._judged(features, Calibration.is_ood),))
+        return flags
 
     def predict_features(self, features: Array) -> Tensor:
         """Return the verdict on features, shape ``(batch, features)`` or ``(features,)``, as `predict` on inputs."""
-        return self._calibration().is_ood(self.score_features(features))
+        self._calibration()
+        rows, is_single = self._checked(features)
+        return _released(self._judged(rows, Calibration.is_ood), is_single=is_single)
 
     def verdict(self, inputs: object) -> Verdict:
         """Return predicted class, score, p-value and verdict of a batch, one input or a whole loader, in one pass.
@@ -577,6 +655,14 @@ class OPNP:
         return self._fitted().origin
 
     @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        """Names of the features, where the fit was by a table; None where they have none.
+
+        ``open_features(path, feature_names=detector.feature_names)`` reads another table in this order.
+        """
+        return self._fitted().feature_names
+
+    @property
     def samples(self) -> int:
         """Number of training samples that the detector was fitted on."""
         return self._fitted().samples
@@ -622,8 +708,32 @@ class OPNP:
 
     @property
     def threshold(self) -> float:
-        """Score above which an input is flagged."""
+        """Score above which an input is flagged.
+
+        Raises:
+            CalibrationError: If the detector is calibrated by class: `calibration_groups` have a threshold each.
+
+        """
         return self._calibration().threshold
+
+    @property
+    def calibrated_by(self) -> CalibratedBy | None:
+        """What calibration samples are grouped by: ``"predicted"``, or None where all are one group."""
+        return "predicted" if self._calibration().groups else None
+
+    @property
+    def calibration_groups(self) -> tuple[CalibrationGroup, ...]:
+        """The groups of classes that are judged by the same samples: name, classes, number of samples, threshold.
+
+        One called ``"all"`` unless the detector is calibrated by class.
+        """
+        calibration = self._calibration()
+        return calibration.groups or (CalibrationGroup("all", tuple(range(len(self._fitted().weight))), calibration),)
+
+    def calibration_group_of(self, predicted_class: int) -> CalibrationGroup:
+        """Return the group that judges inputs predicted as this class."""
+        places = self._calibration().group_of_class
+        return self.calibration_groups[0 if places is None else int(places[predicted_class])]
 
     @property
     def keep(self) -> float:
@@ -823,7 +933,8 @@ class OPNP:
         calibration = self._state.calibration
         calibrated = "not calibrated"
         if calibration is not None:
-            calibrated = f"calibrated on {len(calibration.scores)} at keep={calibration.keep:g}"
+            by = " by predicted class" if calibration.groups else ""
+            calibrated = f"calibrated on {len(calibration.scores)} at keep={calibration.keep:g}{by}"
         return f"OPNP({options})  # fitted on {self._state.samples} samples, {calibrated}"
 
     # ------------------------------------------------------------------------------------------------------- private
@@ -855,6 +966,7 @@ class OPNP:
         ood: AbstractContextManager[Iterable[_Labelled]] | None,
         *,
         keep: float,
+        by: CalibratedBy | None,
         ranks: Ranks,
         origin: tuple[str | None, InputAxes | None] = (None, None),
     ) -> FittedState:
@@ -866,7 +978,7 @@ class OPNP:
                 state = total.fitted().restated(head_name=origin[0], axes=origin[1])
                 state = _with_accuracy(state, total.answers, "training", stacklevel=4)
                 if known is not None:
-                    state = self._calibrated(known, keep=keep, state=state, ood=ood, stacklevel=5)
+                    state = self._calibrated(known, keep=keep, by=by, state=state, ood=ood, stacklevel=5)
                 if ranks.is_alone:
                     return state
                 content = state_bytes(state)
@@ -877,6 +989,7 @@ class OPNP:
         known: AbstractContextManager[Iterable[_Labelled]],
         *,
         keep: float,
+        by: CalibratedBy | None,
         state: FittedState | None = None,
         ood: AbstractContextManager[Iterable[_Labelled]] | None = None,
         stacklevel: int = 4,
@@ -887,14 +1000,14 @@ class OPNP:
         with known as batches:
             rows = counted(batches, answers, state.weight, state.bias)
             if ood is None:
-                state = state.calibrated(rows, keep=keep)
+                state = state.calibrated(rows, keep=keep, by=by)
             else:
                 inside = torch.cat([features.clone() for features in rows])  # a loader may use its buffer again
         if ood is not None:
             with ood as others:
                 outside = torch.cat([features.clone() for features, _ in others])
             state, rest = tuned(state, inside, outside, searched=self._searched)
-            state = state.calibrated([rest], keep=keep)
+            state = state.calibrated([rest], keep=keep, by=by)
         return _with_accuracy(state, answers, "validation", stacklevel=stacklevel)
 
     def _fitted(self) -> FittedState:
@@ -933,18 +1046,30 @@ class OPNP:
 
     def _verdict(self, features: Tensor) -> tuple[Tensor, ...]:
         state, calibration = self._fitted(), self._calibration()
-        scores = state.scores(features)
-        return state.classes(features), scores, calibration.p_value(scores), calibration.is_ood(scores)
+        scores, classes = state.scores(features), state.classes(features)
+        return classes, scores, calibration.p_value(scores, classes), calibration.is_ood(scores, classes)
+
+    def _judged(self, features: Tensor, answer: Callable[[Calibration, Tensor, Tensor | None], Tensor]) -> Tensor:
+        """Return p-values or verdicts of checked features; what classes they are is asked only where it matters."""
+        state, calibration = self._fitted(), self._calibration()
+        return answer(calibration, state.scores(features), state.judged_classes(features, calibration))
 
     def _explained(self, features: Tensor) -> tuple[Tensor, ...]:
         found = self._fitted().explanation(features, self._calibration())
         return found.p_value, found.share
 
 
+def _require_grouping(by: object) -> None:
+    if by not in (None, "predicted"):
+        raise OptionError(f'`by` must be None or "predicted", got {by!r}.')
+
+
 def _with_accuracy(state: FittedState, answers: AnswerSum, name: str, *, stacklevel: int) -> FittedState:
     """Return a state that knows the accuracy on samples of this name; warn if the answers contradict the labels."""
     message = answers.contradiction(classes=len(state.weight), what=f"labelled {name} samples")
     if message is not None:
+        if len({*state.weight.shape}) == 1:
+            message += f" {MAY_BE_TRANSPOSED}"
         warnings.warn(message, LabelWarning, stacklevel=stacklevel)
     known = {other: share for other, share in state.id_accuracy.items() if other != name}
     return state.restated(id_accuracy=known if answers.accuracy is None else {**known, name: answers.accuracy})

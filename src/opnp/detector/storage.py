@@ -20,6 +20,7 @@ from opnp.fitted import Calibration, FittedState, Settings, Tuning, head_digest
 from opnp.values.fit import TuningFigures
 from opnp.values.origin import ModelOrigin
 from opnp.values.reading import Share, Value
+from opnp.values.settings import CalibratedBy
 
 __all__ = ["FORMAT_VERSION", "read_detector", "state_bytes", "state_from_bytes", "write_detector"]
 
@@ -60,6 +61,8 @@ class _Told(Value, frozen=True):
     input_axes: int | Mapping[str, int] | None
     id_accuracy: Mapping[str, Share] = {}
     origin: ModelOrigin | None = None
+    feature_names: tuple[str, ...] | None = None
+    calibrated_by: CalibratedBy | None = None
 
 
 def write_detector(path: str | os.PathLike[str], state: FittedState) -> None:
@@ -73,6 +76,7 @@ def write_detector(path: str | os.PathLike[str], state: FittedState) -> None:
         "sensitivity.neuron_aggregate": state.sensitivity.neuron_aggregate,
         "calibration.scores": None if calibration is None else calibration.scores,
         "calibration.members": None if calibration is None else calibration.members,
+        "calibration.classes": None if calibration is None else calibration.classes,
         "fusion.scales": state.scales,
     }
     if panel is not None:
@@ -85,10 +89,12 @@ def write_detector(path: str | os.PathLike[str], state: FittedState) -> None:
         "fusion": None if panel is None else fusion | {"numbers": panel.numbers()},
         "tuning": None if state.tuning is None else state.tuning.to_json(),
         "keep": None if calibration is None else calibration.keep,
+        **({} if calibration is None or calibration.classes is None else {"calibrated_by": "predicted"}),
         "head": {"name": state.head_name, "sha256": state.head_digest},
         "input_axes": state.axes,
         "id_accuracy": dict(state.id_accuracy),
         "origin": None if state.origin is None else msgspec.to_builtins(state.origin),
+        "feature_names": state.feature_names,
     }
     write_artifact(
         path,
@@ -128,6 +134,7 @@ def read_detector(path: str | os.PathLike[str]) -> FittedState:
             tuning=None if told.tuning is None else _tuning(told.tuning),
             id_accuracy=dict(told.id_accuracy),
             origin=told.origin,
+            feature_names=told.feature_names,
         )
         _require_consistent(state, sha256=told.head.sha256)
         if told.fusion is not None:
@@ -136,8 +143,11 @@ def read_detector(path: str | os.PathLike[str]) -> FittedState:
             raise OptionError("Its settings and its members do not belong together.")
         scores = tensors.get("calibration.scores")
         if scores is not None:
-            members = tensors.get("calibration.members")
-            state = state.restated(calibration=_calibration(scores, members, keep=told.keep, state=state))
+            members, classes = tensors.get("calibration.members"), tensors.get("calibration.classes")
+            if (classes is None) != (told.calibrated_by is None):
+                raise OptionError("What it is calibrated by and its calibration samples do not belong together.")
+            calibration = _calibration(scores, members, classes, keep=told.keep, state=state)
+            state = state.restated(calibration=calibration)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} lacks or garbles something that a detector must hold ({error!r}).") from error
     return state
@@ -231,7 +241,9 @@ def _with_fusion(state: FittedState, facts: _FusionFacts, tensors: Mapping[str, 
     return fitted
 
 
-def _calibration(scores: Tensor, members: Tensor | None, *, keep: float | None, state: FittedState) -> Calibration:
+def _calibration(
+    scores: Tensor, members: Tensor | None, classes: Tensor | None, *, keep: float | None, state: FittedState
+) -> Calibration:
     """Return the calibration by stored scores."""
     if scores.ndim != 1 or scores.dtype != torch.float64 or keep is None:
         raise ShapeError("The calibration it holds is no vector of float64 with a share to keep.")
@@ -242,7 +254,16 @@ def _calibration(scores: Tensor, members: Tensor | None, *, keep: float | None, 
         raise ShapeError("The calibration it holds is not that of its members.")
     if members is not None and (members.dtype not in _FLOATS or bool(members.isnan().any())):
         raise NonFiniteError("The members' calibration scores it holds are no numbers.")
-    return Calibration.from_scores(scores, keep=keep, members=members)
+    if classes is None:
+        return Calibration.from_scores(scores, keep=keep, members=members)
+    count = len(state.weight)
+    if (
+        classes.dtype != torch.int64
+        or classes.shape != scores.shape
+        or not bool((classes.clamp(0, count - 1) == classes).all())
+    ):
+        raise ShapeError("The classes of its calibration samples are not those of its head.")
+    return Calibration.by_class(scores, classes, keep=keep, class_count=count, members=members)
 
 
 def _require_consistent(state: FittedState, *, sha256: str) -> None:
@@ -254,6 +275,8 @@ def _require_consistent(state: FittedState, *, sha256: str) -> None:
     names = None if state.origin is None else state.origin.class_names
     if names is not None and len(names) != len(weight):
         raise OptionError("It names another number of classes than its head has.")
+    if state.feature_names is not None and len({*state.feature_names}) != weight.shape[1]:
+        raise OptionError("It names other features than its head has.")
     parts = sensitivity.weight, sensitivity.neuron_gradient, sensitivity.neuron_aggregate
     if tuple(part.shape for part in parts) != (weight.shape, weight.shape[1:], weight.shape[1:]):
         raise ShapeError("The sensitivities it holds are those of another head.")

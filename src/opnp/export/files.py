@@ -255,7 +255,7 @@ def _judged(module: DetectorModule, names: Iterable[str]) -> torch.nn.Module:
 
         def forward(self, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             features, logits = self.module.features_and_logits(*inputs, **named)
-            return logits, *self.module.judge(features)
+            return logits, *self.module.judge(features, logits)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind) for name in ("self", *names)]
@@ -355,7 +355,8 @@ def _difference(found: Sequence[Tensor], module: DetectorModule, batch: _Batch, 
                 f"Nothing was written. A larger `tolerance` lets rounding pass; where it is more, the graph is another "
                 f"function than the model."
             )
-    if not torch.equal(p_value, module.judge.p_value(score)) or not torch.equal(is_ood, module.judge.is_ood(score)):
+    judge, own = module.judge, (score, logits)
+    if not torch.equal(p_value, judge.p_value(*own)) or not torch.equal(is_ood, judge.is_ood(*own)):
         return "The graph's p-values or verdicts are not those of its scores. Nothing was written."
     return None
 

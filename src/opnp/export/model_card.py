@@ -12,7 +12,7 @@ import torch
 from opnp import __version__
 from opnp.core.conformal import flagged_rank
 from opnp.core.members import PANEL, PRUNED_HEAD
-from opnp.fitted import FittedState, Ratios
+from opnp.fitted import Calibration, FittedState, Ratios
 
 __all__ = ["FalseAlarms", "card_text"]
 
@@ -41,7 +41,7 @@ _MEMBERS = {
 _LIMITS = """
 - The share of known inputs flagged holds for inputs like the calibration samples. After a change of the data, such as
   another camera, season or mixture of the classes, calibrate again.
-- It is an average over all known inputs: within one class, or one group of inputs, more or fewer may be flagged.
+- {average}
 - No share of unknown inputs found is promised. It depends on what they are: unknown inputs that look like known ones
   are found less often than noise is. Measure it on data of your own.
 - Inputs made to deceive the detector can deceive it.
@@ -51,6 +51,13 @@ _LIMITS = """
   an input that lies as close to the threshold may be judged otherwise.
 - In an exported module an input whose features are not finite has the score NaN, and is flagged.
 """.strip()
+_AVERAGE = {
+    False: "It is an average over all known inputs: within one class, or one group of inputs, more or fewer may be "
+    "flagged.",
+    True: "It holds for the inputs predicted as each class, and together for those of the pooled classes. Among inputs "
+    "of other groups, or of one true class, more or fewer may be flagged.",
+}
+"""What the share is an average over, by whether the calibration is by class."""
 _STEPS = 40
 
 
@@ -66,6 +73,7 @@ def card_text(state: FittedState, *, inputs: Mapping[str, object] | None = None)
 
     """
     calibrated = 0 if state.calibration is None else len(state.calibration.scores)
+    is_by_class = state.calibration is not None and bool(state.calibration.groups)
     sections = {
         "Out-of-distribution detector": _purpose(state),
         "What it is made of": _made_of(state),
@@ -73,7 +81,7 @@ def card_text(state: FittedState, *, inputs: Mapping[str, object] | None = None)
         "Data": _table({"Training samples": state.samples, "Calibration samples": calibrated}),
         "Calibration": _promise(state),
         "Inputs": "" if inputs is None else f"```json\n{json.dumps(dict(inputs), indent=2, sort_keys=True)}\n```",
-        "Limits": _LIMITS,
+        "Limits": _LIMITS.format(average=_AVERAGE[is_by_class]),
         "Versions": _table({"opnp": __version__, "torch": torch.__version__, "Python": platform.python_version()}),
     }
     parts = [
@@ -165,6 +173,8 @@ def _promise(state: FittedState) -> str:
     calibration = state.calibration
     if calibration is None:
         return "It is not calibrated: it gives scores, and neither p-values nor verdicts."
+    if calibration.groups:
+        return _promise_by_class(state, calibration)
     alarms = FalseAlarms.at(len(calibration.scores), keep=calibration.keep)
     low, high = alarms.range()
     reuse = "" if state.tuning is None else " It was calibrated on known samples that the search did not see."
@@ -180,6 +190,23 @@ def _promise(state: FittedState) -> str:
         f"and no two scores are equal, and a bound from above where some are. This one calibration set is more or less "
         f"lucky: the range is that of the Beta({alarms.rank}, {alarms.samples + 1 - alarms.rank}) distribution."
         f"{reuse}"
+    )
+
+
+def _promise_by_class(state: FittedState, calibration: Calibration) -> str:
+    names = None if state.origin is None else state.origin.class_names
+    rows = [("Group", "Predicted classes", "Samples", "Threshold", "Expected share flagged"), ("---",) * 5]
+    for group in calibration.groups:
+        alarms = FalseAlarms.at(group.samples, keep=calibration.keep)
+        classes = ", ".join(str(label) if names is None else names[label].replace("|", "/") for label in group.classes)
+        rows.append((group.name, classes, str(group.samples), repr(group.threshold), f"{alarms.expected:.6g}"))
+    reuse = "" if state.tuning is None else " It was calibrated on known samples that the search did not see."
+    return (
+        f"Share of known inputs to keep: {calibration.keep:g}, among the inputs predicted as each class.\n\n"
+        f"{_lines(rows)}\n\nEach input is compared with the samples of the group of its predicted class, and flagged "
+        f"above its threshold. Classes that too few samples were predicted as are one pooled group. The expected "
+        f"share is exact where known inputs and calibration samples are exchangeable and no two scores are equal, and "
+        f"a bound from above where some are.{reuse}"
     )
 
 

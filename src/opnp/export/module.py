@@ -21,7 +21,7 @@ from opnp.core.scores import LARGEST_FLOAT32_TEMPERATURE, energy_rows, score_log
 from opnp.core.sensitivity import product_dtype, with_float64
 from opnp.core.shaping import shaped_rows
 from opnp.errors import HeadNotFoundError, InputTypeError, NotCalibratedError, ShapeError
-from opnp.fitted import FittedState, Settings
+from opnp.fitted import Calibration, FittedState, Settings
 from opnp.model import Head, unwrapped
 
 __all__ = ["CompactHead", "DetectorModule", "FeatureJudge", "plain_head"]
@@ -113,7 +113,9 @@ class CompactHead(nn.Module):
 class FeatureJudge(nn.Module):
     """What is said of features: score, p-value and verdict, by tensor operations alone.
 
-    The p-value is a count of comparisons with every calibration score; it takes memory for batch times n flags. Where
+    The p-value is a count of comparisons with every calibration score; it takes memory for batch times n flags. Of a
+    detector that is calibrated by class the scores that count, and the threshold, are those of the group of the class
+    that the logits are largest for: its answers need the logits of the original head too. Where
     features are not finite, or of the paper's method the pruned head's logits, the score is NaN, the p-value the least
     there is, and the input is flagged.
 
@@ -129,6 +131,9 @@ class FeatureJudge(nn.Module):
     calibration: Tensor
     threshold: Tensor
     scales: Tensor
+    group_of_class: Tensor
+    group_of_score: Tensor
+    samples: Tensor
 
     def __init__(self, state: FittedState, *, device: torch.device | None = None) -> None:
         """Make the buffers."""
@@ -138,10 +143,9 @@ class FeatureJudge(nn.Module):
             raise NotCalibratedError("The detector is not calibrated: it gives no p-value, and cannot be exported.")
         self.settings = settings = state.settings
         self.fused = state.fused
-        self.flagged_rank = flagged_rank(len(calibration.scores), keep=calibration.keep)
         dtype = product_dtype(state.weight, precision=settings.precision)
-        scores = calibration.scores if state.panel is not None else _narrow(calibration.scores)
-        parts = {"calibration": scores, "threshold": scores[len(scores) - self.flagged_rank].reshape(1)}
+        parts = _judging(calibration, is_narrow=state.panel is None)
+        self.is_by_class = "samples" in parts
         if state.panel is None:
             pruned, self.numbers = state.pruned, {}
             self.react_threshold = pruned.react_threshold
@@ -157,10 +161,16 @@ class FeatureJudge(nn.Module):
         for name, tensor in parts.items():
             self.register_buffer(name, tensor.detach().to(device, copy=True))
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (score, p_value, is_ood) of features, shape ``(batch, features)``."""
+    def forward(self, features: Tensor, logits: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (score, p_value, is_ood) of features, shape ``(batch, features)``.
+
+        Args:
+            features: What the head takes in.
+            logits: Those of the original head, shape ``(batch, classes)``; for a calibration by class alone.
+
+        """
         score = self.score(features)
-        return score, self.p_value(score), self.is_ood(score)
+        return score, self.p_value(score, logits), self.is_ood(score, logits)
 
     def score(self, features: Tensor) -> Tensor:
         """Return the scores of features, shape ``(batch, features)``, as shape ``(batch,)``: float32 or float64."""
@@ -181,14 +191,24 @@ class FeatureJudge(nn.Module):
             panel = Panel.from_parts(self._numbers(inputs.dtype), self.numbers)
             return tail_units(member_scores(inputs, panel, self.fused), self.scales)
 
-    def p_value(self, score: Tensor) -> Tensor:
+    def p_value(self, score: Tensor, logits: Tensor | None = None) -> Tensor:
         """Return the p-values (1 + #{calibration >= s}) / (n + 1) of scores, shape ``(batch,)``, float64."""
-        count = (self.calibration >= score[:, None]).sum(1, dtype=torch.int32)
-        return (1 + count).double() / (len(self.calibration) + 1)
+        is_counted = self.calibration >= score[:, None]
+        if not self.is_by_class:
+            return (1 + is_counted.sum(1, dtype=torch.int32)).double() / (len(self.calibration) + 1)
+        group = self._group(logits)
+        count = (is_counted & (self.group_of_score == group[:, None])).sum(1, dtype=torch.int32)
+        return (1 + count).double() / (self.samples[group] + 1)
 
-    def is_ood(self, score: Tensor) -> Tensor:
+    def is_ood(self, score: Tensor, logits: Tensor | None = None) -> Tensor:
         """Return whether scores lie above the threshold or are NaN, shape ``(batch,)``, bool."""
-        return ~(score <= self.threshold)
+        return ~(score <= (self.threshold[self._group(logits)] if self.is_by_class else self.threshold))
+
+    def _group(self, logits: Tensor | None) -> Tensor:
+        """Return the place of the group that judges each row of the original head's logits, shape ``(batch,)``."""
+        if logits is None:
+            raise InputTypeError("A detector that is calibrated by class needs the logits of the original head.")
+        return self.group_of_class[logits.argmax(1)]
 
     def _numbers(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return what scores are computed from, by name, in this dtype."""
@@ -220,7 +240,8 @@ class DetectorModule(nn.Module):
     Attributes:
         model: The copy.
         judge: What is said of its features.
-        facts: What a file says of the detector: version, keep, threshold, settings and digest of the head, as text.
+        facts: What a file says of the detector: version, keep, threshold (by class one of each group, as JSON),
+            settings and digest of the head, as text.
         is_averaged: Whether the head is a convolution whose output is averaged over positions.
 
     Raises:
@@ -243,10 +264,13 @@ class DetectorModule(nn.Module):
         self.judge = FeatureJudge(state, device=with_float64(layer.weight).device)
         self.facts: dict[str, str] = {}
         if state.calibration is not None:
+            groups = state.calibration.groups
             self.facts = {
                 "opnp_version": __version__,
                 "opnp_keep": f"{state.calibration.keep:g}",
-                "opnp_threshold": repr(state.calibration.threshold),
+                "opnp_threshold": json.dumps({group.name: repr(group.threshold) for group in groups})
+                if groups
+                else repr(state.calibration.threshold),
                 "opnp_calibration_samples": str(len(state.calibration.scores)),
                 "opnp_settings": json.dumps(state.settings.to_json(), sort_keys=True),
                 "opnp_head_sha256": state.head_digest,
@@ -275,7 +299,7 @@ class DetectorModule(nn.Module):
         inputs = others if first is None else (first, *others)
         features, logits = self.features_and_logits(*inputs, **named)
         score = self.judge.score(with_float64(features))
-        return logits, score, self.judge.p_value(score)
+        return logits, score, self.judge.p_value(score, logits)
 
     def features_and_logits(self, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor]:
         """Return the head's (features, logits), shapes ``(batch, features)`` and ``(batch, classes)``."""
@@ -355,6 +379,20 @@ def _score_rows(logits: Tensor, settings: Settings) -> Tensor:
         return score_logits(logits, score=settings.score, temperature=settings.temperature)
     is_wide = settings.temperature > LARGEST_FLOAT32_TEMPERATURE
     return energy_rows(logits.double() if is_wide else logits, temperature=settings.temperature)
+
+
+def _judging(calibration: Calibration, *, is_narrow: bool) -> dict[str, Tensor]:
+    """Return what p-values and verdicts are made of, group after group where they are by class."""
+    groups = [group.calibration for group in calibration.groups] or [calibration]
+    samples = torch.tensor([len(group.scores) for group in groups], device="cpu")
+    scores = torch.cat([group.scores for group in groups])
+    last = [int(count) - flagged_rank(int(count), keep=calibration.keep) for count in samples]
+    scores = _narrow(scores) if is_narrow else scores
+    parts = {"calibration": scores, "threshold": scores[samples.cumsum(0) - samples + torch.tensor(last, device="cpu")]}
+    if calibration.group_of_class is not None:
+        places = torch.arange(len(groups), device="cpu").repeat_interleave(samples)
+        parts |= {"group_of_class": calibration.group_of_class, "group_of_score": places, "samples": samples}
+    return parts
 
 
 def _narrow(scores: Tensor) -> Tensor:

@@ -16,11 +16,14 @@ a batch                        the model gets                                   
 ``{"name": value, ...}``       every value by its name                               the value under ``labels`` or
                                                                                      ``label``
 ``(mapping, y)``               every value of the mapping by its name                ``y``
+a NumPy array of numbers       the tensor of its memory; so of arrays in a mapping,  as with tensors
+for ``x`` or a value           and of all arrays beside an array
 =============================  ====================================================  ===================================
 
-A tuple may be a list. Which item is the labels is told by dtype, shape and range, not by place alone. A batch that can
-be read in two ways, such as lengths that could be labels, is refused, and so is one of which a tensor would reach
-nothing. The way out is a mapping, which says what is what.
+A tuple may be a list. Beside a tensor an array is labels or no tensor, as a list is. Which item is the labels is told
+by dtype, shape and range, not by place alone. A batch that can be read in two ways, such as lengths that could be
+labels, is refused, and so is one of which a tensor would reach nothing. The way out is a mapping, which says what is
+what.
 """
 
 import gc
@@ -29,13 +32,15 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from itertools import chain, product
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from opnp.core.checks import as_tensor
 from opnp.core.labels import LABEL_NAMES, class_indices, label_name
 from opnp.errors import BatchSizeWarning, EmptyDataError, InputTypeError, InsufficientMemoryError, OpnpError
 from opnp.model.borrow import unwrapped
@@ -196,7 +201,7 @@ class BatchReader:
             ShapeError: If there is not one label a sample.
 
         """
-        items = list(batch) if isinstance(batch, tuple | list) else [batch]
+        items = _with_tensors(list(batch) if isinstance(batch, tuple | list) else [batch])
         given = items[0] if items else batch
         if len(items) > 1:
             self._require_stacked(batch, items)
@@ -210,7 +215,7 @@ class BatchReader:
         else:
             empty = "an empty " if isinstance(given, Sized) and not len(given) else ""
             raise InputTypeError(
-                f"A batch must be a tensor, a mapping of tensors, or a tuple (inputs, labels), got {empty}"
+                f"A batch must be a tensor or array, a mapping of them, or a tuple (inputs, labels), got {empty}"
                 f"{type(given).__name__}. Let the loader's `collate_fn` return one of those.",
             )
         inputs, is_single = self._with_batch_axis(inputs, axes)
@@ -359,6 +364,25 @@ class BatchReader:
         )
 
 
+def _with_tensors(items: list[object]) -> list[object]:
+    """Return the items of a batch with tensors in the place of arrays, where its inputs are arrays."""
+    match items:
+        case [np.ndarray() as array, *others]:
+            return [as_tensor(_narrow(array)), *map(_as_tensor_if_numbers, others)]
+        case [Mapping() as named, *others]:
+            return [{name: _as_tensor_if_numbers(value) for name, value in named.items()}, *others]
+    return items
+
+
+def _as_tensor_if_numbers(item: object) -> object:
+    return as_tensor(_narrow(item)) if isinstance(item, np.ndarray) and item.dtype.kind in "biufc" else item
+
+
+def _narrow(array: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
+    """Return an array in a type that torch computes with: it has little for unsigned integers of several bytes."""
+    return array.astype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array
+
+
 def _labels_in(reading: Mapping[int, str]) -> set[int]:
     return {place for place, name in reading.items() if name == LABEL_NAMES[0]}
 
@@ -399,8 +423,8 @@ def opened(loader: Iterable[object]) -> tuple[object, Iterator[object]]:
         EmptyDataError: If it yields nothing.
 
     """
-    if isinstance(loader, Tensor | str) or not isinstance(loader, Iterable):
-        hint = " For a single batch pass a list of one: `[inputs]`." if isinstance(loader, Tensor) else ""
+    if isinstance(loader, Tensor | np.ndarray | str) or not isinstance(loader, Iterable):
+        hint = " For a single batch pass a list of one: `[inputs]`." if isinstance(loader, Tensor | np.ndarray) else ""
         if isinstance(loader, Dataset):
             hint = " A loader makes batches of a data set: `DataLoader(dataset, batch_size=64)`."
         raise InputTypeError(f"`loader` must be an iterable of batches, got {type(loader).__name__}.{hint}")
@@ -414,8 +438,8 @@ def opened(loader: Iterable[object]) -> tuple[object, Iterator[object]]:
 def is_empty(batch: object) -> bool:
     """Return whether a batch holds no sample."""
     given = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    found = tensors_of(given) if isinstance(given, Tensor | Mapping) else []
-    return any(item.ndim > 0 and len(item) == 0 for item in found)
+    values = given.values() if isinstance(given, Mapping) else [given]
+    return any(isinstance(item, Tensor | np.ndarray) and item.ndim > 0 and len(item) == 0 for item in values)
 
 
 def axes_of(inputs: Inputs) -> InputAxes:

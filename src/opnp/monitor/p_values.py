@@ -23,7 +23,13 @@ _POWERS_OF_TEN = tuple(10**digits for digits in range(2, 7))
 
 
 def drift_of_p_values(
-    scores: Tensor, p_values: Tensor, *, calibration_samples: int, level: float = 0.01, seed: int = 0
+    scores: Tensor,
+    p_values: Tensor,
+    *,
+    calibration_samples: int | Tensor,
+    groups: Tensor | None = None,
+    level: float = 0.01,
+    seed: int = 0,
 ) -> DriftSummary:
     """Return the verdict on a whole stream from its scores and conformal p-values, without the calibration scores.
 
@@ -32,16 +38,21 @@ def drift_of_p_values(
     online p-value comes out too large, never too small. The test bets on small p-values alone, and so the promise of
     `DriftMonitor` holds with ties too; a stream that became too ordinary is not noticed.
 
+    Where a detector is calibrated by class, each score is ranked among the calibration scores of its group and the
+    earlier scores of the same group: these p-values are independent and uniform too, in whatever order the groups come.
+
     Args:
         scores: Scores of the stream, in its order, shape ``(samples,)``.
         p_values: Their conformal p-values, (1 + #{calibration >= s}) / (n + 1), shape ``(samples,)``.
-        calibration_samples: The number n.
+        calibration_samples: The number n, or that of each p-value, shape ``(samples,)``.
+        groups: Group of each sample, shape ``(samples,)``, whole numbers, one n in each; None where all are one.
         level: Probability of ever raising a false alarm, at most; in (0, 1).
         seed: Seed of the numbers that break ties.
 
     Raises:
         ShapeError: If the shapes differ.
-        CalibrationError: If the p-values are not those of n calibration samples, or do not fall as scores rise.
+        CalibrationError: If the p-values are not those of n calibration samples, or do not fall as scores rise, or
+            there is more than one n in a group.
         OptionError: If `level` lies outside (0, 1).
 
     Example:
@@ -54,14 +65,31 @@ def drift_of_p_values(
     ordered, values = checked_scores(scores, name="scores").cpu(), checked_scores(p_values, name="p_values").cpu()
     if len(ordered) != len(values):
         raise ShapeError(f"`scores` and `p_values` must be of one length, got {len(ordered)} and {len(values)}.")
-    at_least = _at_least(ordered, values, calibration_samples)
-    distinct, inverse = ordered.unique(return_inverse=True)
-    places = len(distinct) - 1 - inverse
-    above, equal, _ = earlier_counts(places, torch.zeros_like(distinct, dtype=torch.int64))
+    numbers = torch.as_tensor(calibration_samples, device="cpu").expand(len(ordered))
+    places = torch.zeros_like(ordered, dtype=torch.int64) if groups is None else groups.cpu()
     uniforms = numbered_uniforms(0, len(ordered), seed=checked_seed(seed), sequence=RANKS)
+    online = torch.empty_like(ordered)
+    for place in places.unique().tolist():
+        own = places == place
+        online[own] = _online(ordered[own], values[own], numbers[own].unique(), uniforms[own])
     test = DriftTest(level=level, is_one_sided=True)
-    test.update(online_p_value(at_least + above, equal, uniforms, calibration=calibration_samples, start=0))
+    test.update(online)
     return test.summary()
+
+
+def _online(scores: Tensor, p_values: Tensor, numbers: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the online p-values of the samples of one group, in their order."""
+    if len(numbers) > 1:
+        shown = ", ".join(map(str, numbers[:5].tolist()))
+        raise CalibrationError(
+            f"the p-values are of {shown} calibration samples: they are not of one detector. Monitor the files of each "
+            f"detector by themselves."
+        )
+    samples = int(numbers)
+    at_least = _at_least(scores, p_values, samples)
+    distinct, inverse = scores.unique(return_inverse=True)
+    above, equal, _ = earlier_counts(len(distinct) - 1 - inverse, torch.zeros_like(distinct, dtype=torch.int64))
+    return online_p_value(at_least + above, equal, uniforms, calibration=samples, start=0)
 
 
 def inferred_calibration_samples(p_values: Tensor) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from opnp.errors import DataFileError, MissingExtraError
 from opnp.files import write_atomically
 from opnp.report.content import PageContent, page_content
-from opnp.report.explorer import explorer_values, require_keep
+from opnp.report.explorer import band_text, explorer_values, require_keep
 from opnp.report.panels import CONFIG, Figure
 from opnp.report.results import fitting_records, read_results
 from opnp.report.wording import count_text, method_label, unbroken
@@ -138,6 +138,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "band_text": band_text,
         "count": count_text,
         "method_label": method_label,
         "unbroken": unbroken,

@@ -278,8 +278,9 @@ def fit_verdict(record: FitRecord) -> Verdict:
     """Return what a fit says of itself: of OOD only what ratios gained that were chosen on OOD validation data."""
     start, chosen = "The detector is not calibrated, so it flags nothing", [settings_words(record.settings)]
     chosen.append(_settings_source(record.settings, is_tuned=record.tuning is not None))
-    if record.keep is not None and record.threshold is not None:
-        start = f"The detector flags inputs that score above {record.threshold:.6g}"
+    if record.keep is not None and (record.threshold is not None or record.calibrated_by is not None):
+        above = "the threshold of their predicted class" if record.threshold is None else f"{record.threshold:.6g}"
+        start = f"The detector flags inputs that score above {above}"
         scores = count_text(len(record.calibration_scores))
         chosen.append(f"threshold calibrated by {scores} held-out scores to keep {brief_percent(record.keep)} of ID")
     known, tuned = "without OOD data, what it gains is not known", list[_Change]()

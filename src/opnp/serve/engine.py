@@ -30,6 +30,8 @@ class Answer:
         score: Larger = more OOD; +inf where a member of a fusion is not finite.
         p_value: Conformal p-value, small = OOD.
         is_ood: Whether the input is flagged.
+        calibration_samples: How many calibration samples it was compared with.
+        calibration_group: The group of classes that these are of, where the detector is calibrated by class; else None.
         members: By name of each fused score its own p-value and its share of the score; None where not asked for.
 
     """
@@ -40,6 +42,8 @@ class Answer:
     score: float
     p_value: float
     is_ood: bool
+    calibration_samples: int
+    calibration_group: str | None = None
     members: dict[str, tuple[float, float]] | None = None
 
     def to_json(self) -> dict[str, object]:
@@ -56,6 +60,7 @@ class Answer:
             "score": self.score if math.isfinite(self.score) else None,
             "p_value": self.p_value,
             "is_ood": self.is_ood,
+            **({} if self.calibration_group is None else {"calibration_group": self.calibration_group}),
             **why,
         }
 
@@ -157,10 +162,12 @@ class Engine:
         columns = (verdict.predicted_class, confidence, verdict.score, verdict.p_value, verdict.is_ood)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         names = self.class_names
-        answers = [
-            Answer(label, None if names is None else names[label], probability, score, p_value, is_ood)
-            for label, probability, score, p_value, is_ood in rows
-        ]
+        is_by_class = self.detector.calibrated_by is not None
+        answers = []
+        for label, probability, score, p_value, is_ood in rows:
+            group = self.detector.calibration_group_of(label)
+            name, where = None if names is None else names[label], group.name if is_by_class else None
+            answers.append(Answer(label, name, probability, score, p_value, is_ood, group.samples, where))
         if not self.is_explained:
             return answers
         why = self.detector.explain_features(features)

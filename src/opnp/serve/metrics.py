@@ -82,7 +82,7 @@ class ScoreLog:
 
     """
 
-    columns = ("predicted_class", "score", "p_value", "is_ood")
+    columns = ("predicted_class", "score", "p_value", "is_ood", "calibration_samples", "calibration_group")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Check the file."""
@@ -99,7 +99,8 @@ class ScoreLog:
 
     def write(self, answers: Sequence[Answer]) -> None:
         """Append a row for each answer, all in one piece."""
-        rows = (self._row((each.predicted_class, each.score, each.p_value, each.is_ood)) for each in answers)
+        values = ([getattr(each, name) for name in self.columns] for each in answers)
+        rows = (self._row(["" if value is None else value for value in each]) for each in values)
         with self._path.open("ab") as file:
             file.write(b"".join([b"" if file.tell() else self._row(self.columns), *rows]))
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from opnp.values.reading import Record, Share, Value
+from opnp.values.settings import CalibratedBy
 
 __all__ = ["FitRecord", "TuningFigures"]
 
@@ -40,11 +41,13 @@ class FitRecord(Record, frozen=True):
         left_out: Why a score that was asked for is not fused, by name.
         tuning: How ratios were chosen on OOD validation data, or None where they were not.
         keep: Share of ID to keep, or None without calibration.
-        threshold: Score above which an input is flagged, or None.
-        expected_flagged: Share of known inputs that is flagged in expectation, or None.
+        threshold: Score above which an input is flagged, or None; None too where each class has its own.
+        expected_flagged: Share of known inputs that is flagged in expectation, or None; None too where each class has
+            its own.
         calibration_scores: Scores of the calibration samples, ascending; larger = more OOD.
         head_sha256: Digest of the head.
         versions: Versions of the packages.
+        calibrated_by: What calibration samples are grouped by, or None where all are one group.
 
     """
 
@@ -65,3 +68,4 @@ class FitRecord(Record, frozen=True):
     calibration_scores: tuple[float, ...]
     head_sha256: str
     versions: Mapping[str, str]
+    calibrated_by: CalibratedBy | None = None

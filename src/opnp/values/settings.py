@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-__all__ = ["RANK_TIMEOUT", "NeuronReading", "Precision", "Scope", "ScoreName"]
+__all__ = ["RANK_TIMEOUT", "CalibratedBy", "NeuronReading", "Precision", "Scope", "ScoreName"]
 
 Scope = Literal["layer", "class"]
 """What weights are ranked within."""
@@ -15,6 +15,9 @@ ScoreName = Literal["energy", "msp", "max_logit", "entropy", "gen"]
 
 Precision = Literal["float32", "float64"]
 """Precision of products."""
+
+CalibratedBy = Literal["predicted"]
+"""What calibration samples are grouped by: the class that the original head predicts."""
 
 RANK_TIMEOUT = 1800.0
 """Seconds that a rank waits for the others."""

@@ -62,12 +62,20 @@ def write_bert(folder: Path, *, seed: int = 0) -> Path:
 
 
 def write_clip(folder: Path, *, seed: int = 0) -> Path:
-    """Write a CLIP of images of 16 x 16 and 50 tokens, the third of which ends a text, and return the folder."""
+    """Write a CLIP of images of 16 x 16 and 50 tokens, the third of which ends a text, and return the folder.
+
+    Its tokenizer takes texts apart into letters.
+    """
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     tokens = {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     images = {"image_size": 16, "patch_size": 8}
     config = _TRANSFORMERS.CLIPConfig(text_config=sizes | tokens, vision_config=sizes | images, projection_dim=12)
     _save(_TRANSFORMERS.CLIPModel, config, folder, seed=seed)
+    letters = [f"{letter}{end}" for end in ("", "</w>") for letter in "acdefghoprst"]
+    vocabulary = {text: place for place, text in enumerate(["<|pad|>", "<|startoftext|>", "<|endoftext|>", *letters])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    _TRANSFORMERS.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
     return folder
 
 

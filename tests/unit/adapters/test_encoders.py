@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.linear_model import LogisticRegression, RidgeClassifier, SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
@@ -92,6 +92,8 @@ def test_the_logits_are_those_of_clip(tmp_path: Path) -> None:
         (torch.tensor([[1.0, 0.0], [0.0, 0.0]]), 1.0, OptionError, "a row of zeros, which has no direction"),
         (torch.ones(2, 4), 0.0, OptionError, "`scale` must be above 0, got 0.0"),
         (torch.ones(2, 4), float("inf"), OptionError, "`scale` must be above 0, got inf"),
+        (torch.ones(2, 4), 1e39, OptionError, r"`scale` must leave the weight finite in torch\.float32, got 1e\+39"),
+        (torch.ones(2, 4).half(), 1e6, OptionError, r"finite in torch\.float16"),
     ],
 )
 def test_prototypes_that_are_none_are_refused(
@@ -103,12 +105,21 @@ def test_prototypes_that_are_none_are_refused(
 
 @pytest.mark.parametrize("classes", [2, CLASSES])
 @pytest.mark.parametrize(
-    "build", [LogisticRegression, LinearSVC, RidgeClassifier, lambda: LinearSVC(fit_intercept=False)]
+    "build",
+    [
+        LogisticRegression,
+        LinearSVC,
+        RidgeClassifier,
+        lambda: LinearSVC(fit_intercept=False),
+        lambda: SGDClassifier(penalty="l1", random_state=0),
+    ],
 )
 def test_a_linear_classifier_is_a_layer(build: Callable[[], Any], classes: int) -> None:
     features = drawn(120).double()
     labels = torch.arange(120) % classes
     classifier = build().fit(features.numpy(), labels.numpy())
+    if isinstance(classifier, SGDClassifier):
+        classifier.sparsify()
     layer = linear_head(classifier, dtype=torch.float64)
     expected = torch.as_tensor(classifier.decision_function(features.numpy())).reshape(120, -1)
     torch.testing.assert_close(layer(features), expected)

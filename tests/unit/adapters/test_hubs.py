@@ -141,7 +141,7 @@ def test_weights_of_another_model_are_told(tmp_path: Path) -> None:
     [
         (
             "resnet18",
-            "must be `timm:NAME`, `torchvision:NAME`, `hf:NAME`, `onnx:FILE`, or `module:callable` .*got 'resnet18'",
+            "must be `timm:NAME`, `torchvision:NAME`, `hf:NAME`, `sentence-transformers:NAME`, .*got 'resnet18'",
         ),
         ("timm:", "got 'timm:'"),
         (":net", "got ':net'"),
@@ -267,7 +267,11 @@ def test_models_have_the_classes_and_leave_the_random_state(build: Any, name: st
     [
         (timm_model, "resnet18d_x", r"timm has no model 'resnet18d_x'\."),
         (timm_model, "resnet10", r"timm has no model 'resnet10'\. Did you mean .*`timm:resnet10t`"),
-        (timm_model, "resnet10t.no_tag", r"timm could not make 'resnet10t\.no_tag'"),
+        (
+            timm_model,
+            "resnet10t.c4_in1k",
+            r"not make 'resnet10t\.c4_in1k': .*\. Did you mean `timm:resnet10t\.c3_in1k`",
+        ),
         (torchvision_model, "resnet19", r"'resnet19'\. Did you mean `torchvision:resnet18` or "),
         (torchvision_model, "zzz", r"torchvision has no classifier 'zzz'\. It has alexnet, "),
         (torchvision_model, "resnet18@V2", r"no weights 'V2' of resnet18\. It has IMAGENET1K_V1, DEFAULT: `torchv"),

@@ -111,3 +111,13 @@ def test_a_fit_without_calibration_has_no_threshold(tmp_path: Path) -> None:
     record = record_fit(detector, tmp_path, model="mine", settings_text="w_min 0.1")
     assert (record.keep, record.threshold, record.expected_flagged, record.calibration_scores) == (None, None, None, ())
     assert record.tuning is None
+
+
+def test_a_record_of_a_fit_by_class_has_no_one_threshold(tmp_path: Path) -> None:
+    rows, weight = rows_and_weight()
+    detector = OPNP(ratios=Ratios(w_min=0.1)).fit_features(rows[:300], weight=weight, bias=None)
+    detector.calibrate_features(rows[300:], by="predicted")
+    record = record_fit(detector, tmp_path, model="net", settings_text="")
+    assert (record.calibrated_by, record.threshold, record.expected_flagged) == ("predicted", None, None)
+    assert (record.keep, len(record.calibration_scores)) == (0.95, 300)
+    assert FitRecord.from_json((tmp_path / "fit.json").read_text(encoding="utf-8")) == record

@@ -11,10 +11,10 @@ from pyarrow import parquet
 
 from opnp.data import FeatureSource, read_features
 from opnp.data.parquet import ParquetFeatures, is_parquet
-from opnp.errors import DataFileError, EmptyDataError, OptionError
+from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError
 
 ROWS = np.random.default_rng(0).random((20, 3)).astype(np.float32)
-COLUMNS: dict[str, Any] = {"name": ["x"] * 20, **dict(zip("abc", ROWS.T, strict=True)), "label": np.arange(20)}
+COLUMNS: dict[str, Any] = {**dict(zip("abc", ROWS.T, strict=True)), "label": np.arange(20)}
 
 
 def written(path: Path, columns: dict[str, Any], *, group: int = 4) -> Path:
@@ -53,11 +53,21 @@ def test_one_file_is_read_as_a_table_is(tmp_path: Path) -> None:
     assert torch.equal(labels, expected.labels)
 
 
+def test_columns_are_taken_by_the_names_of_the_fit(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.parquet", COLUMNS)
+    with pytest.warns(ColumnWarning, match="1 column left out: b"):
+        source = ParquetFeatures(path, feature_names=("c", "a"))
+    assert source.feature_names == ("c", "a")
+    assert torch.equal(source.read(0, 20)[0], torch.from_numpy(ROWS[:, [2, 0]]))
+    with pytest.raises(DataFileError, match="no column of numbers called `z`"):
+        ParquetFeatures(path, feature_names=("a", "z"))
+
+
 @pytest.mark.parametrize("kind", ["list", "fixed", "double"])
 def test_a_column_of_lists_holds_whole_rows(tmp_path: Path, kind: str) -> None:
     rows = ROWS.astype(np.float64) if kind == "double" else ROWS
     column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 3) if kind == "fixed" else list(rows)
-    source = ParquetFeatures(written(tmp_path / "rows.parquet", {"features": column, "n": np.arange(20)}))
+    source = ParquetFeatures(written(tmp_path / "rows.parquet", {"features": column}))
     features, labels = source.read(2, 11)
     assert labels is None
     assert torch.equal(features, torch.from_numpy(rows[2:11]))

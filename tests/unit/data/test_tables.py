@@ -11,7 +11,7 @@ from pyarrow import Table, parquet
 
 from opnp.data import open_features, read_features, tables, write_score_table
 from opnp.data.tables import read_feature_table, read_score_table
-from opnp.errors import DataFileError, EmptyDataError, MissingExtraError, MissingFileError, OpnpError
+from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, MissingExtraError, MissingFileError, OpnpError
 
 _HARD = [1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 123456789.123456789, float("inf"), -1e-7]
 SCORES = [*_HARD, *torch.randn(47, generator=torch.Generator().manual_seed(0)).tolist()]
@@ -22,6 +22,9 @@ COLUMNS: dict[str, Sequence[Any]] = {
     "score": SCORES,
     "p_value": [(1 + row) / (ROWS + 1) for row in range(ROWS)],
     "is_ood": [row % 3 == 0 for row in range(ROWS)],
+    "predicted_class": [row % 4 for row in range(ROWS)],
+    "calibration_samples": [30 + row % 4 for row in range(ROWS)],
+    "calibration_group": [f"class {row % 4}" for row in range(ROWS)],
 }
 both = pytest.mark.parametrize("ending", ["csv", "parquet"])
 
@@ -38,6 +41,11 @@ def test_what_was_written_comes_back(tmp_path: Path, ending: str) -> None:
     assert torch.equal(table.scores.view(torch.int64), torch.tensor(SCORES, dtype=torch.float64).view(torch.int64))
     assert table.p_values.tolist() == COLUMNS["p_value"]
     assert table.is_ood.tolist() == COLUMNS["is_ood"]
+    assert table.classes is not None
+    assert table.calibration_samples is not None
+    assert table.classes.tolist() == COLUMNS["predicted_class"]
+    assert table.calibration_samples.tolist() == COLUMNS["calibration_samples"]
+    assert table.calibration_groups == tuple(COLUMNS["calibration_group"])
 
 
 def test_the_files_are_plain_ones(tmp_path: Path) -> None:
@@ -71,6 +79,9 @@ def test_without_a_calibration_there_are_scores_alone(tmp_path: Path, ending: st
         ({"score": [None, *SCORES[1:]]}, DataFileError, r"`score` has no value in 1 of 54 rows \(rows 0\)"),
         ({"p_value": [1.5] * ROWS}, DataFileError, "p-values lie above 0 and at most at 1, got 1.5 to 1.5"),
         ({"is_ood": ["maybe"] * ROWS}, DataFileError, "`is_ood` of row 0 is 'maybe'"),
+        ({"calibration_samples": [0.5] * ROWS}, DataFileError, "`calibration_samples` of row 0 is '?0.5"),
+        ({"predicted_class": [-1] * ROWS}, DataFileError, "`predicted_class` of row 0 is '?-1"),
+        ({"calibration_group": [None, *["all"] * (ROWS - 1)]}, DataFileError, "`calibration_group` has no value in 1"),
         ({name: [] for name in COLUMNS}, EmptyDataError, "holds no rows"),
     ],
 )
@@ -160,9 +171,11 @@ def write_table(path: Path, columns: dict[str, list[Any]]) -> Path:
 
 
 @both
+@pytest.mark.filterwarnings("ignore:.*left out")
 def test_columns_of_numbers_are_features_and_label_the_labels(tmp_path: Path, ending: str) -> None:
     path = write_table(tmp_path / f"table.{ending}", FEATURES)
-    features, labels = read_feature_table(path)
+    features, labels, names = read_feature_table(path, feature_names=["width", "count"])
+    assert names == ("width", "count")
     wanted = [FEATURES["width"], [float(count) for count in FEATURES["count"]]]
     assert features.T.tolist() == wanted
     assert labels is not None
@@ -176,6 +189,40 @@ def test_columns_of_numbers_are_features_and_label_the_labels(tmp_path: Path, en
     before = source.digest()
     write_table(path, FEATURES | {"count": [3, 0, -2]})
     assert open_features(path).digest() != before
+
+
+@both
+def test_what_is_left_out_is_said_with_the_reason(tmp_path: Path, ending: str) -> None:
+    path = write_table(tmp_path / f"table.{ending}", FEATURES)
+    kinds = r"name \((text|string)\), is_new \((true or false|bool)\)"
+    with pytest.warns(ColumnWarning, match=f"2 columns left out, which hold no numbers: {kinds}"):
+        assert open_features(path).feature_names == ("width", "count")
+    with pytest.warns(ColumnWarning, match="3 columns left out, which the detector was not fitted on: name, width"):
+        assert read_features(path, feature_names=["count"]).features.tolist() == [[3], [0], [-1]]
+
+
+@both
+def test_columns_are_taken_by_name(tmp_path: Path, ending: str) -> None:
+    path = write_table(tmp_path / f"table.{ending}", {name: FEATURES[name] for name in ("count", "width", "label")})
+    features, labels, names = read_feature_table(path, feature_names=("width", "count"))
+    assert names == ("width", "count")
+    assert features[:, 1].tolist() == FEATURES["count"]
+    assert open_features(path).digest() != open_features(path, feature_names=names).digest()
+    assert labels is not None
+    with pytest.raises(DataFileError, match=r"lacks the columns `weight`, `height` of the 3 .*fitted on"):
+        read_features(path, feature_names=("width", "weight", "height"))
+
+
+@both
+@pytest.mark.parametrize("values", [["1,5", "-,5", "3"], ["1.234,5", "1,0", "2,25"]])
+def test_decimal_commas_are_refused(tmp_path: Path, ending: str, values: list[str]) -> None:
+    path = tmp_path / f"table.{ending}"
+    if ending == "csv":
+        path.write_text("a,b\n" + "".join(f'1,"{value}"\n' for value in values), encoding="utf-8")
+    else:
+        write_table(path, {"a": [1, 1, 1], "b": values if values[-1] != "3" else [*values[:2], "3,0"]})
+    with pytest.raises(DataFileError, match=r"`b` holds numbers with a comma, such as '1.*decimal=','"):
+        read_feature_table(path)
 
 
 def test_short_floats_of_parquet_stay_short(tmp_path: Path) -> None:
@@ -192,8 +239,11 @@ def test_short_floats_of_parquet_stay_short(tmp_path: Path) -> None:
         ({"label": ["cat", "dog", "cat"]}, "`label` must hold the number of each row's class"),
         ({"label": [0.5, 1.0, 0.0]}, "must be class indices, got 0.5"),
         ({"labels": [0, 1, 2]}, "holds both `labels` and `label`"),
-        ({"width": ["x", "y", "z"], "count": ["x", "y", "z"]}, "no column of numbers"),
-        ({"__index_level_0__": [0, 1, 2]}, "a column of numbers has no name.*`index=False`"),
+        ({"width": ["x", "y", "z"], "count": [None, None, None]}, "no column of numbers"),
+        (
+            {"name": [1, 2, 3], "is_new": [1, 0, 1], "__index_level_0__": [0, 1, 2]},
+            "a column of numbers has no name.*`index=False`",
+        ),
     ],
 )
 def test_a_table_that_is_no_features_is_refused(
@@ -209,6 +259,8 @@ def test_a_table_that_is_no_features_is_refused(
     [
         ("1.5,2\n3,4\n", "the first line must name the columns"),
         ("a,a\n3,4\n", "2 columns called `a`"),
+        ("a;b\n1,5;2,5\n", r"not separated by commas\. .*decimal=','"),
+        ("a\tb\n1\t2\n", "not separated by commas"),
         (",a\n0,4\n1,5\n", "a column of numbers has no name"),
         ("a,b\n0\n", "expected 2 values, got 1"),
         ("a,b\n0,x\n1,2\n", "`b` is no number in row 0 .'x'."),

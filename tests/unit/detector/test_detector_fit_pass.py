@@ -174,6 +174,7 @@ def growth(folder: Path, rows: int, *, kind: str, width: int) -> int:
     return int(found[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="anonymous memory is read from /proc")
 @pytest.mark.parametrize(
     ("kind", "width", "rows", "most"),

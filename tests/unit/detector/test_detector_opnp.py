@@ -1,6 +1,7 @@
 """Fitting, calibrating and what is held: what a detector takes, what it refuses, what a failure leaves."""
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 from opnp import ASHS, OPNP, SCALE, Ratios, ReAct, energy_score
 from opnp.core import Shaping
+from opnp.data import open_features, write_features
 from opnp.errors import (
     CalibrationError,
     EmptyDataError,
     InputTypeError,
+    LabelWarning,
     NonFiniteError,
     NotCalibratedError,
     NotFittedError,
@@ -389,3 +392,12 @@ def test_arrays_of_numpy_go_wherever_features_and_heads_do() -> None:
 def test_a_transposed_kernel_is_recognised(offset: torch.Tensor | None) -> None:
     with pytest.raises(ShapeError, match=r"looks transposed.*Keras and JAX.*`weight\.T`"):
         OPNP().fit_features(features(), weight=weight().T, bias=offset)
+
+
+def test_labels_tell_a_square_kernel_that_is_transposed(tmp_path: Path) -> None:
+    kernel, rows = 9 * torch.eye(4).roll(1, 0), torch.eye(4).repeat(60, 1)
+    write_features(tmp_path / "f", rows, labels=(rows @ kernel.T).argmax(1))
+    source, paper = open_features(tmp_path / "f"), OPNP(ratios=Ratios())
+    assert paper.fit_features(source, weight=kernel, bias=None).id_accuracy == {"training": 1.0}
+    with pytest.warns(LabelWarning, match=r"answers 0 of 240 .*as many classes as features.*try `weight\.T`"):
+        paper.fit_features(source, weight=kernel.T, bias=None)

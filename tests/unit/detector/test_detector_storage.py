@@ -213,6 +213,7 @@ def set_tensor(name: str, value: torch.Tensor) -> Callable[[dict[str, Any], dict
         set_metadata(keep=None),
         set_metadata(keep=95),
         set_metadata(keep=0.999),
+        set_metadata(feature_names=["width"] * FEATURES),
         drop_tensor("head.weight"),
         drop_tensor("sensitivity.weight"),
         drop_tensor("sensitivity.neuron_gradient"),
@@ -224,7 +225,7 @@ def set_tensor(name: str, value: torch.Tensor) -> Callable[[dict[str, Any], dict
         set_tensor("calibration.members", torch.zeros(40, 1)),
         set_tensor("sensitivity.weight", torch.full((CLASSES, FEATURES), float("inf"))),
     ],
-    ids=range(23),
+    ids=range(24),
 )
 def test_sound_files_with_unsound_content(tmp_path: Path, change: Any) -> None:
     path = rewritten(saved(tmp_path / "detector"), change)

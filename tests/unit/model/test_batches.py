@@ -151,7 +151,9 @@ def test_a_mapping_goes_by_its_names_without_labels(kind: Any, label: str) -> No
         ("images", InputTypeError, r"A batch must be a tensor.*got str\."),
         (3, InputTypeError, r"got int\."),
         (None, InputTypeError, r"got NoneType\."),
-        (np.ones(3), InputTypeError, r"got ndarray\."),
+        (np.array(["a.png"]), InputTypeError, "An array must hold numbers that torch has a dtype for, got <U5"),
+        ([GIVEN.numpy()] * 4, InputTypeError, r"a list of 4 that look like several inputs, .*torch\.stack"),
+        ((GIVEN.numpy(), LABELS, np.ones((8, 2))), InputTypeError, r"item 2 \(float64 of shape \(8, 2\)\)"),
         ((), InputTypeError, r"got an empty tuple\."),
         ((["a.png"], 0), InputTypeError, r"got list\."),
         ([(GIVEN, LABELS), (GIVEN, LABELS)], InputTypeError, r"got tuple\."),
@@ -183,6 +185,23 @@ def test_what_has_no_reading_is_refused_by_fit_and_score_alike(
     if error is not OptionError or isinstance(loaded, Mapping):  # what is scored may be of other classes
         with pytest.raises(error, match=message):
             OPNP(ratios=Ratios()).fit(mlp(), [GIVEN]).score(loaded)
+
+
+def test_an_array_is_the_tensor_of_its_memory() -> None:
+    array = GIVEN.numpy()
+    options: dict[str, Any] = {"ratios": Ratios(w_min=0.3)}
+    by_tensor = OPNP(**options).fit(mlp(), [(GIVEN, LABELS)] * 3, validation=[GIVEN] * 3)
+    loader = [(array, LABELS.numpy().astype(np.uint16), np.array(NAMES)), (array[:0], LABELS.numpy()[:0])]
+    by_array = OPNP(**options).fit(mlp(), loader[:1] * 3 + loader[1:], validation=[array] * 3)
+    assert by_array.id_accuracy == by_tensor.id_accuracy
+    assert torch.equal(by_array.calibration_scores, by_tensor.calibration_scores)
+    expected = by_tensor.score(GIVEN)
+    for given in (array, [array], iter([array]), (array, LABELS), {"input": array}, {"input": array, "labels": LABELS}):
+        assert torch.equal(by_array.score(given), expected)
+    torch.testing.assert_close(by_array.score((array[3], np.int64(1))), expected[3])
+    assert BatchReader.of(mlp()).read(array).inputs.data_ptr() == GIVEN.data_ptr()  # type: ignore[union-attr]  # a tensor
+    with pytest.raises(InputTypeError, match=r"got ndarray\. For a single batch pass a list of one"):
+        OPNP().fit(mlp(), array)
 
 
 # ------------------------------------------------------------------------------------------------ more than one input
@@ -234,6 +253,8 @@ def test_further_tensors_reach_the_model_by_name_everywhere(model: nn.Module, lo
     with head_stream(model, [loaded]) as stream:
         ((_, _, labels),) = stream.batches
     assert (labels is not None) is is_labelled
+    arrays = tuple(each.numpy() if isinstance(each, Tensor) else each for each in loaded)
+    assert torch.equal(by_place.score(arrays), by_name.score(named))
     one = tuple(each if each is None else each[3] for each in loaded)
     expected = by_name.score(named)[3]
     torch.testing.assert_close(by_place.score(one), expected, rtol=1e-4, atol=1e-5)

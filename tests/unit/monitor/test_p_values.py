@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from opnp.core import conformal_p_value
 from opnp.errors import CalibrationError, OpnpError, ShapeError
 from opnp.monitor.p_values import drift_of_p_values, inferred_calibration_samples
 
@@ -58,3 +59,22 @@ def test_p_values_that_do_not_belong_to_the_scores_or_the_number_are_refused(
     values = torch.as_tensor(p_values, dtype=torch.float64)
     with pytest.raises(error, match=message):
         drift_of_p_values(-values if scores is None else torch.tensor(scores), values, calibration_samples=samples)
+
+
+def test_groups_are_ranked_each_among_its_own_whatever_order_they_come_in() -> None:
+    """Each group is ranked by itself, so that what is added to all scores of one changes nothing."""
+    generator = torch.Generator().manual_seed(0)
+    calibrations = [torch.rand(count, generator=generator).double() for count in (30, 99)]
+    groups = torch.randint(0, 2, (200,), generator=generator)
+    scores = torch.rand(200, generator=generator).double()
+    p_values = torch.empty_like(scores)
+    for group, calibration in enumerate(calibrations):
+        p_values[groups == group] = conformal_p_value(scores[groups == group], calibration)
+    samples = torch.tensor([30, 99])[groups]
+    whole = drift_of_p_values(scores, p_values, calibration_samples=samples, groups=groups)
+    apart = drift_of_p_values(scores + 10 * groups, p_values, calibration_samples=samples, groups=groups)
+    assert whole == apart
+    one = drift_of_p_values(scores, p_values * 0 + 1, calibration_samples=99)
+    assert one == drift_of_p_values(scores, p_values * 0 + 1, calibration_samples=99, groups=torch.zeros(200).long())
+    with pytest.raises(CalibrationError, match="of 30, 99 calibration samples: they are not of one detector"):
+        drift_of_p_values(scores, p_values, calibration_samples=samples)

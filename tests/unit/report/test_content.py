@@ -289,6 +289,9 @@ def test_a_fit_without_ood_data_says_so() -> None:
     explorer = fit_explorer(record)
     assert explorer is not None
     assert explorer.methods[0].flagged[explorer.place(0.75)] == 1
+    by_class = replace(record, threshold=None, expected_flagged=None, calibrated_by="predicted")
+    assert "that score above the threshold of their predicted class; without" in fit_verdict(by_class).sentence
+    assert fit_explorer(by_class) is None
     bare = replace(record, left_out={}, keep=None, threshold=None, expected_flagged=None, calibration_scores=())
     assert fit_explorer(bare) is None
     assert (fit_verdict(bare).gains, fit_verdict(bare).costs) == ((), ())

@@ -139,6 +139,7 @@ def test_a_fusion_has_every_figure_but_that_of_the_head_it_is_read_off(
     assert names == [name for name in others if not name.startswith("figure-4")]
 
 
+@pytest.mark.slow
 def test_every_specification_is_one_of_vega_lite_for_page_and_paper(figures: tuple[Figure, ...]) -> None:
     everything = (*figures, there(regrets_figure(MODELS)), there(members_figure([gallery("test")], method="OPNP()")))
     for figure in everything:

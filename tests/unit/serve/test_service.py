@@ -388,8 +388,26 @@ def test_the_log_of_scores_is_what_the_monitor_reads(tmp_path: Path) -> None:
     assert table.scores.tolist() == [answer["score"] for answer in found]
     assert table.p_values.tolist() == [answer["p_value"] for answer in found]
     assert table.is_ood.tolist() == [answer["is_ood"] for answer in found]
+    assert table.calibration_samples is not None
+    assert set(table.calibration_samples.tolist()) == {len(fitted()[0].calibration_scores)}
+    assert table.calibration_groups is None
     monitor = DriftMonitor(fitted()[0].calibration_scores)
     assert monitor.update(table.scores).shape == (30,)
+
+
+def test_verdicts_by_class_name_the_group_that_judged_them(tmp_path: Path) -> None:
+    detector, model = fitted()
+    grouped = OPNP.from_settings(detector.settings)
+    grouped._state = detector._fitted()
+    grouped.attach(model).calibrate([inputs_of(pictures(100, seed=1))], by="predicted")
+    app = serve_app(grouped, model, INPUTS, log_scores=tmp_path / "scores.csv")
+    inputs = inputs_of(pictures(30, seed=6))
+    found = answered(app, "POST", "/score", json=inputs.tolist()).json()
+    judging = [grouped.calibration_group_of(answer["class"]) for answer in found]
+    assert [answer["calibration_group"] for answer in found] == [group.name for group in judging]
+    assert [answer["p_value"] for answer in found] == grouped.p_value(inputs).tolist()
+    table = read_score_table(tmp_path / "scores.csv")
+    assert table.calibration_groups == tuple(group.name for group in judging)
 
 
 def test_a_log_of_scores_that_is_renamed_is_begun_anew_and_one_that_cannot_be_written_costs_no_verdict(

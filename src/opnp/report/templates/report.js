@@ -40,14 +40,36 @@
   const countText = (count) => String(count).replace(/\B(?=(\d{3})+$)/g, NARROW_SPACE);
   const percentText = (count, samples) => `${((100 * count) / samples).toFixed(2)}${NO_BREAK}%`;
 
-  const showShare = (cell, count, samples) => {
+  /* The band of report/explorer.py: what two bands leave; the second, by halving, n KL(share || q) <= log(2 K / risk). */
+  const divergence = (found, other) =>
+    (found > 0 ? found * Math.log(found / other) : 0) + (found < 1 ? (1 - found) * Math.log((1 - found) / (1 - other)) : 0);
+  const bound = (share, end, most) => {
+    let [inside, outside] = [share, end];
+    for (let step = 0; step < 40; step += 1) {
+      const middle = (inside + outside) / 2;
+      if (divergence(share, middle) <= most) inside = middle;
+      else outside = middle;
+    }
+    return outside;
+  };
+  const bandText = (count, samples, thresholds, level) => {
+    const [share, risk] = [count / samples, (1 - level) / 2];
+    const most = Math.log((2 * thresholds) / risk) / samples;
+    const reach = Math.sqrt(Math.log(2 / risk) / (2 * samples));
+    const low = Math.max(bound(share, 0, most), share - reach);
+    const high = Math.min(bound(share, 1, most), share + reach);
+    return `${(100 * low).toFixed(2)} to ${(100 * high).toFixed(2)}${NO_BREAK}%`;
+  };
+
+  const showShare = (cell, count, samples, band) => {
     cell.querySelector(".bar").style.setProperty("--share", count / samples);
     cell.querySelector(".share").textContent = percentText(count, samples);
     cell.querySelector(".count").textContent = `${countText(count)} of ${countText(samples)}`;
+    cell.querySelector(".band").textContent = band;
   };
 
   const makeExplorer = (element) => {
-    const { keeps, methods } = data.explorers[element.dataset.explorer];
+    const { keeps, level, methods } = data.explorers[element.dataset.explorer];
     const input = element.querySelector("input");
     const status = element.querySelector("[role=status]");
     const rows = [...element.querySelectorAll("[data-row]")];
@@ -84,8 +106,11 @@
           const cell = row.cells[column + 1];
           const name = row.dataset.row;
           if (name === "threshold") cell.querySelector(".share").textContent = method.thresholds[now];
-          else if (name === "flagged") showShare(cell, method.flagged[now], method.samples);
-          else showShare(cell, method.sets[name].missed[now], method.sets[name].samples);
+          else {
+            const set = method.sets[name];
+            const [count, samples] = set ? [set.missed[now], set.samples] : [method.flagged[now], method.samples];
+            showShare(cell, count, samples, bandText(count, samples, Math.min(keeps.length, method.samples), level));
+          }
         });
       }
       followers.forEach((follow) => follow(now));
