@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,9 @@ class ParquetFeatures:
         self.width, self.is_labelled = features.shape[1], labels is not None
         taken = {_COLUMN} if self.feature_names is None else {*self.feature_names}
         left = [
-            name for name in self._schema.names if name not in {*taken, label_column(self.place, self._schema.names)}
+            name
+            for name in self._schema.names
+            if name not in {*taken, label_column(Path(self.place), self._schema.names)}
         ]
         if left:
             more = ", ..." if len(left) > _NAMED else ""
