@@ -113,6 +113,7 @@ MODULES = (
     "opnp.adapters.mlflow",
     "opnp.adapters.openood",
     "opnp.adapters.pytorch_ood",
+    "opnp.adapters.ray",
     "opnp.adapters.scikit_learn",
     "opnp.report",
     "opnp.monitor",

@@ -229,6 +229,7 @@ def run(block: Block, page: ModuleType, opnp: Opnp, name: str) -> None:
             warnings.simplefilter("error")
             warnings.simplefilter("ignore", OpnpWarning)  # the data of these pages are few
             warnings.filterwarnings("ignore", module=r"lightning\.")  # of torch's newer names, and of few workers
+            warnings.filterwarnings("ignore", module=r"ray\.")  # of settings that it reads by old names of its own
             warnings.filterwarnings("ignore", module=r"mlflow\.")  # of type hints of its own, at its first import
             exec(code, vars(page))  # noqa: S102  # the project's own page
     elif block.language == "sh":

@@ -19,6 +19,7 @@ from opnp.cli.options import (
     ModelNameOrNone,
     RankTimeout,
     RatioOptions,
+    RayAddress,
     ReportFile,
     checked_device,
     detector_option,
@@ -38,6 +39,8 @@ from opnp.errors import OptionError
 from opnp.values.settings import RANK_TIMEOUT, CalibratedBy, NeuronReading, Precision, Scope, ScoreName
 
 if TYPE_CHECKING:
+    from opnp.cli.running import OpenedModel
+    from opnp.data import InputSet
     from opnp.detector import OPNP, Checkpoint
     from opnp.distributed import Ranks
 
@@ -129,6 +132,7 @@ def fit(
         ),
     ] = None,
     checkpoint_every: Annotated[int, running_option(help="Batches between two writings of --checkpoint.")] = 16,
+    ray: RayAddress = None,
     rank_timeout: RankTimeout = RANK_TIMEOUT,
     report: ReportFile = None,
     json: JsonFlag = False,
@@ -137,7 +141,8 @@ def fit(
 
     Without options scores of different mechanism are fused. Any --rho option, or --neuron, --scope, --temperature,
     --score or --shaping, asks for the paper's method instead: the energy of the pruned head. `opnp tune` chooses
-    ratios. Several processes fit together: `torchrun --nproc-per-node 2 -m opnp fit ...`.
+    ratios. Several processes fit together: `torchrun --nproc-per-node 2 -m opnp fit ...`; so do the workers of a
+    cluster, with --ray.
     """
     from opnp.core.conformal import minimum_samples
     from opnp.detector import Checkpoint
@@ -158,10 +163,10 @@ def fit(
     if features is not None:
         if head is None:
             raise OptionError("`--features` need the head they belong to: give `--head FILE`.")
-        run = partial(_fit_features, features, head, checkpoint=position)
+        run = partial(_fit_features, features, head, checkpoint=position, ray=ray)
     elif model is not None and data is not None:
         layer = head_layer_name(options.head_layer, old=head)
-        run = partial(_fit_model, model, data, head=layer, logits=options.logits_place, out=out)
+        run = partial(_fit_model, model, data, head=layer, logits=options.logits_place, out=out, ray=ray)
     else:
         raise OptionError("`--model` needs the inputs that it was trained on: give `--data PATH`.")
     with launched(device=options.device or "cpu", timeout=rank_timeout) as ranks:
@@ -201,11 +206,19 @@ def _fit_features(
     options: HeadOptions,
     validation: Path | None,
     checkpoint: "Checkpoint | None",
+    ray: str | None,
     keep: float,
     by: CalibratedBy | None,
     is_quiet: bool,
 ) -> dict[str, object]:
     """Fit a detector on cached features with all ranks, and return facts of this form alone: none."""
+    if ray is not None:
+        from opnp.cli.cluster import fit_features
+
+        if checkpoint is not None:
+            raise OptionError("`--checkpoint` cannot go with `--ray`, which runs tasks again by itself: leave one out.")
+        fit_features(ray, features, head, detector, validation=validation, keep=keep, by=by, is_quiet=is_quiet)
+        return {}
     from opnp.core.conformal import flagged_rank
     from opnp.data import feature_part, open_features, read_head
     from opnp.detector.fit_pass import BATCH_ROWS
@@ -245,16 +258,33 @@ def _fit_model(
     head: str | None,
     logits: int | str | None,
     out: Path,
+    ray: str | None,
     keep: float,
     by: CalibratedBy | None,
     is_quiet: bool,
 ) -> dict[str, object]:
     """Fit a detector by a model with all ranks, and return how many inputs of each set could not be read."""
-    from opnp.adapters import model_origin
     from opnp.cli.running import OpenedModel, model_errors, unreadable_of_all, with_known_order
     from opnp.core.conformal import flagged_rank
     from opnp.distributed import Ranks, require_equal, together
 
+    if ray is not None:
+        from opnp.cli.cluster import fit_model
+
+        opened, training, found = fit_model(
+            ray,
+            model,
+            data,
+            detector,
+            options=options,
+            validation=validation,
+            head=head,
+            keep=keep,
+            by=by,
+            is_quiet=is_quiet,
+        )
+        _remember(detector, opened, training, name=model, options=options, out=out)
+        return {"unreadable": found}
     with together(ranks):
         warn_unless_held_out(validation, training=data)
         opened = OpenedModel.of(model, options)
@@ -278,20 +308,29 @@ def _fit_model(
             distributed=not ranks.is_alone,
             progress=progress_bar("fitting", is_quiet=is_quiet),
         )
+    _remember(detector, opened, training, name=model, options=options, out=out)
+    counts = {"data": unreadable_of_all(training, ranks)}
+    if held_out is not None:
+        counts["validation"] = unreadable_of_all(held_out, Ranks())
+    return {"unreadable": counts}
+
+
+def _remember(
+    detector: "OPNP", opened: "OpenedModel", training: "InputSet", *, name: str, options: HeadOptions, out: Path
+) -> None:
+    """Keep in a detector, and in its file, which model it belongs to."""
+    from opnp.adapters import model_origin
+
     detector.remember(
         model_origin(
             *(opened.model, opened.transform),
-            name=model,
+            name=name,
             weights=options.weights_file,
             detector=out,
             classes=len(detector.sensitivity.weight),
             class_names=training.source.class_names,
         )
     )
-    counts = {"data": unreadable_of_all(training, ranks)}
-    if held_out is not None:
-        counts["validation"] = unreadable_of_all(held_out, Ranks())
-    return {"unreadable": counts}
 
 
 def inspect(

@@ -79,6 +79,15 @@ ForceFlag = Annotated[
     bool,
     model_option("--force", help="Go on with other weights or inputs than those that the detector was fitted on."),
 ]
+RayAddress = Annotated[
+    str | None,
+    running_option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Work on a cluster of Ray: its address, or local for the cores of this machine. Every worker must reach "
+        "the data.",
+    ),
+]
 RankTimeout = Annotated[
     float, running_option(help="Under torchrun: seconds that a rank waits for the others before it gives up.")
 ]

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +17,7 @@ from opnp.cli.options import (
     JsonFlag,
     ModelNameOrNone,
     RankTimeout,
+    RayAddress,
     RunOptions,
     given_options,
     one_of,
@@ -52,7 +53,11 @@ def score(
     *,
     detector: DetectorOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Score file to write, ending in .csv or .parquet. Default: print a table.")
+        Path | None,
+        typer.Option(
+            help="Score file to write, ending in .csv or .parquet; with --ray, a new folder of Parquet files. Default: "
+            "print a table."
+        ),
     ] = None,
     features: FeaturesFileOrNone = None,
     data: DataPath = None,
@@ -69,6 +74,7 @@ def score(
     explain: Annotated[
         bool, typer.Option("--explain", help="Add each member's p-value and its share of the score.")
     ] = False,
+    ray: RayAddress = None,
     rank_timeout: RankTimeout = RANK_TIMEOUT,
     json: JsonFlag = False,
 ) -> None:
@@ -79,10 +85,11 @@ def score(
     table names the inputs, and leaves those out that cannot be read. A detector that was fitted on a model by name
     needs no more than DETECTOR and DATA: it remembers model, weights and how inputs are made. Without --out the most
     OOD of the samples are printed, with --json as `most_ood`. Several processes score together:
-    `torchrun --nproc-per-node 2 -m opnp score ...`; the table is in the order of the rows.
+    `torchrun --nproc-per-node 2 -m opnp score ...`; the table is in the order of the rows. So do the workers of a
+    cluster, with --ray; --data may be Parquet of features there, as --features.
     """
     from opnp.cli.running import OpenedModel
-    from opnp.data import require_score_file, write_score_table
+    from opnp.data import write_score_table
     from opnp.detector import OPNP
     from opnp.distributed import launched, together
 
@@ -96,8 +103,22 @@ def score(
     )
     if model is not None and data is None:
         raise OptionError("`--model` needs the inputs to score: give `--data PATH`.")
-    if out is not None:
-        require_score_file(out)
+    if ray is not None:
+        _score_with_ray(
+            ray,
+            file,
+            features=features,
+            data=data,
+            out=out,
+            model=model,
+            options=options,
+            is_explained=explain,
+            is_forced=force,
+            fdr=fdr,
+            is_json=json,
+        )
+        return
+    _require_name(out)
     with launched(device=options.device or "cpu", timeout=rank_timeout) as ranks:
         with together(ranks):
             if ranks.is_first:
@@ -124,6 +145,54 @@ def score(
     if out is None:
         facts |= _told_most_ood(table, json=json)
     print_result(_summary(loaded, table) | {"out": None if out is None else str(out)} | facts, json=json)
+
+
+def _score_with_ray(
+    address: str,
+    file: Path,
+    *,
+    features: Path | None,
+    data: Path | None,
+    out: Path | None,
+    model: str | None,
+    options: RunOptions,
+    is_explained: bool,
+    is_forced: bool,
+    fdr: float | None,
+    is_json: bool,
+) -> None:
+    from opnp.cli.cluster import add_column, score_on_cluster
+    from opnp.detector import OPNP
+
+    if out is None:
+        raise OptionError("`--ray` writes a folder of Parquet files: give `--out FOLDER`.")
+    loaded = OPNP.load(file)
+    _require_calibrated(loaded, explain=is_explained, fdr=fdr)
+    columns, facts = score_on_cluster(
+        loaded,
+        file,
+        address=address,
+        features=features,
+        data=data,
+        out=out,
+        model=model,
+        options=options,
+        is_explained=is_explained,
+        is_forced=is_forced,
+        is_quiet=is_json,
+    )
+    facts |= _add_discoveries(columns, fdr, is_quiet=False)
+    if fdr is not None:
+        add_column(out, "is_discovery", columns["is_discovery"])
+    print_result(_summary(loaded, columns) | {"out": str(out)} | facts, json=is_json)
+
+
+def _require_name(out: Path | None) -> None:
+    """Raise if what shall be written has no name of a score file."""
+    from opnp.data import require_score_file
+
+    if out is not None:
+        require_score_file(out)
 
 
 def discoveries(
@@ -177,7 +246,7 @@ def _require_calibrated(detector: "OPNP", *, explain: bool, fdr: float | None) -
         )
 
 
-def _summary(detector: "OPNP", table: "Table") -> dict[str, object]:
+def _summary(detector: "OPNP", table: "Mapping[str, Sequence[object]]") -> dict[str, object]:
     """Return how many samples a table holds, and how many of them are flagged."""
     samples = len(table["score"])
     if detector.is_calibrated:

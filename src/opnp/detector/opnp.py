@@ -312,6 +312,50 @@ class OPNP:
         self._link = None
         return self
 
+    def fit_sum(
+        self,
+        total: FitSum,
+        *,
+        head_name: str | None = None,
+        axes: InputAxes | None = None,
+        feature_names: tuple[str, ...] | None = None,
+    ) -> Self:
+        """Take what passes over the training data have left elsewhere, added up, and return self.
+
+        Args:
+            total: The sum over all training samples, of `settings` of this detector.
+            head_name: The head's dotted name in its model; None where features were summed.
+            axes: Number of axes of a batch of inputs; None where features were summed.
+            feature_names: Names of the features, where they are columns of a table.
+
+        Returns:
+            This detector, without a model; uncalibrated.
+
+        Raises:
+            OptionError: If the sum is one of other settings, or ratios are to be tuned.
+            EmptyDataError: If there are no samples, or too few to fuse scores by.
+            NonFiniteError: If sums or thresholds are not finite.
+            RatioError: If the ratios leave nothing of this head.
+
+        Warns:
+            LabelWarning: If labels are known, and the model's answers contradict them.
+            MemberWarning: If a score cannot be fused.
+
+        Example:
+            >>> from opnp.detector.fit_pass import FitSum
+            >>> rows, weight = torch.rand(300, 4), torch.eye(4)[:3]
+            >>> parts = [FitSum.of([(part, None)], weight, None, OPNP().settings) for part in rows.split(100)]
+            >>> OPNP().fit_sum(parts[0] + parts[1] + parts[2]).samples
+            300
+
+        """
+        self._require_held_out(has_known=False, has_ood=False, ranks=Ranks())
+        if total.settings != self._given:
+            raise OptionError("`total` must be a sum for the settings of this detector, got one for others.")
+        state = self._ended(total, None, None, keep=_KEEP, by=None, ranks=Ranks(), origin=(head_name, axes))
+        self._state, self._link = state.restated(feature_names=feature_names), None
+        return self
+
     def calibrate(
         self,
         loader: Iterable[object],

@@ -1,0 +1,404 @@
+"""``--ray`` of ``opnp score`` and ``opnp fit``: ranges of rows as tasks of a cluster, cut where one process cuts them.
+
+Blocks of features and batches of inputs are those of one process, so that answers are the same bits whoever gives them.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+
+from opnp.adapters.ray import BatchOfArrays, Scorer, cluster, plain_errors, rows_dataset, summed
+from opnp.adapters.toolkits import bytes_of, detector_from
+from opnp.cli.options import HeadOptions, RunOptions, require_out_folder, warn_unless_held_out
+from opnp.cli.running import OpenedModel, model_errors, with_known_order
+from opnp.data import (
+    FeatureSource,
+    InputSet,
+    feature_names_of,
+    feature_part,
+    open_features,
+    read_head,
+    unreadable_summary,
+)
+from opnp.data.addresses import ImagesAtAddress
+from opnp.data.parquet import ParquetFeatures, is_parquet
+from opnp.detector import OPNP
+from opnp.detector.fit_pass import BATCH_ROWS, feature_blocks
+from opnp.errors import DataFileError, EmptyDataError, OptionError
+from opnp.model import BatchHalving, axes_of, find_head, head_stream
+from opnp.values.settings import CalibratedBy
+
+__all__ = ["fit_features", "fit_model", "score_on_cluster"]
+
+_BLOCKS = 8
+"""Blocks of features, or batches of inputs, of a task, at most."""
+_FEWEST_TASKS = 16
+_SHOWN = 5
+_SUMMED_UP = ("score", "p_value", "is_ood", "calibration_samples")
+"""Columns of a score table that its summary and discoveries come from."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- score
+def score_on_cluster(
+    detector: OPNP,
+    file: Path,
+    *,
+    address: str,
+    features: Path | None,
+    data: Path | None,
+    out: Path,
+    model: str | None,
+    options: RunOptions,
+    is_explained: bool,
+    is_forced: bool,
+    is_quiet: bool,
+) -> tuple[dict[str, Any], dict[str, object]]:
+    """Write the score table of features or inputs as a folder of Parquet files.
+
+    Returns:
+        Columns of the table in the order of its rows, for a summary and discoveries, and facts of inputs alone.
+
+    Raises:
+        OpnpError: As one process raises it, or because there is no such cluster.
+
+    """
+    place = _address(out)
+    _require_empty(place, out)
+    content = bytes_of(detector)
+    inputs = None
+    with cluster(address, is_quiet=is_quiet), plain_errors():
+        if features is None and data is not None and is_parquet(_address(data)):
+            features, data = data, None
+        if features is not None:
+            names = detector.feature_names
+            source = _source(_address(features), names)
+            feature_blocks(
+                source, detector.sensitivity.weight, feature_names=names
+            )  # raises if they are of another head
+            make: Any = partial(_FeatureVerdicts, content, _address(features), is_explained=is_explained)
+            rows, size = source.rows, BATCH_ROWS
+        elif data is not None:
+            whole = _address(data)
+            opened = OpenedModel.of_detector(detector, file, model, options, is_forced=is_forced)
+            inputs = _inputs(opened, whole, is_labelled=False)
+            make = partial(
+                _InputVerdicts,
+                content,
+                file.absolute(),
+                name=model,
+                options=options,
+                is_forced=is_forced,
+                data=whole,
+                is_explained=is_explained,
+            )
+            rows, size = len(inputs), options.inputs_a_batch
+        found = rows_dataset(make, rows, size=_rows_of_a_task(rows, size), device=options.device)
+        try:
+            found.write_parquet(place, write_page_checksum=True)
+        except BaseException:  # a part of the rows is no table
+            filesystem, folder = _opened(place)
+            filesystem.delete_dir_contents(folder, missing_dir_ok=True)
+            raise
+    return _read_back(place, inputs, rows)
+
+
+def _read_back(place: str, inputs: InputSet | None, rows: int) -> tuple[dict[str, Any], dict[str, object]]:
+    """Return the columns of a score table that a summary needs, and how many inputs could not be read; tell which."""
+    from pyarrow import dataset
+
+    found: Any = dataset.dataset(place, format="parquet") if is_parquet(place) else None
+    if inputs is not None and (found is None or found.count_rows() == 0):
+        raise EmptyDataError(f"{inputs.source.path} holds nothing to work on: none of {rows} inputs could be read.")
+    table = found.to_table(columns=["index", *_SUMMED_UP]).sort_by("index")
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in _SUMMED_UP}
+    if inputs is None:
+        return columns, {}
+    is_lost = np.ones(rows, dtype=bool)
+    is_lost[table["index"].to_numpy()] = False
+    lost = np.flatnonzero(is_lost)
+    if len(lost):
+        told = [(inputs.names[row], _reason(inputs, row)) for row in lost[: _SHOWN + 1].tolist()]
+        told += [("", "")] * (len(lost) - len(told))
+        typer.echo(f"opnp: {inputs.source.path}: {unreadable_summary(told, total=rows)}", err=True)
+    return columns, {"unreadable": len(lost)}
+
+
+def _reason(inputs: InputSet, row: int) -> str:
+    try:
+        inputs.read(row)
+    except DataFileError as error:
+        return str(error)
+    return "a worker could not read it"
+
+
+class _FeatureVerdicts:
+    """Verdicts on ranges of cached features, in a worker."""
+
+    def __init__(self, content: bytes, place: str, *, is_explained: bool) -> None:
+        self.scorer = Scorer(detector_from(content), members=is_explained)
+        self.source = _source(place, self.scorer.detector.feature_names)
+
+    def __call__(self, start: int, stop: int) -> Iterator[Any]:
+        weight = self.scorer.detector.sensitivity.weight
+        blocks = feature_blocks(feature_part(self.source, start, stop), weight, is_inside=False)
+        yield _table(self.scorer, map(self.scorer.answers, blocks), np.arange(start, stop))
+
+
+class _InputVerdicts:
+    """Verdicts on ranges of inputs of a model, in a worker."""
+
+    def __init__(
+        self,
+        content: bytes,
+        file: Path,
+        *,
+        name: str | None,
+        options: RunOptions,
+        is_forced: bool,
+        data: str,
+        is_explained: bool,
+    ) -> None:
+        self.scorer = Scorer(detector_from(content), members=is_explained)
+        self.opened = OpenedModel.of_detector(self.scorer.detector, file, name, options, is_forced=is_forced)
+        self.inputs = _inputs(self.opened, data, is_labelled=False)
+
+    def __call__(self, start: int, stop: int) -> Iterator[Any]:
+        # A set of its own: what a pass could not read is left out of the batches of the next one.
+        inputs = InputSet(self.inputs.source, self.inputs.transform, is_strict=self.inputs.is_strict)
+        detector, parts = self.scorer.detector, list[BatchOfArrays]()
+        with model_errors(self.opened.model, inputs.source.path):
+            try:
+                with detector.feature_batches(self.opened.batches(inputs, rows=range(start, stop))) as found:
+                    place = detector.sensitivity.weight.device
+                    parts += [self.scorer.answers(rows.to(place)) for rows in found]
+            except EmptyDataError:  # other ranges may have some that can be read
+                return
+        readable = inputs.readable.numpy()
+        index = readable[(readable >= start) & (readable < stop)]
+        yield _table(self.scorer, parts, index, names=[inputs.names[row] for row in index.tolist()])
+
+
+def _table(
+    scorer: Scorer,
+    parts: Iterable[BatchOfArrays],
+    index: Any,  # noqa: ANN401  # an array
+    names: Sequence[str] | None = None,
+) -> Any:  # noqa: ANN401  # a table of Arrow
+    """Return the rows of a score file, with the columns of one that one process writes."""
+    import pyarrow as pa
+
+    found, detector = [*parts], scorer.detector
+    columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    told = ["predicted_class", "class_name", "score", "p_value", "is_ood"]
+    head = {name: columns.pop(name) for name in told if name in columns}
+    if detector.is_calibrated:
+        groups = [detector.calibration_group_of(label) for label in range(len(detector.sensitivity.weight))]
+        labels = head["predicted_class"]
+        head["calibration_samples"] = np.array([group.samples for group in groups])[labels]
+        if detector.calibrated_by is not None:
+            head["calibration_group"] = np.array([group.name for group in groups], dtype=object)[labels]
+    else:
+        head |= dict.fromkeys(("p_value", "is_ood", "calibration_samples"), pa.nulls(len(index)))
+    first = {"index": index} | ({} if names is None else {"name": names})
+    return pa.table({name: pa.array(values) for name, values in (first | head | columns).items()})
+
+
+def add_column(out: Path, name: str, values: Sequence[object]) -> None:
+    """Add a column to a score table that is a folder of Parquet files, one value a row in the order of the rows."""
+    from pyarrow import dataset, parquet
+
+    filesystem, folder = _opened(_address(out))
+    files = dataset.dataset(folder, filesystem=filesystem, format="parquet").files
+    tables = {file: parquet.read_table(file, filesystem=filesystem) for file in files}
+    order = np.sort(np.concatenate([table["index"].to_numpy() for table in tables.values()]))
+    column = np.asarray(values)
+    for file, table in tables.items():
+        mine = column[np.searchsorted(order, table["index"].to_numpy())]
+        whole = table.append_column(name, [mine])
+        parquet.write_table(whole, file, filesystem=filesystem, write_page_checksum=True)
+
+
+# ------------------------------------------------------------------------------------------------------------------ fit
+def fit_features(
+    address: str,
+    features: Path,
+    head: Path,
+    detector: OPNP,
+    *,
+    validation: Path | None,
+    keep: float,
+    by: CalibratedBy | None,
+    is_quiet: bool,
+) -> None:
+    """Fit a detector on cached features, and calibrate it here on held-out ones."""
+    from opnp.core.conformal import flagged_rank
+
+    place, classifier = _address(features), read_head(head)
+    warn_unless_held_out(validation, training=features)
+    with cluster(address, is_quiet=is_quiet), plain_errors():
+        source = _source(place)
+        feature_blocks(source, classifier.weight)
+        names = feature_names_of(source)
+        held_out = None if validation is None else _source(_address(validation), names)
+        if held_out is not None:
+            flagged_rank(held_out.rows, keep=keep)  # raises if these are too few, before the pass
+        size = _rows_of_a_task(source.rows, BATCH_ROWS)
+        found = rows_dataset(partial(_TrainingFeatures, place), source.rows, size=size)
+        total = summed(found, classifier.weight, classifier.bias, detector.settings)
+    detector.fit_sum(total, feature_names=names)
+    if held_out is not None:
+        detector.calibrate_features(held_out, keep=keep, by=by)
+
+
+def fit_model(
+    address: str,
+    model: str,
+    data: Path,
+    detector: OPNP,
+    *,
+    options: HeadOptions,
+    validation: Path | None,
+    head: str | None,
+    keep: float,
+    by: CalibratedBy | None,
+    is_quiet: bool,
+) -> tuple[OpenedModel, InputSet, dict[str, int]]:
+    """Fit a detector by a model, and calibrate it here; return the model, its inputs, and how many were unreadable."""
+    from opnp.core.conformal import flagged_rank
+
+    whole, logits = _address(data), options.logits_place
+    warn_unless_held_out(validation, training=data)
+    opened = OpenedModel.of(model, options)
+    ordered = partial(with_known_order, opened=opened, head=head, logits=logits)
+    training = ordered(_inputs(opened, whole, is_labelled=True))
+    held_out = None if validation is None else ordered(opened.inputs(validation))
+    if held_out is not None:
+        flagged_rank(len(held_out), keep=keep)
+    with model_errors(opened.model, data):
+        first = training.first_batch()
+        inputs = first[0] if isinstance(first, tuple) else first
+        layer = find_head(opened.model, inputs, head=head, logits=logits, device=opened.device)
+    with cluster(address, is_quiet=is_quiet), plain_errors():
+        size = _rows_of_a_task(len(training), options.inputs_a_batch)
+        make = partial(_TrainingInputs, model, options, whole, head)
+        found = rows_dataset(make, len(training), size=size, device=options.device)
+        total = summed(found, layer.weight, layer.bias, detector.settings)
+    detector.fit_sum(total, head_name=layer.name, axes=axes_of(inputs))
+    detector.attach(opened.model, device=opened.device, auto_batch=options.auto_batch)
+    counts = {"data": len(training) - total.seen}
+    if counts["data"]:
+        typer.echo(f"opnp: {data}: {counts['data']} of {len(training)} inputs could not be read.", err=True)
+    if held_out is not None:
+        detector.calibrate(opened.batches(held_out), keep=keep, by=by)
+        counts["validation"] = len(held_out.reasons)
+        if held_out.reasons:
+            typer.echo(f"opnp: {validation}: {unreadable_summary(held_out.unreadable, total=len(held_out))}", err=True)
+    return opened, training, counts
+
+
+class _TrainingFeatures:
+    """Cached features and their labels by range, in a worker."""
+
+    def __init__(self, place: str) -> None:
+        self.source = _source(place)
+
+    def __call__(self, start: int, stop: int) -> Iterator[BatchOfArrays]:
+        for first in range(start, stop, BATCH_ROWS):
+            yield _batch(*self.source.read(first, min(first + BATCH_ROWS, stop)))
+
+
+class _TrainingInputs:
+    """Features of a model and labels by range, in a worker."""
+
+    def __init__(self, name: str, options: HeadOptions, data: str, head: str | None) -> None:
+        self.opened, self.options, self.head = OpenedModel.of(name, options), options, head
+        self.inputs = with_known_order(
+            _inputs(self.opened, data, is_labelled=True), self.opened, head=head, logits=options.logits_place
+        )
+
+    def __call__(self, start: int, stop: int) -> Iterator[BatchOfArrays]:
+        inputs = InputSet(self.inputs.source, self.inputs.transform, is_strict=self.inputs.is_strict)
+        with model_errors(self.opened.model, inputs.source.path):
+            try:
+                stream = head_stream(
+                    self.opened.model,
+                    self.opened.batches(inputs, rows=range(start, stop)),
+                    head=self.head,
+                    logits=self.options.logits_place,
+                    device=self.opened.device,
+                    halving=BatchHalving(is_on=self.options.auto_batch),
+                )
+                with stream as opened:
+                    for features, _, labels in opened.batches:
+                        yield _batch(features.cpu(), labels)
+            except EmptyDataError:  # as above
+                return
+
+
+def _batch(features: torch.Tensor, labels: torch.Tensor | None) -> BatchOfArrays:
+    """Return features and labels as arrays; NumPy has no bfloat16."""
+    rows = features.float() if features.dtype == torch.bfloat16 else features
+    return {"features": rows.numpy()} | ({} if labels is None else {"label": labels.cpu().numpy()})
+
+
+# --------------------------------------------------------------------------------------------------------------- places
+def _address(path: Path) -> str:
+    """Return a path as every worker finds it: absolute, or an address, of which a path has lost one of two slashes.
+
+    Example:
+        >>> _address(Path("s3://bucket/folder")), _address(Path("file:///data/folder"))
+        ('s3://bucket/folder', '/data/folder')
+
+    """
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/([^/].*)", str(path), flags=re.DOTALL)
+    if found is None:
+        return str(path.absolute())
+    return f"/{found[2]}" if found[1] == "file" else f"{found[1]}://{found[2]}"
+
+
+def _inputs(opened: OpenedModel, place: str, *, is_labelled: bool) -> InputSet:
+    """Return the inputs of a model at a path that every worker can read, or images at an address, without labels."""
+    if "://" not in place:
+        return opened.inputs(Path(place), is_labelled=is_labelled)
+    return InputSet(ImagesAtAddress.of(place), opened.transform, is_strict=opened.options.strict)
+
+
+def _source(place: str, names: Sequence[str] | None = None) -> FeatureSource:
+    if is_parquet(place):
+        return ParquetFeatures(place, feature_names=names)
+    if "://" in place:
+        raise DataFileError(f"{place} must be a Parquet file, or a folder of such: other files are read from a disk.")
+    return open_features(place, feature_names=names)
+
+
+def _rows_of_a_task(rows: int, block: int) -> int:
+    """Return rows that are whole blocks, so that no block is cut; of few rows a task has few."""
+    blocks = -(-rows // block)
+    return block * max(1, min(_BLOCKS, -(-blocks // _FEWEST_TASKS)))
+
+
+def _require_empty(place: str, out: Path) -> None:
+    """Raise unless a folder to write is new or empty: files of another run in it would be read as rows of this one."""
+    from pyarrow import fs
+
+    if "://" not in place:
+        require_out_folder(out)
+    filesystem, folder = _opened(place)
+    if filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
+        raise OptionError(f"`--out` must be a new or an empty folder with `--ray`, and {place} holds files.")
+
+
+def _opened(place: str) -> tuple[Any, str]:
+    """Return the file system of a path or an address, and the path in it."""
+    from pyarrow import fs
+
+    if "://" not in place:
+        return fs.LocalFileSystem(), place
+    found: tuple[Any, str] = fs.FileSystem.from_uri(place)
+    return found

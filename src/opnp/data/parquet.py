@@ -1,0 +1,224 @@
+"""Features in Parquet files, one or a folder of them, on this machine or at an address, read a range at a time."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opnp.data.samples import label_column, label_indices
+from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError, require_installed
+
+__all__ = ["ParquetFeatures", "is_parquet"]
+
+_NAMED = 5
+_COLUMN = "features"
+"""Name of a column that holds whole rows, lists of one length; without it columns of numbers are features."""
+
+
+def is_parquet(place: str | os.PathLike[str]) -> bool:
+    """Return whether a path or an address names a Parquet file, or a folder in which there is one.
+
+    Example:
+        >>> is_parquet("s3://bucket/features.parquet"), is_parquet("images.csv")
+        (True, False)
+
+    """
+    text = os.fspath(place)
+    if text.lower().rstrip("/").endswith(".parquet"):
+        return True
+    if "://" not in text:
+        return os.path.isdir(text) and any(name.lower().endswith(".parquet") for name in os.listdir(text))  # noqa: PTH112, PTH208  # `text` may be what no Path is
+    require_installed("Parquet needs", "pyarrow", extra="bench")
+    from pyarrow import fs
+
+    filesystem, path = fs.FileSystem.from_uri(text)
+    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    return any(each.path.lower().endswith(".parquet") for each in found)
+
+
+class ParquetFeatures:
+    """Features of one Parquet file, or of all in a folder in the order of their paths: a `FeatureSource`.
+
+    A column `features` of lists holds whole rows; without one, columns of numbers are the features, in their order, as
+    of a single table. A column `label` or `labels` holds class indices. The row group that was read last is held.
+
+    Args:
+        place: A path, or an address that Arrow knows, such as ``s3://bucket/folder``.
+        feature_names: The columns of numbers to take, in this order, as ``detector.feature_names`` tells; None for all.
+
+    Attributes:
+        rows: Number of rows.
+        width: Number of features of a row.
+        is_labelled: Whether there is a label for each row.
+        first_row: Number of the first row: 0.
+        feature_names: Names of the features, where they are columns of numbers; else None.
+
+    Raises:
+        DataFileError: If nothing can be read there, or there are no features in it.
+        EmptyDataError: If there are no rows.
+        MissingExtraError: If pyarrow is not installed.
+
+    Warns:
+        ColumnWarning: If columns are left out.
+
+    Example:
+        >>> import tempfile
+        >>> import pyarrow as pa
+        >>> from pyarrow import parquet
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name, number in {"a": 0.5, "b": 2.0}.items():
+        ...         table = pa.table({"width": [number], "height": [1.0], "label": [3]})
+        ...         parquet.write_table(table, f"{folder}/{name}.parquet")
+        ...     source = ParquetFeatures(folder)
+        ...     source.rows, source.width, source.read(1, 2)
+        (2, 2, (tensor([[2., 1.]], dtype=torch.float64), tensor([3])))
+
+    """
+
+    def __init__(self, place: str | os.PathLike[str], *, feature_names: Sequence[str] | None = None) -> None:
+        """Read what the files say of themselves, and the first row group."""
+        require_installed("Parquet needs", "pyarrow", extra="bench")
+        import pyarrow as pa
+        from pyarrow import dataset
+
+        self.place = os.fspath(place)
+        try:
+            found = dataset.dataset(self.place, format="parquet")
+            self._schema = found.schema
+            files = sorted(found.get_fragments(), key=lambda fragment: fragment.path)
+            self._groups = [group for file in files for group in file.split_by_row_group()]
+            lengths = [sum(part.num_rows for part in group.row_groups) for group in self._groups]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = str(error).partition("\n")[0]
+            raise DataFileError(
+                f"{self.place} cannot be read as Parquet ({type(error).__name__}: {reason})."
+            ) from error
+        self._edges = list(pairwise(accumulate(lengths, initial=0)))
+        self._held: tuple[int, Tensor, Tensor | None] | None = None
+        self._wanted = feature_names
+        self.feature_names: tuple[str, ...] | None = None
+        self.rows, self.first_row = sum(lengths), 0
+        if self.rows == 0:
+            raise EmptyDataError(f"{self.place} holds no rows: at least one sample is needed.")
+        features, labels = self.read(0, 1)
+        self.width, self.is_labelled = features.shape[1], labels is not None
+        taken = {_COLUMN} if self.feature_names is None else {*self.feature_names}
+        left = [
+            name
+            for name in self._schema.names
+            if name not in {*taken, label_column(Path(self.place), self._schema.names)}
+        ]
+        if left:
+            more = ", ..." if len(left) > _NAMED else ""
+            warnings.warn(
+                f"{self.place}: {len(left)} column{'s' if len(left) > 1 else ''} left out: "
+                f"{', '.join(left[:_NAMED])}{more}.",
+                ColumnWarning,
+                stacklevel=2,
+            )
+
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Return rows `start` to `stop` (not included), shape ``(rows, features)``, and their labels or None.
+
+        Raises:
+            OptionError: If there are no such rows.
+            DataFileError: If a file is unreadable, or lacks values.
+
+        """
+        if not 0 <= start < stop <= self.rows:
+            raise OptionError(f"Rows must lie in 0 to {self.rows}, got {start} to {stop}.")
+        touched = [index for index, (first, last) in enumerate(self._edges) if first < stop and start < last]
+        parts = [self._range(index, start, stop) for index in touched]
+        labels = [targets for _, targets in parts if targets is not None]
+        return torch.cat([features for features, _ in parts]), torch.cat(labels) if labels else None
+
+    def digest(self) -> str:
+        """Return the SHA-256 over the content of all files."""
+        digest = hashlib.sha256()
+        for path, filesystem in {group.path: group.filesystem for group in self._groups}.items():
+            with filesystem.open_input_stream(path) as stream:
+                while content := stream.read(1 << 22):
+                    digest.update(content)
+        return digest.hexdigest()
+
+    def _range(self, index: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Return the rows of a row group that lie in a range of the whole."""
+        if self._held is None or self._held[0] != index:
+            self._held = None
+            self._held = (index, *self._group(index))
+        _, features, labels = self._held
+        first, last = self._edges[index]
+        rows = slice(max(start, first) - first, min(stop, last) - first)
+        return features[rows], None if labels is None else labels[rows]
+
+    def _group(self, index: int) -> tuple[Tensor, Tensor | None]:
+        import pyarrow as pa
+
+        place, types = self._groups[index].path, pa.types
+        try:
+            table = self._groups[index].to_table(schema=self._schema)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DataFileError(f"{place} cannot be read as Parquet ({type(error).__name__}: {error}).") from error
+        label = label_column(place, table.column_names)
+        labels = None if label is None else label_indices(_plain(table[label], label, place), path=place)
+        if _COLUMN in table.column_names:
+            return _stacked(table[_COLUMN], place), labels
+        columns = {}
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            kind = column.type
+            is_wanted = name != label and (self._wanted is None or name in self._wanted)
+            if is_wanted and (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
+                if not name.strip() or name.startswith("__index_level_"):
+                    raise DataFileError(f"{place}: a column of numbers has no name. Write the table without an index.")
+                columns[name] = _plain(column.cast(pa.float64()) if types.is_decimal(kind) else column, name, place)
+        missing = [name for name in self._wanted or () if name not in columns]
+        if missing:
+            raise DataFileError(
+                f"{place} has no column of numbers called `{missing[0]}`, which the detector was fitted on."
+            )
+        if not columns:
+            raise DataFileError(
+                f"{place} holds no features: expected a column `features` of lists, or columns of numbers."
+            )
+        self.feature_names = tuple(columns if self._wanted is None else self._wanted)
+        ordered = [columns[name] for name in self.feature_names]
+        dtype = np.result_type(*ordered)
+        matrix = np.stack(ordered, axis=1).astype(dtype if dtype.kind == "f" else np.float64, copy=False)
+        return torch.from_numpy(matrix), labels
+
+
+def _plain(column: Any, name: str, place: str) -> Any:  # noqa: ANN401  # columns and arrays of a package without types
+    """Return a column as an array of NumPy, if it has a value in each row."""
+    if column.null_count:
+        raise DataFileError(
+            f"{place}: `{name}` has no value in {column.null_count} of {len(column)} rows. Fill them in, as in "
+            f"training, or leave the rows out."
+        )
+    return column.to_numpy()
+
+
+def _stacked(column: Any, place: str) -> Tensor:  # noqa: ANN401  # as above
+    """Return a column of lists of one length as a matrix."""
+    import pyarrow as pa
+
+    whole = pa.concat_arrays(column.chunks) if column.num_chunks else column.combine_chunks()
+    if isinstance(whole.type, pa.BaseExtensionType):  # tensors, as Ray Data writes them
+        whole = whole.storage
+    values = whole.flatten() if hasattr(whole, "flatten") else None
+    rows = len(whole)
+    if values is None or whole.null_count or values.null_count or rows == 0 or len(values) % rows:
+        raise DataFileError(f"{place}: `features` must be lists of numbers of one length, with a value in each place.")
+    lengths = set(np.unique(whole.value_lengths().to_numpy(zero_copy_only=False)).tolist())
+    if len(lengths) != 1 or values.type not in (pa.float16(), pa.float32(), pa.float64()):
+        raise DataFileError(
+            f"{place}: `features` must be lists of floating-point numbers of one length, got {values.type} of lengths "
+            f"{', '.join(map(str, sorted(lengths)[:5]))}."
+        )
+    return torch.from_numpy(values.to_numpy(zero_copy_only=False).copy()).reshape(rows, -1)

@@ -1,0 +1,155 @@
+"""What `Scorer` makes of batches as Ray Data gives them, without Ray; and sums on their way between tasks."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from opnp import OPNP
+from opnp.adapters import model_origin, ray
+from opnp.adapters.ray import Scorer
+from opnp.detector.fit_pass import FitSum
+from opnp.errors import DataFileError, InputTypeError, OptionError, ShapeError
+from opnp.model import InputAxes
+from tests.unit.bench.image_world import INPUTS, class_images, tiny_model, write_module
+
+WEIGHT = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+ROWS = torch.rand(400, 6, generator=torch.Generator().manual_seed(1))
+NAMES = ("bird", "cat", "dog", "emu")
+
+
+@pytest.fixture(scope="module")
+def detector() -> OPNP:
+    """Return a calibrated detector of features."""
+    return OPNP().fit_features(ROWS[:300], weight=WEIGHT, bias=None).calibrate_features(ROWS[300:])
+
+
+@pytest.fixture(scope="module")
+def remembering(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a detector that remembers its model, by a module that can be imported from its folder."""
+    folder = write_module(tmp_path_factory.mktemp("model"))
+    images, _ = class_images(80, seed=0)
+    inputs = INPUTS.batch([INPUTS(Image.fromarray(each.numpy())) for each in images])
+    model = tiny_model()
+    found = OPNP().fit(model, [inputs]).calibrate([inputs])
+    origin = model_origin(
+        model,
+        INPUTS,
+        name="tinynets:net",
+        weights=None,
+        detector=folder / "detector.safetensors",
+        classes=4,
+        class_names=NAMES,
+    )
+    found.remember(origin).save(folder / "detector.safetensors")
+    return folder / "detector.safetensors"
+
+
+def test_features_leave_as_the_verdicts_of_the_detector(detector: OPNP) -> None:
+    batch = {"features": ROWS[:9].numpy(), "id": np.arange(9)}
+    found = Scorer(detector, members=True)(batch)
+    expected, why = detector.verdict_features(ROWS[:9]), detector.explain_features(ROWS[:9])
+    for name, values in expected._asdict().items():
+        np.testing.assert_array_equal(found[name], values.numpy())
+    for place, name in enumerate(why.members):
+        np.testing.assert_array_equal(found[f"p_value_{name}"], why.p_value[:, place].numpy())
+        np.testing.assert_array_equal(found[f"share_{name}"], why.share[:, place].numpy())
+    assert found["id"].tolist() == list(range(9))
+    assert "features" not in found
+
+
+@pytest.mark.parametrize("kind", ["lists", "columns"])
+def test_features_come_as_lists_or_as_columns(detector: OPNP, kind: str) -> None:
+    values = ROWS[:5].numpy()
+    lists = np.empty(5, dtype=object)
+    lists[:] = [*values]
+    columns = {f"c{place}": values[:, place] for place in range(6)}
+    scorer = Scorer(detector, columns=None if kind == "lists" else [*columns])
+    found = scorer({"features": lists} if kind == "lists" else columns | {"id": np.arange(5)})
+    np.testing.assert_array_equal(found["score"], detector.score_features(ROWS[:5]).numpy())
+    assert ("id" in found) == (kind == "columns")
+
+
+def test_a_detector_that_is_not_calibrated_gives_class_and_score() -> None:
+    found = Scorer(OPNP().fit_features(ROWS, weight=WEIGHT, bias=None))({"features": ROWS[:2].numpy()})
+    assert sorted(found) == ["predicted_class", "score"]
+
+
+@pytest.mark.parametrize("kind", ["image", "bytes", "objects"])
+def test_images_go_through_the_model_that_the_detector_remembers(
+    remembering: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(remembering.parent)
+    images = class_images(6, seed=3)[0].numpy()
+    column: Any = images
+    if kind != "image":
+        column = np.empty(6, dtype=object)
+        column[:] = [each if kind == "objects" else _as_png(each) for each in images]
+    found = Scorer(remembering)({"bytes" if kind == "bytes" else "image": column, "path": np.array(["a.png"] * 6)})
+    expected = OPNP.load(remembering, tiny_model()).verdict(
+        INPUTS.batch([INPUTS(Image.fromarray(each)) for each in images])
+    )
+    np.testing.assert_array_equal(found["score"], expected.score.numpy())
+    assert found["class_name"].tolist() == [NAMES[number] for number in expected.predicted_class]
+    assert set(found) == {"path", "predicted_class", "class_name", "score", "p_value", "is_ood"}
+
+
+def _as_png(pixels: Any) -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, format="png")
+    return file.getvalue()
+
+
+def test_what_cannot_be_scored_is_named(detector: OPNP, remembering: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(remembering.parent)
+    with pytest.raises(OptionError, match="give `model`, or a column `features`"):
+        Scorer(detector)({"image": np.zeros((1, 8, 8, 3), dtype=np.uint8)})
+    with pytest.raises(ShapeError, match="must have 6 columns"):
+        Scorer(detector)({"features": ROWS[:2, :5].numpy()})
+    with pytest.raises(InputTypeError, match="must have `image` or `bytes`, got text"):
+        Scorer(remembering)({"text": np.array(["a"])})
+    with pytest.raises(DataFileError, match="no image"):
+        Scorer(remembering)({"bytes": np.array([b"none"], dtype=object)})
+    with pytest.raises(OptionError, match="No preprocessing is known"):
+        Scorer(detector, model="tinynets:net")
+
+
+def test_what_makes_inputs_can_be_given(remembering: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(remembering.parent)
+    batch = {"image": class_images(3, seed=3)[0].numpy()}
+    found = Scorer(remembering, "tinynets:net", transform=INPUTS)(dict(batch))
+    np.testing.assert_array_equal(found["score"], Scorer(remembering)(batch)["score"])
+
+
+@pytest.mark.parametrize("bias", [None, torch.arange(4.0)])
+def test_a_sum_arrives_as_it_was_sent(bias: torch.Tensor | None) -> None:
+    settings = OPNP().settings
+    empty = FitSum.zeros(WEIGHT, bias, settings)
+    parts = [FitSum.of([(rows, None)], WEIGHT, bias, settings) for rows in ROWS.split(150)]
+    head = ray._plain_head(empty)
+    sent = [ray._sent(part) for part in parts]
+    total = ray._received(ray._empty(head), ray._added(head, ray._added(head, sent[0], sent[1]), sent[2]))
+    expected = parts[0] + parts[1] + parts[2]
+    for name, tensor in expected.to_tensors().items():
+        assert torch.equal(total.to_tensors()[name], tensor)
+    fitted = OPNP().fit_sum(total, head_name="head", axes=4)
+    axes: InputAxes | None = fitted._fitted().axes
+    assert (fitted.samples, fitted._fitted().head_name, axes) == (400, "head", 4)
+
+
+def test_a_sum_of_other_settings_is_refused() -> None:
+    total = FitSum.of([(ROWS, None)], WEIGHT, None, OPNP(members=["gen", "norm"]).settings)
+    with pytest.raises(OptionError, match="for the settings of this detector"):
+        OPNP().fit_sum(total)
+    with pytest.raises(OptionError, match="needs `validation`"):
+        OPNP(ratios="tuned").fit_sum(total)
+
+
+def test_neither_a_head_nor_a_model_is_refused() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with pytest.raises(OptionError, match="got neither"):
+        ray.fit(None)  # type: ignore[arg-type]  # not looked at

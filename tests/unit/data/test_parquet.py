@@ -1,0 +1,109 @@
+"""Features in Parquet files: ranges over row groups and files, rows as lists or columns, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+
+from opnp.data import FeatureSource, read_features
+from opnp.data.parquet import ParquetFeatures, is_parquet
+from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError
+
+ROWS = np.random.default_rng(0).random((20, 3)).astype(np.float32)
+COLUMNS: dict[str, Any] = {**dict(zip("abc", ROWS.T, strict=True)), "label": np.arange(20)}
+
+
+def written(path: Path, columns: dict[str, Any], *, group: int = 4) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    parquet.write_table(pa.table(columns), path, row_group_size=group)
+    return path
+
+
+def part(rows: slice) -> dict[str, Any]:
+    return {name: values[rows] for name, values in COLUMNS.items()}
+
+
+def test_files_of_a_folder_are_one_source_in_the_order_of_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    written(folder / "1.parquet", part(slice(7, 20)))
+    written(folder / "0.parquet", part(slice(7)))
+    source = ParquetFeatures(folder)
+    assert isinstance(source, FeatureSource)
+    assert (source.rows, source.width, source.is_labelled, source.first_row) == (20, 3, True, 0)
+    for start, stop in ((0, 20), (3, 5), (6, 13), (19, 20)):
+        features, labels = source.read(start, stop)
+        assert labels is not None
+        assert torch.equal(features, torch.from_numpy(ROWS[start:stop]))
+        assert labels.tolist() == list(range(start, stop))
+    with pytest.raises(OptionError, match="Rows must lie in 0 to 20"):
+        source.read(3, 21)
+
+
+def test_one_file_is_read_as_a_table_is(tmp_path: Path) -> None:
+    path = written(tmp_path / "mixed.parquet", COLUMNS | {"d": np.arange(20), "half": ROWS[:, 0].astype(np.float16)})
+    expected, (features, labels) = read_features(path), ParquetFeatures(path).read(0, 20)
+    assert expected.labels is not None
+    assert labels is not None
+    assert features.dtype == expected.features.dtype
+    assert torch.equal(features, expected.features)
+    assert torch.equal(labels, expected.labels)
+
+
+def test_columns_are_taken_by_the_names_of_the_fit(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.parquet", COLUMNS)
+    with pytest.warns(ColumnWarning, match="1 column left out: b"):
+        source = ParquetFeatures(path, feature_names=("c", "a"))
+    assert source.feature_names == ("c", "a")
+    assert torch.equal(source.read(0, 20)[0], torch.from_numpy(ROWS[:, [2, 0]]))
+    with pytest.raises(DataFileError, match="no column of numbers called `z`"):
+        ParquetFeatures(path, feature_names=("a", "z"))
+
+
+@pytest.mark.parametrize("kind", ["list", "fixed", "double"])
+def test_a_column_of_lists_holds_whole_rows(tmp_path: Path, kind: str) -> None:
+    rows = ROWS.astype(np.float64) if kind == "double" else ROWS
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 3) if kind == "fixed" else list(rows)
+    source = ParquetFeatures(written(tmp_path / "rows.parquet", {"features": column}))
+    features, labels = source.read(2, 11)
+    assert labels is None
+    assert torch.equal(features, torch.from_numpy(rows[2:11]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"a": [1.0, None]}, "`a` has no value in 1 of 2 rows"),
+        ({"a": ["x", "y"]}, "holds no features"),
+        ({" ": [1.0, 2.0]}, "has no name"),
+        ({"features": [[1.0], [1.0, 2.0, 3.0]]}, "of one length"),
+        ({"features": [[1.0], None]}, "a value in each place"),
+        ({"features": [[1], [2]]}, "floating-point"),
+    ],
+)
+def test_what_is_no_feature_is_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataFileError, match=message):
+        ParquetFeatures(written(tmp_path / "rows.parquet", columns))
+
+
+def test_files_without_rows_and_what_is_no_parquet_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(EmptyDataError, match="holds no rows"):
+        ParquetFeatures(written(tmp_path / "rows.parquet", {"a": pa.array([], pa.float32())}))
+    (tmp_path / "text.parquet").write_text("no table", encoding="utf-8")
+    for name in ("text.parquet", "missing.parquet"):
+        with pytest.raises(DataFileError, match=f"{name} cannot be read as Parquet"):
+            ParquetFeatures(tmp_path / name)
+
+
+def test_another_content_has_another_digest(tmp_path: Path) -> None:
+    digests = {ParquetFeatures(written(tmp_path / "a.parquet", {"a": [number]})).digest() for number in (1.0, 2.0, 1.0)}
+    assert len(digests) == 2
+
+
+def test_parquet_is_told_by_its_name_or_by_what_a_folder_holds(tmp_path: Path) -> None:
+    written(tmp_path / "rows" / "0.parquet", {"a": [1.0]})
+    found = [is_parquet(place) for place in (tmp_path / "rows", f"file://{tmp_path}/rows", tmp_path, "a.PARQUET")]
+    assert found == [True, True, False, True]
