@@ -78,7 +78,8 @@ def gap_from_features(scores: Scores, folder: Path) -> float:
 
 def gap_from_record(found: dict[str, dict[str, float]], rows: dict[str, Any]) -> float:
     """Return the largest difference from the regrets of a record, in points."""
-    return max(abs(value - rows[name]["regret"][model]) for name, of in found.items() for model, value in of.items())
+    gaps = [abs(value - rows[name]["regret"][model]) for name, of in found.items() for model, value in of.items()]
+    return float(max(gaps))
 
 
 if __name__ == "__main__":
@@ -92,9 +93,7 @@ if __name__ == "__main__":
     for method, of_method in sorted(result.items(), key=lambda pair: sum(pair[1].values())):
         values = list(of_method.values())
         sys.stdout.write(f"{method:24} mean {np.mean(values):6.2f}  worst {max(values):6.2f}\n")
-    gaps = (
-        gap_from_features(table, given.features),
-        gap_from_record(result, json.loads(given.record.read_text())["rows"]),
-    )
+    record = json.loads(given.record.read_text(encoding="utf-8"))
+    gaps = gap_from_features(table, given.features), gap_from_record(result, record["rows"])
     sys.stdout.write(f"from the features {gaps[0]:.1e}, from the record {gaps[1]:.4f} points\n")
     sys.exit(gaps[0] > ROUNDING or gaps[1] > POINTS)

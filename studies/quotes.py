@@ -24,6 +24,7 @@ from opnp.core import PANEL
 from opnp.values.bench import MethodRow
 from studies.result_tables import NOTABLE, member_regrets
 from studies.results_page import Records
+from studies.robustness_tables import failure_means, side_regrets
 
 __all__ = ["figures", "main", "quoted", "unquoted"]
 
@@ -96,7 +97,14 @@ def _of_bench(records: Records) -> dict[str, float]:
 
 
 def _of_spread(record: Mapping[str, Any]) -> dict[str, float]:
-    return {
+    methods = next(iter(record["models"].values()))["methods"]
+    regrets = {
+        f"{name} {what} regret by {title}": value
+        for name in methods
+        for title, each in side_regrets(record, name).items()
+        for what, value in (("mean", statistics.fmean(each)), ("worst", max(each)))
+    }
+    return regrets | {
         f"spread: {name} {side} {figure}{what} on {model}": value
         for model, each in record["models"].items()
         for name, sides in each["methods"].items()
@@ -107,12 +115,16 @@ def _of_spread(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _of_robustness(record: Mapping[str, Any]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    found = {f"failures: {name} mean": value for name, value in failure_means(record).items()}
     for model, each in record["models"].items():
         found |= {f"{name} of {model}": each["failures"][name] for name in ("accuracy", "ece")}
         found |= {f"failures: {name} on {model}": value for name, value in each["failures"]["auroc"].items()}
         found |= {f"labels: {name} on {model}": value for name, value in each["labels"].items()}
-        found |= {f"training: {share} on {model}": of["auroc"][0] for share, of in each["training"].items()}
+        for share, of in each["training"].items():
+            mean, lowest, _ = of["auroc"]
+            parts = {"": mean, " lowest": lowest, " samples": of["samples"]}
+            parts |= {f" {name} alone": value for name, value in of["members"].items()}
+            found |= {f"training: {share}{what} on {model}": value for what, value in parts.items()}
     return found
 
 

@@ -66,7 +66,7 @@ def fitted(model: ModelData, rows: Tensor) -> FittedState:
 
 def scored(state: FittedState, model: ModelData) -> dict[str, dict[str, Tensor]]:
     """Return the scores of the fusion and of each member on ``test`` and on every OOD set, by name."""
-    found: dict[str, dict[str, Tensor]] = {FUSED: {}} | {name: {} for name in state.fused}
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in (FUSED, *state.fused)}
     for part, rows in model.judged.items():
         found[FUSED][part] = state.scores(rows.double())
         columns = state.member_scores(rows.double(), state.fused)
@@ -114,12 +114,13 @@ def held_out(inside: Tensor, outside: Sequence[Tensor], *, draws: int) -> dict[s
         draws: Number of random draws of the held-out samples.
 
     Returns:
-        By number of held-out samples: ``expected`` share of ID flagged, the mean of ``flagged`` over the draws with its
-        5 and 95 % quantile, and that of ``caught``, the mean share of the OOD sets that is flagged.
+        By number of held-out samples, where that leaves some to judge: the ``expected`` share of ID flagged, the mean
+        of ``flagged`` over the draws with its 5 and 95 % quantile, and that of ``caught``, the mean share of the OOD
+        sets that is flagged.
 
     """
     found = {}
-    for count in HELD_OUT:
+    for count in (each for each in HELD_OUT if each < len(inside)):
         flagged, caught = [], []
         for seed in range(draws):
             order = torch.randperm(len(inside), generator=torch.Generator().manual_seed(seed))

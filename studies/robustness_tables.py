@@ -9,9 +9,11 @@ from studies.result_tables import Values, table
 __all__ = [
     "caught_table",
     "chosen_table",
+    "failure_means",
     "failures_table",
     "flagged_table",
     "labels_table",
+    "side_regrets",
     "side_regrets_table",
     "sides_table",
     "spread_table",
@@ -21,6 +23,15 @@ __all__ = [
 _FUSED = "OPNP()"
 _BESIDE = ("fDBD", "ViM", "SCALE 0.85", "GEN", "Mahalanobis++", "ReAct 0.95", "MSP", "Energy")
 """The single settings that stand beside the fusion: those of its members, MSP and the energy."""
+
+_SCORES = (_FUSED, "MSP", "MaxLogit", "Energy", *PANEL)
+_COLUMNS = {
+    "AUROC, near": ("near", "auroc"),
+    "AUROC, far": ("far", "auroc"),
+    "FPR95, ID positive": ("all", "fpr95"),
+    "FPR95, OOD positive": ("all", "fpr95_ood_positive"),
+}
+"""Side and figure of the regrets, by title."""
 
 
 def spread_table(record: Values) -> str:
@@ -52,25 +63,27 @@ def sides_table(record: Values) -> str:
     return table(["model", *(f"{name}, {side}" for side in ("near", "far") for name in names)], rows)
 
 
+def side_regrets(record: Values, method: str) -> dict[str, list[float]]:
+    """Return the regrets of a method over the models, by side and figure: each against the single setting best by it.
+
+    Models without a near set have no regret there.
+    """
+    found = {}
+    for title, (side, figure) in _COLUMNS.items():
+        judged = [each["methods"] for each in record["models"].values() if side == "all" or each[side]]
+        best = [_worth(methods, _best_single(methods, side, figure), side, figure) for methods in judged]
+        own = [_worth(methods, method, side, figure) for methods in judged]
+        found[title] = [max(0.0, top - value) for top, value in zip(best, own, strict=True)]
+    return found
+
+
 def side_regrets_table(record: Values) -> str:
-    """Return mean and worst regret by side and figure, each against the single setting best by that very figure."""
-    columns = {
-        "AUROC, near": ("near", "auroc"),
-        "AUROC, far": ("far", "auroc"),
-        "FPR95, ID positive": ("all", "fpr95"),
-        "FPR95, OOD positive": ("all", "fpr95_ood_positive"),
-    }
-    rows = []
-    for name in (_FUSED, *_BESIDE):
-        cells = [name]
-        for side, figure in columns.values():
-            judged = [each["methods"] for each in record["models"].values() if side == "all" or each[side]]
-            best = [_worth(methods, _best_single(methods, side, figure), side, figure) for methods in judged]
-            own = [_worth(methods, name, side, figure) for methods in judged]
-            regrets = [max(0.0, top - value) for top, value in zip(best, own, strict=True)]
-            cells.append(f"{statistics.fmean(regrets):.2f} / {max(regrets):.2f}")
-        rows.append(cells)
-    return table(["method, mean / worst regret", *columns], rows)
+    """Return mean and worst regret by side and figure."""
+    rows = [
+        [name, *(f"{statistics.fmean(each):.2f} / {max(each):.2f}" for each in side_regrets(record, name).values())]
+        for name in (_FUSED, *_BESIDE)
+    ]
+    return table(["method, mean / worst regret", *_COLUMNS], rows)
 
 
 def _best_single(methods: Mapping[str, Values], side: str, figure: str) -> str:
@@ -147,9 +160,14 @@ def labels_table(record: Values, models: Sequence[str]) -> str:
     return table(["classes", *models, "mean"], rows)
 
 
+def failure_means(record: Values) -> dict[str, float]:
+    """Return the AUROC of each score against wrong answers, mean over the models whose fusion has it."""
+    found = [each["failures"]["auroc"] for each in record["models"].values()]
+    return {name: statistics.fmean(each[name] for each in found if name in each) for name in _SCORES}
+
+
 def failures_table(record: Values) -> str:
     """Return accuracy and ECE of each model, and the AUROC of each score against its wrong answers; then means."""
-    names = (_FUSED, "MSP", "MaxLogit", "Energy", *PANEL)
     found = {model: each["failures"] for model, each in record["models"].items()}
     rows = [
         [
@@ -157,13 +175,12 @@ def failures_table(record: Values) -> str:
             f"{each['accuracy']:.2f}",
             f"{each['ece']:.2f}",
             str(each["wrong"]),
-            *(f"{each['auroc'][name]:.2f}" if name in each["auroc"] else "" for name in names),
+            *(f"{each['auroc'][name]:.2f}" if name in each["auroc"] else "" for name in _SCORES),
         ]
         for model, each in found.items()
     ]
-    means = [[each["auroc"][name] for each in found.values() if name in each["auroc"]] for name in names]
-    rows.append(["mean", "", "", "", *(f"{statistics.fmean(each):.2f}" for each in means)])
-    return table(["model", "accuracy", "ECE", "wrong answers", *names], rows)
+    rows.append(["mean", "", "", "", *(f"{value:.2f}" for value in failure_means(record).values())])
+    return table(["model", "accuracy", "ECE", "wrong answers", *_SCORES], rows)
 
 
 def _ranging(values: Sequence[float], *, digits: int = 2) -> str:

@@ -43,6 +43,20 @@ def test_another_record_gives_other_figures(known: dict[str, float]) -> None:
         assert quotes.quoted(changed, known) == text
 
 
+def test_what_the_pages_say_beside_their_figures_holds(known: dict[str, float]) -> None:
+    sayings = {
+        "the fusion loses less than any single setting": ("OPNP() mean regret", "best single mean regret"),
+        "and on what nothing was set on": ("other: OPNP() mean regret", "other: best single mean regret"),
+        "the pruned head earns its place": ("OPNP() mean regret", "OPNP() without opnp mean regret"),
+        "and costs elsewhere": ("other: OPNP() without opnp mean regret", "other: OPNP() mean regret"),
+        "one score is better near": ("fDBD mean regret by AUROC, near", "OPNP() mean regret by AUROC, near"),
+        "and worse far": ("OPNP() mean regret by AUROC, far", "fDBD mean regret by AUROC, far"),
+        "MSP tells wrong answers better": ("failures: OPNP() mean", "failures: MSP mean"),
+        "no member is worth as much": ("OPNP() without fdbd mean regret", "OPNP() without mahalanobis mean regret"),
+    }
+    assert {saying for saying, (less, more) in sayings.items() if not known[less] < known[more]} == set()
+
+
 @pytest.mark.parametrize(
     ("names", "message"), [("a; b", "has the numbers 0.1, and below it are named a; b"), ("aa", "there are: a")]
 )
