@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=200, help="number of draws of held-out samples")
     parser.add_argument("--out", type=Path, required=True, help="JSON record to write")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # of very few samples rounding decides some of ViM's directions, and threads the rounding
     models: dict[str, Any] = {}
     for folder in (each for path in options.features for each in feature_folders(path)):
         model = read_feature_folder(folder)

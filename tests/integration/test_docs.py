@@ -279,6 +279,8 @@ def test_every_baseline_that_ran_is_on_the_page_with_its_figures(records: Record
 def test_the_records_cover_the_same_models_and_no_figure_is_missing(records: Records) -> None:
     models = {model.model for model in records.bench.models}
     assert {model.model for model in records.sweep.models} <= models == set(records.panel["best_single"])
+    for record in (records.panel, records.panel_other):
+        assert sum(row["kind"] == "single" for row in record["rows"].values()) == 26  # as the page says
     others = {model.model for model in records.other.models}
     assert set(records.panel_other["best_single"]) == others
     assert set(records.spread["models"]) == models
