@@ -207,9 +207,10 @@ hindsight, less its own; at least 0. On {models} real models:
 - The best single setting over all of them, {single}: mean {single_mean:.2f}, worst {single_worst:.2f}. Chosen on all
   models but one and judged on that: mean {chosen:.2f}, worst {chosen_worst:.2f}. The plain energy: mean
   {energy_mean:.2f}, worst {energy_worst:.2f}.
-- The pruned head earns its place on them: without it the mean regret is {bare:.2f} and the worst {bare_worst:.2f}.
+- The pruned head, whose form was chosen on them, earns its place: without it the mean regret is
+  {bare:.2f} and the worst {bare_worst:.2f}.
 - Models on which a single setting, known beforehand, would have been better by 0.1 or more: {lost}.
-- On {others} classifiers of sentences and of tables, three of each, that no constant was set on: mean regret
+- On {others} classifiers of sentences and of tables, three of each, that had no part in that choice: mean regret
   {other_mean:.2f}, worst {other_worst:.2f}, and without the pruned head {other_bare:.2f} and {other_bare_worst:.2f}.
   The best single setting over all of them, {other_single}: mean {other_single_mean:.2f}, worst
   {other_single_worst:.2f}. The plain energy: mean {other_energy:.2f}, worst {other_energy_worst:.2f}.
@@ -314,8 +315,7 @@ _FAILURES = """
 
 Another question than OOD: of the ID test samples, does a score put those that the model gets wrong above those that it
 gets right? AUROC in % of wrong against right answers, with accuracy and expected calibration error of the model, whose
-answers no detector changes. For this MSP is the score to beat, and members that look away from the decision, such as
-Mahalanobis++ and the norm, cost the fusion.
+answers no detector changes. For this MSP is the score to beat; the fusion is made for another question.
 """
 
 _METHODS = """
@@ -337,8 +337,8 @@ _OTHERS = """
 ## Not images: intents of sentences, rows of a table
 
 CLINC150, 150 intents against out-of-scope sentences, a perceptron on TF-IDF; and a table of digits, seven classes
-against three unseen ones (near) and against shuffled columns (far). Three trained classifiers each. No constant was
-set on them. Regret as above, over all six: the fusion, one member left out, or one more:
+against three unseen ones (near) and against shuffled columns (far). Three trained classifiers each. They had no
+part in the choice of members and form. Regret as above, over all six: the fusion, one member left out, or one more:
 """
 
 _OTHER_SINGLES = """
