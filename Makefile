@@ -92,18 +92,22 @@ docs: venv  ## Build the documentation strictly into build/site; nothing is fetc
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
-# Everything that the documentation quotes, from the data: about half an hour on two cores.
+# Everything that the documentation quotes, from the data: less than an hour on two cores.
 NEAR := cifar100,densenet_cifar100:cifar10,clinc_oos
 records: venv  ## Make the records of docs/records anew (DATA=../shared/data)
 	@mkdir -p $(WORK) $(RECORDS)
-	@$(RUN) studies.panel $(DATA)/features --out $(WORK)/panel.json
+	@$(RUN) studies.panel $(DATA)/features --out $(WORK)/panel.json --scores $(WORK)/panel_scores.parquet
+	@$(RUN) studies.independent_regret $(WORK)/panel_scores.parquet --features $(DATA)/features --record $(WORK)/panel.json
+	@$(RUN) studies.spread $(WORK)/panel_scores.parquet --near $(NEAR) --out $(WORK)/spread.json
 	@$(RUN) studies.other_features $(WORK)/features --text $(DATA)/text/clinc150.json
+	@$(RUN) studies.panel $(WORK)/features --out $(WORK)/panel_other.json
+	@$(RUN) studies.robustness $(DATA)/features $(WORK)/features --out $(WORK)/robustness.json
 	@$(RUN) opnp bench --features $(DATA)/features --near $(NEAR) --out $(WORK)/bench >/dev/null
 	@$(RUN) opnp bench --features $(WORK)/features --out $(WORK)/bench_other --near out_of_scope,unseen_classes >/dev/null
 	@$(RUN) opnp sweep --features $(DATA)/features --near $(NEAR) --out $(WORK)/sweep >/dev/null
 	@cp $(WORK)/bench/results.json $(RECORDS)/bench.json
 	@cp $(WORK)/bench_other/results.json $(RECORDS)/bench_other.json
-	@cp $(WORK)/sweep/sweep.json $(WORK)/panel.json $(RECORDS)
+	@cp $(WORK)/sweep/sweep.json $(WORK)/panel.json $(WORK)/panel_other.json $(WORK)/spread.json $(WORK)/robustness.json $(RECORDS)
 	@$(MAKE) --no-print-directory results
 
 bench: venv  ## Measure time and memory against floors and rivals, with bounds; write docs/explanation/performance.md
@@ -117,8 +121,9 @@ embeddings: venv  ## Measure the fusion on embeddings of length 1 for docs/how-t
 streams: venv  ## Simulate streams for docs/how-to/monitoring.md: false alarms and power of the monitor, two minutes
 	@$(BIN)/python -m studies.monitor_streams
 
-results: venv  ## Write docs/explanation/results.md from the records
+results: venv  ## Write docs/explanation/results.md from the records, and the figures that other pages quote
 	@$(BIN)/python -m studies.results_page $(RECORDS) docs/explanation/results.md
+	@$(BIN)/python -m studies.quotes $(RECORDS) README.md docs
 
 # Debian's where we may install it, else Playwright's.
 browser: venv  ## Install a browser for the tests of pages, unless there is one

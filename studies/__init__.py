@@ -1,1 +1,1 @@
-"""What the documentation quotes: each module makes one record in ``docs/records``; ``make records`` runs them all."""
+"""What the documentation quotes: studies make the records of ``docs/records``, and pages of them (``make records``)."""

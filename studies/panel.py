@@ -1,11 +1,13 @@
 """Which scores to fuse: the regret of every single score, and of every fusion that was tried, on real models.
 
-    python -m studies.panel FEATURES --out panel.json
+    python -m studies.panel FEATURES --out panel.json --scores panel_scores.parquet
 
 Regret of a method on a model: AUROC of the best of 26 published single settings, chosen with hindsight, less its own,
 at least 0. AUROC is the mean over the model's OOD sets. A split sets some rows of ``test`` aside, as one would to
 calibrate (2000, or a third of fewer); the others judge. Fusions take their scales from training rows kept out of the
-sums. What was chosen on these models, the form of the pruned head, is judged by leaving each model out in turn.
+sums. What was chosen on these models, the form of the pruned head and the members, is judged by leaving each model out
+in turn, and so is the best single setting. The scores of `OPNP()` and of every single setting are written as they are,
+for `studies.spread` and `studies.independent_regret`.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from opnp import ASHS, MEMBERS, OPNP, PANEL, SCALE, Ratios, ReAct, Settings
 from opnp.bench.features import ModelData, feature_folders, read_feature_folder
+from opnp.bench.records import ScoreBlock, write_scores
 from opnp.core import (
     ClassGaussian,
     PrincipalSpace,
@@ -42,7 +45,10 @@ from opnp.core.moments import directions
 from opnp.detector.fit_pass import FitSum
 from opnp.errors import SignedFeaturesWarning
 
-__all__ = ["main"]
+__all__ = ["FUSED", "Judged", "fusions", "judged", "judging_rows", "main"]
+
+FUSED = "OPNP()"
+"""Name of the fusion as it is used, beside those of the single settings."""
 
 _SHARE_SET_ASIDE, _MOST_SET_ASIDE = 3, 2000
 _ROWS = 1024
@@ -106,6 +112,16 @@ class Judged:
         wins = torch.stack([_wins(scores["test"], values) for values in outside]).mean(0)
         return [100 * float(wins[rows].mean()) for rows in self.rest]
 
+    def blocks(self, model: str) -> list[ScoreBlock]:
+        """Return the scores of `OPNP()` and of every single setting, to be written."""
+        return [
+            ScoreBlock(
+                model, part if part == "test" else f"ood_{part}", name, torch.arange(len(values)), values.double()
+            )
+            for name, scores in ({FUSED: self.fused(PANEL)} | self.singles).items()
+            for part, values in scores.items()
+        ]
+
 
 def judged(model: ModelData, *, splits: int) -> Judged:
     """Return every score of one model."""
@@ -126,7 +142,7 @@ def judged(model: ModelData, *, splits: int) -> Judged:
     pruned = {name: state.with_settings(form).pruned for name, form in _PRUNED.items()}
     scores |= {name: {part: each.scores(rows) for part, rows in within.items()} for name, each in pruned.items()}
     return Judged(
-        singles=_singles(training, weight, bias, sets), scores=scores, rest=_splits(len(sets["test"]), splits)
+        singles=_singles(training, weight, bias, sets), scores=scores, rest=judging_rows(len(sets["test"]), splits)
     )
 
 
@@ -208,7 +224,8 @@ def _logits(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.nn.functional.linear(rows, weight, bias)
 
 
-def _splits(samples: int, count: int) -> list[Tensor]:
+def judging_rows(samples: int, count: int) -> list[Tensor]:
+    """Return the rows of ``test`` that judge in each split, in random order."""
     aside = min(_MOST_SET_ASIDE, samples // _SHARE_SET_ASIDE)
     orders = (torch.randperm(samples, generator=torch.Generator().manual_seed(seed)) for seed in range(count))
     return [order[aside:] for order in orders]
@@ -224,7 +241,7 @@ def _wins(inside: Tensor, outside: Tensor) -> Tensor:
 def fusions() -> dict[str, tuple[str, ...]]:
     """Return the fusions tried, by name."""
     panel = (*_BASE, _CHOSEN)
-    found = {"OPNP()": PANEL, "six": _SIX, "six and norm": (*_SIX, "norm"), "panel without a pruned head": _BASE}
+    found = {FUSED: PANEL, "six": _SIX, "six and norm": (*_SIX, "norm"), "panel without a pruned head": _BASE}
     found |= {f"panel with the {name}": (*_BASE, name) for name in _PRUNED}
     found |= {f"six, norm and the {name}": (*_SIX, "norm", name) for name in _PRUNED}
     found |= {f"OPNP() without {name}": tuple(each for each in PANEL if each != name) for name in PANEL}
@@ -232,9 +249,15 @@ def fusions() -> dict[str, tuple[str, ...]]:
     return found | {f"OPNP() and {name}": (*panel, name) for name in extra}
 
 
-def left_out(regrets: Mapping[str, Mapping[str, float]], names: Iterable[str]) -> dict[str, object]:
-    """Return, for each model, the form of least mean regret on the others and its regret on the one left out."""
-    models, names = list(next(iter(regrets.values()))), list(names)
+def left_out(regrets: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> dict[str, object]:
+    """Return, for each model, which of the methods named has the least mean regret on the others, and its regret on it.
+
+    Example:
+        >>> left_out({"a": {"one": 0.0, "two": 3.0}, "b": {"one": 1.0, "two": 1.0}}, ["a", "b"])["worst"]
+        3.0
+
+    """
+    models = list(regrets[names[0]])
     chosen, values = {}, []
     for model in models:
         best = min(names, key=lambda name: sum(value for each, value in regrets[name].items() if each != model))
@@ -249,12 +272,14 @@ def main() -> None:
     parser.add_argument("features", type=Path, help="folder of folders of cached features")
     parser.add_argument("--splits", type=int, default=10, help="number of random splits")
     parser.add_argument("--out", type=Path, required=True, help="JSON record to write")
+    parser.add_argument("--scores", type=Path, help="parquet file of scores to write, in the layout of `opnp bench`")
     options = parser.parse_args()
     warnings.simplefilter("ignore", SignedFeaturesWarning)  # two of the models have such features
     aurocs: dict[str, dict[str, list[float]]] = {}
     best: dict[str, list[float]] = {}
     best_names: dict[str, str] = {}
     singles: list[str] = []
+    blocks: list[ScoreBlock] = []
     for folder in feature_folders(options.features):
         model = judged(read_feature_folder(folder), splits=options.splits)
         alone = {name: model.aurocs(scores) for name, scores in model.singles.items()}
@@ -264,6 +289,7 @@ def main() -> None:
         mixed = {name: model.aurocs(model.fused(members)) for name, members in fusions().items()}
         for name, values in (alone | mixed).items():
             aurocs.setdefault(name, {})[folder.name] = values
+        blocks += model.blocks(folder.name)
     regrets = {
         name: {
             model: [max(0.0, top - own) for top, own in zip(best[model], values, strict=True)]
@@ -291,8 +317,14 @@ def main() -> None:
         "versions": {name: version(name) for name in ("opnp", "torch")},
         "best_single": {model: {"name": best_names[model], "auroc": round(_mean(best[model]), 4)} for model in best},
         "rows": rows,
-        "form_of_pruned_head_left_out": left_out(means, [name for name in means if name.startswith("panel with the ")]),
+        "left_out": {
+            "form of the pruned head": left_out(means, [name for name in means if name.startswith("panel with the ")]),
+            "members": left_out(means, [name for name in means if name.startswith((FUSED, "six"))]),
+            "single setting": left_out(means, singles),
+        },
     }
+    if options.scores is not None:
+        write_scores(options.scores, blocks)
     options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

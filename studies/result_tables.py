@@ -12,8 +12,10 @@ from opnp.values.figures import DetectionFigures
 from opnp.values.sweep import SweepPoint, SweepRecord, SweptModel
 
 __all__ = [
+    "NOTABLE",
     "combination_table",
     "left_out_table",
+    "member_regrets",
     "method_table",
     "other_table",
     "panel_table",
@@ -28,6 +30,9 @@ __all__ = [
 
 Values = Mapping[str, Any]
 """Part of a JSON record."""
+
+NOTABLE = 0.1
+"""Points of AUROC from which on a regret is spoken of."""
 
 _SWEPT = ("w_min", "w_min-class", "w_max", "w_max-class", "o_min", "o_min-aggregate", "o_max", "o_max-aggregate")
 
@@ -68,7 +73,7 @@ def regret_table(record: Values, *, kind: str, start: str = "", most: int | None
 
 def left_out_table(record: Values) -> str:
     """Return the form of the pruned head that the other models choose, and its regret on the model left out."""
-    models = record["form_of_pruned_head_left_out"]["models"]
+    models = record["left_out"]["form of the pruned head"]["models"]
     return table(
         ["model left out", "form of least regret on the others", "regret on it"],
         (
@@ -87,12 +92,12 @@ def short_table(record: Values, bench: BenchRecord) -> str:
 
     """
     rows, best, models = record["rows"], record["best_single"], list(record["best_single"])
-    by_name = {model.model: model for model in bench.models}
     lines = [_short_row("**`OPNP()`**", rows["OPNP()"]["auroc"], *_regret(rows["OPNP()"]))]
     for member in PANEL:
-        aurocs = {model: _percent_auroc(by_name[model].row(member_label(member))) for model in models}
-        regrets = [max(0.0, best[model]["auroc"] - auroc) for model, auroc in aurocs.items()]
-        lines.append(_short_row(member, aurocs, f"{statistics.fmean(regrets):.2f}", f"{max(regrets):.2f}"))
+        found = member_regrets(record, bench, member)
+        aurocs, regrets = ([pair[place] for pair in found.values()] for place in (0, 1))
+        mean, worst = f"{statistics.fmean(regrets):.2f}", f"{max(regrets):.2f}"
+        lines.append(_short_row(member, dict(zip(models, aurocs, strict=True)), mean, worst))
     lines.append(_short_row("energy", rows["Energy"]["auroc"], *_regret(rows["Energy"])))
     lines.append(_short_row("best of 26", {model: best[model]["auroc"] for model in models}, "0.00", "0.00"))
     numbers = [str(place) for place in range(1, len(models) + 1)]
@@ -104,6 +109,16 @@ def short_table(record: Values, bench: BenchRecord) -> str:
             *textwrap.wrap(f"Models: {legend}.", width=110, break_on_hyphens=False),
         ]
     )
+
+
+def member_regrets(record: Values, bench: BenchRecord, member: str) -> dict[str, tuple[float, float]]:
+    """Return AUROC and regret of a member by itself, by model: from the benchmark, against the best single setting."""
+    by_name = {model.model: model for model in bench.models}
+    found = {}
+    for model, best in record["best_single"].items():
+        auroc = _percent_auroc(by_name[model].row(member_label(member)))
+        found[model] = auroc, max(0.0, best["auroc"] - auroc)
+    return found
 
 
 def _short_row(name: str, aurocs: Mapping[str, float], mean: str, worst: str) -> list[str]:

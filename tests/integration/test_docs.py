@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -265,33 +264,6 @@ def test_the_short_table_is_that_of_the_record(records: Records) -> None:
     assert row.split(" | ")[1:] == [*figures, f"{fused['mean_regret']:.2f}", f"{fused['worst_regret']:.2f} |"]
 
 
-_NEAR = ("OPNP()", "Energy, rest of test", "GEN gamma=0.1 M=100")
-"""The rows of the benchmark that the README names for near OOD."""
-
-
-def test_the_figures_of_the_readme_are_those_of_the_records(records: Records) -> None:
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    rows = records.panel["rows"]
-    singles = [row for row in rows.values() if row["kind"] == "single"]
-
-    def regrets(row: dict[str, Any]) -> list[str]:
-        return [f"{row[name]:.2f}" for name in ("mean_regret", "worst_regret")]
-
-    mean, worst = regrets(rows["OPNP()"])
-    assert f"`OPNP()` loses {mean} points of AUROC on average, {worst} at worst, to the best of {len(singles)} " in text
-    single = regrets(min(singles, key=lambda row: row["mean_regret"]))
-    assert f"loses {' and '.join(single)}, the plain energy {' and '.join(regrets(rows['Energy']))}." in text
-    notable = sorted(value for value in rows["OPNP()"]["regret"].values() if value >= 0.1)
-    assert (len(notable), len(rows["OPNP()"]["regret"])) == (2, 7)
-    assert "on two of the seven models" in text
-    assert f"better by {notable[0]:.1f} and {notable[1]:.1f} points" in text
-    (model,) = [each for each in records.bench.models if each.model == "densenet_cifar100"]
-    near = [row.near.auroc for row in map(model.row, _NEAR) if row.near is not None]
-    assert "has AUROC {:.1f}, the energy {:.1f}, GEN {:.1f}".format(*(100 * auroc for auroc in near)) in text
-    pruned = rows["OPP w_min 0.5"]["regret"]
-    assert f"has a regret of {min(pruned.values()):.1f} on one model and {max(pruned.values()):.1f} on another" in text
-
-
 def test_every_baseline_that_ran_is_on_the_page_with_its_figures(records: Records) -> None:
     page = RESULTS.read_text(encoding="utf-8")
     for model in records.bench.models:
@@ -307,6 +279,12 @@ def test_every_baseline_that_ran_is_on_the_page_with_its_figures(records: Record
 def test_the_records_cover_the_same_models_and_no_figure_is_missing(records: Records) -> None:
     models = {model.model for model in records.bench.models}
     assert {model.model for model in records.sweep.models} <= models == set(records.panel["best_single"])
+    for record in (records.panel, records.panel_other):
+        assert sum(row["kind"] == "single" for row in record["rows"].values()) == 26  # as the page says
+    others = {model.model for model in records.other.models}
+    assert set(records.panel_other["best_single"]) == others
+    assert set(records.spread["models"]) == models
+    assert set(records.robustness["models"]) == models | others
     for name, row in records.panel["rows"].items():
         assert set(row["auroc"]) == set(row["regret"]) == models, name
         assert len(row["mean_regret_by_split"]) == records.panel["splits"], name
