@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.against_dice import against_dice
 from benchmarks.cluster_scores import cluster_scores
+from benchmarks.folder_scores import folder_scores
 from benchmarks.fusion_costs import fusion_costs
 from benchmarks.head_products import head_products
 from benchmarks.measuring import Outcome
@@ -35,6 +36,7 @@ def outcomes(features: Path, *, repeats: int) -> Iterator[Outcome]:
         sys.stderr.write(f"{features} is absent: the sweep over settings is not measured.\n")
     yield from against_dice(repeats=repeats)
     yield from sharded_fits(repeats=max(1, repeats // 2))
+    yield from folder_scores(images=640, repeats=max(1, repeats // 2))
     yield from cluster_scores(repeats=max(1, repeats // 2))
 
 

@@ -71,7 +71,9 @@ def _outcomes(folder: Path, *, images: int, repeats: int) -> Iterator[Outcome]:
     model = torchvision.models.resnet18().eval()
     torch.save(model.state_dict(), folder / "weights.pt")
     given = ["--model", "torchvision:resnet18", "--weights", folder / "weights.pt"]
-    _opnp("fit", *given, "--data", folder / "short", "--validation", folder / "short", "--out", folder / "d.safetensors")
+    _opnp(
+        "fit", *given, "--data", folder / "short", "--validation", folder / "short", "--out", folder / "d.safetensors"
+    )
 
     def own(workers: int | None) -> float:
         more = [] if workers is None else ["--workers", workers]
@@ -92,7 +94,7 @@ def _outcomes(folder: Path, *, images: int, repeats: int) -> Iterator[Outcome]:
     best = {kind: min(_WORKERS, key=lambda workers: middle[f"{kind} {workers}"]) for kind in ("own", "hand")}
     times = {name: f"{1000 * value:.1f}" for name, value in middle.items()}
     yield Outcome(
-        "score: a folder of photographs through a ResNet-18 / a loop written by hand, each at its best number of workers",
+        "score: a folder of photographs / a loop written by hand, a ResNet-18, each at its best number of workers",
         tuple(each[f"own {best['own']}"] / each[f"hand {best['hand']}"] for each in rounds),
         bound=1.1,
         notes="ms an image, "
