@@ -5,9 +5,10 @@ Blocks of features and batches of inputs are those of one process, so that answe
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ from opnp.detector.fit_pass import BATCH_ROWS, feature_blocks
 from opnp.errors import DataFileError, EmptyDataError, OptionError
 from opnp.model import BatchHalving, axes_of, find_head, head_stream
 from opnp.values.settings import CalibratedBy
+
+_Options = TypeVar("_Options", bound=RunOptions)
 
 __all__ = ["fit_features", "fit_model", "score_on_cluster"]
 
@@ -68,6 +71,7 @@ def score_on_cluster(
         OpnpError: As one process raises it, or because there is no such cluster.
 
     """
+    options = _of_one_process(options)
     place = _address(out)
     _require_empty(place, out)
     content = bytes_of(detector)
@@ -272,6 +276,7 @@ def fit_model(
     """Fit a detector by a model, and calibrate it here; return the model, its inputs, and how many were unreadable."""
     from opnp.core.conformal import flagged_rank
 
+    options = _of_one_process(options)
     whole, logits = _address(data), options.logits_place
     warn_unless_held_out(validation, training=data)
     opened = OpenedModel.of(model, options)
@@ -375,6 +380,11 @@ def _source(place: str, names: Sequence[str] | None = None) -> FeatureSource:
     if "://" in place:
         raise DataFileError(f"{place} must be a Parquet file, or a folder of such: other files are read from a disk.")
     return open_features(place, feature_names=names)
+
+
+def _of_one_process(options: _Options) -> _Options:
+    """Return the options of a worker, which reads its inputs itself where nobody says otherwise."""
+    return replace(options, workers=options.workers or 0)
 
 
 def _rows_of_a_task(rows: int, block: int) -> int:

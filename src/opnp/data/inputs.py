@@ -280,7 +280,7 @@ class InputSet(Dataset[object]):
 
 
 def usual_workers() -> int:
-    """Return how many processes read images where nobody says: one a core, at most 8.
+    """Return how many processes read images where nobody says: one a core, at most 8; ranks of one machine share them.
 
     None where memory that processes share, which batches come through, is as small as containers have it by default.
     """
@@ -288,7 +288,7 @@ def usual_workers() -> int:
     if shared.is_dir() and disk_usage(shared).free < _SHARED_MEMORY:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _USUAL_WORKERS)
+    return min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _USUAL_WORKERS)  # as torchrun sets it
 
 
 def unreadable_summary(unreadable: Sequence[tuple[str, str]], *, total: int) -> str:
