@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
 
+import opnp.data.inputs as inputs_module
 from opnp.adapters.transformers_models import TransformersImageTransform
 from opnp.data import InputSet, Preprocessing, open_inputs, train_and_test, unreadable_summary
+from opnp.data.inputs import usual_workers
 from opnp.errors import DataFileError, EmptyDataError, InputTypeError, MissingFileError, ModelRunError, OptionError
 from tests.unit.data.image_files import PLAIN, inputs_of, pixels, save_image, scaled, write_tensors, write_tree
 from tests.unit.data.text_world import LETTERS
@@ -232,3 +235,33 @@ def test_the_default_device_changes_nothing(tmp_path: Path, workers: int) -> Non
         torch.set_default_device(None)
     assert torch.equal(torch.cat([images for images, _ in found]), expected)
     assert torch.cat([labels for _, labels in found]).tolist() == readable.tolist() == list(range(7))
+
+
+# ------------------------------------------------------------------------------------------------------ usual workers
+def _machine(monkeypatch: pytest.MonkeyPatch, *, cores: int, shared: int, ranks: int | None = None) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(cores)), raising=False)
+    monkeypatch.setattr(inputs_module, "disk_usage", lambda _path: SimpleNamespace(free=shared))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is looked at where Linux has it")
+@pytest.mark.parametrize(
+    ("cores", "shared", "ranks", "expected"),
+    [(2, 1 << 40, None, 2), (64, 1 << 40, None, 8), (4, 1 << 26, None, 0), (16, 1 << 40, 4, 4), (2, 1 << 40, 4, 0)],
+)
+def test_usual_workers_are_the_cores_that_are_free_where_memory_is_shared(
+    monkeypatch: pytest.MonkeyPatch, cores: int, shared: int, ranks: int | None, expected: int
+) -> None:
+    _machine(monkeypatch, cores=cores, shared=shared, ranks=ranks)
+    assert usual_workers() == expected
+
+
+def test_many_images_are_read_by_usual_workers_where_nobody_says(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _machine(monkeypatch, cores=3, shared=1 << 40)
+    images = open_inputs(tree, PLAIN)
+    assert len(images) > 2
+    assert images.batches(1, workers=None).workers == usual_workers() == 3
+    assert images.batches(len(images), workers=None).workers == 0
+    assert images.batches(1).workers == images.batches(1, workers=0).workers == 0
