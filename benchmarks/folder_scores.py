@@ -4,12 +4,10 @@ import contextlib
 import io
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measuring import Outcome
-from opnp.cli import main
+from opnp.cli.app import app
 from opnp.core import energy_score
 from opnp.data.inputs import usual_workers
 
@@ -126,14 +124,9 @@ def _seconds(step: Callable[[], object]) -> float:
 
 
 def _opnp(*arguments: object) -> None:
-    """Run the command line in this process, without what it prints."""
-    with (
-        patch.object(sys, "argv", ["opnp", *map(str, arguments)]),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        contextlib.suppress(SystemExit),
-    ):
-        main()
+    """Run the command line in this process, without what it prints; its errors come through."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        app([*map(str, arguments)], standalone_mode=False)
 
 
 def _by_hand(model: nn.Module, folder: Path, *, workers: int) -> Tensor:

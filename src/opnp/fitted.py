@@ -3,7 +3,7 @@
 `FittedState` is what a file holds and what an exported graph is made of. It has no model and no data.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
@@ -437,7 +437,7 @@ class CalibrationGroup(NamedTuple):
     """
 
     name: str
-    classes: tuple[int, ...]
+    classes: Sequence[int]
     calibration: Calibration
 
     @property

@@ -297,18 +297,21 @@ def test_discoveries_are_those_of_the_whole_file(opnp: Opnp) -> None:
     fewest = fewest_discoveries(samples, tested=50, fdr=0.05)
     assert fewest > 1
     assert outcome.err == (
-        f"opnp: discoveries among 50 inputs at an FDR of 0.05 come {fewest} or more together, or not at all, by "
-        f"{samples} calibration samples; one alone takes 999 of them.\n"
+        f"opnp: of 50 inputs at an FDR of 0.05, {samples} calibration samples show {fewest} discoveries or more, never "
+        f"fewer; a single one takes 999 samples.\n"
     )
-    assert "of 0.001 cannot be" in done(opnp, *SCORE.split()[:-1], "--fdr", 0.001).err
+    assert "can show no discovery" in done(opnp, *SCORE.split()[:-1], "--fdr", 0.001).err
 
 
 def test_the_columns_of_a_file_are_enough_for_its_discoveries() -> None:
     found, note = discoveries([1 / 200] * 30 + [0.5] * 70, [199] * 100, fdr=0.1)
     assert found == [True] * 30 + [False] * 70
     assert note is not None
-    assert note.startswith("discoveries among 100 inputs at an FDR of 0.1 come 5 or more together")
+    assert note.startswith("of 100 inputs at an FDR of 0.1, 199 calibration samples show 5 discoveries or more")
     assert discoveries([0.001, 0.9], [999, 30], fdr=0.1) == ([True, False], None)
+    assert "60 calibration samples of the largest group can show no" in str(
+        discoveries([0.9] * 9, [60, *[30] * 8], fdr=0.001)[1]
+    )
 
 
 @pytest.mark.parametrize(

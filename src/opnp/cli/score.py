@@ -211,14 +211,14 @@ def discoveries(
     from opnp.core import benjamini_hochberg, discovery_samples, fewest_discoveries
 
     values = torch.tensor(p_values, dtype=torch.float64, device="cpu")
-    tested, most = len(values), max(int(str(count)) for count in samples)
+    counts = {int(str(count)) for count in samples}
+    tested, most = len(values), max(counts)
     fewest, note = fewest_discoveries(most, tested=tested, fdr=fdr), None
     if fewest > 1:
-        come = f"come {fewest} or more together, or not at all" if fewest <= tested else "cannot be"
-        note = (
-            f"discoveries among {tested} inputs at an FDR of {fdr:g} {come}, by {most} calibration samples; one alone "
-            f"takes {discovery_samples(1, tested=tested, fdr=fdr)} of them."
-        )
+        known = f"{most} calibration samples{' of the largest group' if len(counts) > 1 else ''}"
+        needed = discovery_samples(1, tested=tested, fdr=fdr)
+        shown = f"show {fewest} discoveries or more, never fewer" if fewest <= tested else "can show no discovery"
+        note = f"of {tested} inputs at an FDR of {fdr:g}, {known} {shown}; a single one takes {needed} samples."
     return benjamini_hochberg(values, fdr=fdr).tolist(), note
 
 

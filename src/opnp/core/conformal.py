@@ -211,8 +211,10 @@ def benjamini_hochberg(p_values: Tensor, *, fdr: float) -> Tensor:
     and none where there is no such rank. The share of ID inputs among the discoveries (0 where there are none) is then
     at most `fdr` times the share of ID inputs in the batch, in expectation over calibration set and batch. p-values
     from one calibration set depend on each other positively (PRDS, where no two scores are equal), for which this bound
-    holds. By class those of each group do so, and groups that share no samples do not depend on each other. Equal
-    p-values are decided alike, and the order of the batch plays no part.
+    holds. By class those of each group do so, and groups that share no samples do not depend on each other. Where a
+    pooled group borrows samples of another (`pool_limits`) the bound is not proven; simulations keep it
+    (``tests/reliability/test_guarantees_batches.py``). Equal p-values are decided alike, and the order of the batch
+    plays no part.
 
     The least p-value of n calibration samples is 1 / (n + 1), so that k discoveries among m inputs need
     n + 1 >= m / (fdr k): `discovery_samples`.

@@ -58,8 +58,8 @@ _MOST_WORKERS = 1024
 
 _USUAL_WORKERS = 8
 """Processes where nobody says how many: with more the batches of most models wait for the model."""
-_SHARED_MEMORY = 1 << 30
-"""Bytes that the batches of these take, with room to spare; containers have 64 MB where nobody says more."""
+_SHARED_A_WORKER = 1 << 29
+"""Bytes of shared memory that a process has to itself: two batches of 256 photographs and room to spare."""
 _FEW_BATCHES = 2
 """Batches that no process is started for where nobody says so."""
 
@@ -282,13 +282,12 @@ class InputSet(Dataset[object]):
 def usual_workers() -> int:
     """Return how many processes read images where nobody says: one a core, at most 8; ranks of one machine share them.
 
-    None where memory that processes share, which batches come through, is as small as containers have it by default.
+    Fewer, down to 0, where the memory that batches come through is small: containers have 64 MB where nobody says more.
     """
-    shared = Path("/dev/shm")  # noqa: S108  # looked at, not written to
-    if shared.is_dir() and disk_usage(shared).free < _SHARED_MEMORY:
-        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _USUAL_WORKERS)  # as torchrun sets it
+    found = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _USUAL_WORKERS)  # as torchrun sets it
+    shared = Path("/dev/shm")  # noqa: S108  # looked at, not written to
+    return min(found, disk_usage(shared).free // _SHARED_A_WORKER) if shared.is_dir() else found
 
 
 def unreadable_summary(unreadable: Sequence[tuple[str, str]], *, total: int) -> str:

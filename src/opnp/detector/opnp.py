@@ -306,8 +306,9 @@ class OPNP:
                 for name, given in (("validation", validation), ("validation_ood", validation_ood))
             )
             zeros = FitSum.zeros(weight, bias, self._given)
-            total = summed_blocks(blocks, zeros, ranks=ranks, checkpoint=checkpoint, progress=progress)
         require_equal(str(names), ranks, what="features called")
+        with together(ranks):
+            total = summed_blocks(blocks, zeros, ranks=ranks, checkpoint=checkpoint, progress=progress)
         self._state = self._ended(total, known, ood, keep=keep, by=by, ranks=ranks).restated(feature_names=names)
         self._link = None
         return self
@@ -728,7 +729,7 @@ class OPNP:
         One called ``"all"`` unless the detector is calibrated by class.
         """
         calibration = self._calibration()
-        return calibration.groups or (CalibrationGroup("all", tuple(range(len(self._fitted().weight))), calibration),)
+        return calibration.groups or (CalibrationGroup("all", range(len(self._fitted().weight)), calibration),)
 
     def calibration_group_of(self, predicted_class: int) -> CalibrationGroup:
         """Return the group that judges inputs predicted as this class."""

@@ -40,6 +40,8 @@ def drift_of_p_values(
 
     Where a detector is calibrated by class, each score is ranked among the calibration scores of its group and the
     earlier scores of the same group: these p-values are independent and uniform too, in whatever order the groups come.
+    Where a pooled group borrows samples of another group that is not proven; the detector itself, which ranks among all
+    calibration scores, needs no such thing.
 
     Args:
         scores: Scores of the stream, in its order, shape ``(samples,)``.

@@ -250,7 +250,14 @@ def _machine(monkeypatch: pytest.MonkeyPatch, *, cores: int, shared: int, ranks:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared memory is looked at where Linux has it")
 @pytest.mark.parametrize(
     ("cores", "shared", "ranks", "expected"),
-    [(2, 1 << 40, None, 2), (64, 1 << 40, None, 8), (4, 1 << 26, None, 0), (16, 1 << 40, 4, 4), (2, 1 << 40, 4, 0)],
+    [
+        (2, 1 << 40, None, 2),
+        (64, 1 << 40, None, 8),
+        (4, 1 << 26, None, 0),
+        (8, 1 << 31, None, 4),
+        (16, 1 << 40, 4, 4),
+        (2, 1 << 40, 4, 0),
+    ],
 )
 def test_usual_workers_are_the_cores_that_are_free_where_memory_is_shared(
     monkeypatch: pytest.MonkeyPatch, cores: int, shared: int, ranks: int | None, expected: int

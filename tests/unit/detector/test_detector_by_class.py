@@ -78,7 +78,7 @@ def test_calibrating_by_all_again_replaces_it_and_gives_one_group() -> None:
     detector.calibrate(loader(4, seed=1), keep=KEEP)
     assert all(map(torch.equal, detector.verdict_features(PROBE), alone.verdict_features(PROBE)))
     [group] = detector.calibration_groups
-    assert (detector.calibrated_by, group.name, group.classes) == (None, "all", tuple(range(CLASSES)))
+    assert (detector.calibrated_by, group.name, list(group.classes)) == (None, "all", list(range(CLASSES)))
     assert (group.samples, group.threshold) == (80, detector.threshold)
     assert detector.calibration_group_of(2) == group
 
