@@ -47,7 +47,7 @@ from opnp.detector import Ratios
 from opnp.detector.fit_pass import Progress, shown
 from opnp.errors import NonFiniteError, OpnpError
 from opnp.files import write_atomically
-from opnp.values.bench import PRODUCT, BenchRecord, MethodRow, ModelResult, Split
+from opnp.values.bench import PRODUCT, TUNED, BenchRecord, MethodRow, ModelResult, Split
 from opnp.values.figures import ClassifierFigures
 from opnp.values.files import PICTURES_FILE, RESULTS_FILE
 from opnp.values.pictures import ModelPictures
@@ -133,6 +133,7 @@ def run_bench(
                 samples=len(model.train.features),
                 odin=model.odin,
                 pruned=pruned,
+                is_tunable=model.validation_ood is not None,
             ),
             names,
         )
@@ -206,7 +207,7 @@ class ModelRun:
         near: Names of the OOD sets that are near, for every model or as ``model:set`` for one.
         inputs: What the features were made of, by set, for a gallery; empty where that is not at hand.
         scores: Scores of every method so far.
-        pictures: What figures of the product's head are drawn from, once it has run.
+        pictures: What figures of the product's head, or else of a tuned one, are drawn from, once it has run.
         timings: Seconds and bytes of fit and of scoring by method; methods whose scores were stored have none.
 
     """
@@ -219,10 +220,13 @@ class ModelRun:
     scores: list[ScoreBlock] = field(default_factory=list)
     pictures: list[ModelPictures] = field(default_factory=list)
     timings: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
+    _pictured: str = PRODUCT
     _before: dict[Split, ClassifierFigures | None] = field(default_factory=dict)
 
     def result(self, methods: Sequence[Method], progress: Progress = None) -> ModelResult:
         """Return what came of the methods, in their order."""
+        names = {method.name for method in methods}
+        self._pictured = next((name for name in (PRODUCT, *TUNED) if name in names), PRODUCT)
         return ModelResult(
             **self.model.facts(self.near),
             id_samples={"test": len(self.model.test.features), "rest": len(self.split.rest)},
@@ -264,7 +268,7 @@ class ModelRun:
             self.timings[method.name] = {
                 f"{step}_{name}": value for step, took in steps.items() for name, value in took._asdict().items()
             }
-        if method.name == PRODUCT and (detector := fitted.detector) is not None:
+        if method.name == self._pictured and (detector := fitted.detector) is not None:
             model = self.model
             pictures = detector_pictures(detector, model.head.weight, model=model.name, method=method.name)
             gallery = model_gallery(detector, model, self.inputs, rows=rows)

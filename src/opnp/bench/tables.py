@@ -18,6 +18,7 @@ _GROUPS = {
     "reference": "opnp at fixed ratios",
     "baseline": "Baselines at published settings",
     "combination": "Baselines on opnp's pruned head",
+    "tuned": "opnp at ratios tuned on OOD validation data",
     "product": "opnp as it is used",
 }
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OpnpError
 from opnp.files import require_few_rows
-from opnp.values.bench import DEMO_MODEL, BenchRecord, DataSource, DemoRecord, DemoRow, MethodRow, ModelResult
+from opnp.values.bench import DEMO_MODEL, TUNED, BenchRecord, DataSource, DemoRecord, DemoRow, MethodRow, ModelResult
 from opnp.values.figures import Nearness, means_by_side
 from opnp.values.files import FIT_FILE, PICTURES_FILE, RECORD_FILES, RESULTS_FILE, SWEEP_FILE
 from opnp.values.fit import FitRecord
@@ -37,8 +37,8 @@ __all__ = [
 Scores = Mapping[str, NDArray[np.float64]]
 """Scores by set, ``test`` first, then ``ood_*``, each of shape ``(samples,)``; larger = more OOD."""
 
-_CHOSEN = ("OPNP()", "OPNP(shaping=None)", "OPNP")
-"""Rows of opnp as it is used, the first that ran first: of a benchmark, of one by version 0.1, and of the demo."""
+_CHOSEN = ("OPNP()", "OPNP(shaping=None)", "OPNP", *TUNED)
+"""Rows of opnp as it is used, the first that ran first: of a benchmark, of one by version 0.1, of the demo, of the paper."""
 _BASELINES = ("Energy", "Energy, rest of test", "Energy (pytorch-ood)")
 
 _Record = TypeVar("_Record", bound=Record)

@@ -20,15 +20,19 @@ __all__ = [
     "ModelResult",
     "Outcome",
     "Split",
+    "TUNED",
     "Status",
 ]
 
-Group = Literal["reference", "baseline", "combination", "product"]
+Group = Literal["reference", "baseline", "combination", "tuned", "product"]
 Split = Literal["test", "rest"]
 Status = Literal["ok", "failed"]
 
 PRODUCT = "OPNP()"
 """Name of the row of the detector as it is used: the fusion."""
+
+TUNED = ("OPNP gradient tuned", "OPNP aggregate tuned")
+"""Names of the rows of the paper's method at ratios that OOD validation data choose, in both neuron readings."""
 
 DEMO_MODEL = "demo"
 """Name of the demo's model in files that name one."""
@@ -76,7 +80,8 @@ class MethodRow(Outcome, frozen=True):
     Attributes:
         method: Name of the row, unique within a model.
         group: ``reference`` (opnp at fixed ratios), ``baseline`` (at a published setting), ``combination`` (a baseline
-            on opnp's pruned head) or ``product`` (opnp as it is used, beside the energy on the same samples).
+            on opnp's pruned head), ``tuned`` (opnp at ratios chosen on OOD validation data) or ``product`` (opnp as it
+            is used, beside the energy on the same samples).
         source: Package that computed it.
         citation: Where the settings come from.
         settings: Hyper-parameters.
@@ -104,7 +109,7 @@ class JudgedModel(Value, frozen=True):
         model: Name of the model.
         classes: Rows of its head.
         features: Columns of its head.
-        data: Files by name: ``head``, ``train``, ``test`` and ``ood_*``.
+        data: Files by name: ``head``, ``train``, ``test``, ``ood_*`` and perhaps ``validation_ood``.
         nearness: ``near`` or ``far`` by name of the OOD set.
 
     """
