@@ -305,7 +305,8 @@ def require_set_names(names: Iterable[str]) -> None:
     wrong = [name for name in names if not _SET_NAME.fullmatch(name)]
     if wrong:
         raise OptionError(
-            f"`sets` must be called train, test, validation_ood or ood_NAME, with letters, digits and ._+- in NAME, got {wrong[0]!r}.",
+            f"`sets` must be called train, test, validation_ood or ood_NAME, with letters, digits and ._+- in NAME, "
+            f"got {wrong[0]!r}.",
         )
 
 

@@ -38,7 +38,7 @@ Scores = Mapping[str, NDArray[np.float64]]
 """Scores by set, ``test`` first, then ``ood_*``, each of shape ``(samples,)``; larger = more OOD."""
 
 _CHOSEN = ("OPNP()", "OPNP(shaping=None)", "OPNP", *TUNED)
-"""Rows of opnp as it is used, the first that ran first: of a benchmark, of one by version 0.1, of the demo, of the paper."""
+"""Rows of opnp as it is used, the first that ran first: of a benchmark, one by version 0.1, the demo and the paper."""
 _BASELINES = ("Energy", "Energy, rest of test", "Energy (pytorch-ood)")
 
 _Record = TypeVar("_Record", bound=Record)

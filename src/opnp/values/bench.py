@@ -9,6 +9,7 @@ from opnp.values.reading import Record, Share, Value
 __all__ = [
     "DEMO_MODEL",
     "PRODUCT",
+    "TUNED",
     "BenchRecord",
     "DataSource",
     "DemoInput",
@@ -20,7 +21,6 @@ __all__ = [
     "ModelResult",
     "Outcome",
     "Split",
-    "TUNED",
     "Status",
 ]
 
