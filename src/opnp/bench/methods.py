@@ -17,7 +17,7 @@ from opnp.core import PANEL, NeuronReading, ScoreName
 from opnp.detector import OPNP, Ratios
 from opnp.detector.tuning import Part as TunedPart
 from opnp.errors import DataFileError, OptionError
-from opnp.values.bench import PRODUCT, TUNED, Group, Split
+from opnp.values.bench import PRODUCT, TUNED, Group, MethodRow, Split
 
 __all__ = [
     "PRUNED_RATIOS",
@@ -146,6 +146,19 @@ class Method:
     fit: Callable[[ModelData, IdSplit], FittedMethod]
     is_stored: bool = False
     is_offered: bool = True
+
+    @property
+    def planned(self) -> MethodRow:
+        """The row before it has run."""
+        return MethodRow(
+            status="failed",
+            method=self.name,
+            group=self.group,
+            source=self.source,
+            citation=self.citation,
+            settings=dict(self.settings),
+            split=self.split,
+        )
 
 
 @dataclass(frozen=True, slots=True)
