@@ -89,7 +89,7 @@ def test_three_models_stopped_twice_and_resumed_leave_the_same_bytes(
     assert len(rows) == 3 * 5
 
 
-def protocol(**options: Any) -> Protocol:
+def protocol() -> Protocol:
     """Return a protocol of two models of the module, with published figures of the first."""
     first = ProtocolModel(
         name="first",
@@ -103,9 +103,14 @@ def protocol(**options: Any) -> Protocol:
         std=(0.25, 0.2, 0.1),
         published=(PublishedFigures(method="Plain energy", source="Somebody, 2020", auroc=0.8765, row="Energy"),),
     )
-    second = replace(first, name="second", model="tinynets:other", published=())
-    given: dict[str, Any] = {"validation_samples": 40, "methods": ("msp", "energy", "odin", "tuned"), "curves": ("parts", "w_min"), **options}
-    return Protocol(title="Two", models=(first, second), remark="Stand-ins: not the real thing.", **given)
+    return Protocol(
+        title="Two",
+        remark="Stand-ins: not the real thing.",
+        models=(first, replace(first, name="second", model="tinynets:other", published=())),
+        methods=("msp", "energy", "odin", "tuned"),
+        curves=("parts", "w_min"),
+        validation_samples=40,
+    )
 
 
 @pytest.fixture

@@ -75,7 +75,8 @@ class Protocol(Record, frozen=True, kw_only=True):
         notes: What is known, and what is not, of how the figures to be reproduced were made.
 
     Raises:
-        OptionError: If there is no model, two have one name, a name cannot be a folder's, or a model has no OOD set.
+        OptionError: If there is no model, two have one name, a name cannot be a folder's, a model has no OOD set, or a
+            near one is none of them.
 
     Example:
         >>> net = ProtocolModel(name="net", model="timm:resnet18", train="train", test="val", ood={"dtd": "dtd"})
@@ -112,6 +113,8 @@ class Protocol(Record, frozen=True, kw_only=True):
                 raise OptionError(f"Models of one protocol must have different names, got {model.name!r} twice.")
             if not model.ood:
                 raise OptionError(f"`ood` of {model.name} must name at least one OOD set, got none.")
+            if wrong := [name for name in model.near if name not in model.ood]:
+                raise OptionError(f"`near` of {model.name} must name OOD sets of it, got {', '.join(wrong)}.")
 
     def places(self) -> Iterator[tuple[str, str]]:
         """Yield each path that the protocol needs, once, with what it is to hold."""
