@@ -238,14 +238,14 @@ def bench(
     methods: Annotated[
         list[str] | None,
         detector_option(
-            help="What to run, separated by commas: reference, baselines, combinations, product, or names of methods. "
-            "Default: all."
+            help="What to run, separated by commas: reference, baselines, combinations, tuned, product, or names of "
+            "methods. Default: all; tuned ones where there is --val-ood."
         ),
     ] = None,
     validation_samples: Annotated[
         int | None,
         detector_option(
-            help="ID test samples that OPNP() is calibrated on; the product rows are judged by the rest. "
+            help="ID test samples that OPNP() is calibrated and ratios are tuned on; such rows are judged by the rest. "
             "Default: 30 %, at most 2000."
         ),
     ] = None,

@@ -194,5 +194,5 @@ def test_a_folder_of_records_is_read_as_one(tmp_path: Path) -> None:
     (tmp_path / "parts" / "two" / "results.json").write_text(
         (tmp_path / "parts" / "one" / "results.json").read_text(encoding="utf-8"), encoding="utf-8"
     )
-    with pytest.raises(DataFileError, match="parts: Records of one folder .* different models, got 'one' twice"):
+    with pytest.raises(DataFileError, match=r"parts: Records of one folder .* different models, got 'one' twice"):
         read_results(tmp_path / "parts")
