@@ -515,12 +515,14 @@ def _foreign(
     settings: dict[str, object] = {**setting.settings} | ({} if ratios is None else {"ratios": ratios})
 
     def fit(model: ModelData, split: IdSplit) -> FittedMethod:
+        detector: OPNP | None = None
+        chosen = settings
         if isinstance(pruned, _TunedHeads):
             detector = pruned.best(model, split)
             own = detector.settings
             chosen = settings | {"ratios": asdict(own.ratios), "neuron": own.neuron}
-        else:
-            detector, chosen = None if pruned is None else _fitted(model, pruned), settings
+        elif pruned is not None:
+            detector = _fitted(model, pruned)
         head = model.head if detector is None else detector.pruned_head
         baseline = PytorchOodBaseline(setting.method, weight=head.weight, bias=head.bias, settings=setting.settings)
         baseline.fit(model.train.features, model.train.labels)

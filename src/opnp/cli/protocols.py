@@ -64,11 +64,17 @@ class ProtocolRun:
         absent = {each.path for each in missing}
         for model in protocol.models:
             rows = [
-                [name, str(self.root / path), "missing" if self.root / path in absent else "there"]
-                for name, path in {**({"weights": model.weights} if model.weights else {}), **model.sets}.items()
+                [
+                    f"{name}, near" if name.removeprefix("ood_") in model.near else name,
+                    str(self.root / path),
+                    "missing" if self.root / path in absent else "there",
+                ]
+                for name, path in model.paths.items()
             ]
+            inputs = {"size": model.image_size, "resize": model.resize, "mean": model.mean, "std": model.std}
+            rows += [[f"image {name}", str(value), ""] for name, value in inputs.items() if value]
             own = "" if model.weights else ", with the weights that it comes with"
-            print_table(f"{model.name}: {model.model}{own}", ["set", "path", ""], rows)
+            print_table(f"{model.name}: {model.model}{own}", ["set", "path or value", ""], rows)
         settings = {
             "methods": "all" if protocol.methods is None else ", ".join(protocol.methods),
             "curves": ", ".join(protocol.curves) or "none",
@@ -163,14 +169,15 @@ class ProtocolRun:
 
     def _options(self, model: "ProtocolModel") -> CacheOptions:
         """Return the options of the command line with those of a model."""
-        own = {
-            "weights": self.root / model.weights if model.weights else None,
-            "image_size": model.image_size,
-            "resize": model.resize,
-            "mean": ",".join(map(str, model.mean)) or None,
-            "std": ",".join(map(str, model.std)) or None,
-        }
-        return replace(self.options, **{name: value for name, value in own.items() if value is not None})
+        given = self.options
+        return replace(
+            given,
+            weights=self.root / model.weights if model.weights else given.weights,
+            image_size=given.image_size if model.image_size is None else model.image_size,
+            resize=given.resize if model.resize is None else model.resize,
+            mean=",".join(map(str, model.mean)) or given.mean,
+            std=",".join(map(str, model.std)) or given.std,
+        )
 
     def _print(self, record: "BenchRecord") -> None:
         rows = [

@@ -60,6 +60,11 @@ class ProtocolModel(Value, frozen=True, kw_only=True, omit_defaults=True):
             **tuning,
         }
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """Paths of all that it needs: ``weights`` if they are in a file, then its sets."""
+        return {**({"weights": self.weights} if self.weights else {}), **self.sets}
+
 
 class Protocol(Record, frozen=True, kw_only=True):
     """Models that one command judges, each on its data.
@@ -120,8 +125,7 @@ class Protocol(Record, frozen=True, kw_only=True):
         """Yield each path that the protocol needs, once, with what it is to hold."""
         seen: set[str] = set()
         for model in self.models:
-            weights = {"weights": model.weights} if model.weights else {}
-            for role, path in {**weights, **model.sets}.items():
+            for role, path in model.paths.items():
                 if path not in seen:
                     seen.add(path)
                     yield path, self.sources.get(path) or f"{role} of {model.name}"
