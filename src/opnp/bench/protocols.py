@@ -4,12 +4,15 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
 from opnp.adapters import folder_name
 from opnp.bench.records import require_own_results
 from opnp.bench.tables import leaderboard_csv, results_markdown
+from opnp.data import InputSet, SampleKind
+from opnp.data.inputs import InputSource
 from opnp.errors import DataFileError, EmptyDataError, MissingFileError, OptionError
 from opnp.files import existing_file, write_atomically
 from opnp.values.bench import BenchRecord
@@ -19,12 +22,14 @@ from opnp.values.protocols import Protocol, ProtocolModel
 __all__ = [
     "PROTOCOLS",
     "MissingPlace",
+    "SpreadInputs",
     "listed_models",
     "missing_places",
     "protocol_of_models",
     "read_protocol",
     "require_places",
     "require_protocol_folder",
+    "spread_inputs",
     "write_summary",
 ]
 
@@ -144,6 +149,66 @@ def protocol_of_models(
         methods=None if methods is None else tuple(methods),
         validation_samples=validation_samples,
     )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SpreadInputs:
+    """Some samples of a source, in its order; satisfies `opnp.data.InputSource`.
+
+    Attributes:
+        whole: The source.
+        rows: Which samples of it.
+
+    """
+
+    whole: InputSource
+    rows: Sequence[int]
+
+    @property
+    def path(self) -> Path:
+        """Where the source is."""
+        return self.whole.path
+
+    @property
+    def kind(self) -> SampleKind:
+        """What the samples are."""
+        return self.whole.kind
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What each is called in the source."""
+        return [self.whole.names[row] for row in self.rows]
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """Their classes, or None."""
+        labels = self.whole.labels
+        return None if labels is None else [labels[row] for row in self.rows]
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the classes, as the source has them."""
+        return self.whole.class_names
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.rows)
+
+    def sample(self, index: int) -> object:
+        """Return one."""
+        return self.whole.sample(self.rows[index])
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the source and of the rows that are taken of it."""
+        return sha256(f"{self.whole.digest()} {list(self.rows)}".encode()).hexdigest()
+
+
+def spread_inputs(inputs: InputSet, most: int | None) -> InputSet:
+    """Return so many inputs at most, evenly spread over a set; None for all."""
+    if most is None or len(inputs) <= most:
+        return inputs
+    rows = [place * len(inputs) // most for place in range(most)]
+    return InputSet(SpreadInputs(inputs.source, rows), inputs.transform, is_strict=inputs.is_strict)
 
 
 @dataclass(frozen=True, slots=True)

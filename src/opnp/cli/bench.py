@@ -382,6 +382,7 @@ def features_for_bench(
     *,
     name: str = "",
     results: Path | None = None,
+    most: Mapping[str, int] | None = None,
     methods: Sequence[str] | None,
     validation_samples: int | None,
     is_quiet: bool,
@@ -389,12 +390,14 @@ def features_for_bench(
     """Return the folder in `out` that holds a model's features, as ``opnp cache`` leaves it, and the model's inputs.
 
     Features of another model of this name are replaced. What would keep the benchmark from running is raised first.
-    The folder has the name of the model unless another is given; results go into `out` unless elsewhere.
+    The folder has the name of the model unless another is given; results go into `out` unless elsewhere; `most` has
+    the number of inputs of a set that are taken, by name of the set.
     """
     from opnp.adapters import folder_name
-    from opnp.bench import includes_odin, require_bench
+    from opnp.bench import includes_odin, require_bench, spread_inputs
 
     opened, sets = _opened(model, options, paths)
+    sets = {each: spread_inputs(inputs, (most or {}).get(each)) for each, inputs in sets.items()}
     require_bench(results or out, methods, test_samples=len(sets["test"]), validation_samples=validation_samples)
     folder = out / "features" / (name or folder_name(model))
     report = _cached(

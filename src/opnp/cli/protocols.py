@@ -67,7 +67,8 @@ class ProtocolRun:
                 [
                     f"{name}, near" if name.removeprefix("ood_") in model.near else name,
                     str(self.root / path),
-                    "missing" if self.root / path in absent else "there",
+                    ("missing" if self.root / path in absent else "there")
+                    + (f", at most {model.most[name]} of it" if name in model.most else ""),
                 ]
                 for name, path in model.paths.items()
             ]
@@ -135,6 +136,7 @@ class ProtocolRun:
             self._options(model),
             name=model.name,
             results=folder,
+            most=model.most,
             methods=protocol.methods,
             validation_samples=protocol.validation_samples,
             is_quiet=self.is_quiet,

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
 
 from opnp.errors import OptionError
 from opnp.values.bench import PublishedFigures
@@ -31,6 +33,8 @@ class ProtocolModel(Value, frozen=True, kw_only=True, omit_defaults=True):
         resize: As ``--resize``.
         mean: As ``--mean``; empty for the model's own.
         std: As ``--std``.
+        most: How many inputs of a set are taken at most, evenly spread over it, by name of the set: ``train``,
+            ``test``, ``ood_*`` or ``validation_ood``; all of a set that is not named.
         published: Figures that others published of this model on these sets.
 
     """
@@ -47,6 +51,7 @@ class ProtocolModel(Value, frozen=True, kw_only=True, omit_defaults=True):
     resize: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    most: Mapping[str, Annotated[int, Meta(ge=1)]] = {}
     published: tuple[PublishedFigures, ...] = ()
 
     @property
@@ -118,6 +123,8 @@ class Protocol(Record, frozen=True, kw_only=True):
                 raise OptionError(f"Models of one protocol must have different names, got {model.name!r} twice.")
             if not model.ood:
                 raise OptionError(f"`ood` of {model.name} must name at least one OOD set, got none.")
+            if unknown := [name for name in model.most if name not in model.sets]:
+                raise OptionError(f"`most` of {model.name} must name sets of it, got {', '.join(unknown)}.")
             if wrong := [name for name in model.near if name not in model.ood]:
                 raise OptionError(f"`near` of {model.name} must name OOD sets of it, got {', '.join(wrong)}.")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from msgspec.structs import replace
 
 from opnp.bench import (
@@ -14,11 +15,13 @@ from opnp.bench import (
     read_protocol,
     require_places,
     require_protocol_folder,
+    spread_inputs,
 )
 from opnp.bench.methods import available_methods, chosen_methods
 from opnp.bench.sweep import chosen_curves
 from opnp.errors import DataFileError, EmptyDataError, MissingFileError, OptionError
 from opnp.values.protocols import Protocol, ProtocolModel
+from tests.unit.bench.image_world import image_sets, write_images
 
 STAND_INS = Path(__file__).parents[2] / "real" / "paper_stand_ins.json"
 NET = ProtocolModel(name="net", model="timm:resnet18", train="train", test="val", ood={"dtd": "dtd"})
@@ -71,6 +74,7 @@ def test_places_are_looked_for_below_the_root(tmp_path: Path) -> None:
         ((replace(NET, name="a/b"),), "got 'a/b'"),
         ((replace(NET, name="features"),), "not 'features'"),
         ((replace(NET, ood={}),), "`ood` of net must name at least one"),
+        ((replace(NET, most={"ood_dtx": 3}),), "`most` of net must name sets of it, got ood_dtx"),
         ((replace(NET, near=("dtx",)),), "`near` of net must name OOD sets of it, got dtx"),
     ],
 )
@@ -95,6 +99,22 @@ def test_models_on_the_same_data_have_their_own_near_sets() -> None:
     one, two = protocol_of_models(names, sets=sets, near=["x", "timm-two:y"]).models
     assert (one.near, two.near) == (("x",), ("x", "y"))
     assert (one.sets, one.weights, two.weights) == ({name: str(path) for name, path in sets.items()}, "", "two.pt")
+
+
+def test_a_part_of_a_set_is_spread_over_it_and_is_another_set(tmp_path: Path) -> None:
+    inputs = image_sets(write_images(tmp_path, rows=10))["train"]
+    assert spread_inputs(inputs, None) is spread_inputs(inputs, 10) is inputs
+    part = spread_inputs(inputs, 4)
+    rows = [0, 2, 5, 7]
+    assert inputs.labels is not None
+    assert part.labels is not None
+    assert part.labels.tolist() == inputs.labels[rows].tolist()
+    assert list(part.names) == [inputs.names[row] for row in rows]
+    [(batch, labels)] = part.batches(8)
+    assert torch.equal(batch, torch.stack([inputs.read(row) for row in rows]))
+    assert torch.equal(labels, part.labels)
+    digests = {each.source.digest() for each in (inputs, part, spread_inputs(inputs, 5), spread_inputs(inputs, 4))}
+    assert len(digests) == 3
 
 
 @pytest.mark.parametrize(("text", "error"), [("", EmptyDataError), ("a b c", DataFileError), ("a 'b", DataFileError)])

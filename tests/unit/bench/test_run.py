@@ -25,7 +25,7 @@ from opnp.bench.features import IdSplit, ModelData, split_test
 from opnp.bench.figures import classifier_figures, detection_figures
 from opnp.bench.methods import FittedMethod, Method, Part, available_methods, chosen_methods
 from opnp.bench.run import ModelRun, measured
-from opnp.core import expected_calibration_error, gen_score
+from opnp.core import NeuronReading, expected_calibration_error, gen_score
 from opnp.data import FeatureSet
 from opnp.errors import CalibrationError, EmptyDataError, OpnpWarning
 from opnp.values.bench import TUNED, MethodRow
@@ -238,8 +238,9 @@ def test_tuned_rows_are_opnp_tuned_on_the_validation_samples(model: ModelData) -
     assert {row.method: row.reason for row in result.methods if row.status != "ok"} == {}
     assert {row.split for row in result.methods} == {"rest"}
     gains = {}
-    for name in TUNED:
-        detector = OPNP(ratios="tuned", neuron=name.split()[1], scope="layer", precision="float64").fit_features(
+    readings: tuple[NeuronReading, ...] = ("gradient", "aggregate")
+    for name, reading in zip(TUNED, readings, strict=True):
+        detector = OPNP(ratios="tuned", neuron=reading, scope="layer", precision="float64").fit_features(
             model.train.features,
             weight=model.head.weight,
             bias=model.head.bias,
