@@ -74,6 +74,7 @@ def run_bench(
     pruned: Ratios = PRUNED_RATIOS,
     near: Iterable[str] = (),
     ood: Iterable[str] | None = None,
+    is_tunable: bool = True,
     inputs: Mapping[str, InputSet] | None = None,
     published: Sequence[PublishedFigures] = (),
     remark: str = "",
@@ -99,6 +100,7 @@ def run_bench(
         near: Names of the OOD sets that are near, such as other classes of the same kind of picture, for every model or
             as ``model:set`` for one; the others are far.
         ood: Names of the OOD sets to judge by; None for all that are there.
+        is_tunable: Whether ratios are tuned on ``validation_ood`` where it is there.
         inputs: What the features of one model were made of, by set, for a gallery of images; None for no gallery.
         published: What others published of the model, to stand beside its rows; for one model alone.
         remark: What whoever reads the figures must know of them.
@@ -131,7 +133,7 @@ def run_bench(
     """
     require_parquet()
     names, near = None if methods is None else tuple(methods), frozenset(near)
-    models = read_models(features, near=near, ood=ood)
+    models = read_models(features, near=near, ood=ood, is_tunable=is_tunable)
     chosen = {
         model.name: chosen_methods(
             available_methods(

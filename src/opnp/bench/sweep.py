@@ -140,7 +140,7 @@ def run_sweep(
     chosen = chosen_curves(curves)
     options = Settings(ratios=base, scope=scope, neuron=neuron)
     near = frozenset(near)
-    models = read_models(features, near=near, ood=ood)
+    models = read_models(features, near=near, ood=ood, is_tunable=False)
     out = own_result_folder(out, files=SWEEP_FILES)
 
     def swept(model: ModelData) -> SweptModel:

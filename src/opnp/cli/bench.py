@@ -313,6 +313,7 @@ def bench(
         pruned=ratios,
         near=is_near,
         ood=places,
+        is_tunable=not names or val_ood is not None,
         inputs=inputs,
         progress=progress_bar("benchmarking", is_quiet=json),
     )

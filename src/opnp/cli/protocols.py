@@ -150,6 +150,7 @@ class ProtocolRun:
             pruned=self.pruned,
             near=model.near,
             ood=model.ood,
+            is_tunable=bool(model.validation_ood),
             inputs=inputs,
             published=model.published,
             remark=protocol.remark,
