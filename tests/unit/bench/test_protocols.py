@@ -111,7 +111,8 @@ def test_a_part_of_a_set_is_spread_over_it_and_is_another_set(tmp_path: Path) ->
     assert part.labels.tolist() == inputs.labels[rows].tolist()
     assert list(part.names) == [inputs.names[row] for row in rows]
     [(batch, labels)] = part.batches(8)
-    assert torch.equal(batch, inputs.transform.batch([inputs.read(row) for row in rows]))
+    expected: Any = inputs.transform.batch([inputs.read(row) for row in rows])
+    assert torch.equal(batch, expected)
     assert torch.equal(labels, part.labels)
     digests = {each.source.digest() for each in (inputs, part, spread_inputs(inputs, 5), spread_inputs(inputs, 4))}
     assert len(digests) == 3
