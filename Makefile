@@ -38,7 +38,7 @@ unexport PYTHONPATH
 unexport PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv demo docs picture records results embeddings streams bench browser test test-all test-long test-minimum mutation audit coverage lint format wheel clean
+.PHONY: help check venv demo docs picture records results embeddings streams paper bench browser test test-all test-long test-minimum mutation audit coverage lint format wheel clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -117,6 +117,10 @@ bench: venv  ## Measure time and memory against floors and rivals, with bounds; 
 embeddings: venv  ## Measure the fusion on embeddings of length 1 for docs/how-to/embeddings.md, a minute
 	@$(RUN) studies.embeddings $(DATA)/features/minilm_clinc150_mlp $(DATA)/features/magika_v3_3 \
 	    --out $(RECORDS)/embeddings.json --page docs/how-to/embeddings.md
+
+paper: venv  ## Run the protocol of the paper on stand-ins for its models and data, from images to a page (DATA=../shared/data)
+	@$(RUN) opnp bench --protocol tests/real/paper_stand_ins.json --data-root $(DATA) --out build/paper \
+	    --report build/paper/report.html
 
 streams: venv  ## Simulate streams for docs/how-to/monitoring.md: false alarms and power of the monitor, two minutes
 	@$(BIN)/python -m studies.monitor_streams

@@ -109,6 +109,7 @@ def check_what_is_missing_is_told(kind: type[Shell]) -> None:
         "calibrate": lambda: detector.calibrate([inputs]),
         "calibrate_features": lambda: detector.calibrate_features(rows),
         "with_ratios": lambda: detector.with_ratios(Ratios()),
+        "with_tuned_ratios": lambda: detector.with_tuned_ratios(rows, rows),
         "save": lambda: detector.save("never written"),
     }
     for name in ("members", "left_out", "samples", "sensitivity", "masks", "pruned_head"):

@@ -229,6 +229,26 @@ def test_other_ood_sets_do_not_see_those_of_before(opnp: Opnp, here: Path) -> No
     assert set(record_in(here / "out").models[0].nearness) == {"noise"}
 
 
+def test_tuned_rows_go_by_ood_validation_images_that_are_given_and_by_no_others(opnp: Opnp, here: Path) -> None:
+    tuned = ("--methods", "energy,opnp-tuned", "--validation-samples", 60, "--out", "out")
+    done(opnp, *MODEL, *DATA, *tuned, "--val-ood", "grey.safetensors")
+    [model] = record_in(here / "out").models
+    rows = {row.method: row for row in model.methods}
+    assert {row.status for row in model.methods} == {"ok"}
+    assert set(model.nearness) == {"noise"}
+    assert model.data["validation_ood"].samples == 50
+    assert len({str(rows[name].settings["ratios"]) for name in rows if "tuned" in name}) > 1
+    features = here / "out" / "features" / "tinynets-net"
+    source = json.loads((features / "source.json").read_text(encoding="utf-8"))
+    assert source["sets"]["validation_ood"]["accuracy"] is None
+    done(opnp, *MODEL, *DATA, *tuned)
+    [model] = record_in(here / "out").models
+    assert "validation_ood" not in model.data
+    assert {row.status for row in model.methods if "tuned" in row.method} == {"failed"}
+    done(opnp, "bench", "--features", features, *tuned)
+    assert record_in(here / "out").models[0].methods == tuple(rows.values())
+
+
 def test_features_of_another_model_are_replaced(opnp: Opnp, here: Path) -> None:
     energy = ("--methods", "energy")
     done(opnp, *MODEL, *DATA, *energy, "--out", "out")

@@ -158,7 +158,7 @@ _TUNE = "tune FEATURES --out d.st"
         ),
         ("cache TINY --out new --ood noise.safetensors", "`--ood` must be NAME=PATH, such as"),
         (f"{_CACHED} --ood x=few.safetensors --ood x=y", "`--ood` names must differ, got 'x' twice"),
-        ("cache TINY --out new --ood a/b=few.safetensors", "must be called train, test or ood_NAME"),
+        ("cache TINY --out new --ood a/b=few.safetensors", "must be called train, test, validation_ood or ood_NAME"),
         ("cache TINY --out new --test absent", "absent does not exist: expected a folder of images"),
         (f"{_CACHED} --mean 0.5,x", "`--mean` must be numbers separated by commas"),
         (f"{_CACHED} --mean 127,127,127", "Divide values of pixels in 0 to 255 by 255"),

@@ -23,9 +23,11 @@ from urllib.parse import urlsplit
 import nbformat
 import numpy as np
 import pytest
+import timm
 import torch
 from nbclient import NotebookClient
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from opnp.data import write_features, write_head
@@ -53,6 +55,7 @@ NOT_RUN = {
     "how-to/mlflow.md": 1,
     "how-to/openood.md": 1,
     "how-to/report.md": 1,
+    "how-to/reproduce-the-paper.md": 1,
     "how-to/serving.md": 2,
     "how-to/timm.md": 1,
     TUTORIAL: 1,
@@ -88,6 +91,16 @@ def images(folder: Path) -> None:
             for number in range(count):
                 pixels = random.normal(25 * kind, 20, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(place / f"{kind}_{number}.png")
+
+
+def protocols(folder: Path) -> None:
+    """Write images, ``net.py``, and weights of two networks."""
+    images(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(
+            timm.create_model("test_resnet", num_classes=CLASSES).state_dict(), folder / "test_resnet.safetensors"
+        )
 
 
 def bert(folder: Path) -> None:
@@ -155,6 +168,7 @@ def demo(folder: Path) -> None:
 
 WORLDS: dict[str, Callable[[Path], None]] = {
     "images": images,
+    "protocols": protocols,
     "bert": bert,
     "hubs": hubs,
     "sentences": sentences,

@@ -1,6 +1,5 @@
 """A trained DenseNet on real images: found, read and left alone; cached by name, its features are those stored."""
 
-import sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -14,18 +13,18 @@ from torch.nn.functional import linear
 from opnp import accuracy, auroc, energy_score
 from opnp.adapters import chosen_preprocessing, model_from_name, odin_scores
 from opnp.bench import CacheReport, cache_features
+from opnp.bench.densenet import DenseNet
 from opnp.bench.features import ModelData, read_feature_folder
 from opnp.data import InputSet, Transform, channel_std, open_inputs
 from opnp.detector import OPNP, Ratios
 from tests.contract.snapshot import unchanged
-from tests.real.densenet import DenseNet
 from tests.real.locations import DATA, needs_data
 from tests.unit.data.image_files import write_tensors
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, needs_data]
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-_MODULE = "from tests.real.densenet import DenseNet\n\n\ndef cifar10():\n    return DenseNet(10)\n"
+_NAME = "opnp.bench.densenet:cifar10"
 _WEIGHTS = DATA / "models" / "densenet_cifar10.safetensors"
 _SAMPLES = {"train": ("cifar10_train", 64), "test": ("cifar10_test", 200), "ood_mnist": ("ood_mnist", 100)}
 
@@ -36,14 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def network(folder: Path) -> tuple[nn.Module, Transform]:
+def network() -> tuple[nn.Module, Transform]:
     """Return model and inputs by name, as ``opnp cache`` does."""
-    (folder / "realnets.py").write_text(_MODULE, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        model, known = model_from_name("realnets:cifar10", weights=_WEIGHTS)
-    sys.modules.pop("realnets")
-    return model, chosen_preprocessing(known, model="realnets:cifar10", image_size=32, mean=MEAN, std=STD)
+    model, known = model_from_name(_NAME, weights=_WEIGHTS)
+    return model, chosen_preprocessing(known, model=_NAME, image_size=32, mean=MEAN, std=STD)
 
 
 def images(folder: Path, file: str, samples: int, inputs: Transform) -> InputSet:
@@ -60,9 +55,7 @@ def report(folder: Path, network: tuple[nn.Module, Transform]) -> CacheReport:
     model, inputs = network
     sets = {name: images(folder, file, samples, inputs) for name, (file, samples) in _SAMPLES.items()}
     # ODIN takes several times as long; it has a test of its own, on fewer images.
-    return cache_features(
-        model, sets, folder / "features", name="realnets:cifar10", weights=_WEIGHTS, is_odin_wanted=False
-    )
+    return cache_features(model, sets, folder / "features", name=_NAME, weights=_WEIGHTS, is_odin_wanted=False)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from opnp import OPNP, Ratios, accuracy, auroc, fpr_at_tpr
-from opnp.bench import run_bench, run_sweep
+from opnp.bench import read_protocol, run_bench, run_sweep
+from opnp.bench.methods import available_methods, chosen_methods
 from opnp.core import NeuronReading, ScoreName
 from opnp.values.bench import BenchRecord
 from opnp.values.figures import DetectionFigures
@@ -191,6 +192,14 @@ def sweep(factory: pytest.TempPathFactory, model: str) -> SweptModel:
     folder = made_once(factory, f"real_sweep_{model}", run)
     (found,) = SweepRecord.from_json((folder / "sweep.json").read_text(encoding="utf-8")).models
     return found
+
+
+@pytest.mark.parametrize("model", _sections())
+def test_the_rows_of_the_reference_are_rows_of_the_papers_protocol(model: str) -> None:
+    classes, features = _head(model)["weight"].shape
+    there = available_methods(classes=classes, features=features, samples=len(_features(model, "train")))
+    chosen = {method.name for method in chosen_methods(there, read_protocol("paper").methods)}
+    assert {row.method for row in _rows() if row.model == model} <= chosen
 
 
 @pytest.mark.slow

@@ -92,8 +92,8 @@ def cache_features(
 
     Args:
         model: Any classifier with one linear head; it comes back as it was.
-        sets: Inputs by name: ``train`` and ``test``, whose labels are classes of the model, and ``ood_*``, whose labels
-            are not stored. All have the same transform.
+        sets: Inputs by name: ``train`` and ``test``, whose labels are classes of the model; ``ood_*``, and
+            ``validation_ood`` to tune ratios by, whose labels are not stored. All have the same transform.
         out: Where to write; made if it does not exist.
         name: What the model is called.
         weights: File that the model's weights came from; it is recorded by name and digest.
@@ -133,7 +133,7 @@ def cache_features(
     """
     ranks = Ranks.joined() if distributed else Ranks()
     forward = Forward(amp=amp, is_channels_last=is_channels_last)
-    judged = [each for each in sets if each != "train"] if is_odin_wanted else []
+    judged = [each for each in sets if each not in ("train", "validation_ood")] if is_odin_wanted else []
     with together(ranks):
         transform = _checked(sets, dtype)
         std = channel_std(transform)
@@ -175,7 +175,7 @@ def cache_features(
     computed = tuple(each for each in sets if each not in kept)
     for each in computed:
         try:
-            found, features, accuracy = passing.result(sets[each], is_inside=not each.startswith("ood_"))
+            found, features, accuracy = passing.result(sets[each], is_inside=each in ("train", "test"))
             with together(ranks):
                 if folder is not None and features is not None:
                     unreadable = sets[each].unreadable

@@ -1,4 +1,7 @@
-"""Folders of cached features: ``head``, ``train``, ``test`` and ``ood_*`` as safetensors files, one folder a model."""
+"""Folders of cached features: ``head``, ``train``, ``test`` and ``ood_*`` as safetensors files, one folder a model.
+
+``validation_ood`` may stand beside them: OOD samples that ratios are tuned by, and nothing is judged by.
+"""
 
 import os
 from collections.abc import Collection, Iterable
@@ -43,8 +46,9 @@ class ModelData:
         train: Features of training data, with labels if there are any.
         test: Features of held-out ID data, with labels if there are any.
         ood: Features of OOD sets by name, which is the file's without ``ood_``.
-        sources: Files by name: ``head``, ``train``, ``test`` and ``ood_*``.
+        sources: Files by name: ``head``, ``train``, ``test``, ``ood_*``, and ``validation_ood`` if there is one.
         odin: ODIN's scores, if they were stored beside the features.
+        validation_ood: Features of OOD validation samples, if there are any.
 
     """
 
@@ -55,6 +59,7 @@ class ModelData:
     ood: dict[str, Tensor]
     sources: dict[str, DataSource]
     odin: OdinScores | None = None
+    validation_ood: Tensor | None = None
 
     @property
     def classes(self) -> int:
@@ -93,7 +98,11 @@ class ModelData:
 
 
 def read_models(
-    path: str | os.PathLike[str], *, near: Collection[str], ood: Iterable[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    near: Collection[str],
+    ood: Iterable[str] | None = None,
+    is_tunable: bool = True,
 ) -> list[ModelData]:
     """Return what the folders of models hold.
 
@@ -101,6 +110,7 @@ def read_models(
         path: A folder of features, or a folder of such folders.
         near: Names of near OOD sets, for every model or as ``model:set`` for one.
         ood: Names of the OOD sets to read; None for all there are.
+        is_tunable: Whether to read ``validation_ood`` where it is there.
 
     Raises:
         MissingFileError: If a folder or file is missing.
@@ -110,7 +120,7 @@ def read_models(
 
     """
     places = None if ood is None else tuple(ood)
-    models = [read_feature_folder(folder, ood=places) for folder in feature_folders(path)]
+    models = [read_feature_folder(folder, ood=places, is_tunable=is_tunable) for folder in feature_folders(path)]
     there = sorted({name for model in models for name in model.ood})
     pairs = {f"{model.name}:{name}" for model in models for name in model.ood}
     unknown = [name for name in near if name not in there and name not in pairs]
@@ -155,12 +165,15 @@ def feature_folders(path: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def read_feature_folder(path: str | os.PathLike[str], *, ood: Iterable[str] | None = None) -> ModelData:
+def read_feature_folder(
+    path: str | os.PathLike[str], *, ood: Iterable[str] | None = None, is_tunable: bool = True
+) -> ModelData:
     """Return what a folder holds, checked: widths agree with the head, values are finite, labels are class indices.
 
     Args:
         path: The folder.
         ood: Names of the OOD sets to read; None for all there are.
+        is_tunable: Whether to read ``validation_ood`` where it is there.
 
     Raises:
         MissingFileError: If a file is missing, or there is no OOD set.
@@ -177,9 +190,12 @@ def read_feature_folder(path: str | os.PathLike[str], *, ood: Iterable[str] | No
     )
     if not out_of_distribution:
         raise MissingFileError(f"{path} holds no ood_*.safetensors: at least one OOD set is needed.")
-    files = {file.stem: file for file in (path / "train.safetensors", path / "test.safetensors", *out_of_distribution)}
+    optional = [file for file in (path / "validation_ood.safetensors",) if is_tunable and file.is_file()]
+    known = (path / "train.safetensors", path / "test.safetensors")
+    files = {file.stem: file for file in (*known, *out_of_distribution, *optional)}
     sets = {stem: _checked(file, head) for stem, file in files.items()}
     samples = {"head": len(head.weight)} | {stem: len(found.features) for stem, found in sets.items()}
+    tuning = sets.pop("validation_ood", None)
     return ModelData(
         name=path.resolve().name,
         head=head,
@@ -191,6 +207,7 @@ def read_feature_folder(path: str | os.PathLike[str], *, ood: Iterable[str] | No
             for stem, file in {"head": path / "head.safetensors", **files}.items()
         },
         odin=read_odin(path),
+        validation_ood=None if tuning is None else tuning.features,
     )
 
 

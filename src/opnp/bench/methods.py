@@ -5,7 +5,7 @@ alone and on opnp's pruned head; ODIN's scores need the model and its images, an
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 from torch import Tensor
 
@@ -15,8 +15,9 @@ from opnp.bench.figures import head_logits
 from opnp.bench.odin import OdinScores
 from opnp.core import PANEL, NeuronReading, ScoreName
 from opnp.detector import OPNP, Ratios
+from opnp.detector.tuning import Part as TunedPart
 from opnp.errors import DataFileError, OptionError
-from opnp.values.bench import PRODUCT, Group, Split
+from opnp.values.bench import PRODUCT, TUNED, Group, MethodRow, Split
 
 __all__ = [
     "PRUNED_RATIOS",
@@ -51,6 +52,18 @@ _REFERENCE: tuple[tuple[str, Ratios, NeuronReading, ScoreName], ...] = (
 _COMBINED = ("MSP", "MaxLogit", "Energy", "Entropy", "GEN", "ReAct", "ASH-S", "SCALE")
 """The baselines that read logits or shape features, so that opnp's head can stand after the features."""
 
+_TUNED: tuple[tuple[str, NeuronReading, tuple[TunedPart, ...]], ...] = (
+    ("OPP tuned", "gradient", ("weights",)),
+    ("ONP gradient tuned", "gradient", ("neurons",)),
+    ("ONP aggregate tuned", "aggregate", ("neurons",)),
+    (TUNED[0], "gradient", ("weights", "neurons")),
+    (TUNED[1], "aggregate", ("weights", "neurons")),
+)
+"""Rows at ratios that OOD validation data choose, as the paper's are: reading of the neurons, and what is removed."""
+
+_ON_TUNED = ("MSP", "GEN", "ReAct", "DICE", "ASH-S", "SCALE")
+"""The baselines that the paper joins with its method: they are run on the head that tuning leaves."""
+
 _ALSO_OURS = ("MSP", "Energy")
 """Rows of these names are computed by opnp itself; pytorch-ood's carry its name."""
 
@@ -58,6 +71,7 @@ _GROUP_NAMES = {
     "reference": "reference",
     "baselines": "baseline",
     "combinations": "combination",
+    "tuned": "tuned",
     "product": "product",
 }
 """Names of the groups as they are asked for, and as they stand in a record."""
@@ -116,7 +130,7 @@ class Method:
         citation: Where the settings come from.
         settings: Hyper-parameters as asked for.
         split: ID samples to judge it by.
-        fit: Makes it ready, from training data and, for `OPNP()`, the samples set aside for validation.
+        fit: Makes it ready, from training data and, for `OPNP()` and tuned rows, the samples set aside for validation.
         is_stored: Whether the scores were computed beforehand, so that there is no time to measure.
         is_offered: Whether the row is there without being asked for by name.
 
@@ -132,6 +146,19 @@ class Method:
     fit: Callable[[ModelData, IdSplit], FittedMethod]
     is_stored: bool = False
     is_offered: bool = True
+
+    @property
+    def planned(self) -> MethodRow:
+        """The row before it has run."""
+        return MethodRow(
+            status="failed",
+            method=self.name,
+            group=self.group,
+            source=self.source,
+            citation=self.citation,
+            settings=dict(self.settings),
+            split=self.split,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +287,13 @@ def member_label(name: str) -> str:
 
 
 def available_methods(
-    *, classes: int, features: int, samples: int, odin: OdinScores | None = None, pruned: Ratios = PRUNED_RATIOS
+    *,
+    classes: int,
+    features: int,
+    samples: int,
+    odin: OdinScores | None = None,
+    pruned: Ratios = PRUNED_RATIOS,
+    is_tunable: bool = False,
 ) -> list[Method]:
     """Return every method there is for a model, in the order of the tables.
 
@@ -270,8 +303,10 @@ def available_methods(
         samples: Training samples there are.
         odin: ODIN's scores, if they were stored; ODIN is offered where they are, or the reason why there are none.
         pruned: Ratios of the head that baselines are combined with.
+        is_tunable: Whether there are OOD validation samples; rows of tuned ratios are offered where there are.
 
     """
+    tuned = _TunedHeads()
     settings = published_settings(classes=classes, features=features, samples=samples)
     reference = list(_REFERENCE)
     if all(pruned != ratios for _, ratios, _, _ in reference):
@@ -282,6 +317,8 @@ def available_methods(
         *(_foreign(setting) for setting in settings),
         _odin(odin),
         *(_foreign(setting, pruned) for setting in settings if setting.method in _COMBINED),
+        *(_of_tuned(name, tuned, is_offered=is_tunable) for name, *_ in _TUNED),
+        *(_foreign(setting, tuned, is_offered=is_tunable) for setting in settings if setting.method in _ON_TUNED),
         _fixed(_COMPANION, Ratios(), "gradient", "energy", group="product", split="rest"),
         _fusion(PRODUCT, "OPNP", members=PANEL),
         *(_fusion(member_label(name), "OPNP-members", members=(name,)) for name in PANEL),
@@ -293,8 +330,9 @@ def chosen_methods(available: Sequence[Method], names: Iterable[str] | None) -> 
 
     Args:
         available: The methods there are.
-        names: Groups or families, in any case and with or without punctuation; None for all. A product row brings
-            along the energy on the same samples; a row that is not offered comes by its family's name alone.
+        names: Groups or families, in any case and with or without punctuation; None for all. A row that is judged by
+            the rest of ``test`` brings along the energy on the same samples; a row that is not offered comes by its
+            family's name alone.
 
     Returns:
         The chosen methods.
@@ -322,7 +360,7 @@ def chosen_methods(available: Sequence[Method], names: Iterable[str] | None) -> 
         for each in available
         if each.family in chosen_families or (each.group in chosen_groups and each.is_offered)
     ]
-    if any(method.group == "product" for method in chosen):
+    if any(method.split == "rest" for method in chosen):
         return [each for each in available if each in chosen or each.family == _COMPANION]
     return chosen
 
@@ -404,18 +442,96 @@ def _fitted(model: ModelData, ratios: Ratios, neuron: NeuronReading = "gradient"
     return detector.fit_features(model.train.features, weight=model.head.weight, bias=model.head.bias)
 
 
-def _foreign(setting: PublishedSetting, pruned: Ratios | None = None) -> Method:
-    """Return a baseline of pytorch-ood, on the head that these ratios prune or on the original one."""
-    settings: dict[str, object] = {**setting.settings} | ({} if pruned is None else {"ratios": asdict(pruned)})
+@dataclass(eq=False, slots=True)
+class _TunedHeads:
+    """Detectors at tuned ratios, each made once: the rows of the paper's method share them with what is joined to it.
 
-    def fit(model: ModelData, _: IdSplit) -> FittedMethod:
-        head = model.head if pruned is None else _fitted(model, pruned).pruned_head
+    Attributes:
+        made: Detectors by name of the row.
+        start: The detector without pruning that they share their sensitivities with.
+
+    """
+
+    made: dict[str, OPNP] = field(default_factory=dict)
+    start: OPNP | None = None
+
+    def detector(self, name: str, model: ModelData, split: IdSplit) -> OPNP:
+        """Return the detector of a row.
+
+        Raises:
+            DataFileError: If there are no OOD validation samples.
+
+        """
+        if model.validation_ood is None:
+            raise DataFileError(
+                f"Tuned ratios need OOD validation samples, and {model.name} has none: give `--val-ood PATH` with "
+                f"`--model`, or cache them as validation_ood."
+            )
+        if name not in self.made:
+            self.start = self.start or _fitted(model, Ratios())
+            neuron, parts = next((reading, parts) for each, reading, parts in _TUNED if each == name)
+            self.made[name] = self.start.with_tuned_ratios(
+                model.test.features[split.validation],
+                model.validation_ood,
+                neuron=neuron,
+                scope="layer",
+                parts=parts,
+            )
+        return self.made[name]
+
+    def best(self, model: ModelData, split: IdSplit) -> OPNP:
+        """Return the detector of the whole method in the reading that gained more, on validation samples alone."""
+        found = [self.detector(name, model, split) for name in TUNED]
+        return max(found, key=lambda each: 0.0 if each.tuning is None else each.tuning.auroc)
+
+
+def _of_tuned(name: str, heads: _TunedHeads, *, is_offered: bool) -> Method:
+    def fit(model: ModelData, split: IdSplit) -> FittedMethod:
+        detector = heads.detector(name, model, split)
+        fitted = _of_detector(detector)
+        found = detector.tuning
+        tried = {} if found is None else {"tuned": {"tried": found.tried, "gain": found.gain}}
+        return replace(fitted, chosen={**fitted.chosen, **tried})
+
+    return Method(
+        name=name,
+        family="OPNP-tuned",
+        group="tuned",
+        source="opnp",
+        citation="Chen et al., NeurIPS 2023: ratios tuned on OOD validation samples",
+        settings={"ratios": "tuned"},
+        split="rest",
+        fit=fit,
+        is_offered=is_offered,
+    )
+
+
+def _foreign(
+    setting: PublishedSetting, pruned: Ratios | _TunedHeads | None = None, *, is_offered: bool = True
+) -> Method:
+    """Return a baseline of pytorch-ood, on the head that these ratios prune, on a tuned one or on the original one."""
+    is_tuned = isinstance(pruned, _TunedHeads)
+    ratios: object = "tuned" if is_tuned else asdict(pruned) if isinstance(pruned, Ratios) else None
+    settings: dict[str, object] = {**setting.settings} | ({} if ratios is None else {"ratios": ratios})
+
+    def fit(model: ModelData, split: IdSplit) -> FittedMethod:
+        detector: OPNP | None = None
+        chosen = settings
+        if isinstance(pruned, _TunedHeads):
+            detector = pruned.best(model, split)
+            own = detector.settings
+            chosen = settings | {"ratios": asdict(own.ratios), "neuron": own.neuron}
+        elif pruned is not None:
+            detector = _fitted(model, pruned)
+        head = model.head if detector is None else detector.pruned_head
         baseline = PytorchOodBaseline(setting.method, weight=head.weight, bias=head.bias, settings=setting.settings)
         baseline.fit(model.train.features, model.train.labels)
-        return FittedMethod(settings, lambda part: baseline.output(part.features))
+        return FittedMethod(chosen, lambda part: baseline.output(part.features))
 
     name, family = setting.label, setting.method
-    if pruned is not None:
+    if is_tuned:
+        name, family = f"{name} + OPNP tuned", f"{family}-tuned"
+    elif isinstance(pruned, Ratios):
         name, family = f"{name} + {ratios_label(pruned)}", f"{family}-pruned"
     elif family in _ALSO_OURS:
         name, family = f"{name} (pytorch-ood)", f"{family}-pytorch-ood"
@@ -426,8 +542,9 @@ def _foreign(setting: PublishedSetting, pruned: Ratios | None = None) -> Method:
         source="pytorch-ood",
         citation=setting.citation,
         settings=settings,
-        split="test",
+        split="rest" if is_tuned else "test",
         fit=fit,
+        is_offered=is_offered,
     )
 
 

@@ -43,7 +43,7 @@ __all__ = [
 SOURCE_FILE = "source.json"
 
 _FORMAT = 1
-_SET_NAME = re.compile(r"train|test|ood_[\w.+-]+")
+_SET_NAME = re.compile(r"train|test|validation_ood|ood_[\w.+-]+")
 _PACKAGES = ("opnp", "torch")
 _OF_SAMPLES = {"image": ("pillow",), "text": ()}
 _OF_HUBS = {"timm": ("timm",), "torchvision": ("torchvision",), "hf": ("transformers", "tokenizers")}
@@ -145,7 +145,7 @@ class FeatureSource(Value, frozen=True):
         model: What turned images into features.
         head: Name of the head within the model.
         head_sha256: Digest of the file of the head.
-        sets: What the files of features were made from, by name: ``train``, ``test`` and ``ood_*``.
+        sets: What the files of features were made from, by name: ``train``, ``test``, ``validation_ood`` and ``ood_*``.
 
     """
 
@@ -298,13 +298,15 @@ def require_set_names(names: Iterable[str]) -> None:
     """Raise unless these can be names of sets, and so of files in a folder of features.
 
     Raises:
-        OptionError: If one is neither ``train`` nor ``test`` nor ``ood_*``, with letters, digits and ``._+-``.
+        OptionError: If one is none of ``train``, ``test``, ``validation_ood`` and ``ood_*``, the last with letters,
+            digits and ``._+-``.
 
     """
     wrong = [name for name in names if not _SET_NAME.fullmatch(name)]
     if wrong:
         raise OptionError(
-            f"`sets` must be called train, test or ood_NAME, with letters, digits and ._+- in NAME, got {wrong[0]!r}.",
+            f"`sets` must be called train, test, validation_ood or ood_NAME, with letters, digits and ._+- in NAME, "
+            f"got {wrong[0]!r}.",
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,10 +29,13 @@ __all__ = [
     "record_fit",
     "require_own_results",
     "require_parquet",
+    "stored_record",
     "write_pictures",
     "write_record",
     "write_scores",
 ]
+
+_AnyRecord = TypeVar("_AnyRecord", bound=Record)
 
 
 def own_result_folder(path: str | os.PathLike[str], *, files: Collection[str]) -> Path:
@@ -83,6 +86,14 @@ def _is_record(path: Path) -> bool:
     except (OSError, ValueError, MemoryError):
         return False
     return isinstance(found, dict) and "record_version" in found
+
+
+def stored_record(path: Path, kind: type[_AnyRecord]) -> _AnyRecord | None:
+    """Return the record of a kind that a file holds; None where it is not there, or cannot be read."""
+    try:
+        return kind.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, DataFileError):
+        return None
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -37,6 +37,7 @@ from opnp.bench.records import (
     package_versions,
     require_own_results,
     require_parquet,
+    stored_record,
     write_pictures,
     write_record,
     write_scores,
@@ -47,7 +48,7 @@ from opnp.detector import Ratios
 from opnp.detector.fit_pass import Progress, shown
 from opnp.errors import NonFiniteError, OpnpError
 from opnp.files import write_atomically
-from opnp.values.bench import PRODUCT, BenchRecord, MethodRow, ModelResult, Split
+from opnp.values.bench import PRODUCT, TUNED, BenchRecord, MethodRow, ModelResult, PublishedFigures, Split
 from opnp.values.figures import ClassifierFigures
 from opnp.values.files import PICTURES_FILE, RESULTS_FILE
 from opnp.values.pictures import ModelPictures
@@ -73,7 +74,11 @@ def run_bench(
     pruned: Ratios = PRUNED_RATIOS,
     near: Iterable[str] = (),
     ood: Iterable[str] | None = None,
+    is_tunable: bool = True,
     inputs: Mapping[str, InputSet] | None = None,
+    published: Sequence[PublishedFigures] = (),
+    remark: str = "",
+    is_resumed: bool = False,
     progress: Progress = None,
 ) -> BenchRecord:
     """Run methods on cached features, write the results to `out`, and return the record.
@@ -95,7 +100,11 @@ def run_bench(
         near: Names of the OOD sets that are near, such as other classes of the same kind of picture, for every model or
             as ``model:set`` for one; the others are far.
         ood: Names of the OOD sets to judge by; None for all that are there.
+        is_tunable: Whether ratios are tuned on ``validation_ood`` where it is there.
         inputs: What the features of one model were made of, by set, for a gallery of images; None for no gallery.
+        published: What others published of the model, to stand beside its rows; for one model alone.
+        remark: What whoever reads the figures must know of them.
+        is_resumed: Whether results of these data and settings that `out` holds already are kept.
         progress: Wrapper of iterables that shows progress, one step a method.
 
     Returns:
@@ -124,7 +133,7 @@ def run_bench(
     """
     require_parquet()
     names, near = None if methods is None else tuple(methods), frozenset(near)
-    models = read_models(features, near=near, ood=ood)
+    models = read_models(features, near=near, ood=ood, is_tunable=is_tunable)
     chosen = {
         model.name: chosen_methods(
             available_methods(
@@ -133,6 +142,7 @@ def run_bench(
                 samples=len(model.train.features),
                 odin=model.odin,
                 pruned=pruned,
+                is_tunable=model.validation_ood is not None,
             ),
             names,
         )
@@ -144,28 +154,47 @@ def run_bench(
     runs = []
     for model in models:
         split = split_test(len(model.test.features), validation_samples=validation_samples, seed=seed)
-        runs.append(ModelRun(model, split, seed=seed, near=near, inputs=inputs or {}))
+        runs.append(ModelRun(model, split, seed=seed, near=near, inputs=inputs or {}, published=tuple(published)))
     out = own_result_folder(out, files=BENCH_FILES)
-    record = BenchRecord(
+    versions = package_versions("numpy", "safetensors", *(["pytorch-ood", "scikit-learn"] if is_foreign else []))
+    start = BenchRecord(
         seed=seed,
         calibration_bins=CALIBRATION_BINS,
-        versions=package_versions("numpy", "safetensors", *(["pytorch-ood", "scikit-learn"] if is_foreign else [])),
-        models=tuple(run.result(chosen[run.model.name], progress) for run in runs),
+        versions=versions,
+        models=tuple(run.planned(chosen[run.model.name]) for run in runs),
+        remark=remark,
     )
+    if is_resumed and (kept := _kept(out, start)) is not None:
+        return kept
+    record = replace(start, models=tuple(run.result(chosen[run.model.name], progress) for run in runs))
     timings = {run.model.name: run.timings for run in runs}
-    write_record(out / RESULTS_FILE, record)
+    write_pictures(out, [each for run in runs for each in run.pictures])
     write_atomically(out / "results.md", results_markdown(record).encode())
     write_atomically(out / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
-    write_pictures(out, [each for run in runs for each in run.pictures])
     write_scores(out / "scores.parquet", [block for run in runs for block in run.scores])
+    write_record(out / RESULTS_FILE, record)  # the last, so that where it is there is all of them
     return record
+
+
+def _kept(out: Path, start: BenchRecord) -> BenchRecord | None:
+    """Return the record that a folder holds if it is the one that a start leads to, and what goes with it is there."""
+    if not all((out / name).is_file() for name in BENCH_FILES):
+        return None
+    record = stored_record(out / RESULTS_FILE, BenchRecord)
+    return record if record is not None and _asked(record) == _asked(start) else None
+
+
+def _asked(record: BenchRecord) -> tuple[object, ...]:
+    """Return what of a record is known before anything has run."""
+    rows = [[(row.method, row.citation, row.split) for row in model.methods] for model in record.models]
+    return replace(record, models=tuple(replace(model, methods=()) for model in record.models)), rows
 
 
 def require_bench(
     out: str | os.PathLike[str],
     methods: Iterable[str] | None,
     *,
-    test_samples: int,
+    test_samples: int | None = None,
     validation_samples: int | None = None,
 ) -> None:
     """Raise what `run_bench` would raise of these arguments, before features are computed for it.
@@ -173,7 +202,7 @@ def require_bench(
     Args:
         out: As for `run_bench`.
         methods: As for `run_bench`.
-        test_samples: How many ID test samples there will be.
+        test_samples: How many ID test samples there will be; None where that is not known yet.
         validation_samples: As for `run_bench`.
 
     Raises:
@@ -187,7 +216,8 @@ def require_bench(
     # The names of the methods do not depend on the sizes of the model.
     if _is_foreign(chosen_methods(available_methods(classes=10, features=100, samples=1000), methods)):
         require_pytorch_ood()
-    split_test(test_samples, validation_samples=validation_samples)
+    if test_samples is not None:
+        split_test(test_samples, validation_samples=validation_samples)
 
 
 def _is_foreign(methods: Iterable[Method]) -> bool:
@@ -205,8 +235,9 @@ class ModelRun:
         seed: Seed of the global random state while a method runs; it is left as it was.
         near: Names of the OOD sets that are near, for every model or as ``model:set`` for one.
         inputs: What the features were made of, by set, for a gallery; empty where that is not at hand.
+        published: What others published of the model.
         scores: Scores of every method so far.
-        pictures: What figures of the product's head are drawn from, once it has run.
+        pictures: What figures of the product's head, or else of a tuned one, are drawn from, once it has run.
         timings: Seconds and bytes of fit and of scoring by method; methods whose scores were stored have none.
 
     """
@@ -216,31 +247,32 @@ class ModelRun:
     seed: int
     near: frozenset[str]
     inputs: Mapping[str, InputSet] = field(default_factory=dict)
+    published: tuple[PublishedFigures, ...] = ()
     scores: list[ScoreBlock] = field(default_factory=list)
     pictures: list[ModelPictures] = field(default_factory=list)
     timings: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
+    _pictured: str = PRODUCT
     _before: dict[Split, ClassifierFigures | None] = field(default_factory=dict)
 
-    def result(self, methods: Sequence[Method], progress: Progress = None) -> ModelResult:
-        """Return what came of the methods, in their order."""
+    def planned(self, methods: Sequence[Method]) -> ModelResult:
+        """Return what is known before any method runs: every row is there, and has failed so far."""
         return ModelResult(
             **self.model.facts(self.near),
             id_samples={"test": len(self.model.test.features), "rest": len(self.split.rest)},
             validation_samples=len(self.split.validation),
-            methods=tuple(self._row(method) for method in shown(methods, progress)),
+            methods=tuple(method.planned for method in methods),
+            published=self.published,
         )
 
+    def result(self, methods: Sequence[Method], progress: Progress = None) -> ModelResult:
+        """Return what came of the methods, in their order."""
+        names = {method.name for method in methods}
+        self._pictured = next((name for name in (PRODUCT, *TUNED) if name in names), PRODUCT)
+        rows = tuple(self._row(method) for method in shown(methods, progress))
+        return replace(self.planned(methods), methods=rows)
+
     def _row(self, method: Method) -> MethodRow:
-        row = MethodRow(
-            method=method.name,
-            group=method.group,
-            source=method.source,
-            citation=method.citation,
-            settings=dict(method.settings),
-            split=method.split,
-            status="failed",
-            before=self._classifier_before(method.split),
-        )
+        row = replace(method.planned, before=self._classifier_before(method.split))
         with warnings.catch_warnings(record=True) as caught, torch.random.fork_rng(devices=[]):
             warnings.simplefilter("always")
             torch.manual_seed(self.seed)
@@ -264,7 +296,7 @@ class ModelRun:
             self.timings[method.name] = {
                 f"{step}_{name}": value for step, took in steps.items() for name, value in took._asdict().items()
             }
-        if method.name == PRODUCT and (detector := fitted.detector) is not None:
+        if method.name == self._pictured and (detector := fitted.detector) is not None:
             model = self.model
             pictures = detector_pictures(detector, model.head.weight, model=model.name, method=method.name)
             gallery = model_gallery(detector, model, self.inputs, rows=rows)

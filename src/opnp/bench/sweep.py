@@ -18,7 +18,7 @@ from torch import Tensor
 from opnp.artifact import tensors_digest
 from opnp.bench.features import ModelData, read_models, require_seed
 from opnp.bench.figures import CALIBRATION_BINS, classifier_figures, head_logits
-from opnp.bench.records import own_result_folder, package_versions, write_record
+from opnp.bench.records import own_result_folder, package_versions, stored_record, write_record
 from opnp.bench.tables import sweep_markdown
 from opnp.core import SCORE_NAMES, NeuronReading, Scope, score_logits
 from opnp.core.checks import require_finite
@@ -87,6 +87,8 @@ def run_sweep(
     scope: Scope = "layer",
     neuron: NeuronReading = "gradient",
     near: Iterable[str] = (),
+    ood: Iterable[str] | None = None,
+    is_resumed: bool = False,
     progress: Progress = None,
 ) -> SweepRecord:
     """Try settings of the paper's method on cached features, write the results to `out`, and return the record.
@@ -103,6 +105,8 @@ def run_sweep(
         scope: Scope of the weight ranking there.
         neuron: Reading of the neuron sensitivity there.
         near: Names of the OOD sets that are near, for every model or as ``model:set`` for one; the others are far.
+        ood: Names of the OOD sets to judge by; None for all that are there.
+        is_resumed: Whether a record of these data and settings that `out` holds already is kept.
         progress: Wrapper of iterables that shows progress, one step a point.
 
     Returns:
@@ -136,7 +140,7 @@ def run_sweep(
     chosen = chosen_curves(curves)
     options = Settings(ratios=base, scope=scope, neuron=neuron)
     near = frozenset(near)
-    models = read_models(features, near=near)
+    models = read_models(features, near=near, ood=ood, is_tunable=False)
     out = own_result_folder(out, files=SWEEP_FILES)
 
     def swept(model: ModelData) -> SweptModel:
@@ -151,16 +155,22 @@ def run_sweep(
         )
         return ModelSweep(model, near).result(chosen, start, seed=seed, progress=progress)
 
-    record = SweepRecord(
+    start = SweepRecord(
         seed=seed,
         base=SweepBase(**asdict(base), scope=options.scope, neuron=options.neuron),
         calibration_bins=CALIBRATION_BINS,
         versions=package_versions("numpy", "safetensors"),
         curves=tuple(curve.about for curve in chosen),
-        models=tuple(map(swept, models)),
+        models=(),
     )
-    write_record(out / SWEEP_FILE, record)
+    if is_resumed and (kept := stored_record(out / SWEEP_FILE, SweepRecord)) is not None:
+        known = [replace(each, **model.facts(near)) for each, model in zip(kept.models, models, strict=False)]
+        is_of_these = len(kept.models) == len(models) and kept == replace(kept, models=tuple(known))
+        if is_of_these and replace(kept, models=()) == start:
+            return kept
+    record = replace(start, models=tuple(map(swept, models)))
     write_atomically(out / "sweep.md", sweep_markdown(record).encode())
+    write_record(out / SWEEP_FILE, record)
     return record
 
 

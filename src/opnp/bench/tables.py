@@ -1,5 +1,7 @@
-"""Records as Markdown tables, near and far OOD apart: of a benchmark, and of a sweep."""
+"""Records as Markdown tables, near and far OOD apart: of a benchmark, and of a sweep; and as OpenOOD's leaderboard."""
 
+import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,12 +14,14 @@ from opnp.values.bench import BenchRecord, JudgedModel, MethodRow, ModelResult
 from opnp.values.figures import DetectionFigures, Nearness
 from opnp.values.sweep import SweepCurve, SweepPoint, SweepRecord, SweepSettings, SweptModel
 
-__all__ = ["results_markdown", "sweep_markdown"]
+__all__ = ["leaderboard_csv", "results_markdown", "sweep_markdown"]
 
+_SIDES: tuple[Nearness, ...] = ("far", "near")
 _GROUPS = {
     "reference": "opnp at fixed ratios",
     "baseline": "Baselines at published settings",
     "combination": "Baselines on opnp's pruned head",
+    "tuned": "opnp at ratios tuned on OOD validation data",
     "product": "opnp as it is used",
 }
 
@@ -28,7 +32,8 @@ _BENCH_PREFACE = (
     "",
     "The settings of the baselines were fixed beforehand; which of them is best is known with hindsight only. What",
     "stands under `opnp as it is used` is fitted without OOD data. `OPNP()` is calibrated on part of the ID test",
-    "samples: it, its members by themselves and the energy beside them are judged by the rest of those.",
+    "samples: it, its members by themselves and the energy beside them are judged by the rest of those. So are rows",
+    "whose ratios were tuned: on that part, and on OOD validation samples that are in no OOD set here.",
     "",
     "Regret of a method on a model is the AUROC of the best published single score among these rows, chosen with",
     "hindsight, less its own; at least 0. Both are means over all OOD sets.",
@@ -48,6 +53,17 @@ _SWEEP_PREFACE = (
 )
 
 _ENERGY = "Energy (original head)"
+_LEADERBOARD = (
+    "Training",
+    "Postprocessor",
+    "Near-OOD_AUROC",
+    "Far-OOD_AUROC",
+    "ID_Accuracy",
+    "Outlier_Data",
+    "Arch",
+    "Additional_Description",
+)
+_UNKNOWN = "/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +112,47 @@ def results_markdown(record: BenchRecord) -> str:
         *_BENCH_PREFACE,
         "",
         f"Seed {record.seed}; {versions}.",
+        *(["", f"**{record.remark}**"] if record.remark else []),
+        *_regrets(record),
     ]
     for model in record.models:
         lines += _bench_model(model, bins=record.calibration_bins)
     return "\n".join(lines) + "\n"
+
+
+def leaderboard_csv(record: BenchRecord) -> str:
+    """Return the rows that ran as a CSV file in the columns of OpenOOD's leaderboards, one row a method and model.
+
+    AUROC is the mean over the near, and over the far, OOD sets, and as there in percent with two digits; what is not
+    known is ``/``. How a model was trained is not known here: fill `Training` in.
+
+    Example:
+        >>> record = BenchRecord(seed=0, calibration_bins=15, versions={"opnp": "0.2.0"}, models=())
+        >>> leaderboard_csv(record).splitlines()[0]
+        'Training,Postprocessor,Near-OOD_AUROC,Far-OOD_AUROC,ID_Accuracy,Outlier_Data,Arch,Additional_Description'
+
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_LEADERBOARD)
+    for model in record.models:
+        sets = "; ".join(f"{side}: {', '.join(names)}" for side in _SIDES if (names := model.sets(side)))
+        for row in model.best_first:
+            aurocs = [_UNKNOWN if mean is None else _percent(mean.auroc) for mean in (row.near, row.far)]
+            accuracy = _UNKNOWN if row.before is None else _percent(row.before.accuracy)
+            about = f"opnp {record.versions.get('opnp', '')}; {sets}"
+            writer.writerow([_UNKNOWN, row.method, *aurocs, accuracy, "No", model.model, about])
+    return text.getvalue()
+
+
+def _regrets(record: BenchRecord) -> list[str]:
+    """Return mean and worst regret of each row that ran on every one of several models."""
+    regrets = record.regrets
+    if len(record.models) < 2 or not regrets:
+        return []
+    cells = [[name, _percent(fmean(each.values())), _percent(max(each.values()))] for name, each in regrets.items()]
+    title = f"## Regret over {len(record.models)} models"
+    return ["", title, "", *_table(["method", "mean regret", "worst regret"], cells)]
 
 
 def sweep_markdown(record: SweepRecord) -> str:
@@ -138,6 +191,7 @@ def _bench_model(model: ModelResult, *, bins: int) -> list[str]:
         *_head_lines(model),
         f"Of test, {model.validation_samples} are for validation and {rest} are the rest.",
         *_overall(model),
+        *_published(model),
         *_detection(model, "far", "Far OOD"),
         *_detection(model, "near", "Near OOD"),
         *_classifier(model, bins=bins),
@@ -156,6 +210,29 @@ def _overall(model: ModelResult) -> list[str]:
     ]
     hindsight = [] if best is None else ["", f"The best published single score here is {best.method}."]
     return ["", "### All OOD sets", *hindsight, "", *_table(["method", "AUROC", "regret"], cells)]
+
+
+def _published(model: ModelResult) -> list[str]:
+    """Return the figures that others published, each beside the row that has its method here."""
+    if not model.published:
+        return []
+    cells = [
+        [
+            each.method,
+            _both(each.fpr95, each.auroc),
+            each.row,
+            "" if (found := model.ours(each)) is None else _both(found.fpr95, found.auroc),
+            each.source,
+        ]
+        for each in model.published
+    ]
+    titles = ["method", "published", "row here", "here", "source of the published figures"]
+    preface = "FPR95 / AUROC, means over the OOD sets. Published figures are those of their sources, on their own data."
+    return ["", "### Published figures", "", preface, "", *_table(titles, cells, are_texts=True)]
+
+
+def _both(fpr95: float | None, auroc: float | None) -> str:
+    return f"{_percent(fpr95) or '-'} / {_percent(auroc) or '-'}"
 
 
 def _detection(model: ModelResult, nearness: Nearness, title: str) -> list[str]:
@@ -238,8 +315,7 @@ def _bench_remarks(model: ModelResult) -> list[str]:
 
 
 def _swept_model(model: SweptModel, curves: Sequence[SweepCurve]) -> list[str]:
-    sides: tuple[Nearness, ...] = ("far", "near")
-    named = "; ".join(f"{side}: {', '.join(names)}" for side in sides if (names := model.sets(side)))
+    named = "; ".join(f"{side}: {', '.join(names)}" for side in _SIDES if (names := model.sets(side)))
     lines = [*_head_lines(model), f"OOD sets, {named}."]
     for curve in curves:
         lines += _curve(curve, model)

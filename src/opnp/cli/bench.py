@@ -1,27 +1,33 @@
 """``opnp cache``, ``opnp bench`` and ``opnp sweep``: features of a model, methods on them, and the paper's curves."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import replace
 
 from opnp.cli.options import (
     CacheOptions,
     FeaturesFolder,
     JsonFlag,
     ModelName,
-    ModelNameOrNone,
+    ModelNames,
+    ModelOptions,
     OodPaths,
     RankTimeout,
     RatioOptions,
     ReportFile,
+    RunOptions,
+    ValidationOod,
     detector_option,
     given_options,
     head_layer_name,
     input_option,
     listed,
+    model_option,
     ood_paths,
     require_form,
     require_out_folder,
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
     from opnp.data import InputSet
     from opnp.values.bench import BenchRecord, MethodRow, ModelResult
     from opnp.values.figures import DetectionFigures
+    from opnp.values.protocols import Protocol
     from opnp.values.sweep import SweepCurve, SweepPoint, SweepRecord, SweptModel
 
 _INPUTS = (
@@ -55,6 +62,7 @@ def cache(
     train: Annotated[Path | None, input_option(help=f"Training inputs: {_INPUTS}.")] = None,
     test: Annotated[Path | None, input_option(help="Held-out ID inputs, as --train.")] = None,
     ood: OodPaths = None,
+    val_ood: ValidationOod = None,
     model: ModelName,
     options: CacheOptions,
     odin: Annotated[
@@ -73,7 +81,8 @@ def cache(
     """
     from opnp.distributed import launched, together
 
-    given = {"train": train, "test": test, **{f"ood_{name}": path for name, path in ood_paths(ood).items()}}
+    outside = {f"ood_{name}": path for name, path in ood_paths(ood).items()}
+    given = {"train": train, "test": test, **outside, "validation_ood": val_ood}
     paths = {name: path for name, path in given.items() if path is not None}
     if not paths:
         raise OptionError("Give inputs: at least one of `--train PATH`, `--test PATH` and `--ood NAME=PATH`.")
@@ -101,7 +110,7 @@ def _opened(model: str, options: CacheOptions, paths: Mapping[str, Path]) -> "tu
     from opnp.cli.running import OpenedModel
 
     opened = OpenedModel.of(model, options)
-    return opened, {name: opened.inputs(path, is_labelled=not name.startswith("ood_")) for name, path in paths.items()}
+    return opened, {name: opened.inputs(path, is_labelled=name in ("train", "test")) for name, path in paths.items()}
 
 
 def _cached(
@@ -206,28 +215,46 @@ def bench(
     ] = None,
     train: Annotated[Path | None, input_option(help="With --model: training inputs. Default: train in --id.")] = None,
     ood: OodPaths = None,
+    val_ood: ValidationOod = None,
     near: Annotated[
         str | None,
         input_option(help="OOD sets that are near, separated by commas; MODEL:SET for one model alone. Default: none."),
     ] = None,
-    model: ModelNameOrNone = None,
+    model: ModelNames = None,
+    models: Annotated[
+        Path | None,
+        model_option(metavar="FILE", help="Models as --model takes them, one a line, each perhaps with its weights."),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        input_option(
+            metavar="NAME|FILE", help="Instead of all of these: paper, or a JSON file that names models and data."
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        input_option(help="Folder that paths of --protocol, or of inputs, lie below. Default: the current one."),
+    ] = None,
     methods: Annotated[
         list[str] | None,
         detector_option(
-            help="What to run, separated by commas: reference, baselines, combinations, product, or names of methods. "
-            "Default: all."
+            help="What to run, separated by commas: reference, baselines, combinations, tuned, product, or names of "
+            "methods. Default: all; tuned ones where there is --val-ood."
         ),
     ] = None,
     validation_samples: Annotated[
         int | None,
         detector_option(
-            help="ID test samples that OPNP() is calibrated on; the product rows are judged by the rest. "
+            help="ID test samples that OPNP() is calibrated and ratios are tuned on; such rows are judged by the rest. "
             "Default: 30 %, at most 2000."
         ),
     ] = None,
     pruned: RatioOptions,
     options: CacheOptions,
     seed: Annotated[int, running_option(help="Seed of the split of the ID test samples.")] = 0,
+    dry_run: Annotated[
+        bool, running_option("--dry-run", help="Print models, data and settings, and what is missing; run nothing.")
+    ] = False,
     report: ReportFile = None,
     json: JsonFlag = False,
 ) -> None:
@@ -235,25 +262,47 @@ def bench(
 
     From --features as they are, or from --model and its inputs: its features are cached in --out, once. The --rho
     options are those of the pruned head that baselines are combined with: --rho-w-min 0.3, and nothing else.
+
+    Several models, by --model given several times, --models or --protocol, have a folder each in --out; a run that was
+    stopped goes on where it was, and `opnp report` makes one page of all.
     """
-    from opnp.bench import PRUNED_RATIOS, run_bench
+    from opnp.bench import PRUNED_RATIOS, listed_models, protocol_of_models, run_bench
+    from opnp.cli.protocols import ProtocolRun
 
     require_report(report, made=out)
     require_out_folder(out)
-    require_form(
-        features=features,
-        model=model,
-        inputs="`--id PATH` and `--ood NAME=PATH`",
-        of_model={"--id": inside, "--train": train, "--ood": ood, **given_options(options)},
-    )
     chosen = None if methods is None else listed(methods)
-    ratios = pruned.over(PRUNED_RATIOS)
-    places, sets = None, None
-    if features is None:
+    ratios, is_near = pruned.over(PRUNED_RATIOS), listed([near or ""])
+    names = [*((each, "") for each in model or ()), *([] if models is None else listed_models(models))]
+    data = {"--id": inside, "--train": train, "--ood": ood, "--val-ood": val_ood}
+    root, plan, places, inputs = data_root or Path(), None, None, None
+    if protocol is not None:
+        given = {"--features": features, "--model": model, "--models": models, "--near": near, **data}
+        plan = _protocol(protocol, given, options, methods=chosen, validation_samples=validation_samples)
+    else:
+        of_model = {**data, "--data-root": data_root, "--dry-run": dry_run or None, **given_options(options)}
+        sources = "`--id PATH` and `--ood NAME=PATH`"
+        require_form(features=features, model=names or None, inputs=sources, of_model=of_model)
+    if names:
         places = ood_paths(ood)
-        paths = _bench_paths(inside, train, places)
-        features, sets = _features_for_bench(
-            str(model), paths, out, options, methods=chosen, validation_samples=validation_samples, is_quiet=json
+        paths = _bench_paths(root, inside, train, places, val_ood)
+        if len(names) > 1 or models is not None or dry_run:
+            if options.weights_file is not None:
+                raise OptionError("`--weights` is for one model: name those of several in `--models FILE`.")
+            plan = protocol_of_models(
+                names, sets=paths, near=is_near, methods=chosen, validation_samples=validation_samples
+            )
+            root = Path()
+    if plan is not None:
+        run = ProtocolRun(
+            protocol=plan, root=root, out=out, options=options, pruned=ratios, seed=seed, is_quiet=json, report=report
+        )
+        run.told() if dry_run else run.run()
+        return
+    if features is None:
+        [(name, _)] = names
+        features, inputs = features_for_bench(
+            name, paths, out, options, methods=chosen, validation_samples=validation_samples, is_quiet=json
         )
     record = run_bench(
         features,
@@ -262,9 +311,10 @@ def bench(
         seed=seed,
         validation_samples=validation_samples,
         pruned=ratios,
-        near=listed([near or ""]),
+        near=is_near,
         ood=places,
-        inputs=sets,
+        is_tunable=not names or val_ood is not None,
+        inputs=inputs,
         progress=progress_bar("benchmarking", is_quiet=json),
     )
     if json:
@@ -277,13 +327,40 @@ def bench(
     tell_report(out, report, is_quiet=json)
 
 
-def _bench_paths(inside: Path | None, train: Path | None, ood: Mapping[str, Path]) -> dict[str, Path]:
+def _protocol(
+    name: str,
+    given: Mapping[str, object],
+    options: CacheOptions,
+    *,
+    methods: list[str] | None,
+    validation_samples: int | None,
+) -> "Protocol":
+    """Return the protocol of a name or file, with methods and validation samples of the command line if given there."""
+    from opnp.bench import read_protocol
+
+    how = [f"--{each.name.replace('_', '-')}" for each in fields(RunOptions) if each not in fields(ModelOptions)]
+    of_model = given_options(options, but=[*how, "--dtype", "--amp", "--channels-last"])
+    wrong = [option for option, value in {**given, **of_model}.items() if value is not None]
+    if wrong:
+        raise OptionError(f"{', '.join(wrong)} cannot go with `--protocol`, which says it for each of its models.")
+    found = read_protocol(name)
+    return replace(
+        found,
+        methods=found.methods if methods is None else tuple(methods),
+        validation_samples=found.validation_samples if validation_samples is None else validation_samples,
+    )
+
+
+def _bench_paths(
+    root: Path, inside: Path | None, train: Path | None, ood: Mapping[str, Path], val_ood: Path | None
+) -> dict[str, Path]:
     """Return the inputs that a model is judged by, and those that it was trained on, by the names of their sets."""
     from opnp.data import train_and_test
 
     if inside is None or not ood:
         missing = "`--id PATH`" if inside is None else "`--ood NAME=PATH`"
         raise OptionError(f"`--model` needs inputs to judge by: give {missing}.")
+    inside = root / inside
     if train is None:
         if not inside.is_dir():
             raise OptionError(
@@ -291,15 +368,22 @@ def _bench_paths(inside: Path | None, train: Path | None, ood: Mapping[str, Path
                 f"folder with train and test (or val) in it.",
             )
         train, inside = train_and_test(inside)
-    return {"train": train, "test": inside, **{f"ood_{name}": path for name, path in ood.items()}}
+    else:
+        train = root / train
+    tuning = {} if val_ood is None else {"validation_ood": root / val_ood}
+    outside = {f"ood_{name}": root / path for name, path in ood.items()}
+    return {"train": train, "test": inside, **outside, **tuning}
 
 
-def _features_for_bench(
+def features_for_bench(
     model: str,
     paths: Mapping[str, Path],
     out: Path,
     options: CacheOptions,
     *,
+    name: str = "",
+    results: Path | None = None,
+    most: Mapping[str, int] | None = None,
     methods: Sequence[str] | None,
     validation_samples: int | None,
     is_quiet: bool,
@@ -307,13 +391,16 @@ def _features_for_bench(
     """Return the folder in `out` that holds a model's features, as ``opnp cache`` leaves it, and the model's inputs.
 
     Features of another model of this name are replaced. What would keep the benchmark from running is raised first.
+    The folder has the name of the model unless another is given; results go into `out` unless elsewhere; `most` has
+    the number of inputs of a set that are taken, by name of the set.
     """
     from opnp.adapters import folder_name
-    from opnp.bench import includes_odin, require_bench
+    from opnp.bench import includes_odin, require_bench, spread_inputs
 
     opened, sets = _opened(model, options, paths)
-    require_bench(out, methods, test_samples=len(sets["test"]), validation_samples=validation_samples)
-    folder = out / "features" / folder_name(model)
+    sets = {each: spread_inputs(inputs, (most or {}).get(each)) for each, inputs in sets.items()}
+    require_bench(results or out, methods, test_samples=len(sets["test"]), validation_samples=validation_samples)
+    folder = out / "features" / (name or folder_name(model))
     report = _cached(
         *(opened, sets, folder, options),
         name=model,
@@ -326,8 +413,8 @@ def _features_for_bench(
         states = {"computed": report.computed, "kept": report.kept}
         text = "; ".join(f"{', '.join(names)} {state}" for state, names in states.items() if names)
         typer.echo(f"Features in {folder}: {text}.", err=True)
-    for name, inputs in sets.items():  # of features that were kept, their record knows what could not be read
-        reasons = dict(report.source.sets[name].unreadable)
+    for each_set, inputs in sets.items():  # of features that were kept, their record knows what could not be read
+        reasons = dict(report.source.sets[each_set].unreadable)
         for row, each in enumerate(inputs.names if reasons else ()):
             if each in reasons:
                 inputs.skip(row, reasons[each])

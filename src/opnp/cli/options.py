@@ -65,12 +65,24 @@ DataPath = Annotated[
 OodPaths = Annotated[
     list[str] | None, input_option(metavar="NAME=PATH", help="OOD inputs, as --train; may be given several times.")
 ]
+ValidationOod = Annotated[
+    Path | None,
+    input_option("--val-ood", help="OOD inputs to tune the paper's ratios by, as --train; no part of any other set."),
+]
 DetectorFile = Annotated[
     Path | None, typer.Argument(metavar="DETECTOR", help="Detector that `opnp fit` wrote.", show_default=False)
 ]
 DetectorOption = Annotated[Path | None, input_option("--detector", help="The same as DETECTOR, by name.")]
 HeadFile = Annotated[Path, input_option(help="Safetensors file with `weight` (classes, features), and perhaps `bias`.")]
 ModelName = Annotated[str, model_option(help=f"The model: {_NAMES}.")]
+ModelNames = Annotated[
+    list[str] | None,
+    model_option(
+        "--model",
+        metavar="NAME",
+        help=f"Instead of --features, the model: {_NAMES}. Given several times, all of them, one after another.",
+    ),
+]
 ModelNameOrNone = Annotated[str | None, model_option(help=f"Instead of --features, the model: {_NAMES}.")]
 DetectorModelName = Annotated[
     str | None, model_option(help=f"The model: {_NAMES}. Default: the one that the detector remembers.")

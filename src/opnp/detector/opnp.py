@@ -2,10 +2,10 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Self
+from typing import Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from opnp.detector.fit_pass import (
 )
 from opnp.detector.settings import Tuned, settings_from
 from opnp.detector.storage import read_detector, state_bytes, state_from_bytes, write_detector
-from opnp.detector.tuning import own_score, swept, tuned
+from opnp.detector.tuning import Part, own_score, swept, tuned
 from opnp.distributed import Ranks, require_equal, sent_by_first, together
 from opnp.errors import LabelWarning, NotCalibratedError, NotFittedError, OptionError
 from opnp.export import CompactHead, DetectorModule, card_text
@@ -451,6 +451,44 @@ class OPNP:
         state = state.with_settings(settings)
         state.pruned  # noqa: B018  # ratios that leave nothing are refused here, not at the first score
         return self._holding(state, self._link)
+
+    def with_tuned_ratios(
+        self,
+        validation: Array,
+        validation_ood: Array,
+        *,
+        neuron: NeuronReading | None = None,
+        scope: Scope | None = None,
+        parts: Collection[Part] = get_args(Part),
+        keep: float = _KEEP,
+    ) -> Self:
+        """Return a new detector whose ratios OOD validation data choose, from the same sensitivities and no new pass.
+
+        As with ``OPNP(ratios="tuned")``: half of the samples is searched on; the other half measures the gain, and its
+        ID samples calibrate.
+
+        Args:
+            validation: Features of held-out ID samples, shape ``(samples, features)``.
+            validation_ood: Features of OOD samples that are no part of any test, shape ``(samples, features)``.
+            neuron: Reading of the neuron sensitivity; None to search over both.
+            scope: Scope of the ranking of the weights; None to search over both.
+            parts: What may be removed: ``weights`` (OPP), ``neurons`` (ONP), or both (OPNP).
+            keep: Share of ID inputs not to flag, in (0, 1).
+
+        Returns:
+            A fitted and calibrated detector that shares the sensitivities and the model with this one.
+
+        Raises:
+            NotFittedError: If nothing was fitted.
+            EmptyDataError: If there are fewer than 40 samples of either kind.
+            NonFiniteError: If features are not finite.
+            CalibrationError: If there are too few ID samples for `keep`.
+
+        """
+        rows = [self._checked(each)[0] for each in (validation, validation_ood)]
+        start = self.with_ratios(Ratios(), neuron=neuron, scope=scope)._fitted()  # noqa: SLF001  # of its own class
+        state, rest = tuned(start, *rows, searched=(scope is None, neuron is None), parts=parts)
+        return self._holding(state.calibrated([rest], keep=keep), self._link)
 
     # ------------------------------------------------------------------------------------------------------- answers
 

@@ -12,10 +12,10 @@ Rows go through in blocks, and settings in groups, so that memory is bounded wha
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +29,10 @@ from opnp.core.shaping import ReAct, shaped
 from opnp.errors import EmptyDataError, RatioError, RatioWarning, SignedFeaturesWarning
 from opnp.fitted import FittedState, Ratios, Settings, Tuning, neurons_kept, weights_kept
 
-__all__ = ["FEWEST_TUNED", "Readout", "own_score", "swept", "tuned"]
+__all__ = ["FEWEST_TUNED", "Part", "Readout", "own_score", "swept", "tuned"]
+
+Part = Literal["weights", "neurons"]
+"""What ratios remove."""
 
 FEWEST_TUNED = 40
 """ID and OOD samples that a search needs each: half of them are searched on, half measure the gain."""
@@ -60,7 +63,12 @@ _SPARSE = 0.02
 
 
 def tuned(
-    state: FittedState, features: Tensor, ood: Tensor, *, searched: tuple[bool, bool] = (True, True)
+    state: FittedState,
+    features: Tensor,
+    ood: Tensor,
+    *,
+    searched: tuple[bool, bool] = (True, True),
+    parts: Collection[Part] = get_args(Part),
 ) -> tuple[FittedState, Tensor]:
     """Return the state under the best ratios, and the ID features that were not searched, to calibrate on.
 
@@ -72,6 +80,7 @@ def tuned(
         features: Features of held-out ID samples, shape ``(samples, features)``.
         ood: Features of OOD validation samples, shape ``(samples, features)``.
         searched: Whether to search over the scope of the weights, and over the reading of the neurons.
+        parts: What may be removed: ``weights``, ``neurons`` or both.
 
     Raises:
         EmptyDataError: If there are fewer than 40 samples of either kind.
@@ -97,8 +106,9 @@ def tuned(
 
     scopes: tuple[Scope, ...] = ("layer", "class") if searched[0] else (plain.scope,)
     readings: tuple[NeuronReading, ...] = ("gradient", "aggregate") if searched[1] else (plain.neuron,)
-    attempt(replace(plain, ratios=each, scope=scope) for each in _WEIGHTS for scope in scopes)
-    attempt(replace(plain, ratios=each, neuron=reading) for each in _NEURONS for reading in readings)
+    weights, neurons = (of if part in parts else () for part, of in (("weights", _WEIGHTS), ("neurons", _NEURONS)))
+    attempt(replace(plain, ratios=each, scope=scope) for each in weights for scope in scopes)
+    attempt(replace(plain, ratios=each, neuron=reading) for each in neurons for reading in readings)
     attempt(_joined(first, second) for first in best(_WEIGHTS) for second in best(_NEURONS))
     attempt(_neighbours(max(found, key=lambda each: found[each])))
     chosen = max(found, key=lambda each: (found[each], each == plain))

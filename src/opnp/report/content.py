@@ -16,6 +16,8 @@ from opnp.report.tables import (
     fit_table,
     methods_table,
     origins_table,
+    published_table,
+    regrets_table,
     run_table,
     sets_table,
     sweep_table,
@@ -95,16 +97,20 @@ class PageContent:
 
     Attributes:
         title: Title of the page.
+        remark: What a reader must know first; empty for nothing.
         keep: Share of ID kept that thresholds start at.
         figures: Figures of all models.
+        regrets: Table of all models, or None of one.
         models: The models.
         facts: What is needed to make the run again.
 
     """
 
     title: str
+    remark: str
     keep: float
     figures: tuple[Figure, ...]
+    regrets: Table | None
     models: tuple[ModelSection, ...]
     facts: Table
 
@@ -143,7 +149,15 @@ def page_content(results: Results, *, keep: float = 0.95) -> PageContent:
         )
         models.append(section)
     common = tuple(figure for figure in figures if not figure.model)
-    return PageContent(_TITLE, keep, common, tuple(models), run_table(results, keep=keep))
+    return PageContent(
+        title=_TITLE,
+        remark="" if results.bench is None else results.bench.remark,
+        keep=keep,
+        figures=common,
+        regrets=regrets_table(results.models),
+        models=tuple(models),
+        facts=run_table(results, keep=keep),
+    )
 
 
 def _section(
@@ -159,6 +173,8 @@ def _section(
     model = next((each for each in results.models if each.model == name), None)
     swept = results.swept(name)
     tables: tuple[Table, ...] = () if model is None else (methods_table(model), sets_table(model))
+    if model is not None and (published := published_table(model)) is not None:
+        tables = (tables[0], published, *tables[1:])
     if results.sweep is not None and swept is not None:
         tables += (sweep_table(results.sweep, swept),)
     verdict, explorer, sentence = None, None, ""

@@ -24,7 +24,7 @@ from opnp.report.panels import (
 )
 from opnp.report.results import ReportedModel
 from opnp.report.wording import gallery_title, listed, method_label, percent
-from opnp.values.bench import MethodRow
+from opnp.values.bench import MethodRow, regrets
 from opnp.values.pictures import GalleryItem, GallerySet
 
 __all__ = ["members_figure", "ranking_figure", "regret_figure", "regrets_figure"]
@@ -150,13 +150,13 @@ def regrets_figure(models: Sequence[ReportedModel]) -> Figure | None:
     chosen = next((model.chosen.method for model in judged if model.chosen is not None), None)
     if len(judged) < 2 or chosen is None:
         return None
-    found: dict[str, dict[str, float]] = {}
-    for model in judged:
-        for row in (*model.single_scores, *(each for each in model.methods if each.method == chosen)):
-            if (regret := model.regret(row)) is not None:
-                found.setdefault(row.method, {})[model.model] = 100 * regret
-    complete = {method: regrets for method, regrets in found.items() if len(regrets) == len(judged)}
-    order = sorted(complete, key=lambda method: (fmean(complete[method].values()), method))
+    compared = {chosen, *(row.method for model in judged for row in model.single_scores)}
+    complete = {
+        method: {name: 100 * value for name, value in each.items()}
+        for method, each in regrets(judged).items()
+        if method in compared
+    }
+    order = list(complete)
     singles = [method for method in order if method != chosen]
     if chosen not in complete or not singles:
         return None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from opnp.errors import DataFileError, MissingExtraError, MissingFileError, OpnpError
 from opnp.files import require_few_rows
-from opnp.values.bench import DEMO_MODEL, BenchRecord, DataSource, DemoRecord, DemoRow, MethodRow, ModelResult
+from opnp.values.bench import DEMO_MODEL, TUNED, BenchRecord, DataSource, DemoRecord, DemoRow, MethodRow, ModelResult
 from opnp.values.figures import Nearness, means_by_side
 from opnp.values.files import FIT_FILE, PICTURES_FILE, RECORD_FILES, RESULTS_FILE, SWEEP_FILE
 from opnp.values.fit import FitRecord
@@ -37,8 +37,8 @@ __all__ = [
 Scores = Mapping[str, NDArray[np.float64]]
 """Scores by set, ``test`` first, then ``ood_*``, each of shape ``(samples,)``; larger = more OOD."""
 
-_CHOSEN = ("OPNP()", "OPNP(shaping=None)", "OPNP")
-"""Rows of opnp as it is used, the first that ran first: of a benchmark, of one by version 0.1, and of the demo."""
+_CHOSEN = ("OPNP()", "OPNP(shaping=None)", "OPNP", *TUNED)
+"""Rows of opnp as it is used, the first that ran first: of a benchmark, one by version 0.1, the demo and the paper."""
 _BASELINES = ("Energy", "Energy, rest of test", "Energy (pytorch-ood)")
 
 _Record = TypeVar("_Record", bound=Record)
@@ -104,6 +104,7 @@ class Results:
         sweep: Record of a sweep, or None.
         pictures: What figures of a head and its inputs are drawn from, or None.
         fit: Record of a fit, or None.
+        parts: The results of single models, where the folder holds folders of such; their records stand above as one.
         models: The models of benchmark or demo, with their methods.
 
     """
@@ -114,6 +115,7 @@ class Results:
     sweep: SweepRecord | None = None
     pictures: PictureRecord | None = None
     fit: FitRecord | None = None
+    parts: "tuple[Results, ...]" = ()
     models: tuple[ReportedModel, ...] = field(init=False)
     _read_scores: dict[tuple[str, str], Scores | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -143,6 +145,9 @@ class Results:
             MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
         """
+        part = next((each for each in self.parts if model in each.model_names), None)
+        if part is not None:
+            return part.scores(model, method)
         if (model, method) not in self._read_scores:
             self._read_scores[model, method] = self._scores_of_file(model, method)
         return self._read_scores[model, method]
@@ -203,7 +208,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     """Return what a folder of `opnp bench`, `opnp sweep`, `opnp fit` or `opnp demo` holds.
 
     Args:
-        folder: The folder.
+        folder: The folder; or one of folders of benchmarks, one a model, which are read as one.
 
     Returns:
         Its records. Scores are not read yet.
@@ -217,6 +222,9 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder of results.")
     if not any((folder / name).is_file() for name in RECORD_FILES):
+        found = [read_results(each.parent) for each in sorted(folder.glob(f"*/{RESULTS_FILE}"))]
+        if parts := tuple(each for each in found if each.bench is not None):
+            return _joined(folder, parts)
         raise DataFileError(
             f"{folder} holds no results: it must have one of {', '.join(RECORD_FILES)}. `opnp bench`, `opnp sweep` "
             f"and `opnp demo` write them into the folder that `--out` names; `opnp fit --report` makes its own page."
@@ -231,6 +239,22 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
         pictures=_read(folder / PICTURES_FILE, PictureRecord),
         fit=_read(folder / FIT_FILE, FitRecord),
     )
+
+
+def _joined(folder: Path, parts: tuple[Results, ...]) -> Results:
+    """Return the results of several models as those of one run."""
+    sweeps = [each.sweep for each in parts if each.sweep is not None]
+    pictures = [model for each in parts if each.pictures is not None for model in each.pictures.models]
+    try:
+        return Results(
+            folder=folder,
+            bench=BenchRecord.joined([each.bench for each in parts if each.bench is not None]),
+            sweep=SweepRecord.joined(sweeps) if sweeps else None,
+            pictures=PictureRecord(models=tuple(pictures)),
+            parts=parts,
+        )
+    except DataFileError as error:
+        raise DataFileError(f"{folder}: {error}") from error
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Tables of the page, with the values that they are sorted by; and what is needed to make a run again."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -16,6 +16,7 @@ from opnp.report.wording import (
     ratio_text,
     set_label,
 )
+from opnp.values.bench import PRODUCT, regrets
 from opnp.values.figures import DetectionFigures, Nearness
 from opnp.values.fit import FitRecord
 from opnp.values.sweep import SweepCurve, SweepPoint, SweepRecord, SweptModel
@@ -29,6 +30,8 @@ __all__ = [
     "fit_table",
     "methods_table",
     "origins_table",
+    "published_table",
+    "regrets_table",
     "run_table",
     "sets_table",
     "sweep_table",
@@ -158,6 +161,50 @@ def sets_table(model: ReportedModel) -> Table:
         title="Methods on each OOD set",
         note=CONVENTIONS,
         columns=(*texts, *map(Column, titles)),
+        rows=tuple(rows),
+    )
+
+
+def published_table(model: ReportedModel) -> Table | None:
+    """Return what others published of a model, each beside the row that has its method here; None where nothing is."""
+    if not model.published:
+        return None
+    columns = [Column("Method", is_number=False), *(Column(each, "Published") for each in (FPR95_ID, "AUROC"))]
+    columns += [Column("Row", "Here", is_number=False), *(Column(each, "Here") for each in (FPR95_ID, "AUROC"))]
+    rows = []
+    for each in model.published:
+        found = model.ours(each)
+        figures = (each.fpr95, each.auroc), (None, None) if found is None else (found.fpr95, found.auroc)
+        published, here = (tuple(map(_share, pair)) for pair in figures)
+        cells = (text_cell(each.method), *published, text_cell(each.row), *here, text_cell(each.source))
+        rows.append(Row(cells))
+    return Table(
+        title="Published figures",
+        note="Means over the OOD sets, in %. Published figures are those of their sources, on their own data.",
+        columns=(*columns, Column("Source", is_number=False)),
+        rows=tuple(rows),
+    )
+
+
+def regrets_table(models: Sequence[ReportedModel]) -> Table | None:
+    """Return mean, worst and single regrets of the rows that ran on every one of several models; None for one model."""
+    found = regrets(models)
+    if len(models) < 2 or not found:
+        return None
+    names = list(next(iter(found.values())))
+    columns = [Column("Method", is_number=False), *(Column(each, "Regret") for each in ("mean", "worst"))]
+    rows = [
+        Row(
+            (text_cell(method), *map(_share, (fmean(each.values()), max(each.values()), *each.values()))),
+            mark="as used" if method == PRODUCT else "",
+        )
+        for method, each in found.items()
+    ]
+    return Table(
+        title="Regret over the models",
+        note="AUROC of the best published single score of a model, chosen with hindsight, less the row's own, in "
+        "points; means over the OOD sets. Rows that ran on every model, the smallest mean first.",
+        columns=(*columns, *(Column(name, "Models") for name in names)),
         rows=tuple(rows),
     )
 

@@ -160,11 +160,12 @@ def model_verdict(model: ReportedModel) -> Verdict:
     gains, costs, unchanged = (_words([*changes, *_head_changes(row, samples)], step) for step in (1, -1, 0))
     regret = model.regret(row)
     compared = () if regret is None else (_regret_words(model, regret),)
+    source = _settings_source(row.settings, is_tuned=row.group == "tuned")
     return Verdict(
         outcome,
         _TITLES[outcome],
         _sentence(row, baseline, sides, outcome),
-        (f"{row.method}: {settings_words(row.settings)}", _settings_source(row.settings), *_judged_by(samples)),
+        (f"{row.method}: {settings_words(row.settings)}", source, *_judged_by(samples)),
         gains,
         (*costs, *(compared if regret else ()), *_flagged(row)),
         (*unchanged, *(() if regret else compared), *_kept_answers(row)),

@@ -31,6 +31,7 @@ GROUP_TITLES = {
     "reference": "fixed ratios",
     "baseline": "published",
     "combination": "on pruned head",
+    "tuned": "tuned on OOD data",
     "product": "as used",
 }
 """Kinds of rows by name of the group."""

@@ -1,14 +1,17 @@
 """The record of a benchmark and that of the demo. No times in them."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import ClassVar, Literal, Self
 
+from opnp.errors import DataFileError
 from opnp.values.figures import ClassifierFigures, DetectionFigures, Nearness
-from opnp.values.reading import Record, Share, Value
+from opnp.values.reading import Record, Share, Value, one_value
 
 __all__ = [
     "DEMO_MODEL",
     "PRODUCT",
+    "TUNED",
     "BenchRecord",
     "DataSource",
     "DemoInput",
@@ -19,16 +22,21 @@ __all__ = [
     "MethodRow",
     "ModelResult",
     "Outcome",
+    "PublishedFigures",
     "Split",
     "Status",
+    "regrets",
 ]
 
-Group = Literal["reference", "baseline", "combination", "product"]
+Group = Literal["reference", "baseline", "combination", "tuned", "product"]
 Split = Literal["test", "rest"]
 Status = Literal["ok", "failed"]
 
 PRODUCT = "OPNP()"
 """Name of the row of the detector as it is used: the fusion."""
+
+TUNED = ("OPNP gradient tuned", "OPNP aggregate tuned")
+"""Names of the rows of the paper's method at ratios that OOD validation data choose, in both neuron readings."""
 
 DEMO_MODEL = "demo"
 """Name of the demo's model in files that name one."""
@@ -76,7 +84,8 @@ class MethodRow(Outcome, frozen=True):
     Attributes:
         method: Name of the row, unique within a model.
         group: ``reference`` (opnp at fixed ratios), ``baseline`` (at a published setting), ``combination`` (a baseline
-            on opnp's pruned head) or ``product`` (opnp as it is used, beside the energy on the same samples).
+            on opnp's pruned head), ``tuned`` (opnp at ratios chosen on OOD validation data) or ``product`` (opnp as it
+            is used, beside the energy on the same samples).
         source: Package that computed it.
         citation: Where the settings come from.
         settings: Hyper-parameters.
@@ -97,6 +106,25 @@ class MethodRow(Outcome, frozen=True):
     after: ClassifierFigures | None = None
 
 
+class PublishedFigures(Value, frozen=True, omit_defaults=True):
+    """What others published of a method on a model and its OOD sets: means over the sets, ID positive.
+
+    Attributes:
+        method: The method, as its source calls it.
+        source: Where the figures stand.
+        fpr95: Share of OOD kept where 95 % of ID is kept; None where it was not published.
+        auroc: Area under the ROC curve; None where it was not published.
+        row: Name of the row of a benchmark that is to stand beside it; empty for none.
+
+    """
+
+    method: str
+    source: str
+    fpr95: Share | None = None
+    auroc: Share | None = None
+    row: str = ""
+
+
 class JudgedModel(Value, frozen=True):
     """A model and the data that it is judged by.
 
@@ -104,7 +132,7 @@ class JudgedModel(Value, frozen=True):
         model: Name of the model.
         classes: Rows of its head.
         features: Columns of its head.
-        data: Files by name: ``head``, ``train``, ``test`` and ``ood_*``.
+        data: Files by name: ``head``, ``train``, ``test``, ``ood_*`` and perhaps ``validation_ood``.
         nearness: ``near`` or ``far`` by name of the OOD set.
 
     """
@@ -120,19 +148,21 @@ class JudgedModel(Value, frozen=True):
         return sorted(name for name, value in self.nearness.items() if value == nearness)
 
 
-class ModelResult(JudgedModel, frozen=True):
+class ModelResult(JudgedModel, frozen=True, omit_defaults=True):
     """Every method on one model; the first attributes are those of `JudgedModel`.
 
     Attributes:
         id_samples: ID samples by split.
         validation_samples: ID samples given to the product rows for validation; they are no part of ``rest``.
         methods: The rows.
+        published: What others published of this model.
 
     """
 
     id_samples: Mapping[str, int]
     validation_samples: int
     methods: tuple[MethodRow, ...]
+    published: tuple[PublishedFigures, ...] = ()
 
     def row(self, method: str) -> MethodRow:
         """Return the row of this name.
@@ -156,6 +186,10 @@ class ModelResult(JudgedModel, frozen=True):
         """The published single score of largest mean AUROC, known with hindsight; None where none ran."""
         return max(self.single_scores, key=_mean_auroc, default=None)
 
+    def ours(self, published: PublishedFigures) -> DetectionFigures | None:
+        """Return the means of the row that stands beside published figures; None where it did not run."""
+        return next((row.mean for row in self.methods if row.method == published.row), None)
+
     def regret(self, row: MethodRow) -> float | None:
         """Return the AUROC of `best_single` less that of a row, both means over the OOD sets; at least 0.
 
@@ -177,7 +211,24 @@ class ModelResult(JudgedModel, frozen=True):
         return tuple(sorted((row for row in self.methods if row.status == "ok"), key=_mean_auroc, reverse=True))
 
 
-class BenchRecord(Record, frozen=True):
+def regrets(models: Sequence[ModelResult]) -> dict[str, dict[str, float]]:
+    """Return the regret by model of each row that ran on every model, by name of the row, the smallest mean first.
+
+    Args:
+        models: Results; those without a published single score to compare with are left out.
+
+    """
+    judged = [model for model in models if model.best_single is not None]
+    found: dict[str, dict[str, float]] = {}
+    for model in judged:
+        for row in model.methods:
+            if (regret := model.regret(row)) is not None:
+                found.setdefault(row.method, {})[model.model] = regret
+    complete = {method: each for method, each in found.items() if len(each) == len(judged)}
+    return dict(sorted(complete.items(), key=lambda item: (fmean(item[1].values()), item[0])))
+
+
+class BenchRecord(Record, frozen=True, omit_defaults=True):
     """A benchmark with what is needed to make it again.
 
     Attributes:
@@ -185,6 +236,7 @@ class BenchRecord(Record, frozen=True):
         calibration_bins: Bins of confidence that the calibration errors are taken over.
         versions: Versions of the packages that the figures depend on.
         models: Results by model.
+        remark: What whoever reads the figures must know of them; empty for nothing.
 
     Example:
         >>> record = BenchRecord(seed=0, calibration_bins=15, versions={}, models=())
@@ -201,6 +253,38 @@ class BenchRecord(Record, frozen=True):
     calibration_bins: int
     versions: Mapping[str, str]
     models: tuple[ModelResult, ...]
+    remark: str = ""
+
+    @classmethod
+    def joined(cls, records: Sequence[Self]) -> Self:
+        """Return the records of several runs as one, their models in the order of the records.
+
+        Raises:
+            DataFileError: If seeds or bins differ, or a model occurs twice.
+
+        """
+        models = tuple(model for record in records for model in record.models)
+        names = [model.model for model in models]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise DataFileError(f"Records of one folder must be of different models, got {twice!r} twice.")
+        versions: dict[str, list[str]] = {}
+        for record in records:
+            for package, version in record.versions.items():
+                found = versions.setdefault(package, [])
+                found += [] if version in found else [version]
+        return cls(
+            seed=one_value([each.seed for each in records], what="seed"),
+            calibration_bins=one_value([each.calibration_bins for each in records], what="bins"),
+            versions={package: " and ".join(found) for package, found in versions.items()},
+            models=models,
+            remark=" ".join(dict.fromkeys(each.remark for each in records if each.remark)),
+        )
+
+    @property
+    def regrets(self) -> dict[str, dict[str, float]]:
+        """Regret by model of each row that ran on every model, by name of the row, the smallest mean first."""
+        return regrets(self.models)
 
 
 class DemoRow(Value, frozen=True):

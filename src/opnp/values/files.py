@@ -11,5 +11,5 @@ PICTURES_FILE = "pictures.json"
 RECORD_FILES = (RESULTS_FILE, SWEEP_FILE, FIT_FILE, PICTURES_FILE)
 """The records among results. A folder that holds one of them was written by opnp."""
 
-FEATURE_FILE = re.compile(r"(train|test|head|odin|ood_.+)\.safetensors")
+FEATURE_FILE = re.compile(r"(train|test|head|odin|validation_ood|ood_.+)\.safetensors")
 """What `opnp cache` writes into its folder."""

@@ -5,13 +5,15 @@ Nothing in a file is believed: no name is taken twice, no number is infinite, no
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import msgspec
 
 from opnp.errors import DataFileError
 
-__all__ = ["LARGEST", "Record", "Share", "Value", "json_values"]
+__all__ = ["LARGEST", "Record", "Share", "Value", "json_values", "one_value"]
+
+_Shared = TypeVar("_Shared")
 
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 """A number in [0, 1]."""
@@ -64,6 +66,28 @@ class Record(Value, frozen=True):
             raise DataFileError(f"This is no record of {cls.subject} ({type(error).__name__}: {error}).") from error
         reads = f"this opnp reads version {cls.record_version}{cls.remedy}"
         raise DataFileError(f"This record has version {found!r}, and {reads}.")
+
+
+def one_value(values: Iterable[_Shared], *, what: str) -> _Shared:
+    """Return the value that records have in common.
+
+    Args:
+        values: One of each record, of at least one.
+        what: What it is, for the message.
+
+    Raises:
+        DataFileError: If they differ.
+
+    Example:
+        >>> one_value([0, 0], what="seed")
+        0
+
+    """
+    first, *others = values
+    different = next((each for each in others if each != first), first)
+    if different != first:
+        raise DataFileError(f"Records of one folder must have the same {what}, got {first!r} and {different!r}.")
+    return first
 
 
 def json_values(text: str) -> Any:  # noqa: ANN401  # whatever the JSON holds

@@ -1,11 +1,13 @@
 """The record of a sweep. No times in it."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from msgspec.structs import replace
 
 from opnp.values.bench import JudgedModel, Outcome
 from opnp.values.figures import HeadFigures
-from opnp.values.reading import Record, Share, Value
+from opnp.values.reading import Record, Share, Value, one_value
 from opnp.values.settings import NeuronReading, Scope, ScoreName
 
 __all__ = ["SweepBase", "SweepCurve", "SweepPoint", "SweepRecord", "SweepSettings", "SweptModel", "Varied"]
@@ -160,3 +162,15 @@ class SweepRecord(Record, frozen=True):
     versions: Mapping[str, str]
     curves: tuple[SweepCurve, ...]
     models: tuple[SweptModel, ...]
+
+    @classmethod
+    def joined(cls, records: Sequence[Self]) -> Self:
+        """Return the records of several runs as one, their models in the order of the records.
+
+        Raises:
+            DataFileError: If they were not made with the same options.
+
+        """
+        for name in ("seed", "base", "calibration_bins", "versions", "curves"):
+            one_value([getattr(each, name) for each in records], what=name)
+        return replace(records[0], models=tuple(model for each in records for model in each.models))

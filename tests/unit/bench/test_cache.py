@@ -115,7 +115,7 @@ def test_labels_must_be_classes_of_the_model(tmp_path: Path, sets: dict[str, Inp
 
 @pytest.mark.parametrize("name", ["training", "ood_", "ood_a/b", "ood_..\\x", "head"])
 def test_names_of_sets(tmp_path: Path, sets: dict[str, InputSet], name: str) -> None:
-    with pytest.raises(OptionError, match="`sets` must be called train, test or ood_NAME"):
+    with pytest.raises(OptionError, match="`sets` must be called train, test, validation_ood or ood_NAME"):
         cached(tiny_model(), {name: sets["test"]}, tmp_path)
 
 

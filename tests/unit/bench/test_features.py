@@ -29,6 +29,19 @@ def test_a_folder_is_read_whole(tmp_path: Path) -> None:
     assert model.test.labels.dtype == torch.int64
 
 
+def test_ood_validation_samples_are_no_ood_set_and_are_read_where_they_are_wanted(tmp_path: Path) -> None:
+    folder, rows = write_world(tmp_path / "net"), torch.rand(50, FEATURES)
+    write_features(folder / "validation_ood.safetensors", rows)
+    model = read_feature_folder(folder)
+    assert model.validation_ood is not None
+    assert torch.equal(model.validation_ood, rows)
+    assert model.sources["validation_ood"].samples == 50
+    assert {*model.ood, *model.judged} == {"cifar100", "noise", "test", "ood_cifar100", "ood_noise"}
+    [other] = read_models(folder, near=(), is_tunable=False)
+    assert other.validation_ood is None
+    assert "validation_ood" not in other.sources
+
+
 def test_one_folder_or_a_folder_of_folders(tmp_path: Path) -> None:
     one, other = write_world(tmp_path / "one"), write_world(tmp_path / "other")
     (tmp_path / "empty").mkdir()

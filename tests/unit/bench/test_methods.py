@@ -13,6 +13,7 @@ from opnp.bench.methods import (
     ratios_label,
 )
 from opnp.errors import OptionError
+from opnp.values.bench import TUNED
 
 PRODUCT_ROWS = ["Energy, rest of test", "OPNP()", *(f"{name} alone" for name in PANEL)]
 AVAILABLE = available_methods(classes=4, features=16, samples=240)
@@ -30,8 +31,11 @@ def test_every_baseline_and_every_group_is_there() -> None:
     names = [each.name for each in AVAILABLE]
     assert len(set(names)) == len(names)
     assert {each.family.removesuffix("-pytorch-ood") for each in of_group("baseline")} == {*BASELINE_NAMES, "ODIN"}
-    combined = {each.name.split()[0] for each in of_group("combination")}
+    combined = {each.name.split()[0] for each in of_group("combination") if each.split == "test"}
     assert combined == {"MSP", "MaxLogit", "Energy", "Entropy", "GEN", "ReAct", "ASH-S", "SCALE"}
+    on_tuned = {each.name.split()[0] for each in of_group("combination") if each.split == "rest"}
+    assert on_tuned == {"MSP", "GEN", "ReAct", "DICE", "ASH-S", "SCALE"}
+    assert {*TUNED} < {each.name for each in of_group("tuned")}
     assert [each.name for each in of_group("product")] == PRODUCT_ROWS
 
 
@@ -60,9 +64,18 @@ def test_names_choose_rows(asked: list[str], expected: list[str]) -> None:
 
 
 def test_groups_choose_all_of_theirs() -> None:
-    offered = [each for each in AVAILABLE if each.family != "ODIN"]
+    offered = [each for each in AVAILABLE if each.family != "ODIN" and "tuned" not in each.family]
     assert chosen_methods(AVAILABLE, None) == offered
     assert chosen_methods(AVAILABLE, ["reference", "baselines", "combinations", "product"]) == offered
+
+
+def test_tuned_rows_are_offered_where_there_are_ood_validation_samples() -> None:
+    tunable = available_methods(classes=4, features=16, samples=240, is_tunable=True)
+    tuned = [each.name for each in tunable if "tuned" in each.family]
+    assert len(tuned) == len([each for each in AVAILABLE if "tuned" in each.family]) > len(TUNED)
+    assert tuned == [each.name for each in chosen_methods(tunable, None) if "tuned" in each.family]
+    asked = [each.name for each in chosen_methods(AVAILABLE, ["opnp-tuned", "dice-tuned"])]
+    assert asked == [*tuned[:5], "DICE p=0.9 + OPNP tuned", "Energy, rest of test"]
 
 
 @pytest.mark.parametrize("asked", [["gram"], ["energy", "gram"], []])

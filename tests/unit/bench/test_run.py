@@ -2,7 +2,7 @@
 
 import mmap
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from opnp.bench.features import IdSplit, ModelData, split_test
 from opnp.bench.figures import classifier_figures, detection_figures
 from opnp.bench.methods import FittedMethod, Method, Part, available_methods, chosen_methods
 from opnp.bench.run import ModelRun, measured
-from opnp.core import expected_calibration_error, gen_score
+from opnp.core import NeuronReading, expected_calibration_error, gen_score
 from opnp.data import FeatureSet
 from opnp.errors import CalibrationError, EmptyDataError, OpnpWarning
-from opnp.values.bench import MethodRow
+from opnp.values.bench import TUNED, MethodRow
 from opnp.values.pictures import GallerySet
-from tests.unit.bench.bench_world import read_world
+from tests.unit.bench.bench_world import read_world, world_features
 
 METHODS = {each.name: each for each in available_methods(classes=4, features=16, samples=240)}
 
@@ -223,6 +223,48 @@ def test_what_is_left_out_of_the_product_stands_in_its_settings(tmp_path: Path) 
     assert set(row.settings["left_out"]) < set(PANEL)
     reasons = "; ".join(f"{name} ({reason})" for name, reason in row.settings["left_out"].items())
     assert row.notes == (f"The fusion goes without {reasons}.",)
+
+
+def tunable(model: ModelData) -> ModelData:
+    """Return a model with OOD validation samples."""
+    return replace(model, validation_ood=world_features(80, seed=9, strength=0.3)[0])
+
+
+def test_tuned_rows_are_opnp_tuned_on_the_validation_samples(model: ModelData) -> None:
+    model, split = tunable(model), split_test(240, validation_samples=100)
+    methods = chosen_methods(list(METHODS.values()), ["opnp-tuned", "msp-tuned"])
+    run = ModelRun(model, split, seed=0, near=frozenset())
+    result = run.result(methods)
+    assert {row.method: row.reason for row in result.methods if row.status != "ok"} == {}
+    assert {row.split for row in result.methods} == {"rest"}
+    gains = {}
+    readings: tuple[NeuronReading, ...] = ("gradient", "aggregate")
+    for name, reading in zip(TUNED, readings, strict=True):
+        detector = OPNP(ratios="tuned", neuron=reading, scope="layer", precision="float64").fit_features(
+            model.train.features,
+            weight=model.head.weight,
+            bias=model.head.bias,
+            validation=model.test.features[split.validation],
+            validation_ood=model.validation_ood,
+        )
+        assert detector.tuning is not None
+        gains[name] = detector.tuning.auroc
+        row = result.row(name)
+        assert row.settings["ratios"] == asdict(detector.settings.ratios)
+        assert row.settings["tuned"] == {"tried": detector.tuning.tried, "gain": detector.tuning.gain}
+        inside = next(each.score for each in run.scores if each.method == name and each.set == "test")
+        torch.testing.assert_close(inside, detector.score_features(model.test.features[split.rest]))
+    best = result.row(max(gains, key=lambda name: gains[name]))
+    joined = result.row("MSP + OPNP tuned")
+    assert joined.settings == {name: best.settings[name] for name in ("ratios", "neuron")}
+    assert joined.after == best.after  # read off the same head
+    assert [each.method for each in run.pictures] == [TUNED[0]]
+
+
+def test_without_ood_validation_samples_a_tuned_row_says_what_it_needs(model: ModelData) -> None:
+    [row] = started(model).result([METHODS["OPP tuned"]]).methods
+    assert row.status == "failed"
+    assert "Tuned ratios need OOD validation samples, and net has none: give `--val-ood PATH`" in row.reason
 
 
 def test_time_and_memory_of_a_step_are_measured() -> None:

@@ -1,9 +1,11 @@
 """The tables of a sweep: one a curve, the energy first, draws with their spread; and those of a benchmark."""
 
+import pytest
 from msgspec.structs import replace
 
-from opnp.bench import results_markdown, sweep_markdown
-from opnp.values.bench import BenchRecord, DataSource, Group, MethodRow, ModelResult
+from opnp.bench import leaderboard_csv, results_markdown, sweep_markdown
+from opnp.errors import DataFileError
+from opnp.values.bench import BenchRecord, DataSource, Group, MethodRow, ModelResult, PublishedFigures
 from opnp.values.figures import DetectionFigures, HeadFigures
 from opnp.values.sweep import SweepBase, SweepCurve, SweepPoint, SweepRecord, SweepSettings, SweptModel
 
@@ -144,17 +146,17 @@ def row(method: str, group: Group, auroc: float) -> MethodRow:
     return MethodRow(method, group, "", "", {}, "test", status="ok", detection={"mnist": each}, mean=each, far=each)
 
 
-def test_rows_of_a_benchmark_stand_best_first_with_their_regret() -> None:
+def judged(name: str = "net", *, published: tuple[PublishedFigures, ...] = (), **aurocs: float) -> ModelResult:
     given: dict[str, tuple[Group, float]] = {
         "Energy": ("reference", 0.7),
         "fDBD": ("baseline", 0.85),
         "GEN": ("baseline", 0.9),
         "OPNP()": ("product", 0.875),
     }
-    rows = tuple(row(name, *each) for name, each in given.items())
+    rows = tuple(row(method, group, aurocs.get(method, auroc)) for method, (group, auroc) in given.items())
     failed = MethodRow("SHE", "baseline", "", "", {}, "test", status="failed", reason="no\nlabels")
-    model = ModelResult(
-        model="net",
+    return ModelResult(
+        model=name,
         classes=10,
         features=64,
         data={name: DataSource(100, "00ff") for name in ("train", "test", "ood_mnist")},
@@ -162,8 +164,55 @@ def test_rows_of_a_benchmark_stand_best_first_with_their_regret() -> None:
         id_samples={"test": 100, "rest": 70},
         validation_samples=30,
         methods=(*rows, failed),
+        published=published,
     )
-    lines = results_markdown(BenchRecord(3, 15, {"opnp": "1"}, (model,))).splitlines()
+
+
+def test_several_models_begin_with_their_regrets_and_one_with_what_others_published() -> None:
+    published = (
+        PublishedFigures(method="EBO", source="Liu et al.", fpr95=0.25, auroc=0.9, row="Energy"),
+        PublishedFigures(method="ASH-B", source="others", fpr95=0.2),
+    )
+    one = BenchRecord(3, 15, {"opnp": "1", "torch": "2"}, (judged(published=published),), remark="Stand-ins.")
+    two = BenchRecord(3, 15, {"opnp": "2", "torch": "2"}, (judged("other", GEN=0.6, fDBD=0.95),))
+    joined = BenchRecord.joined([one, two])
+    assert joined.versions == {"opnp": "1 and 2", "torch": "2"}
+    assert BenchRecord.from_json(joined.to_json()) == joined
+    lines = results_markdown(joined).splitlines()
+    assert "**Stand-ins.**" in lines
+    start = lines.index("## Regret over 2 models")
+    assert lines[start + 4 : start + 8] == [
+        "| fDBD | 2.50 | 5.00 |",
+        "| OPNP() | 5.00 | 7.50 |",
+        "| GEN | 17.50 | 35.00 |",
+        "| Energy | 22.50 | 25.00 |",
+    ]
+    start = lines.index("### Published figures")
+    assert lines[start + 6 : start + 8] == [
+        "| EBO | 25.00 / 90.00 | Energy | 30.00 / 70.00 | Liu et al. |",
+        "| ASH-B | 20.00 / - |  |  | others |",
+    ]
+    assert not any(line.startswith("## Regret") for line in results_markdown(one).splitlines())
+    with pytest.raises(DataFileError, match="different models, got 'net' twice"):
+        BenchRecord.joined([one, one])
+    with pytest.raises(DataFileError, match="the same seed, got 3 and 4"):
+        BenchRecord.joined([one, replace(two, seed=4)])
+
+
+def test_a_leaderboard_has_the_columns_and_digits_of_openood() -> None:
+    lines = leaderboard_csv(BenchRecord(3, 15, {"opnp": "0.2.0"}, (judged(GEN=0.98765),))).splitlines()
+    assert lines[0] == (
+        "Training,Postprocessor,Near-OOD_AUROC,Far-OOD_AUROC,ID_Accuracy,Outlier_Data,Arch,Additional_Description"
+    )
+    assert lines[1:3] == [
+        "/,GEN,/,98.77,/,No,net,opnp 0.2.0; far: mnist",
+        "/,OPNP(),/,87.50,/,No,net,opnp 0.2.0; far: mnist",
+    ]
+    assert len(lines) == 5
+
+
+def test_rows_of_a_benchmark_stand_best_first_with_their_regret() -> None:
+    lines = results_markdown(BenchRecord(3, 15, {"opnp": "1"}, (judged(),))).splitlines()
     start = lines.index("### All OOD sets")
     assert lines[start + 2 : start + 10] == [
         "The best published single score here is GEN.",

@@ -364,3 +364,24 @@ def test_what_is_no_list_of_ratios_is_refused(ratios: Any) -> None:
     detector = OPNP(ratios=Ratios(), shaping=None).fit_features(features, weight=fitted.weight, bias=None)
     with pytest.raises(OptionError, match="`ratios` must be a list"):
         detector.sweep_features(features, ratios)
+
+
+def test_ratios_are_tuned_again_from_the_same_sensitivities() -> None:
+    world = spurious_world()
+    held_out = world.known[:400], world.unknown[:300]
+    start = OPNP(ratios=Ratios(w_min=0.3), shaping=None).fit_features(
+        world.known[1000:], weight=world.weight, bias=None
+    )
+    fresh = world.fitted(neuron="aggregate", shaping=None)
+    again = start.with_tuned_ratios(*held_out, neuron="aggregate")
+    assert (again.settings, again.tuning) == (fresh.settings, fresh.tuning)
+    assert torch.equal(again.calibration_scores, fresh.calibration_scores)
+    assert start.settings.ratios == Ratios(w_min=0.3)
+    weights, neurons = (start.with_tuned_ratios(*held_out, parts=[part]) for part in ("weights", "neurons"))
+    assert weights.settings.ratios.o_min == weights.settings.ratios.o_max == 0
+    assert neurons.settings.ratios.w_min == neurons.settings.ratios.w_max == 0
+    assert tuning_of(weights).tried < tuning_of(again).tried
+    layer = start.with_tuned_ratios(*held_out, scope="layer", neuron="gradient", parts=["weights"])
+    assert tuning_of(layer).tried < tuning_of(weights).tried
+    with pytest.raises(EmptyDataError, match="at least 40 samples in `validation_ood`"):
+        start.with_tuned_ratios(world.known[:400], world.unknown[:30])

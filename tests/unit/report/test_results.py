@@ -9,6 +9,7 @@ from msgspec.structs import asdict, replace
 
 from opnp.errors import DataFileError, MissingExtraError, MissingFileError
 from opnp.report import Results, read_results
+from opnp.report.content import page_content
 from opnp.report.results import models_of_bench, models_of_demo
 from opnp.values.bench import BenchRecord
 from opnp.values.pictures import PictureRecord
@@ -21,6 +22,7 @@ from tests.unit.report.report_world import (
     first_version_record,
     fusion_record,
     scores_by_set,
+    write_scores,
 )
 
 
@@ -157,3 +159,41 @@ def test_parquet_that_is_none_or_cannot_be_read_is_named(tmp_path: Path, monkeyp
     monkeypatch.setattr("opnp.report.results.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'opnp\[report\]'"):
         results.scores(MODEL, "OPNP()")
+
+
+def parts_folder(folder: Path) -> Path:
+    """Return a folder that holds a folder for each of two models, with records, pictures and scores of their own."""
+    for name in ("one", "two"):
+        [first, *_] = bench_record().models
+        record = replace(bench_record(), models=(replace(first, model=name),), remark="Stand-ins.")
+        (folder / name).mkdir(parents=True)
+        (folder / name / "results.json").write_text(record.to_json(), encoding="utf-8")
+        scores = {(name, method): scores_by_set(seed=len(name)) for method in ("OPNP()", "Energy, rest of test")}
+        write_scores(folder / name / "scores.parquet", scores)
+    return folder
+
+
+def test_a_folder_of_records_is_read_as_one(tmp_path: Path) -> None:
+    found = read_results(parts_folder(tmp_path / "parts"))
+    assert found.model_names == ["one", "two"]
+    assert found.bench is not None
+    assert found.bench.remark == "Stand-ins."
+    for part in found.parts:
+        [model] = part.models
+        assert found.models[found.model_names.index(model.model)] == model
+        own, whole = (each.scores(model.model, "OPNP()") for each in (part, found))
+        assert own is not None
+        assert whole is not None
+        assert own.keys() == whole.keys()
+        assert all(np.array_equal(own[name], whole[name]) for name in own)
+    content = page_content(found)
+    assert content.remark == "Stand-ins."
+    assert content.regrets is not None
+    assert [column.title for column in content.regrets.columns] == ["Method", "mean", "worst", "one", "two"]
+    means = [float(row.cells[1].text) for row in content.regrets.rows]
+    assert means == sorted(means)
+    (tmp_path / "parts" / "two" / "results.json").write_text(
+        (tmp_path / "parts" / "one" / "results.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    with pytest.raises(DataFileError, match=r"parts: Records of one folder .* different models, got 'one' twice"):
+        read_results(tmp_path / "parts")

@@ -1,10 +1,18 @@
-"""DenseNet-BC-100 of the stored weights: growth 12, three blocks of 16 layers, reduction one half."""
+"""DenseNet-BC-100 for CIFAR: growth 12, three blocks of 16 layers, reduction one half, 342 features.
+
+Its names of weights are those of the checkpoints that the authors of DICE published, so that
+``--model opnp.bench.densenet:cifar10 --weights checkpoint_100.pth.tar`` takes them as they are.
+
+References:
+    Huang et al., CVPR 2017; Sun and Li, ECCV 2022.
+
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
-__all__ = ["DenseNet"]
+__all__ = ["DenseNet", "cifar10", "cifar100"]
 
 _GROWTH = 12
 _LAYERS = 16
@@ -44,9 +52,19 @@ class _Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Images, shape ``(batch, 3, 32, 32)``, normalised, to logits."""
+    """Images, shape ``(batch, 3, 32, 32)``, normalised, to logits.
+
+    Args:
+        classes: Rows of the head.
+
+    Example:
+        >>> DenseNet(10)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+
+    """
 
     def __init__(self, classes: int) -> None:
+        """Make the layers, with random weights."""
         super().__init__()
         self.conv1 = nn.Conv2d(3, 24, 3, padding=1, bias=False)
         self.block1 = _Block(24)
@@ -64,5 +82,16 @@ class DenseNet(nn.Module):
         return avg_pool2d(relu(self.bn1(inner)), 8).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits, shape ``(batch, classes)``."""
         logits: Tensor = self.fc(self.features(images))
         return logits
+
+
+def cifar10() -> DenseNet:
+    """Return the network for CIFAR-10, with random weights."""
+    return DenseNet(10)
+
+
+def cifar100() -> DenseNet:
+    """Return the network for CIFAR-100, with random weights."""
+    return DenseNet(100)
