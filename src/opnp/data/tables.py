@@ -378,7 +378,8 @@ def _parquet_columns(path: Path, wanted: Sequence[str] | None) -> "dict[str, Any
         with path.open("rb") as content, parquet.ParquetFile(content, page_checksum_verification=True) as file:
             require_few_rows(file.metadata.num_rows, file_bytes=path.stat().st_size)
             names = [name for name in file.schema_arrow.names if wanted is None or name in wanted]
-            table = file.read(columns=names)
+            # By this thread alone: threads that read a file of Python's can outlive the interpreter and abort it.
+            table = file.read(columns=names, use_threads=False)
             return {name: table[name] for name in names}
     except (OSError, ValueError, KeyError, TypeError, MemoryError, pa.ArrowException) as error:
         raise DataFileError(f"{path} cannot be read as {_KIND[wanted is None]} ({_text(error)}).") from error
