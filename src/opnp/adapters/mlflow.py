@@ -32,6 +32,7 @@ from opnp.detector import OPNP
 from opnp.errors import (
     ArtifactError,
     DataFileError,
+    InputTypeError,
     MissingFileError,
     NotCalibratedError,
     OptionError,
@@ -76,11 +77,12 @@ def log_detector(
         name: Name of the logged model.
         takes: ``"features"``: `predict` takes what the head takes in, shape ``(batch, features)``, as an array or a
             DataFrame with one column a feature, or one column of arrays; float64 where the head is, and float32 else.
+            Of a detector that was fitted by a table, a DataFrame whose columns are taken by their names.
             ``"inputs"``: it takes a DataFrame with a column ``content`` of image files as bytes, or ``text``; the model
             that the detector remembers is opened by its name where MLflow loads it, and prepares them as at the fit.
         weights: For ``"inputs"``, where the model's weights are a file of yours: this file, ``.safetensors``; it is
             logged, too.
-        example: What is written down as an example: features, or a list of files as bytes or of texts; None for a row
+        example: What is written down as an example: features (in the order of the fit, or named), or a list of files as bytes or of texts; None for a row
             of zeros, and of inputs for none.
         requirements: What pip must install to load it; None for this version of opnp and of torch. Nothing is looked
             up.
@@ -174,7 +176,9 @@ class _Predictor:
         import pandas as pd
 
         if self._transform is None:
-            verdict = self._detector.verdict_features(np.atleast_2d(np.asarray(model_input)))
+            names = self._detector.feature_names
+            rows = model_input if names is None else _named(model_input, names)
+            verdict = self._detector.verdict_features(np.atleast_2d(np.asarray(rows)))
         else:
             samples = list(model_input[_COLUMNS[self._transform.kind]])
             verdict = self._detector.verdict(self._batches(samples, self._transform))
@@ -286,8 +290,13 @@ def _options(
     import pandas as pd
 
     dtype, width = _matrix_form(detector)
+    names = detector.feature_names
     if takes == "features":
-        example = np.zeros((1, width), dtype) if example is None else np.asarray(example, dtype)
+        if names is not None and isinstance(example, pd.DataFrame):
+            example = _named(example, names)
+        dtype = dtype if names is None else np.dtype("float64")
+        rows = np.zeros((1, width), dtype) if example is None else np.atleast_2d(np.asarray(example, dtype))
+        example = rows if names is None else pd.DataFrame(rows, columns=[*names])
     elif example is not None:
         example = pd.DataFrame({_COLUMNS[_origin(detector).kind]: example})
     own = (f"opnp[mlflow]=={__version__}", f"torch=={torch.__version__.partition('+')[0]}")
@@ -306,7 +315,9 @@ def _signature(detector: OPNP, takes: Takes) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
 
-    if takes == "features":
+    if takes == "features" and detector.feature_names is not None:
+        inputs = Schema([ColSpec("double", name) for name in detector.feature_names])
+    elif takes == "features":
         dtype, width = _matrix_form(detector)
         inputs = Schema([TensorSpec(dtype, (-1, width))])
     else:
@@ -316,6 +327,18 @@ def _signature(detector: OPNP, takes: Takes) -> "ModelSignature":
     answers = (("double", "score"), ("double", "p_value"), ("boolean", "is_ood"))
     columns = (("long", "predicted_class"), *name, *answers)
     return ModelSignature(inputs, Schema([ColSpec(*each) for each in columns]))
+
+
+def _named(frame: Any, names: Sequence[str]) -> "pd.DataFrame":  # noqa: ANN401  # what MLflow passes on
+    """Return the columns of the fit in its order."""
+    missing = [name for name in names if name not in getattr(frame, "columns", ())]
+    if missing:
+        raise InputTypeError(
+            f"Features must be a DataFrame with the {len(names)} columns of the detector's fit by their names, got "
+            f"{type(frame).__name__} without {missing[0]!r}."
+        )
+    chosen: pd.DataFrame = frame[[*names]]
+    return chosen
 
 
 def _matrix_form(detector: OPNP) -> tuple[np.dtype[Any], int]:

@@ -56,6 +56,8 @@ BatchOfArrays = dict[str, NDArray[Any]]
 _INPUTS = {"image": ("image", "bytes"), "text": ("text",)}
 """Columns that a model's inputs are made of, by what the model takes: decoded images, files of images, texts."""
 _PARTITION_BYTES = 1 << 28
+_NAMED = 5
+"""Columns that a message names."""
 _OF_OPNP = re.compile(r"^opnp\.errors\.(\w+): (.*)$", flags=re.MULTILINE)
 _MADE: dict[str, Any] = {}
 """What this worker has made of the run that it is in: one model, one detector."""
@@ -76,13 +78,15 @@ class Scorer:
             that the detector remembers.
         transform: What makes the inputs of that model; None for what comes with it, or is remembered.
         device: Where to run the model; None for the CPU. A GPU is asked for by ``num_gpus=1`` of `map_batches`.
-        members: Whether each member's p-value and its share of the score come along, ``p_value_NAME`` and
+        is_explained: Whether each member's p-value and its share of the score come along, ``p_value_NAME`` and
             ``share_NAME``.
-        columns: Names of columns of numbers that are the features, in their order; None for the column `features`.
+        columns: Names of columns of numbers that are the features, in their order: those of the fit where it was by
+            a table. None for the column `features`, or, in a batch without one, for ``detector.feature_names``.
 
     Raises:
-        OptionError: If the detector belongs to no model, and a batch has no features.
-        InputTypeError: If a batch has no column that can be read.
+        OptionError: If the detector belongs to no model, and a batch has no features; or if `columns` are others than
+            those of the fit, or in another order.
+        InputTypeError: If a batch has no column that can be read, or lacks one of the features.
         DataFileError: If an image or a text of a batch cannot be read.
 
     Example:
@@ -102,25 +106,39 @@ class Scorer:
         *,
         transform: Transform | None = None,
         device: str | None = None,
-        members: bool = False,
+        is_explained: bool = False,
         columns: Sequence[str] | None = None,
     ) -> None:
         """Load the detector, and the model if it is named."""
         self.detector = detector if isinstance(detector, OPNP) else OPNP.load(detector)
         self._file = Path() if isinstance(detector, OPNP) else Path(detector)
-        self._device, self._has_members, self._columns = device, members, columns
+        self._device, self._is_explained = device, is_explained
+        self._columns = None if columns is None else tuple(columns)
+        names = self.detector.feature_names
+        if self._columns is not None and names is not None and self._columns != names:
+            is_order = sorted(self._columns) == sorted(names)
+            raise OptionError(
+                f"`columns` must be those of the detector's fit in their order, {_shown(names)}, got "
+                f"{'another order' if is_order else 'others'}, {_shown(self._columns)}: leave `columns` out."
+            )
         self._transform = None if model is None else self._opened(model, transform)
 
     def __call__(self, batch: BatchOfArrays) -> BatchOfArrays:
         """Return a batch with verdicts in the place of what they are about."""
-        names = ["features"] if self._columns is None else [*self._columns]
-        if all(name in batch for name in names) and self._transform is None:
-            rows = _matrix(batch, self._columns)
+        columns = self._columns or self.detector.feature_names or ()
+        if self._columns is None and "features" in batch and "features" not in columns:
+            columns = ()
+        taken = columns or ("features",)
+        missing = [name for name in taken if name not in batch]
+        if self._transform is None and not missing:
+            rows = _matrix(batch, columns)
+        elif self._transform is None and columns and (self._columns is not None or self.detector.origin is None):
+            raise InputTypeError(f"A batch must have the columns of the features, and lacks {_shown(missing)}.")
         else:
             transform = self._transform = self._transform or self._opened(None, None)
-            inputs, names = _inputs(batch, transform)
+            inputs, taken = _inputs(batch, transform)
             rows = self.detector.features(inputs).to(self.detector.sensitivity.weight.device)
-        return {name: values for name, values in batch.items() if name not in names} | self.answers(rows)
+        return {name: values for name, values in batch.items() if name not in taken} | self.answers(rows)
 
     def answers(self, features: Tensor) -> BatchOfArrays:
         """Return the columns of verdicts on features, shape ``(batch, features)``."""
@@ -132,7 +150,7 @@ class Scorer:
                 "predicted_class": detector.classify_features(features),
                 "score": detector.score_features(features),
             }
-        if self._has_members:
+        if self._is_explained:
             why = detector.explain_features(features)
             for place, name in enumerate(why.members):
                 found |= {f"p_value_{name}": why.p_value[:, place], f"share_{name}": why.share[:, place]}
@@ -170,9 +188,13 @@ def _no_transform(name: str) -> str:
     )
 
 
-def _matrix(batch: Mapping[str, NDArray[Any]], columns: Sequence[str] | None) -> Tensor:
-    """Return the features of a batch: one column of rows, or columns of numbers."""
-    if columns is not None:
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def _matrix(batch: Mapping[str, NDArray[Any]], columns: Sequence[str] = ()) -> Tensor:
+    """Return the features of a batch: columns of numbers, or, where none are named, one column of rows."""
+    if columns:
         values = np.stack([batch[name] for name in columns], axis=1)
         return as_tensor(values if values.dtype.kind == "f" else values.astype(np.float64))
     values = batch["features"]
@@ -181,9 +203,9 @@ def _matrix(batch: Mapping[str, NDArray[Any]], columns: Sequence[str] | None) ->
     )
 
 
-def _inputs(batch: Mapping[str, NDArray[Any]], transform: Transform) -> tuple[ModelInputs, list[str]]:
+def _inputs(batch: Mapping[str, NDArray[Any]], transform: Transform) -> tuple[ModelInputs, tuple[str, ...]]:
     """Return the inputs that a transform makes of a batch, and the names of the columns they are made of."""
-    names = [name for name in _INPUTS[transform.kind] if name in batch]
+    names = tuple(name for name in _INPUTS[transform.kind] if name in batch)
     if not names:
         wanted = " or ".join(f"`{name}`" for name in _INPUTS[transform.kind])
         raise InputTypeError(f"The model takes {transform.kind}s: a batch must have {wanted}, got {', '.join(batch)}.")
@@ -426,7 +448,7 @@ def _partition_sum(head: Mapping[str, Any], spans: Sequence[tuple[int, int] | No
         batch = accessor.to_batch_format("numpy")
         if "features" not in batch:
             raise InputTypeError(f"The data set must have a column `features`, got {', '.join(batch)}.")
-        features = with_float64(_matrix(batch, None))
+        features = with_float64(_matrix(batch))
         require_finite(features, name="features")
         label = label_name(batch, where="The data set")
         labels = None if label is None else class_indices(batch[label].copy(), classes=classes)

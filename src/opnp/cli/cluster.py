@@ -145,7 +145,7 @@ class _FeatureVerdicts:
     """Verdicts on ranges of cached features, in a worker."""
 
     def __init__(self, content: bytes, place: str, *, is_explained: bool) -> None:
-        self.scorer = Scorer(detector_from(content), members=is_explained)
+        self.scorer = Scorer(detector_from(content), is_explained=is_explained)
         self.source = _source(place, self.scorer.detector.feature_names)
 
     def __call__(self, start: int, stop: int) -> Iterator[Any]:
@@ -168,7 +168,7 @@ class _InputVerdicts:
         data: str,
         is_explained: bool,
     ) -> None:
-        self.scorer = Scorer(detector_from(content), members=is_explained)
+        self.scorer = Scorer(detector_from(content), is_explained=is_explained)
         self.opened = OpenedModel.of_detector(self.scorer.detector, file, name, options, is_forced=is_forced)
         self.inputs = _inputs(self.opened, data, is_labelled=False)
 
