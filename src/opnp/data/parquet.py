@@ -15,7 +15,7 @@ from torch import Tensor
 from opnp.data.samples import label_column, label_indices
 from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError, require_installed
 
-__all__ = ["ParquetFeatures", "is_parquet"]
+__all__ = ["ParquetFeatures", "is_parquet", "parquet_dataset"]
 
 _NAMED = 5
 _COLUMN = "features"
@@ -43,6 +43,15 @@ def is_parquet(place: str | os.PathLike[str]) -> bool:
     return any(each.path.lower().endswith(".parquet") for each in found)
 
 
+def parquet_dataset(place: str, *, filesystem: Any = None) -> Any:  # noqa: ANN401  # of a package without types
+    """Return the data set of Arrow of a Parquet file or a folder of such; pages are compared with their checksums."""
+    from pyarrow import dataset
+
+    options = dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+    form = dataset.ParquetFileFormat(default_fragment_scan_options=options)
+    return dataset.dataset(place, filesystem=filesystem, format=form)
+
+
 class ParquetFeatures:
     """Features of one Parquet file, or of all in a folder in the order of their paths: a `FeatureSource`.
 
@@ -61,7 +70,8 @@ class ParquetFeatures:
         feature_names: Names of the features, where they are columns of numbers; else None.
 
     Raises:
-        DataFileError: If nothing can be read there, or there are no features in it.
+        DataFileError: If nothing can be read there, there are no features in it, or files have other columns or types
+            than the first.
         EmptyDataError: If there are no rows.
         MissingExtraError: If pyarrow is not installed.
 
@@ -86,13 +96,11 @@ class ParquetFeatures:
         """Read what the files say of themselves, and the first row group."""
         require_installed("Parquet needs", "pyarrow", extra="bench")
         import pyarrow as pa
-        from pyarrow import dataset
 
         self.place = os.fspath(place)
         try:
-            found = dataset.dataset(self.place, format="parquet")
-            self._schema = found.schema
-            files = sorted(found.get_fragments(), key=lambda fragment: fragment.path)
+            files = sorted(parquet_dataset(self.place).get_fragments(), key=lambda fragment: fragment.path)
+            self._schema = _common_schema(files, self.place)
             self._groups = [group for file in files for group in file.split_by_row_group()]
             lengths = [sum(part.num_rows for part in group.row_groups) for group in self._groups]
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -192,6 +200,25 @@ class ParquetFeatures:
         dtype = np.result_type(*ordered)
         matrix = np.stack(ordered, axis=1).astype(dtype if dtype.kind == "f" else np.float64, copy=False)
         return torch.from_numpy(matrix), labels
+
+
+def _common_schema(files: Sequence[Any], place: str) -> Any:  # noqa: ANN401  # as below
+    """Return the schema of the first file, if the others have its columns in any order."""
+    if not files:
+        raise EmptyDataError(f"{place} holds no Parquet file: at least one sample is needed.")
+    first = files[0].physical_schema
+    wanted = dict(zip(first.names, first.types, strict=True))
+    for file in files[1:]:
+        found = dict(zip(file.physical_schema.names, file.physical_schema.types, strict=True))
+        differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        if differing:
+            name = differing[0]
+            raise DataFileError(
+                f"{place}: files must have the same columns of the same types. `{name}` is {found.get(name, 'missing')}"
+                f" in {file.path}, and {wanted.get(name, 'missing')} in {files[0].path}. Write them alike, or read them"
+                f" apart."
+            )
+    return first
 
 
 def _plain(column: Any, name: str, place: str) -> Any:  # noqa: ANN401  # columns and arrays of a package without types

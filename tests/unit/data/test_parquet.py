@@ -10,7 +10,7 @@ import torch
 from pyarrow import parquet
 
 from opnp.data import FeatureSource, read_features
-from opnp.data.parquet import ParquetFeatures, is_parquet
+from opnp.data.parquet import ParquetFeatures, is_parquet, parquet_dataset
 from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError
 
 ROWS = np.random.default_rng(0).random((20, 3)).astype(np.float32)
@@ -41,6 +41,39 @@ def test_files_of_a_folder_are_one_source_in_the_order_of_their_names(tmp_path: 
         assert labels.tolist() == list(range(start, stop))
     with pytest.raises(OptionError, match="Rows must lie in 0 to 20"):
         source.read(3, 21)
+
+
+def test_files_of_other_columns_or_types_are_refused(tmp_path: Path) -> None:
+    written(tmp_path / "0.parquet", part(slice(7)))
+    reordered = dict(reversed(part(slice(7, 20)).items()))
+    written(tmp_path / "1.parquet", reordered)
+    assert torch.equal(ParquetFeatures(tmp_path).read(0, 20)[0], torch.from_numpy(ROWS))
+    without = {name: values for name, values in reordered.items() if name != "b"}
+    changes = ((without, "`b` is missing in"), (reordered | {"d": ROWS[7:, 0]}, "`d` is float in .* and missing in"))
+    for columns, message in (*changes, (reordered | {"b": ROWS[7:, 1].astype(float)}, "`b` is double in .* float in")):
+        written(tmp_path / "1.parquet", columns)
+        with pytest.raises(DataFileError, match=message):
+            ParquetFeatures(tmp_path)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    plain: dict[str, Any] = {
+        "compression": "none",
+        "use_dictionary": False,
+        "row_group_size": 10,
+        "write_statistics": False,
+    }
+    parquet.write_table(pa.table({"a": ROWS[:, 0]}), path, write_page_checksum=True, **plain)
+    content = bytearray(path.read_bytes())
+    content[content.index(ROWS[15, 0].tobytes())] ^= 1
+    path.write_bytes(content)
+    source = ParquetFeatures(path)
+    assert torch.equal(source.read(0, 10)[0], torch.from_numpy(ROWS[:10, :1]))
+    with pytest.raises(DataFileError, match="rows.parquet cannot be read as Parquet"):
+        source.read(10, 20)
+    with pytest.raises(OSError, match="CRC"):
+        parquet_dataset(str(path)).to_table()
 
 
 def test_one_file_is_read_as_a_table_is(tmp_path: Path) -> None:
