@@ -314,9 +314,9 @@ class FitSum:
 class Checkpoint:
     """Where and how often a pass over cached features is written down.
 
-    The file is written whole or not at all. A run that finds it goes on from it, if data, head, settings, block size,
-    ranks and threads are the same; otherwise it is refused. What comes of the pass is the same, bit for bit, as if it
-    had never been interrupted. Each rank of several has a file of its own, ``FILE.rank0`` and so on.
+    The file is written whole or not at all. A run that finds it goes on from it, if data, columns, head, settings, block
+    size, ranks and threads are the same; otherwise it is refused. What comes of the pass is the same, bit for bit, as
+    if it had never been interrupted. Each rank of several has a file of its own, ``FILE.rank0`` and so on.
 
     Attributes:
         path: The file.
@@ -601,8 +601,10 @@ def _carried(total: FitSum) -> dict[str, Tensor]:
 def _run(blocks: FeatureBlocks, zeros: FitSum, ranks: Ranks) -> dict[str, object]:
     """Return what makes this pass the same as another, by name, as JSON values."""
     source = blocks.source
+    names = feature_names_of(source)
     return {
         "batch size": blocks.size,
+        "columns": None if names is None else [*names],
         "data": source.digest(),
         "device": blocks.weight.device.type,
         "head": head_digest(zeros.weight, zeros.bias),
