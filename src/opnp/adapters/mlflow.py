@@ -82,8 +82,8 @@ def log_detector(
             that the detector remembers is opened by its name where MLflow loads it, and prepares them as at the fit.
         weights: For ``"inputs"``, where the model's weights are a file of yours: this file, ``.safetensors``; it is
             logged, too.
-        example: What is written down as an example: features (in the order of the fit, or named), or a list of files as bytes or of texts; None for a row
-            of zeros, and of inputs for none.
+        example: What is written down as an example: features, in the order of the fit or a DataFrame by its names, or
+            a list of files as bytes or of texts; None for a row of zeros, and of inputs for none.
         requirements: What pip must install to load it; None for this version of opnp and of torch. Nothing is looked
             up.
         registered_name: Name in the model registry to register it under.

@@ -48,7 +48,17 @@ from opnp.model import InputAxes, LogitsSelector, axes_of, find_head, head_strea
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-__all__ = ["BatchOfArrays", "Scorer", "cluster", "fit", "plain_errors", "rows_dataset", "summed"]
+__all__ = [
+    "BatchOfArrays",
+    "Scorer",
+    "cluster",
+    "feature_batch",
+    "fit",
+    "plain_errors",
+    "rows_dataset",
+    "summed",
+    "worker_device",
+]
 
 BatchOfArrays = dict[str, NDArray[Any]]
 """A batch as Ray Data gives it: columns by name."""
@@ -233,6 +243,9 @@ def rows_dataset(
         size: Rows of a range, at most.
         device: Where the worker computes; of a CUDA device each has one of its own.
 
+    Raises:
+        OptionError: If it is a CUDA device, and no worker has a GPU.
+
     """
     import ray
 
@@ -248,7 +261,17 @@ def _mapped(
 
     As tasks, not actors: workers are used again, and no pool of actors holds the cores that reading and writing need.
     """
-    needs: dict[str, Any] = {"num_gpus": 1, "max_calls": 0} if (device or "").startswith("cuda") else {}
+    import ray
+
+    needs: dict[str, Any] = {}
+    if worker_device(device) == "cuda":
+        needs = {"num_gpus": 1, "max_calls": 0}
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # as below
+        if resources.get("GPU", 0) < 1:  # tasks would wait for one for ever
+            raise OptionError(
+                f"`device` must be one that workers of the cluster have, got {device!r} and no GPU among them: leave "
+                f"it out, or start a worker with a GPU."
+            )
     given = {"make": make, "run": uuid.uuid4().hex}
     return dataset.map_batches(task, fn_kwargs=given, batch_size=batch_size, batch_format="numpy", **needs)
 
@@ -294,7 +317,24 @@ class _ModelFeatures:
         opened = head_stream(self.model, [inputs], head=self.head, logits=self.logits, device=self.device)
         with opened as stream:
             ((features, _, _),) = stream.batches
-        return {"features": features.cpu().numpy()} | ({} if label is None else {"label": batch[label]})
+        return feature_batch(features, None if label is None else batch[label])
+
+
+def feature_batch(features: Tensor, labels: Tensor | NDArray[Any] | None) -> BatchOfArrays:
+    """Return features, shape ``(batch, features)``, and labels as a batch of Ray; NumPy has no bfloat16."""
+    rows = features.float() if features.dtype == torch.bfloat16 else features
+    return {"features": rows.cpu().numpy()} | ({} if labels is None else {"label": np.asarray(labels)})
+
+
+def worker_device(device: str | None) -> str | None:
+    """Return what a worker calls a device: it sees one GPU, whatever its number is elsewhere.
+
+    Example:
+        >>> worker_device("cuda:3"), worker_device("cpu"), worker_device(None)
+        ('cuda', 'cpu', None)
+
+    """
+    return "cuda" if (device or "").startswith("cuda") else device
 
 
 # ---------------------------------------------------------------------------------------------------------------- fits
@@ -330,14 +370,15 @@ def fit(
         head_layer: Dotted name of the model's head; None to find it.
         logits: Where the logits are in the model's output; None where that is plain.
         batch_size: Inputs that the model is run on at once.
-        device: Where to run the model; None for the CPU.
+        device: Where workers run the model, ``"cuda"`` for one GPU each; None for the CPU. This process finds the head
+            on its CPU.
         partition_bytes: Bytes of a partition, at least, but for the last.
 
     Returns:
         The fitted detector. `calibrate_features`, or `attach` and `calibrate`, make verdicts of its scores.
 
     Raises:
-        OptionError: If neither a head nor a model is given, or both are.
+        OptionError: If neither a head nor a model is given, or both are; or no worker has the device.
         ShapeError: If features and head do not fit together.
         NonFiniteError: If features or head are not finite.
         EmptyDataError: If there are no rows, or too few to fuse scores by.
@@ -360,12 +401,12 @@ def fit(
                 transform=transform,
                 head=head_layer,
                 logits=logits,
-                device=device,
             )
-            own = make()
+            own = make(device=None)  # this process may have no such device
             inputs, _ = _inputs(dataset.take_batch(2, batch_format="numpy"), own.transform)
-            head = find_head(own.model, inputs, head=head_layer, logits=logits, device=device)
+            head = find_head(own.model, inputs, head=head_layer, logits=logits)
             weight, bias, place = head.weight, head.bias, (head.name, axes_of(inputs))
+            make = partial(make, device=worker_device(device))
             dataset = _mapped(dataset, _batches_of, make, batch_size=batch_size, device=device)
         total = summed(dataset, weight, bias, detector.settings, partition_bytes=partition_bytes)  # type: ignore[arg-type]  # a weight is there
     return detector.fit_sum(total, head_name=place[0], axes=place[1])
@@ -379,7 +420,14 @@ def summed(
     *,
     partition_bytes: int = _PARTITION_BYTES,
 ) -> FitSum:
-    """Return the sum over a data set of features, for `OPNP.fit_sum`: the options are those of `fit`."""
+    """Return the sum over a data set of features, for `OPNP.fit_sum`: the options are those of `fit`.
+
+    Raises:
+        ShapeError: If features and head do not fit together.
+        NonFiniteError: If the head is not finite.
+        ray.exceptions.RayError: If a task fails; `plain_errors` makes the error of opnp of it that the task raised.
+
+    """
     import ray
 
     rows, shift = checked_head(*two_class_head(as_tensor(weight), None if bias is None else as_tensor(bias)))

@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 import typer
 
-from opnp.adapters.ray import BatchOfArrays, Scorer, cluster, plain_errors, rows_dataset, summed
+from opnp.adapters.ray import (
+    BatchOfArrays,
+    Scorer,
+    cluster,
+    feature_batch,
+    plain_errors,
+    rows_dataset,
+    summed,
+    worker_device,
+)
 from opnp.adapters.toolkits import bytes_of, detector_from
 from opnp.cli.options import HeadOptions, RunOptions, require_out_folder, warn_unless_held_out
 from opnp.cli.running import OpenedModel, model_errors, with_known_order
@@ -27,7 +35,7 @@ from opnp.data import (
     read_head,
     unreadable_summary,
 )
-from opnp.data.addresses import ImagesAtAddress
+from opnp.data.addresses import ImagesAtAddress, opened_place
 from opnp.data.parquet import ParquetFeatures, is_parquet, parquet_dataset
 from opnp.detector import OPNP
 from opnp.detector.fit_pass import BATCH_ROWS, feature_blocks
@@ -71,7 +79,7 @@ def score_on_cluster(
         OpnpError: As one process raises it, or because there is no such cluster.
 
     """
-    options = _of_one_process(options)
+    options = _of_worker(options)
     place = _address(out)
     _require_empty(place, out)
     content = bytes_of(detector)
@@ -89,7 +97,7 @@ def score_on_cluster(
             rows, size = source.rows, BATCH_ROWS
         elif data is not None:
             whole = _address(data)
-            opened = OpenedModel.of_detector(detector, file, model, options, is_forced=is_forced)
+            opened = OpenedModel.of_detector(detector, file, model, _of_driver(options), is_forced=is_forced)
             inputs = _inputs(opened, whole, is_labelled=False)
             make = partial(
                 _InputVerdicts,
@@ -106,7 +114,7 @@ def score_on_cluster(
         try:
             found.write_parquet(place, write_page_checksum=True)
         except BaseException:  # a part of the rows is no table
-            filesystem, folder = _opened(place)
+            filesystem, folder = opened_place(place)
             filesystem.delete_dir_contents(folder, missing_dir_ok=True)
             raise
     return _read_back(place, inputs, rows)
@@ -213,17 +221,23 @@ def _table(
 
 def add_column(out: Path, name: str, values: Sequence[object]) -> None:
     """Add a column to a score table that is a folder of Parquet files, one value a row in the order of the rows."""
-    from pyarrow import dataset, parquet
+    from pyarrow import parquet
 
-    filesystem, folder = _opened(_address(out))
-    files = dataset.dataset(folder, filesystem=filesystem, format="parquet").files
-    tables = {file: parquet.read_table(file, filesystem=filesystem) for file in files}
-    order = np.sort(np.concatenate([table["index"].to_numpy() for table in tables.values()]))
-    column = np.asarray(values)
-    for file, table in tables.items():
+    filesystem, folder = opened_place(_address(out))
+    found = parquet_dataset(folder, filesystem=filesystem)
+    order, column = np.sort(found.to_table(columns=["index"])["index"].to_numpy()), np.asarray(values)
+    for file in found.files:  # one at a time, each whole or not at all
+        table = parquet.read_table(file, filesystem=filesystem, page_checksum_verification=True)
         mine = column[np.searchsorted(order, table["index"].to_numpy())]
+        parent, _, own = file.rpartition("/")
+        part = f"{parent}/.{own}.part"
         whole = table.append_column(name, [mine])
-        parquet.write_table(whole, file, filesystem=filesystem, write_page_checksum=True)
+        try:
+            parquet.write_table(whole, part, filesystem=filesystem, write_page_checksum=True)
+            filesystem.move(part, file)
+        except BaseException:
+            filesystem.delete_file(part)
+            raise
 
 
 # ------------------------------------------------------------------------------------------------------------------ fit
@@ -274,10 +288,10 @@ def fit_model(
     """Fit a detector by a model, and calibrate it here; return the model, its inputs, and how many were unreadable."""
     from opnp.core.conformal import flagged_rank
 
-    options = _of_one_process(options)
+    options = _of_worker(options)
     whole, logits = _address(data), options.logits_place
     warn_unless_held_out(validation, training=data)
-    opened = OpenedModel.of(model, options)
+    opened = OpenedModel.of(model, _of_driver(options))
     ordered = partial(with_known_order, opened=opened, head=head, logits=logits)
     training = ordered(_inputs(opened, whole, is_labelled=True))
     held_out = None if validation is None else ordered(opened.inputs(validation))
@@ -313,7 +327,7 @@ class _TrainingFeatures:
 
     def __call__(self, start: int, stop: int) -> Iterator[BatchOfArrays]:
         for first in range(start, stop, BATCH_ROWS):
-            yield _batch(*self.source.read(first, min(first + BATCH_ROWS, stop)))
+            yield feature_batch(*self.source.read(first, min(first + BATCH_ROWS, stop)))
 
 
 class _TrainingInputs:
@@ -339,15 +353,9 @@ class _TrainingInputs:
                 )
                 with stream as opened:
                     for features, _, labels in opened.batches:
-                        yield _batch(features.cpu(), labels)
+                        yield feature_batch(features, None if labels is None else labels.cpu())
             except EmptyDataError:  # as above
                 return
-
-
-def _batch(features: torch.Tensor, labels: torch.Tensor | None) -> BatchOfArrays:
-    """Return features and labels as arrays; NumPy has no bfloat16."""
-    rows = features.float() if features.dtype == torch.bfloat16 else features
-    return {"features": rows.numpy()} | ({} if labels is None else {"label": labels.cpu().numpy()})
 
 
 # --------------------------------------------------------------------------------------------------------------- places
@@ -380,9 +388,14 @@ def _source(place: str, names: Sequence[str] | None = None) -> FeatureSource:
     return open_features(place, feature_names=names)
 
 
-def _of_one_process(options: _Options) -> _Options:
-    """Return the options of a worker, which reads its inputs itself where nobody says otherwise."""
-    return replace(options, workers=options.workers or 0)
+def _of_worker(options: _Options) -> _Options:
+    """Return the options of a worker, which reads its inputs itself where nobody says otherwise, and sees one GPU."""
+    return replace(options, workers=options.workers or 0, device=worker_device(options.device))
+
+
+def _of_driver(options: _Options) -> _Options:
+    """Return the options of this process, which may have no such device, or need it for a worker."""
+    return replace(options, device=None)
 
 
 def _rows_of_a_task(rows: int, block: int) -> int:
@@ -397,16 +410,6 @@ def _require_empty(place: str, out: Path) -> None:
 
     if "://" not in place:
         require_out_folder(out)
-    filesystem, folder = _opened(place)
+    filesystem, folder = opened_place(place)
     if filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
         raise OptionError(f"`--out` must be a new or an empty folder with `--ray`, and {place} holds files.")
-
-
-def _opened(place: str) -> tuple[Any, str]:
-    """Return the file system of a path or an address, and the path in it."""
-    from pyarrow import fs
-
-    if "://" not in place:
-        return fs.LocalFileSystem(), place
-    found: tuple[Any, str] = fs.FileSystem.from_uri(place)
-    return found

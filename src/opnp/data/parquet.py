@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opnp.data.addresses import opened_place
 from opnp.data.samples import label_column, label_indices
 from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError, require_installed
 
@@ -38,7 +39,7 @@ def is_parquet(place: str | os.PathLike[str]) -> bool:
     require_installed("Parquet needs", "pyarrow", extra="bench")
     from pyarrow import fs
 
-    filesystem, path = fs.FileSystem.from_uri(text)
+    filesystem, path = opened_place(text)
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     return any(each.path.lower().endswith(".parquet") for each in found)
 

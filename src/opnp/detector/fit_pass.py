@@ -314,9 +314,9 @@ class FitSum:
 class Checkpoint:
     """Where and how often a pass over cached features is written down.
 
-    The file is written whole or not at all. A run that finds it goes on from it, if data, columns, head, settings, block
-    size, ranks and threads are the same; otherwise it is refused. What comes of the pass is the same, bit for bit, as
-    if it had never been interrupted. Each rank of several has a file of its own, ``FILE.rank0`` and so on.
+    The file is written whole or not at all. A run that finds it goes on from it, if data, columns, head, settings,
+    block size, ranks and threads are the same; otherwise it is refused. What comes of the pass is the same, bit for
+    bit, as if it had never been interrupted. Each rank of several has a file of its own, ``FILE.rank0`` and so on.
 
     Attributes:
         path: The file.

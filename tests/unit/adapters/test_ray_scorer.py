@@ -145,6 +145,14 @@ def test_what_makes_inputs_can_be_given(remembering: Path, monkeypatch: pytest.M
     np.testing.assert_array_equal(found["score"], Scorer(remembering)(batch)["score"])
 
 
+def test_half_precision_becomes_arrays() -> None:
+    rows, labels = ROWS[:3].bfloat16(), torch.tensor([2, 0, 1])
+    found = ray.feature_batch(rows, labels)
+    np.testing.assert_array_equal(found["features"], rows.float().numpy())
+    assert found["label"].tolist() == [2, 0, 1]
+    assert [*ray.feature_batch(ROWS[:3].half(), None)] == ["features"]
+
+
 @pytest.mark.parametrize("bias", [None, torch.arange(4.0)])
 def test_a_sum_arrives_as_it_was_sent(bias: torch.Tensor | None) -> None:
     settings = OPNP().settings

@@ -70,7 +70,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     source = ParquetFeatures(path)
     assert torch.equal(source.read(0, 10)[0], torch.from_numpy(ROWS[:10, :1]))
-    with pytest.raises(DataFileError, match="rows.parquet cannot be read as Parquet"):
+    with pytest.raises(DataFileError, match=r"rows\.parquet cannot be read as Parquet"):
         source.read(10, 20)
     with pytest.raises(OSError, match="CRC"):
         parquet_dataset(str(path)).to_table()

@@ -320,9 +320,7 @@ def of_version(version: int) -> Callable[[Path], None]:
     )
 
 
-def test_a_pass_over_the_columns_of_a_table_in_another_order_is_refused(
-    checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_a_pass_over_the_columns_of_a_table_in_another_order_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path, names = tmp_path / "rows.parquet", [f"f{place}" for place in range(FEATURES)]
     parquet.write_table(pa.table(dict(zip(names, features(100).numpy().T, strict=True))), path)
     for opened in (open_features, ParquetFeatures):
