@@ -5,6 +5,7 @@ Blocks of features and batches of inputs are those of one process, so that answe
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -236,7 +237,8 @@ def add_column(out: Path, name: str, values: Sequence[object]) -> None:
             parquet.write_table(whole, part, filesystem=filesystem, write_page_checksum=True)
             filesystem.move(part, file)
         except BaseException:
-            filesystem.delete_file(part)
+            with suppress(OSError):  # it may not be there yet
+                filesystem.delete_file(part)
             raise
 
 

@@ -1,5 +1,7 @@
 """Features in Parquet files: ranges over row groups and files, rows as lists or columns, and what is refused."""
 
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from opnp.data import FeatureSource, read_features
+from opnp.data import FeatureSource, open_features, read_features
 from opnp.data.parquet import ParquetFeatures, is_parquet, parquet_dataset
 from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError
 
@@ -88,12 +90,43 @@ def test_one_file_is_read_as_a_table_is(tmp_path: Path) -> None:
 
 def test_columns_are_taken_by_the_names_of_the_fit(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.parquet", COLUMNS)
-    with pytest.warns(ColumnWarning, match="1 column left out: b"):
+    with pytest.warns(ColumnWarning, match="1 column left out, which the detector was not fitted on: b"):
         source = ParquetFeatures(path, feature_names=("c", "a"))
     assert source.feature_names == ("c", "a")
     assert torch.equal(source.read(0, 20)[0], torch.from_numpy(ROWS[:, [2, 0]]))
-    with pytest.raises(DataFileError, match="no column of numbers called `z`"):
+    with pytest.raises(DataFileError, match="lacks the column `z` of the 2 that the detector was fitted on"):
         ParquetFeatures(path, feature_names=("a", "z"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "message"),
+    [
+        ({"features": ROWS[:, 0], "a": ROWS[:, 1]}, None, None),
+        ({"features": list(ROWS)}, None, None),
+        ({"features": list(ROWS), "id": np.arange(20)}, None, "1 column left out, as `features` holds whole rows: id"),
+        ({"features": [["x"]] * 20, "a": ROWS[:, 1]}, None, r"hold no numbers: features \(list<element: string>\)"),
+        ({"features": list(ROWS), "a": ROWS[:, 1]}, ["a"], "was not fitted on: features"),
+        ({"features": list(ROWS)}, ["a"], "lacks the column `a`"),
+        ({"a": ROWS[:, 0], "b": ["1,5", "2,5"] * 10}, None, "`b` holds numbers with a comma, such as '1,5'"),
+        ({"a": ROWS[:, 0], "label": ["x"] * 20}, None, "`label` must hold the number of each row's class"),
+        ({"a": ROWS[:, 0], "when": [True] * 20}, None, r"which hold no numbers: when \(bool\)"),
+    ],
+)
+def test_one_file_gives_the_answers_of_a_table(
+    tmp_path: Path, columns: dict[str, Any], names: list[str] | None, message: str | None
+) -> None:
+    path, told = written(tmp_path / "rows.parquet", columns), []
+    for opened in (open_features, ParquetFeatures):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                source = opened(path, feature_names=names)
+                told.append((source.read(0, 20)[0].tolist(), source.feature_names))
+            except DataFileError as error:
+                told.append(str(error))
+        text = " ".join([*(str(each.message) for each in caught), *(each for each in told if isinstance(each, str))])
+        assert re.search(message, text) if message else not text
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("kind", ["list", "fixed", "double"])
@@ -110,10 +143,10 @@ def test_a_column_of_lists_holds_whole_rows(tmp_path: Path, kind: str) -> None:
     ("columns", "message"),
     [
         ({"a": [1.0, None]}, "`a` has no value in 1 of 2 rows"),
-        ({"a": ["x", "y"]}, "holds no features"),
+        ({"a": ["x", "y"]}, "holds no column of numbers"),
         ({" ": [1.0, 2.0]}, "has no name"),
         ({"features": [[1.0], [1.0, 2.0, 3.0]]}, "of one length"),
-        ({"features": [[1.0], None]}, "a value in each place"),
+        ({"features": [[1.0], None]}, "no value in some places"),
         ({"features": [[1], [2]]}, "floating-point"),
     ],
 )
