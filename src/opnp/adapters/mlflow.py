@@ -18,14 +18,7 @@ import torch
 from msgspec.structs import replace
 
 from opnp import __version__
-from opnp.adapters.hubs import model_from_name
-from opnp.adapters.origin import (
-    require_same_inputs,
-    require_same_weights,
-    stored_model,
-    stored_preprocessing,
-    stored_weights,
-)
+from opnp.adapters.origin import remembered_model, require_same_model, stored_model
 from opnp.data import ModelInputs, Transform
 from opnp.data.images import decoded_image
 from opnp.detector import OPNP
@@ -226,15 +219,13 @@ def _attached(detector: OPNP, file: Path, *, device: str | None = None) -> Trans
             f'`takes="inputs"` needs a model that can be had by name wherever it is loaded, and {origin.model} lies '
             f'on the machine of the fit: leave it at "features".'
         ) from error
-    model, known = model_from_name(name, weights=stored_weights(origin, file))
-    transform = stored_preprocessing(origin) or known
+    _, model, transform = remembered_model(origin, file, name=name)
     if transform is None:
         raise OptionError(
             f'`takes="inputs"` needs to know how inputs are prepared, and {origin.model} does not tell: leave it at '
             f'"features".'
         )
-    require_same_inputs(origin, transform)
-    require_same_weights(origin, model, head_sha256=detector.head_digest)
+    require_same_model(origin, model, transform, head_sha256=detector.head_digest)
     detector.attach(model, device=device)
     return transform
 

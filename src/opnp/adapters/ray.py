@@ -26,13 +26,7 @@ from torch import Tensor
 
 from opnp import errors
 from opnp.adapters.hubs import model_from_name
-from opnp.adapters.origin import (
-    require_same_inputs,
-    require_same_weights,
-    stored_model,
-    stored_preprocessing,
-    stored_weights,
-)
+from opnp.adapters.origin import remembered_model, require_same_model
 from opnp.core.checks import Array, as_tensor, checked_head, checked_matrix, require_finite, two_class_head
 from opnp.core.kept_rows import KeptRows
 from opnp.core.labels import class_indices, label_name
@@ -175,19 +169,19 @@ class Scorer:
     def _opened(self, name: str | None, given: Transform | None) -> Transform:
         """Return what makes the inputs of a model, and tie the detector to it: by name, or as it remembers it."""
         origin = self.detector.origin
-        if name is None:
-            if origin is None:
-                raise OptionError(
-                    "The detector does not know the model that it was fitted on: give `model`, or a column `features`."
-                )
-            name = stored_model(origin, self._file)
-        model, known = model_from_name(name, weights=None if origin is None else stored_weights(origin, self._file))
-        transform = given or (None if origin is None else stored_preprocessing(origin)) or known
+        if origin is not None:
+            name, model, known = remembered_model(origin, self._file, name=name)
+        elif name is not None:
+            model, known = model_from_name(name)
+        else:
+            raise OptionError(
+                "The detector does not know the model that it was fitted on: give `model`, or a column `features`."
+            )
+        transform = given or known
         if transform is None:
             raise OptionError(_no_transform(name))
         if origin is not None:
-            require_same_inputs(origin, transform)
-            require_same_weights(origin, model, head_sha256=self.detector.head_digest)
+            require_same_model(origin, model, transform, head_sha256=self.detector.head_digest)
         self.detector.attach(model, device=self._device)
         return transform
 
