@@ -159,7 +159,7 @@ def load(uri: str | os.PathLike[str]) -> OPNP:
 class _Predictor:
     """What MLflow asks for answers."""
 
-    def __init__(self, folder: Path, *, takes: Takes, device: str | None = None, batch_size: int = 64) -> None:
+    def __init__(self, folder: Path, *, takes: Takes, device: str | None, batch_size: int) -> None:
         self._detector = OPNP.load(folder / _FILE)
         self._batch_size = batch_size
         self._transform = _attached(self._detector, folder / _FILE, device=device) if takes == "inputs" else None
@@ -177,7 +177,7 @@ class _Predictor:
             verdict = self._detector.verdict(self._batches(samples, self._transform))
         classes = verdict.predicted_class.tolist()
         columns: dict[str, object] = {"predicted_class": classes}
-        if names := _class_names(self._detector):
+        if names := self._detector.class_names:
             columns["class_name"] = [names[each] for each in classes]
         columns |= {
             "score": verdict.score.double().cpu().numpy(),
@@ -192,9 +192,24 @@ class _Predictor:
             yield transform.batch([_made(transform, sample, row) for row, sample in enumerate(part, start)])
 
 
-def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> _Predictor:
-    """Return what answers for a folder that was logged; MLflow calls it by this name."""
-    return _Predictor(Path(path), **model_config)
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> _Predictor:
+    """Return what answers for a folder that was logged; MLflow calls it by this name.
+
+    Raises:
+        OptionError: If the configuration holds anything but `takes`, `device` and `batch_size`, or `takes` or
+            `batch_size` is out of range.
+
+    """
+    config = {"takes": "features", "device": None, "batch_size": 64} | dict(model_config or {})
+    unknown = [name for name in config if name not in ("takes", "device", "batch_size")]
+    if unknown:
+        raise OptionError(f"`model_config` must hold `takes`, `device` or `batch_size`, got {unknown[0]!r}.")
+    takes, size = config["takes"], config["batch_size"]
+    if takes not in get_args(Takes):
+        raise OptionError(f'`takes` in `model_config` must be "features" or "inputs", got {takes!r}.')
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise OptionError(f"`batch_size` in `model_config` must be a positive number of inputs, got {size!r}.")
+    return _Predictor(Path(path), takes=takes, device=config["device"], batch_size=size)
 
 
 def _made(transform: Transform, sample: object, row: int) -> ModelInputs:
@@ -237,10 +252,6 @@ def _origin(detector: OPNP) -> ModelOrigin:
             'this one does not: leave it at "features".'
         )
     return detector.origin
-
-
-def _class_names(detector: OPNP) -> tuple[str, ...] | None:
-    return None if detector.origin is None else detector.origin.class_names
 
 
 @contextmanager
@@ -314,7 +325,7 @@ def _signature(detector: OPNP, takes: Takes) -> "ModelSignature":
     else:
         kind = _origin(detector).kind
         inputs = Schema([ColSpec("binary" if kind == "image" else "string", _COLUMNS[kind])])
-    name = () if _class_names(detector) is None else (("string", "class_name"),)
+    name = () if detector.class_names is None else (("string", "class_name"),)
     answers = (("double", "score"), ("double", "p_value"), ("boolean", "is_ood"))
     columns = (("long", "predicted_class"), *name, *answers)
     return ModelSignature(inputs, Schema([ColSpec(*each) for each in columns]))

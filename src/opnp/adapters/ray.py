@@ -28,7 +28,6 @@ from opnp import errors
 from opnp.adapters.hubs import model_from_name
 from opnp.adapters.origin import remembered_model, require_same_model
 from opnp.core.checks import Array, as_tensor, checked_head, checked_matrix, require_finite, two_class_head
-from opnp.core.kept_rows import KeptRows
 from opnp.core.labels import class_indices, label_name
 from opnp.core.sensitivity import BLOCK_ROWS, with_float64
 from opnp.data import ModelInputs, Transform
@@ -160,7 +159,7 @@ class Scorer:
                 found |= {f"p_value_{name}": why.p_value[:, place], f"share_{name}": why.share[:, place]}
         columns = {name: values.cpu().numpy() for name, values in found.items()}
         columns["score"] = columns["score"].astype(np.float64)
-        names = detector.origin.class_names if detector.origin else None
+        names = detector.class_names
         if names is None:
             return columns
         named = np.asarray([names[number] for number in columns["predicted_class"]], dtype=object)
@@ -519,17 +518,12 @@ def _empty(head: Mapping[str, Any]) -> FitSum:
 
 def _sent(total: FitSum) -> dict[str, Any]:
     """Return a sum as arrays by name."""
-    tensors = total.to_tensors()
-    if total.kept is not None:
-        tensors |= {"kept.hashes": total.kept.hashes, "kept.rows": total.kept.rows}
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    return {name: tensor.numpy() for name, tensor in total.carried().items()}
 
 
 def _received(empty: FitSum, arrays: Mapping[str, Any]) -> FitSum:
     """Return the sum that `_sent` gave; arrays of the object store are copied, as they must not be written to."""
-    tensors = {name: torch.from_numpy(np.array(values)) for name, values in arrays.items()}
-    hashes, rows = tensors.pop("kept.hashes", None), tensors.pop("kept.rows", None)
-    return empty.with_tensors(tensors, None if hashes is None or rows is None else KeptRows(hashes, rows))
+    return empty.with_carried({name: torch.from_numpy(np.array(values)) for name, values in arrays.items()})
 
 
 # ------------------------------------------------------------------------------------------------------------- cluster

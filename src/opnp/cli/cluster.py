@@ -123,7 +123,7 @@ def score_on_cluster(
 
 def _read_back(place: str, inputs: InputSet | None, rows: int) -> tuple[dict[str, Any], dict[str, object]]:
     """Return the columns of a score table that a summary needs, and how many inputs could not be read; tell which."""
-    found = parquet_dataset(place) if is_parquet(place) else None
+    found: Any = parquet_dataset(place) if is_parquet(place) else None
     if inputs is not None and (found is None or found.count_rows() == 0):
         raise EmptyDataError(f"{inputs.source.path} holds nothing to work on: none of {rows} inputs could be read.")
     table = found.to_table(columns=["index", *_SUMMED_UP]).sort_by("index")

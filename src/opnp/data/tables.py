@@ -395,7 +395,7 @@ def _is_of_lists(column: Any) -> bool:  # noqa: ANN401  # of pyarrow, or a list 
 
     kind = getattr(kind, "storage_type", kind)  # tensors, as Ray Data writes them
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+    return bool(is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
 
 
 def _stacked(column: Any, path: str | os.PathLike[str]) -> Tensor:  # noqa: ANN401  # of pyarrow

@@ -164,6 +164,19 @@ def test_columns_of_a_fit_by_a_table_are_taken_by_name(tmp_path: Path) -> None:
         own.save_detector(named, tmp_path / "other", example=frame.drop(columns="c"))
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"batchsize": 2}, "must hold `takes`, `device` or `batch_size`, got 'batchsize'"),
+        ({"batch_size": 0}, "`batch_size` in `model_config` must be a positive number of inputs, got 0"),
+        ({"takes": "images"}, "`takes` in `model_config` must be"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        own._load_pyfunc(str(tmp_path), config)
+
+
 def test_signature_example_card_and_requirements_are_there(detector: OPNP, logged: Any) -> None:
     import mlflow
 
@@ -201,6 +214,7 @@ def test_the_detector_comes_back_from_the_registry_or_a_folder(detector: OPNP, l
     import mlflow
 
     own.save_detector(fitted(torch.float64), tmp_path / "saved", requirements=["opnp"])
+    assert (detector.class_names, fitted().class_names) == (NAMES, None)
     back = [own.load(logged.model_uri), own.load("models:/judge/1"), own.load(tmp_path / "saved")]
     assert [each.origin is None for each in back] == [False, False, True]
     for each in back[:2]:

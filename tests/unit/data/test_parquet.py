@@ -115,7 +115,7 @@ def test_columns_are_taken_by_the_names_of_the_fit(tmp_path: Path) -> None:
 def test_one_file_gives_the_answers_of_a_table(
     tmp_path: Path, columns: dict[str, Any], names: list[str] | None, message: str | None
 ) -> None:
-    path, told = written(tmp_path / "rows.parquet", columns), []
+    path, told = written(tmp_path / "rows.parquet", columns), list[Any]()
     for opened in (open_features, ParquetFeatures):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
