@@ -94,7 +94,6 @@ class ParquetFeatures:
         self.place = os.fspath(place)
         try:
             files = sorted(parquet_dataset(self.place).get_fragments(), key=lambda fragment: fragment.path)
-            self._schema = _common_schema(files, self.place)
             self._groups = [group for file in files for group in file.split_by_row_group()]
             lengths = [sum(part.num_rows for part in group.row_groups) for group in self._groups]
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -102,6 +101,7 @@ class ParquetFeatures:
             raise DataFileError(
                 f"{self.place} cannot be read as Parquet ({type(error).__name__}: {reason})."
             ) from error
+        self._schema = _common_schema(files, self.place)
         self._edges = list(pairwise(accumulate(lengths, initial=0)))
         self._held: tuple[int, Tensor, Tensor | None] | None = None
         self._wanted = feature_names

@@ -54,8 +54,11 @@ def test_files_of_other_columns_or_types_are_refused(tmp_path: Path) -> None:
     changes = ((without, "`b` is missing in"), (reordered | {"d": ROWS[7:, 0]}, "`d` is float in .* and missing in"))
     for columns, message in (*changes, (reordered | {"b": ROWS[7:, 1].astype(float)}, "`b` is double in .* float in")):
         written(tmp_path / "1.parquet", columns)
-        with pytest.raises(DataFileError, match=message):
+        with pytest.raises(DataFileError, match=f"^{tmp_path}: files must have the same columns .*{message}"):
             ParquetFeatures(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(EmptyDataError, match="holds no Parquet file"):
+        ParquetFeatures(tmp_path / "none")
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
