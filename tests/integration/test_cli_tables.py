@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from opnp import OPNP, Ratios
+from opnp.cli.cluster import add_column
 from opnp.data import open_features, read_head, write_head
 from opnp.errors import OptionError
 from tests.in_process import Opnp, done, refused
@@ -112,3 +113,30 @@ def test_a_pipeline_is_taken_apart_at_its_classifier() -> None:
     head = pipeline[-1]
     detector = OPNP().fit_features(pipeline[:-1].transform(columns), weight=head.coef_, bias=head.intercept_)
     assert detector.classify_features(pipeline[:-1].transform(columns)).tolist() == pipeline.predict(columns).tolist()
+
+
+def test_a_column_is_added_file_by_file_each_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, rows in {"a": [3, 1], "b": [0, 2]}.items():
+        parquet.write_table(pa.table({"index": rows, "score": rows}), tmp_path / f"{name}.parquet")
+    add_column(tmp_path, "is_discovery", [False, True, True, False])
+    found = {name: parquet.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in "ab"}
+    assert found["a"] == {"index": [3, 1], "score": [3, 1], "is_discovery": [False, True]}
+    assert found["b"] == {"index": [0, 2], "score": [0, 2], "is_discovery": [False, True]}
+
+    def cut(table: pa.Table, place: str, **_: object) -> None:
+        Path(place).write_bytes(b"PAR1")
+        raise OSError("no room")
+
+    monkeypatch.setattr(parquet, "write_table", cut)
+    with pytest.raises(OSError, match="no room"):
+        add_column(tmp_path, "other", [1, 2, 3, 4])
+    assert {path.name for path in tmp_path.iterdir()} == {"a.parquet", "b.parquet"}
+    assert parquet.read_table(tmp_path).num_columns == 3
+
+
+def test_options_that_a_fit_on_a_cluster_has_no_use_for_are_refused(opnp: Opnp) -> None:
+    fit = "fit --features a.parquet --head h.safetensors --out d.safetensors --ray local"
+    message = refused(opnp, *fit.split(), "--device", "cuda:1", "--batch-size", "16")
+    assert "--batch-size, --device cannot go with `--ray` and `--features`" in message

@@ -17,7 +17,7 @@ from opnp import OPNP
 from opnp.adapters.ray import BatchOfArrays, Scorer, cluster, fit
 from opnp.data import read_features, read_head
 from opnp.detector.storage import read_detector
-from opnp.errors import NonFiniteError
+from opnp.errors import NonFiniteError, OptionError
 from tests.in_process import Opnp, done, refused, run_opnp
 from tests.integration.cli_world import line, write_cached
 from tests.unit.bench.image_world import INPUTS, OPTIONS, class_images, tiny_model
@@ -73,7 +73,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("RAY_worker_niceness", "0")  # else they wait for whatever else runs
         patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{Path(__file__).parents[2]}")  # of the workers
         patch.syspath_prepend(folder)
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+        ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
         yield folder
         ray.shutdown()
         sys.modules.pop("mortal", None)
@@ -146,6 +146,8 @@ def test_a_worker_that_dies_loses_and_doubles_no_image(place: Path, opnp: Opnp) 
     assert not (place / "mark").exists()
     assert "1 of 90 inputs could not be read: 050.png (no image)" in outcome.err
     assert table(place / "scored").equals(parquet.read_table(place / "images.parquet"))
+    on_gpu = refused(opnp, *score, "--device", "cuda:1", "--out", place / "never", "--ray", "local")
+    assert "'cuda' and no GPU among them" in on_gpu
     strict = refused(opnp, *score, "--strict", "--out", place / "never", "--ray", "local")
     assert not [*(place / "never").iterdir()]
     assert strict == f"opnp: {place / 'images'}: 050.png cannot be read (no image): mend or remove it.\n"
@@ -199,6 +201,8 @@ def test_a_fit_runs_a_model_on_images(place: Path) -> None:
     rows = [{"image": image.numpy(), "label": int(label)} for image, label in zip(images, labels, strict=True)]
     with cluster("local"):
         detector = fit(ray.data.from_items(rows), model="mortal:Mortal", transform=INPUTS)
+        with pytest.raises(OptionError, match="'cuda:1' and no GPU among them"):  # and not: none on this machine
+            fit(ray.data.from_items(rows[:2]), model="mortal:Mortal", transform=INPUTS, device="cuda:1")
     mine, others = expected._fitted(), detector._fitted()
     assert mine.panel is not None
     assert others.panel is not None

@@ -21,7 +21,9 @@ from .hubs import torchvision_model as torchvision_model
 from .onnx_models import OnnxClassifier as OnnxClassifier
 from .onnx_models import onnx_model as onnx_model
 from .origin import model_origin as model_origin
+from .origin import remembered_model as remembered_model
 from .origin import require_same_inputs as require_same_inputs
+from .origin import require_same_model as require_same_model
 from .origin import require_same_weights as require_same_weights
 from .origin import stored_model as stored_model
 from .origin import stored_preprocessing as stored_preprocessing

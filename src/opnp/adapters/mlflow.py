@@ -18,20 +18,14 @@ import torch
 from msgspec.structs import replace
 
 from opnp import __version__
-from opnp.adapters.hubs import model_from_name
-from opnp.adapters.origin import (
-    require_same_inputs,
-    require_same_weights,
-    stored_model,
-    stored_preprocessing,
-    stored_weights,
-)
+from opnp.adapters.origin import remembered_model, require_same_model, stored_model
 from opnp.data import ModelInputs, Transform
 from opnp.data.images import decoded_image
 from opnp.detector import OPNP
 from opnp.errors import (
     ArtifactError,
     DataFileError,
+    InputTypeError,
     MissingFileError,
     NotCalibratedError,
     OptionError,
@@ -76,12 +70,13 @@ def log_detector(
         name: Name of the logged model.
         takes: ``"features"``: `predict` takes what the head takes in, shape ``(batch, features)``, as an array or a
             DataFrame with one column a feature, or one column of arrays; float64 where the head is, and float32 else.
+            Of a detector that was fitted by a table, a DataFrame whose columns are taken by their names.
             ``"inputs"``: it takes a DataFrame with a column ``content`` of image files as bytes, or ``text``; the model
             that the detector remembers is opened by its name where MLflow loads it, and prepares them as at the fit.
         weights: For ``"inputs"``, where the model's weights are a file of yours: this file, ``.safetensors``; it is
             logged, too.
-        example: What is written down as an example: features, or a list of files as bytes or of texts; None for a row
-            of zeros, and of inputs for none.
+        example: What is written down as an example: features, in the order of the fit or a DataFrame by its names, or
+            a list of files as bytes or of texts; None for a row of zeros, and of inputs for none.
         requirements: What pip must install to load it; None for this version of opnp and of torch. Nothing is looked
             up.
         registered_name: Name in the model registry to register it under.
@@ -164,7 +159,7 @@ def load(uri: str | os.PathLike[str]) -> OPNP:
 class _Predictor:
     """What MLflow asks for answers."""
 
-    def __init__(self, folder: Path, *, takes: Takes, device: str | None = None, batch_size: int = 64) -> None:
+    def __init__(self, folder: Path, *, takes: Takes, device: str | None, batch_size: int) -> None:
         self._detector = OPNP.load(folder / _FILE)
         self._batch_size = batch_size
         self._transform = _attached(self._detector, folder / _FILE, device=device) if takes == "inputs" else None
@@ -174,13 +169,15 @@ class _Predictor:
         import pandas as pd
 
         if self._transform is None:
-            verdict = self._detector.verdict_features(np.atleast_2d(np.asarray(model_input)))
+            names = self._detector.feature_names
+            rows = model_input if names is None else _named(model_input, names)
+            verdict = self._detector.verdict_features(np.atleast_2d(np.asarray(rows)))
         else:
             samples = list(model_input[_COLUMNS[self._transform.kind]])
             verdict = self._detector.verdict(self._batches(samples, self._transform))
         classes = verdict.predicted_class.tolist()
         columns: dict[str, object] = {"predicted_class": classes}
-        if names := _class_names(self._detector):
+        if names := self._detector.class_names:
             columns["class_name"] = [names[each] for each in classes]
         columns |= {
             "score": verdict.score.double().cpu().numpy(),
@@ -195,9 +192,24 @@ class _Predictor:
             yield transform.batch([_made(transform, sample, row) for row, sample in enumerate(part, start)])
 
 
-def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> _Predictor:
-    """Return what answers for a folder that was logged; MLflow calls it by this name."""
-    return _Predictor(Path(path), **model_config)
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> _Predictor:
+    """Return what answers for a folder that was logged; MLflow calls it by this name.
+
+    Raises:
+        OptionError: If the configuration holds anything but `takes`, `device` and `batch_size`, or `takes` or
+            `batch_size` is out of range.
+
+    """
+    config = {"takes": "features", "device": None, "batch_size": 64} | dict(model_config or {})
+    unknown = [name for name in config if name not in ("takes", "device", "batch_size")]
+    if unknown:
+        raise OptionError(f"`model_config` must hold `takes`, `device` or `batch_size`, got {unknown[0]!r}.")
+    takes, size = config["takes"], config["batch_size"]
+    if takes not in get_args(Takes):
+        raise OptionError(f'`takes` in `model_config` must be "features" or "inputs", got {takes!r}.')
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise OptionError(f"`batch_size` in `model_config` must be a positive number of inputs, got {size!r}.")
+    return _Predictor(Path(path), takes=takes, device=config["device"], batch_size=size)
 
 
 def _made(transform: Transform, sample: object, row: int) -> ModelInputs:
@@ -222,15 +234,13 @@ def _attached(detector: OPNP, file: Path, *, device: str | None = None) -> Trans
             f'`takes="inputs"` needs a model that can be had by name wherever it is loaded, and {origin.model} lies '
             f'on the machine of the fit: leave it at "features".'
         ) from error
-    model, known = model_from_name(name, weights=stored_weights(origin, file))
-    transform = stored_preprocessing(origin) or known
+    _, model, transform = remembered_model(origin, file, name=name)
     if transform is None:
         raise OptionError(
             f'`takes="inputs"` needs to know how inputs are prepared, and {origin.model} does not tell: leave it at '
             f'"features".'
         )
-    require_same_inputs(origin, transform)
-    require_same_weights(origin, model, head_sha256=detector.head_digest)
+    require_same_model(origin, model, transform, head_sha256=detector.head_digest)
     detector.attach(model, device=device)
     return transform
 
@@ -242,10 +252,6 @@ def _origin(detector: OPNP) -> ModelOrigin:
             'this one does not: leave it at "features".'
         )
     return detector.origin
-
-
-def _class_names(detector: OPNP) -> tuple[str, ...] | None:
-    return None if detector.origin is None else detector.origin.class_names
 
 
 @contextmanager
@@ -286,8 +292,13 @@ def _options(
     import pandas as pd
 
     dtype, width = _matrix_form(detector)
+    names = detector.feature_names
     if takes == "features":
-        example = np.zeros((1, width), dtype) if example is None else np.asarray(example, dtype)
+        if names is not None and isinstance(example, pd.DataFrame):
+            example = _named(example, names)
+        dtype = dtype if names is None else np.dtype("float64")
+        rows = np.zeros((1, width), dtype) if example is None else np.atleast_2d(np.asarray(example, dtype))
+        example = rows if names is None else pd.DataFrame(rows, columns=[*names])
     elif example is not None:
         example = pd.DataFrame({_COLUMNS[_origin(detector).kind]: example})
     own = (f"opnp[mlflow]=={__version__}", f"torch=={torch.__version__.partition('+')[0]}")
@@ -306,16 +317,30 @@ def _signature(detector: OPNP, takes: Takes) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
 
-    if takes == "features":
+    if takes == "features" and detector.feature_names is not None:
+        inputs = Schema([ColSpec("double", name) for name in detector.feature_names])
+    elif takes == "features":
         dtype, width = _matrix_form(detector)
         inputs = Schema([TensorSpec(dtype, (-1, width))])
     else:
         kind = _origin(detector).kind
         inputs = Schema([ColSpec("binary" if kind == "image" else "string", _COLUMNS[kind])])
-    name = () if _class_names(detector) is None else (("string", "class_name"),)
+    name = () if detector.class_names is None else (("string", "class_name"),)
     answers = (("double", "score"), ("double", "p_value"), ("boolean", "is_ood"))
     columns = (("long", "predicted_class"), *name, *answers)
     return ModelSignature(inputs, Schema([ColSpec(*each) for each in columns]))
+
+
+def _named(frame: Any, names: Sequence[str]) -> "pd.DataFrame":  # noqa: ANN401  # what MLflow passes on
+    """Return the columns of the fit in its order."""
+    missing = [name for name in names if name not in getattr(frame, "columns", ())]
+    if missing:
+        raise InputTypeError(
+            f"Features must be a DataFrame with the {len(names)} columns of the detector's fit by their names, got "
+            f"{type(frame).__name__} without {missing[0]!r}."
+        )
+    chosen: pd.DataFrame = frame[[*names]]
+    return chosen
 
 
 def _matrix_form(detector: OPNP) -> tuple[np.dtype[Any], int]:

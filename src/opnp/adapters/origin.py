@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from opnp.adapters.hub_cache import is_hub_name
+from opnp.adapters.hubs import model_from_name
 from opnp.adapters.onnx_models import OnnxClassifier
 from opnp.artifact import tensors_digest
 from opnp.core.checks import two_class_head
@@ -24,7 +25,9 @@ __all__ = [
     "json_facts",
     "model_origin",
     "model_tensors",
+    "remembered_model",
     "require_same_inputs",
+    "require_same_model",
     "require_same_weights",
     "stored_model",
     "stored_preprocessing",
@@ -111,6 +114,33 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
             )
         tensors[name] = whole if whole.layout is torch.strided else whole.to_dense()
     return tensors
+
+
+def remembered_model(
+    origin: ModelOrigin, detector: Path, *, name: str | None = None, weights: str | os.PathLike[str] | None = None
+) -> tuple[str, nn.Module, Transform | None]:
+    """Return the model of a detector: its name, itself, and what makes its inputs, None where nothing tells.
+
+    Args:
+        origin: What the detector remembers.
+        detector: Its file; what it remembers by a relative path is looked for from there.
+        name: Another name of the model, or None.
+        weights: Another place of its weights, or None.
+
+    Raises:
+        MissingFileError: If model or weights are a file that is not there.
+        OptionError: If there is no such model.
+
+    """
+    name = name or stored_model(origin, detector)
+    model, known = model_from_name(name, weights=stored_weights(origin, detector) if weights is None else weights)
+    return name, model, stored_preprocessing(origin) or known
+
+
+def require_same_model(origin: ModelOrigin, model: nn.Module, transform: Transform, *, head_sha256: str) -> None:
+    """Raise unless a model and its inputs are those of the fit: `require_same_inputs` and `require_same_weights`."""
+    require_same_inputs(origin, transform)
+    require_same_weights(origin, model, head_sha256=head_sha256)
 
 
 def stored_model(origin: ModelOrigin, detector: Path) -> str:

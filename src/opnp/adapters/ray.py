@@ -26,15 +26,8 @@ from torch import Tensor
 
 from opnp import errors
 from opnp.adapters.hubs import model_from_name
-from opnp.adapters.origin import (
-    require_same_inputs,
-    require_same_weights,
-    stored_model,
-    stored_preprocessing,
-    stored_weights,
-)
+from opnp.adapters.origin import remembered_model, require_same_model
 from opnp.core.checks import Array, as_tensor, checked_head, checked_matrix, require_finite, two_class_head
-from opnp.core.kept_rows import KeptRows
 from opnp.core.labels import class_indices, label_name
 from opnp.core.sensitivity import BLOCK_ROWS, with_float64
 from opnp.data import ModelInputs, Transform
@@ -48,7 +41,17 @@ from opnp.model import InputAxes, LogitsSelector, axes_of, find_head, head_strea
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-__all__ = ["BatchOfArrays", "Scorer", "cluster", "fit", "plain_errors", "rows_dataset", "summed"]
+__all__ = [
+    "BatchOfArrays",
+    "Scorer",
+    "cluster",
+    "feature_batch",
+    "fit",
+    "plain_errors",
+    "rows_dataset",
+    "summed",
+    "worker_device",
+]
 
 BatchOfArrays = dict[str, NDArray[Any]]
 """A batch as Ray Data gives it: columns by name."""
@@ -56,6 +59,8 @@ BatchOfArrays = dict[str, NDArray[Any]]
 _INPUTS = {"image": ("image", "bytes"), "text": ("text",)}
 """Columns that a model's inputs are made of, by what the model takes: decoded images, files of images, texts."""
 _PARTITION_BYTES = 1 << 28
+_NAMED = 5
+"""Columns that a message names."""
 _OF_OPNP = re.compile(r"^opnp\.errors\.(\w+): (.*)$", flags=re.MULTILINE)
 _MADE: dict[str, Any] = {}
 """What this worker has made of the run that it is in: one model, one detector."""
@@ -76,13 +81,15 @@ class Scorer:
             that the detector remembers.
         transform: What makes the inputs of that model; None for what comes with it, or is remembered.
         device: Where to run the model; None for the CPU. A GPU is asked for by ``num_gpus=1`` of `map_batches`.
-        members: Whether each member's p-value and its share of the score come along, ``p_value_NAME`` and
+        is_explained: Whether each member's p-value and its share of the score come along, ``p_value_NAME`` and
             ``share_NAME``.
-        columns: Names of columns of numbers that are the features, in their order; None for the column `features`.
+        columns: Names of columns of numbers that are the features, in their order: those of the fit where it was by
+            a table. None for the column `features`, or, in a batch without one, for ``detector.feature_names``.
 
     Raises:
-        OptionError: If the detector belongs to no model, and a batch has no features.
-        InputTypeError: If a batch has no column that can be read.
+        OptionError: If the detector belongs to no model, and a batch has no features; or if `columns` are others than
+            those of the fit, or in another order.
+        InputTypeError: If a batch has no column that can be read, or lacks one of the features.
         DataFileError: If an image or a text of a batch cannot be read.
 
     Example:
@@ -102,25 +109,39 @@ class Scorer:
         *,
         transform: Transform | None = None,
         device: str | None = None,
-        members: bool = False,
+        is_explained: bool = False,
         columns: Sequence[str] | None = None,
     ) -> None:
         """Load the detector, and the model if it is named."""
         self.detector = detector if isinstance(detector, OPNP) else OPNP.load(detector)
         self._file = Path() if isinstance(detector, OPNP) else Path(detector)
-        self._device, self._has_members, self._columns = device, members, columns
+        self._device, self._is_explained = device, is_explained
+        self._columns = None if columns is None else tuple(columns)
+        names = self.detector.feature_names
+        if self._columns is not None and names is not None and self._columns != names:
+            is_order = sorted(self._columns) == sorted(names)
+            raise OptionError(
+                f"`columns` must be those of the detector's fit in their order, {_shown(names)}, got "
+                f"{'another order' if is_order else 'others'}, {_shown(self._columns)}: leave `columns` out."
+            )
         self._transform = None if model is None else self._opened(model, transform)
 
     def __call__(self, batch: BatchOfArrays) -> BatchOfArrays:
         """Return a batch with verdicts in the place of what they are about."""
-        names = ["features"] if self._columns is None else [*self._columns]
-        if all(name in batch for name in names) and self._transform is None:
-            rows = _matrix(batch, self._columns)
+        columns = self._columns or self.detector.feature_names or ()
+        if self._columns is None and "features" in batch and "features" not in columns:
+            columns = ()
+        taken = columns or ("features",)
+        missing = [name for name in taken if name not in batch]
+        if self._transform is None and not missing:
+            rows = _matrix(batch, columns)
+        elif self._transform is None and columns and (self._columns is not None or self.detector.origin is None):
+            raise InputTypeError(f"A batch must have the columns of the features, and lacks {_shown(missing)}.")
         else:
             transform = self._transform = self._transform or self._opened(None, None)
-            inputs, names = _inputs(batch, transform)
+            inputs, taken = _inputs(batch, transform)
             rows = self.detector.features(inputs).to(self.detector.sensitivity.weight.device)
-        return {name: values for name, values in batch.items() if name not in names} | self.answers(rows)
+        return {name: values for name, values in batch.items() if name not in taken} | self.answers(rows)
 
     def answers(self, features: Tensor) -> BatchOfArrays:
         """Return the columns of verdicts on features, shape ``(batch, features)``."""
@@ -132,13 +153,13 @@ class Scorer:
                 "predicted_class": detector.classify_features(features),
                 "score": detector.score_features(features),
             }
-        if self._has_members:
+        if self._is_explained:
             why = detector.explain_features(features)
             for place, name in enumerate(why.members):
                 found |= {f"p_value_{name}": why.p_value[:, place], f"share_{name}": why.share[:, place]}
         columns = {name: values.cpu().numpy() for name, values in found.items()}
         columns["score"] = columns["score"].astype(np.float64)
-        names = detector.origin.class_names if detector.origin else None
+        names = detector.class_names
         if names is None:
             return columns
         named = np.asarray([names[number] for number in columns["predicted_class"]], dtype=object)
@@ -147,19 +168,19 @@ class Scorer:
     def _opened(self, name: str | None, given: Transform | None) -> Transform:
         """Return what makes the inputs of a model, and tie the detector to it: by name, or as it remembers it."""
         origin = self.detector.origin
-        if name is None:
-            if origin is None:
-                raise OptionError(
-                    "The detector does not know the model that it was fitted on: give `model`, or a column `features`."
-                )
-            name = stored_model(origin, self._file)
-        model, known = model_from_name(name, weights=None if origin is None else stored_weights(origin, self._file))
-        transform = given or (None if origin is None else stored_preprocessing(origin)) or known
+        if origin is not None:
+            name, model, known = remembered_model(origin, self._file, name=name)
+        elif name is not None:
+            model, known = model_from_name(name)
+        else:
+            raise OptionError(
+                "The detector does not know the model that it was fitted on: give `model`, or a column `features`."
+            )
+        transform = given or known
         if transform is None:
             raise OptionError(_no_transform(name))
         if origin is not None:
-            require_same_inputs(origin, transform)
-            require_same_weights(origin, model, head_sha256=self.detector.head_digest)
+            require_same_model(origin, model, transform, head_sha256=self.detector.head_digest)
         self.detector.attach(model, device=self._device)
         return transform
 
@@ -170,9 +191,13 @@ def _no_transform(name: str) -> str:
     )
 
 
-def _matrix(batch: Mapping[str, NDArray[Any]], columns: Sequence[str] | None) -> Tensor:
-    """Return the features of a batch: one column of rows, or columns of numbers."""
-    if columns is not None:
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def _matrix(batch: Mapping[str, NDArray[Any]], columns: Sequence[str] = ()) -> Tensor:
+    """Return the features of a batch: columns of numbers, or, where none are named, one column of rows."""
+    if columns:
         values = np.stack([batch[name] for name in columns], axis=1)
         return as_tensor(values if values.dtype.kind == "f" else values.astype(np.float64))
     values = batch["features"]
@@ -181,9 +206,9 @@ def _matrix(batch: Mapping[str, NDArray[Any]], columns: Sequence[str] | None) ->
     )
 
 
-def _inputs(batch: Mapping[str, NDArray[Any]], transform: Transform) -> tuple[ModelInputs, list[str]]:
+def _inputs(batch: Mapping[str, NDArray[Any]], transform: Transform) -> tuple[ModelInputs, tuple[str, ...]]:
     """Return the inputs that a transform makes of a batch, and the names of the columns they are made of."""
-    names = [name for name in _INPUTS[transform.kind] if name in batch]
+    names = tuple(name for name in _INPUTS[transform.kind] if name in batch)
     if not names:
         wanted = " or ".join(f"`{name}`" for name in _INPUTS[transform.kind])
         raise InputTypeError(f"The model takes {transform.kind}s: a batch must have {wanted}, got {', '.join(batch)}.")
@@ -211,6 +236,9 @@ def rows_dataset(
         size: Rows of a range, at most.
         device: Where the worker computes; of a CUDA device each has one of its own.
 
+    Raises:
+        OptionError: If it is a CUDA device, and no worker has a GPU.
+
     """
     import ray
 
@@ -226,7 +254,17 @@ def _mapped(
 
     As tasks, not actors: workers are used again, and no pool of actors holds the cores that reading and writing need.
     """
-    needs: dict[str, Any] = {"num_gpus": 1, "max_calls": 0} if (device or "").startswith("cuda") else {}
+    import ray
+
+    needs: dict[str, Any] = {}
+    if worker_device(device) == "cuda":
+        needs = {"num_gpus": 1, "max_calls": 0}
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # as below
+        if resources.get("GPU", 0) < 1:  # tasks would wait for one for ever
+            raise OptionError(
+                f"`device` must be one that workers of the cluster have, got {device!r} and no GPU among them: leave "
+                f"it out, or start a worker with a GPU."
+            )
     given = {"make": make, "run": uuid.uuid4().hex}
     return dataset.map_batches(task, fn_kwargs=given, batch_size=batch_size, batch_format="numpy", **needs)
 
@@ -272,7 +310,24 @@ class _ModelFeatures:
         opened = head_stream(self.model, [inputs], head=self.head, logits=self.logits, device=self.device)
         with opened as stream:
             ((features, _, _),) = stream.batches
-        return {"features": features.cpu().numpy()} | ({} if label is None else {"label": batch[label]})
+        return feature_batch(features, None if label is None else batch[label])
+
+
+def feature_batch(features: Tensor, labels: Tensor | NDArray[Any] | None) -> BatchOfArrays:
+    """Return features, shape ``(batch, features)``, and labels as a batch of Ray; NumPy has no bfloat16."""
+    rows = features.float() if features.dtype == torch.bfloat16 else features
+    return {"features": rows.cpu().numpy()} | ({} if labels is None else {"label": np.asarray(labels)})
+
+
+def worker_device(device: str | None) -> str | None:
+    """Return what a worker calls a device: it sees one GPU, whatever its number is elsewhere.
+
+    Example:
+        >>> worker_device("cuda:3"), worker_device("cpu"), worker_device(None)
+        ('cuda', 'cpu', None)
+
+    """
+    return "cuda" if (device or "").startswith("cuda") else device
 
 
 # ---------------------------------------------------------------------------------------------------------------- fits
@@ -308,14 +363,15 @@ def fit(
         head_layer: Dotted name of the model's head; None to find it.
         logits: Where the logits are in the model's output; None where that is plain.
         batch_size: Inputs that the model is run on at once.
-        device: Where to run the model; None for the CPU.
+        device: Where workers run the model, ``"cuda"`` for one GPU each; None for the CPU. This process finds the head
+            on its CPU.
         partition_bytes: Bytes of a partition, at least, but for the last.
 
     Returns:
         The fitted detector. `calibrate_features`, or `attach` and `calibrate`, make verdicts of its scores.
 
     Raises:
-        OptionError: If neither a head nor a model is given, or both are.
+        OptionError: If neither a head nor a model is given, or both are; or no worker has the device.
         ShapeError: If features and head do not fit together.
         NonFiniteError: If features or head are not finite.
         EmptyDataError: If there are no rows, or too few to fuse scores by.
@@ -338,12 +394,12 @@ def fit(
                 transform=transform,
                 head=head_layer,
                 logits=logits,
-                device=device,
             )
-            own = make()
+            own = make(device=None)  # this process may have no such device
             inputs, _ = _inputs(dataset.take_batch(2, batch_format="numpy"), own.transform)
-            head = find_head(own.model, inputs, head=head_layer, logits=logits, device=device)
+            head = find_head(own.model, inputs, head=head_layer, logits=logits)
             weight, bias, place = head.weight, head.bias, (head.name, axes_of(inputs))
+            make = partial(make, device=worker_device(device))
             dataset = _mapped(dataset, _batches_of, make, batch_size=batch_size, device=device)
         total = summed(dataset, weight, bias, detector.settings, partition_bytes=partition_bytes)  # type: ignore[arg-type]  # a weight is there
     return detector.fit_sum(total, head_name=place[0], axes=place[1])
@@ -357,7 +413,14 @@ def summed(
     *,
     partition_bytes: int = _PARTITION_BYTES,
 ) -> FitSum:
-    """Return the sum over a data set of features, for `OPNP.fit_sum`: the options are those of `fit`."""
+    """Return the sum over a data set of features, for `OPNP.fit_sum`: the options are those of `fit`.
+
+    Raises:
+        ShapeError: If features and head do not fit together.
+        NonFiniteError: If the head is not finite.
+        ray.exceptions.RayError: If a task fails; `plain_errors` makes the error of opnp of it that the task raised.
+
+    """
     import ray
 
     rows, shift = checked_head(*two_class_head(as_tensor(weight), None if bias is None else as_tensor(bias)))
@@ -426,7 +489,7 @@ def _partition_sum(head: Mapping[str, Any], spans: Sequence[tuple[int, int] | No
         batch = accessor.to_batch_format("numpy")
         if "features" not in batch:
             raise InputTypeError(f"The data set must have a column `features`, got {', '.join(batch)}.")
-        features = with_float64(_matrix(batch, None))
+        features = with_float64(_matrix(batch))
         require_finite(features, name="features")
         label = label_name(batch, where="The data set")
         labels = None if label is None else class_indices(batch[label].copy(), classes=classes)
@@ -455,17 +518,12 @@ def _empty(head: Mapping[str, Any]) -> FitSum:
 
 def _sent(total: FitSum) -> dict[str, Any]:
     """Return a sum as arrays by name."""
-    tensors = total.to_tensors()
-    if total.kept is not None:
-        tensors |= {"kept.hashes": total.kept.hashes, "kept.rows": total.kept.rows}
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    return {name: tensor.numpy() for name, tensor in total.carried().items()}
 
 
 def _received(empty: FitSum, arrays: Mapping[str, Any]) -> FitSum:
     """Return the sum that `_sent` gave; arrays of the object store are copied, as they must not be written to."""
-    tensors = {name: torch.from_numpy(np.array(values)) for name, values in arrays.items()}
-    hashes, rows = tensors.pop("kept.hashes", None), tensors.pop("kept.rows", None)
-    return empty.with_tensors(tensors, None if hashes is None or rows is None else KeptRows(hashes, rows))
+    return empty.with_carried({name: torch.from_numpy(np.array(values)) for name, values in arrays.items()})
 
 
 # ------------------------------------------------------------------------------------------------------------- cluster

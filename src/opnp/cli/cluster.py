@@ -5,16 +5,25 @@ Blocks of features and batches of inputs are those of one process, so that answe
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 import typer
 
-from opnp.adapters.ray import BatchOfArrays, Scorer, cluster, plain_errors, rows_dataset, summed
+from opnp.adapters.ray import (
+    BatchOfArrays,
+    Scorer,
+    cluster,
+    feature_batch,
+    plain_errors,
+    rows_dataset,
+    summed,
+    worker_device,
+)
 from opnp.adapters.toolkits import bytes_of, detector_from
 from opnp.cli.options import HeadOptions, RunOptions, require_out_folder, warn_unless_held_out
 from opnp.cli.running import OpenedModel, model_errors, with_known_order
@@ -27,8 +36,8 @@ from opnp.data import (
     read_head,
     unreadable_summary,
 )
-from opnp.data.addresses import ImagesAtAddress
-from opnp.data.parquet import ParquetFeatures, is_parquet
+from opnp.data.addresses import ImagesAtAddress, opened_place
+from opnp.data.parquet import ParquetFeatures, is_parquet, parquet_dataset
 from opnp.detector import OPNP
 from opnp.detector.fit_pass import BATCH_ROWS, feature_blocks
 from opnp.errors import DataFileError, EmptyDataError, OptionError
@@ -71,7 +80,7 @@ def score_on_cluster(
         OpnpError: As one process raises it, or because there is no such cluster.
 
     """
-    options = _of_one_process(options)
+    options = _of_worker(options)
     place = _address(out)
     _require_empty(place, out)
     content = bytes_of(detector)
@@ -89,7 +98,7 @@ def score_on_cluster(
             rows, size = source.rows, BATCH_ROWS
         elif data is not None:
             whole = _address(data)
-            opened = OpenedModel.of_detector(detector, file, model, options, is_forced=is_forced)
+            opened = OpenedModel.of_detector(detector, file, model, _of_driver(options), is_forced=is_forced)
             inputs = _inputs(opened, whole, is_labelled=False)
             make = partial(
                 _InputVerdicts,
@@ -106,7 +115,7 @@ def score_on_cluster(
         try:
             found.write_parquet(place, write_page_checksum=True)
         except BaseException:  # a part of the rows is no table
-            filesystem, folder = _opened(place)
+            filesystem, folder = opened_place(place)
             filesystem.delete_dir_contents(folder, missing_dir_ok=True)
             raise
     return _read_back(place, inputs, rows)
@@ -114,9 +123,7 @@ def score_on_cluster(
 
 def _read_back(place: str, inputs: InputSet | None, rows: int) -> tuple[dict[str, Any], dict[str, object]]:
     """Return the columns of a score table that a summary needs, and how many inputs could not be read; tell which."""
-    from pyarrow import dataset
-
-    found: Any = dataset.dataset(place, format="parquet") if is_parquet(place) else None
+    found: Any = parquet_dataset(place) if is_parquet(place) else None
     if inputs is not None and (found is None or found.count_rows() == 0):
         raise EmptyDataError(f"{inputs.source.path} holds nothing to work on: none of {rows} inputs could be read.")
     table = found.to_table(columns=["index", *_SUMMED_UP]).sort_by("index")
@@ -145,7 +152,7 @@ class _FeatureVerdicts:
     """Verdicts on ranges of cached features, in a worker."""
 
     def __init__(self, content: bytes, place: str, *, is_explained: bool) -> None:
-        self.scorer = Scorer(detector_from(content), members=is_explained)
+        self.scorer = Scorer(detector_from(content), is_explained=is_explained)
         self.source = _source(place, self.scorer.detector.feature_names)
 
     def __call__(self, start: int, stop: int) -> Iterator[Any]:
@@ -168,7 +175,7 @@ class _InputVerdicts:
         data: str,
         is_explained: bool,
     ) -> None:
-        self.scorer = Scorer(detector_from(content), members=is_explained)
+        self.scorer = Scorer(detector_from(content), is_explained=is_explained)
         self.opened = OpenedModel.of_detector(self.scorer.detector, file, name, options, is_forced=is_forced)
         self.inputs = _inputs(self.opened, data, is_labelled=False)
 
@@ -215,17 +222,24 @@ def _table(
 
 def add_column(out: Path, name: str, values: Sequence[object]) -> None:
     """Add a column to a score table that is a folder of Parquet files, one value a row in the order of the rows."""
-    from pyarrow import dataset, parquet
+    from pyarrow import parquet
 
-    filesystem, folder = _opened(_address(out))
-    files = dataset.dataset(folder, filesystem=filesystem, format="parquet").files
-    tables = {file: parquet.read_table(file, filesystem=filesystem) for file in files}
-    order = np.sort(np.concatenate([table["index"].to_numpy() for table in tables.values()]))
-    column = np.asarray(values)
-    for file, table in tables.items():
+    filesystem, folder = opened_place(_address(out))
+    found = parquet_dataset(folder, filesystem=filesystem)
+    order, column = np.sort(found.to_table(columns=["index"])["index"].to_numpy()), np.asarray(values)
+    for file in found.files:  # one at a time, each whole or not at all
+        table = parquet.read_table(file, filesystem=filesystem, page_checksum_verification=True)
         mine = column[np.searchsorted(order, table["index"].to_numpy())]
+        parent, _, own = file.rpartition("/")
+        part = f"{parent}/.{own}.part"
         whole = table.append_column(name, [mine])
-        parquet.write_table(whole, file, filesystem=filesystem, write_page_checksum=True)
+        try:
+            parquet.write_table(whole, part, filesystem=filesystem, write_page_checksum=True)
+            filesystem.move(part, file)
+        except BaseException:
+            with suppress(OSError):  # it may not be there yet
+                filesystem.delete_file(part)
+            raise
 
 
 # ------------------------------------------------------------------------------------------------------------------ fit
@@ -276,10 +290,10 @@ def fit_model(
     """Fit a detector by a model, and calibrate it here; return the model, its inputs, and how many were unreadable."""
     from opnp.core.conformal import flagged_rank
 
-    options = _of_one_process(options)
+    options = _of_worker(options)
     whole, logits = _address(data), options.logits_place
     warn_unless_held_out(validation, training=data)
-    opened = OpenedModel.of(model, options)
+    opened = OpenedModel.of(model, _of_driver(options))
     ordered = partial(with_known_order, opened=opened, head=head, logits=logits)
     training = ordered(_inputs(opened, whole, is_labelled=True))
     held_out = None if validation is None else ordered(opened.inputs(validation))
@@ -315,7 +329,7 @@ class _TrainingFeatures:
 
     def __call__(self, start: int, stop: int) -> Iterator[BatchOfArrays]:
         for first in range(start, stop, BATCH_ROWS):
-            yield _batch(*self.source.read(first, min(first + BATCH_ROWS, stop)))
+            yield feature_batch(*self.source.read(first, min(first + BATCH_ROWS, stop)))
 
 
 class _TrainingInputs:
@@ -341,15 +355,9 @@ class _TrainingInputs:
                 )
                 with stream as opened:
                     for features, _, labels in opened.batches:
-                        yield _batch(features.cpu(), labels)
+                        yield feature_batch(features, None if labels is None else labels.cpu())
             except EmptyDataError:  # as above
                 return
-
-
-def _batch(features: torch.Tensor, labels: torch.Tensor | None) -> BatchOfArrays:
-    """Return features and labels as arrays; NumPy has no bfloat16."""
-    rows = features.float() if features.dtype == torch.bfloat16 else features
-    return {"features": rows.numpy()} | ({} if labels is None else {"label": labels.cpu().numpy()})
 
 
 # --------------------------------------------------------------------------------------------------------------- places
@@ -382,9 +390,14 @@ def _source(place: str, names: Sequence[str] | None = None) -> FeatureSource:
     return open_features(place, feature_names=names)
 
 
-def _of_one_process(options: _Options) -> _Options:
-    """Return the options of a worker, which reads its inputs itself where nobody says otherwise."""
-    return replace(options, workers=options.workers or 0)
+def _of_worker(options: _Options) -> _Options:
+    """Return the options of a worker, which reads its inputs itself where nobody says otherwise, and sees one GPU."""
+    return replace(options, workers=options.workers or 0, device=worker_device(options.device))
+
+
+def _of_driver(options: _Options) -> _Options:
+    """Return the options of this process, which may have no such device, or need it for a worker."""
+    return replace(options, device=None)
 
 
 def _rows_of_a_task(rows: int, block: int) -> int:
@@ -399,16 +412,6 @@ def _require_empty(place: str, out: Path) -> None:
 
     if "://" not in place:
         require_out_folder(out)
-    filesystem, folder = _opened(place)
+    filesystem, folder = opened_place(place)
     if filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True)):
         raise OptionError(f"`--out` must be a new or an empty folder with `--ray`, and {place} holds files.")
-
-
-def _opened(place: str) -> tuple[Any, str]:
-    """Return the file system of a path or an address, and the path in it."""
-    from pyarrow import fs
-
-    if "://" not in place:
-        return fs.LocalFileSystem(), place
-    found: tuple[Any, str] = fs.FileSystem.from_uri(place)
-    return found

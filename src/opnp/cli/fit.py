@@ -217,6 +217,12 @@ def _fit_features(
 
         if checkpoint is not None:
             raise OptionError("`--checkpoint` cannot go with `--ray`, which runs tasks again by itself: leave one out.")
+        unused = ", ".join(given_options(options))
+        if unused:
+            raise OptionError(
+                f"{unused} cannot go with `--ray` and `--features`: tasks add up on CPUs in blocks of one size. Leave "
+                f"it out."
+            )
         fit_features(ray, features, head, detector, validation=validation, keep=keep, by=by, is_quiet=is_quiet)
         return {}
     from opnp.core.conformal import flagged_rank

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -174,20 +174,25 @@ class ModelOptions:
 
         return None if self.weights == Path(DEFAULT_WEIGHTS) else self.weights
 
-    def opened(self, name: str, *, remembered: "Transform | None" = None) -> "tuple[nn.Module, Transform]":
-        """Return the model of a name and what makes its inputs: as remembered, or as comes with the model.
+    def opened(self, name: str) -> "tuple[nn.Module, Transform]":
+        """Return the model of a name and what makes its inputs.
 
         Raises:
             OpnpError: If there is no such model, or nothing says how to make its inputs.
 
         """
-        from opnp.adapters import chosen_preprocessing, model_from_name
+        from opnp.adapters import model_from_name
+
+        chosen = self._chosen()
+        model, known = model_from_name(name, weights=self.weights)
+        return model, chosen(known, model=name)
+
+    def _chosen(self) -> "Callable[..., Transform]":
+        """Return a function of what is known of a model's inputs and of its name: what makes them by these options."""
+        from opnp.adapters import chosen_preprocessing
 
         mean, std = _numbers("--mean", self.mean), _numbers("--std", self.std)
-        model, known = model_from_name(name, weights=self.weights)
-        return model, chosen_preprocessing(
-            remembered or known, model=name, image_size=self.image_size, resize=self.resize, mean=mean, std=std
-        )
+        return partial(chosen_preprocessing, image_size=self.image_size, resize=self.resize, mean=mean, std=std)
 
     def opened_for(
         self, detector: "OPNP", file: Path, name: str | None, *, is_forced: bool
@@ -207,13 +212,7 @@ class ModelOptions:
             OriginWarning: If it differs, and is taken all the same.
 
         """
-        from opnp.adapters import (
-            require_same_inputs,
-            require_same_weights,
-            stored_model,
-            stored_preprocessing,
-            stored_weights,
-        )
+        from opnp.adapters import remembered_model, require_same_model
 
         origin = detector.origin
         if origin is None:
@@ -222,12 +221,11 @@ class ModelOptions:
                     f"{file} does not know the model that it was fitted on: give `--model NAME`, or `--features FILE`."
                 )
             return self.opened(name)
-        name = name or stored_model(origin, file)
-        options = self if self.weights is not None else replace(self, weights=stored_weights(origin, file))
-        model, transform = options.opened(name, remembered=stored_preprocessing(origin))
+        chosen = self._chosen()
+        name, model, known = remembered_model(origin, file, name=name, weights=self.weights)
+        transform = chosen(known, model=name)
         try:
-            require_same_inputs(origin, transform)
-            require_same_weights(origin, model, head_sha256=detector.head_digest)
+            require_same_model(origin, model, transform, head_sha256=detector.head_digest)
         except OpnpError as error:
             if not is_forced:
                 raise

@@ -135,7 +135,7 @@ def score(
             table, facts["unreadable"] = _of_inputs(
                 loaded, opened, data, ranks, is_explained=explain, is_quiet=is_quiet
             )
-        table = _with_names(_with_calibration(table, loaded), loaded.origin.class_names if loaded.origin else None)
+        table = _with_names(_with_calibration(table, loaded), loaded.class_names)
         facts |= _add_discoveries(table, fdr, is_quiet=not ranks.is_first)
         with together(ranks):
             if ranks.is_first and out is not None:

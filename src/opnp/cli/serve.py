@@ -78,8 +78,7 @@ def serve(
     place = checked_device(device)
     file = one_of(detector_file, detector, option="--detector")
     loaded = OPNP.load(file)
-    names: Sequence[str] | None = loaded.origin.class_names if loaded.origin else None
-    names = names if class_names is None else _lines(class_names)
+    names: Sequence[str] | None = loaded.class_names if class_names is None else _lines(class_names)
     network, transform = options.opened_for(loaded, file, model, is_forced=force)
     if place is not None:
         network.to(place)

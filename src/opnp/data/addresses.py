@@ -14,7 +14,7 @@ from opnp.errors import DataFileError, EmptyDataError, require_installed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImagesAtAddress"]
+__all__ = ["ImagesAtAddress", "opened_place"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -58,7 +58,7 @@ class ImagesAtAddress:
         from pyarrow import fs
 
         try:
-            filesystem, folder = _opened(address)
+            filesystem, folder = opened_place(address)
             found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = str(error).partition("\n")[0]
@@ -95,7 +95,7 @@ class ImagesAtAddress:
         return digest.hexdigest()
 
     def _content(self, index: int) -> bytes:
-        filesystem, folder = _opened(self.address)
+        filesystem, folder = opened_place(self.address)
         try:
             with filesystem.open_input_stream(f"{folder}/{self.names[index]}") as stream:
                 content: bytes = stream.read()
@@ -109,9 +109,15 @@ def _is_image(path: PurePosixPath) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _opened(address: str) -> tuple[Any, str]:
-    """Return the file system of an address, and the path in it."""
+def opened_place(place: str) -> tuple[Any, str]:
+    """Return the file system of Arrow of a path or an address, and the path in it, which does not end in a slash.
+
+    Example:
+        >>> opened_place("file:///data/folder/")[1], opened_place("/data")[1]
+        ('/data/folder', '/data')
+
+    """
     from pyarrow import fs
 
-    filesystem, folder = fs.FileSystem.from_uri(address)
-    return filesystem, folder.rstrip("/")
+    filesystem, path = (fs.LocalFileSystem(), place) if "://" not in place else fs.FileSystem.from_uri(place)
+    return filesystem, path.rstrip("/")

@@ -64,7 +64,10 @@ class FeatureSource(Protocol):
         """Return rows `start` to `stop` (not included), shape ``(rows, features)``, and their labels or None."""
 
     def digest(self) -> str:
-        """Return a text that another content would not have; asked for only where a checkpoint is kept."""
+        """Return a text that another content would not have; asked for only where a checkpoint is kept.
+
+        Which columns of a table are read is not in it: `feature_names_of` tells that.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,9 +338,6 @@ class MappedFeatures:
     def digest(self) -> str:
         """Return the SHA-256 of the content: of one file its bytes, of shards their index, which holds their digests.
 
-        That of a table goes on with the names of the columns that are read.
-
-
         Shards that were changed in place after they were written are found by `verify`, which reads them.
         """
         return self._digest()
@@ -415,8 +415,7 @@ def open_features(path: str | os.PathLike[str], *, feature_names: Sequence[str] 
         return source
     if _is_table(path):
         found = read_feature_table(path, feature_names=feature_names)
-        names = ",".join(found.feature_names)
-        return MappedFeatures([path], [len(found.features)], digest=lambda: f"{file_digest(path)} {names}", held=found)
+        return MappedFeatures([path], [len(found.features)], digest=lambda: file_digest(path), held=found)
     features, _ = _mapped_tensors(path)
     return MappedFeatures([path], [len(features)], digest=lambda: file_digest(path))
 

@@ -2,24 +2,19 @@
 
 import hashlib
 import os
-import warnings
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from opnp.data.samples import label_column, label_indices
-from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError, require_installed
+from opnp.data.addresses import opened_place
+from opnp.data.samples import label_column
+from opnp.data.tables import feature_table, parquet_numbers
+from opnp.errors import DataFileError, EmptyDataError, OptionError, require_installed
 
-__all__ = ["ParquetFeatures", "is_parquet"]
-
-_NAMED = 5
-_COLUMN = "features"
-"""Name of a column that holds whole rows, lists of one length; without it columns of numbers are features."""
+__all__ = ["ParquetFeatures", "is_parquet", "parquet_dataset"]
 
 
 def is_parquet(place: str | os.PathLike[str]) -> bool:
@@ -38,16 +33,24 @@ def is_parquet(place: str | os.PathLike[str]) -> bool:
     require_installed("Parquet needs", "pyarrow", extra="bench")
     from pyarrow import fs
 
-    filesystem, path = fs.FileSystem.from_uri(text)
+    filesystem, path = opened_place(text)
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     return any(each.path.lower().endswith(".parquet") for each in found)
+
+
+def parquet_dataset(place: str, *, filesystem: Any = None) -> Any:  # noqa: ANN401  # of a package without types
+    """Return the data set of Arrow of a Parquet file or a folder of such; pages are compared with their checksums."""
+    from pyarrow import dataset
+
+    options = dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+    form = dataset.ParquetFileFormat(default_fragment_scan_options=options)
+    return dataset.dataset(place, filesystem=filesystem, format=form)
 
 
 class ParquetFeatures:
     """Features of one Parquet file, or of all in a folder in the order of their paths: a `FeatureSource`.
 
-    A column `features` of lists holds whole rows; without one, columns of numbers are the features, in their order, as
-    of a single table. A column `label` or `labels` holds class indices. The row group that was read last is held.
+    What is a feature is said by the rules of `read_feature_table`. The row group that was read last is held.
 
     Args:
         place: A path, or an address that Arrow knows, such as ``s3://bucket/folder``.
@@ -61,7 +64,8 @@ class ParquetFeatures:
         feature_names: Names of the features, where they are columns of numbers; else None.
 
     Raises:
-        DataFileError: If nothing can be read there, or there are no features in it.
+        DataFileError: If nothing can be read there, there are no features in it, or files have other columns or types
+            than the first.
         EmptyDataError: If there are no rows.
         MissingExtraError: If pyarrow is not installed.
 
@@ -86,13 +90,10 @@ class ParquetFeatures:
         """Read what the files say of themselves, and the first row group."""
         require_installed("Parquet needs", "pyarrow", extra="bench")
         import pyarrow as pa
-        from pyarrow import dataset
 
         self.place = os.fspath(place)
         try:
-            found = dataset.dataset(self.place, format="parquet")
-            self._schema = found.schema
-            files = sorted(found.get_fragments(), key=lambda fragment: fragment.path)
+            files = sorted(parquet_dataset(self.place).get_fragments(), key=lambda fragment: fragment.path)
             self._groups = [group for file in files for group in file.split_by_row_group()]
             lengths = [sum(part.num_rows for part in group.row_groups) for group in self._groups]
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -100,29 +101,17 @@ class ParquetFeatures:
             raise DataFileError(
                 f"{self.place} cannot be read as Parquet ({type(error).__name__}: {reason})."
             ) from error
+        self._schema = _common_schema(files, self.place)
         self._edges = list(pairwise(accumulate(lengths, initial=0)))
         self._held: tuple[int, Tensor, Tensor | None] | None = None
         self._wanted = feature_names
+        self._columns: list[str] | None = None
         self.feature_names: tuple[str, ...] | None = None
         self.rows, self.first_row = sum(lengths), 0
         if self.rows == 0:
             raise EmptyDataError(f"{self.place} holds no rows: at least one sample is needed.")
         features, labels = self.read(0, 1)
         self.width, self.is_labelled = features.shape[1], labels is not None
-        taken = {_COLUMN} if self.feature_names is None else {*self.feature_names}
-        left = [
-            name
-            for name in self._schema.names
-            if name not in {*taken, label_column(Path(self.place), self._schema.names)}
-        ]
-        if left:
-            more = ", ..." if len(left) > _NAMED else ""
-            warnings.warn(
-                f"{self.place}: {len(left)} column{'s' if len(left) > 1 else ''} left out: "
-                f"{', '.join(left[:_NAMED])}{more}.",
-                ColumnWarning,
-                stacklevel=2,
-            )
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Return rows `start` to `stop` (not included), shape ``(rows, features)``, and their labels or None.
@@ -161,64 +150,34 @@ class ParquetFeatures:
     def _group(self, index: int) -> tuple[Tensor, Tensor | None]:
         import pyarrow as pa
 
-        place, types = self._groups[index].path, pa.types
+        place, is_first = self._groups[index].path, self._columns is None
         try:
-            table = self._groups[index].to_table(schema=self._schema)
+            table = self._groups[index].to_table(schema=self._schema, columns=self._columns)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataFileError(f"{place} cannot be read as Parquet ({type(error).__name__}: {error}).") from error
-        label = label_column(place, table.column_names)
-        labels = None if label is None else label_indices(_plain(table[label], label, place), path=place)
-        if _COLUMN in table.column_names:
-            return _stacked(table[_COLUMN], place), labels
-        columns = {}
-        for name, column in zip(table.column_names, table.columns, strict=True):
-            kind = column.type
-            is_wanted = name != label and (self._wanted is None or name in self._wanted)
-            if is_wanted and (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
-                if not name.strip() or name.startswith("__index_level_"):
-                    raise DataFileError(f"{place}: a column of numbers has no name. Write the table without an index.")
-                columns[name] = _plain(column.cast(pa.float64()) if types.is_decimal(kind) else column, name, place)
-        missing = [name for name in self._wanted or () if name not in columns]
-        if missing:
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        wanted = self._wanted if is_first else self.feature_names
+        features, labels, self.feature_names = feature_table(place, columns, parquet_numbers, feature_names=wanted)
+        if is_first:  # what is left out is told once, and read no more
+            label = label_column(place, columns)
+            self._columns = [*(self.feature_names or ["features"]), *([] if label is None else [label])]
+        return features, labels
+
+
+def _common_schema(files: Sequence[Any], place: str) -> Any:  # noqa: ANN401  # as below
+    """Return the schema of the first file, if the others have its columns in any order."""
+    if not files:
+        raise EmptyDataError(f"{place} holds no Parquet file: at least one sample is needed.")
+    first = files[0].physical_schema
+    wanted = dict(zip(first.names, first.types, strict=True))
+    for file in files[1:]:
+        found = dict(zip(file.physical_schema.names, file.physical_schema.types, strict=True))
+        differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        if differing:
+            name = differing[0]
             raise DataFileError(
-                f"{place} has no column of numbers called `{missing[0]}`, which the detector was fitted on."
+                f"{place}: files must have the same columns of the same types. `{name}` is {found.get(name, 'missing')}"
+                f" in {file.path}, and {wanted.get(name, 'missing')} in {files[0].path}. Write them alike, or read them"
+                f" apart."
             )
-        if not columns:
-            raise DataFileError(
-                f"{place} holds no features: expected a column `features` of lists, or columns of numbers."
-            )
-        self.feature_names = tuple(columns if self._wanted is None else self._wanted)
-        ordered = [columns[name] for name in self.feature_names]
-        dtype = np.result_type(*ordered)
-        matrix = np.stack(ordered, axis=1).astype(dtype if dtype.kind == "f" else np.float64, copy=False)
-        return torch.from_numpy(matrix), labels
-
-
-def _plain(column: Any, name: str, place: str) -> Any:  # noqa: ANN401  # columns and arrays of a package without types
-    """Return a column as an array of NumPy, if it has a value in each row."""
-    if column.null_count:
-        raise DataFileError(
-            f"{place}: `{name}` has no value in {column.null_count} of {len(column)} rows. Fill them in, as in "
-            f"training, or leave the rows out."
-        )
-    return column.to_numpy()
-
-
-def _stacked(column: Any, place: str) -> Tensor:  # noqa: ANN401  # as above
-    """Return a column of lists of one length as a matrix."""
-    import pyarrow as pa
-
-    whole = pa.concat_arrays(column.chunks) if column.num_chunks else column.combine_chunks()
-    if isinstance(whole.type, pa.BaseExtensionType):  # tensors, as Ray Data writes them
-        whole = whole.storage
-    values = whole.flatten() if hasattr(whole, "flatten") else None
-    rows = len(whole)
-    if values is None or whole.null_count or values.null_count or rows == 0 or len(values) % rows:
-        raise DataFileError(f"{place}: `features` must be lists of numbers of one length, with a value in each place.")
-    lengths = set(np.unique(whole.value_lengths().to_numpy(zero_copy_only=False)).tolist())
-    if len(lengths) != 1 or values.type not in (pa.float16(), pa.float32(), pa.float64()):
-        raise DataFileError(
-            f"{place}: `features` must be lists of floating-point numbers of one length, got {values.type} of lengths "
-            f"{', '.join(map(str, sorted(lengths)[:5]))}."
-        )
-    return torch.from_numpy(values.to_numpy(zero_copy_only=False).copy()).reshape(rows, -1)
+    return first

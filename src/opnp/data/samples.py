@@ -144,7 +144,7 @@ def column_names(path: Path, fields: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def label_column(path: Path, names: Iterable[object]) -> str | None:
+def label_column(path: str | os.PathLike[str], names: Iterable[object]) -> str | None:
     """Return the name that labels go by in a file, or None if there are none.
 
     Raises:
@@ -157,7 +157,7 @@ def label_column(path: Path, names: Iterable[object]) -> str | None:
         raise DataFileError(str(error)) from None
 
 
-def label_indices(labels: object, *, path: Path) -> Tensor:
+def label_indices(labels: object, *, path: str | os.PathLike[str]) -> Tensor:
     """Return the labels of an array as class indices, by `class_indices`.
 
     Raises:

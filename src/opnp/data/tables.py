@@ -24,6 +24,8 @@ __all__ = [
     "TABLE_ENDINGS",
     "FeatureTable",
     "ScoreTable",
+    "feature_table",
+    "parquet_numbers",
     "read_feature_table",
     "read_score_table",
     "require_score_file",
@@ -40,6 +42,8 @@ _TRUTHS = {"true": 1.0, "false": 0.0}
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?[0-9.]*,[0-9]+\s*")
 _NAMED = 5
 """Columns that a message names."""
+_ROWS = "features"
+"""Name of a column that holds whole rows, where it is one of lists; as a column of numbers it is like any other."""
 
 
 def write_score_table(path: str | os.PathLike[str], columns: Mapping[str, Sequence[object]]) -> None:
@@ -172,24 +176,25 @@ def read_score_table(path: str | os.PathLike[str]) -> ScoreTable:
 
 
 class FeatureTable(NamedTuple):
-    """The columns of numbers of a table.
+    """The features of a table.
 
     Attributes:
         features: Shape ``(rows, columns)``, float64, of a Parquet file of shorter floats those.
         labels: Class indices, shape ``(rows,)``, or None.
-        feature_names: Names of the columns of `features`, in their order.
+        feature_names: Names of the columns of `features`, in their order; None of whole rows, which have no names.
 
     """
 
     features: Tensor
     labels: Tensor | None
-    feature_names: tuple[str, ...]
+    feature_names: tuple[str, ...] | None
 
 
 def read_feature_table(path: str | os.PathLike[str], *, feature_names: Sequence[str] | None = None) -> FeatureTable:
     """Return the columns of numbers of a table as features, and its labels or None.
 
-    A column `label` or `labels` holds class indices. Columns of texts, dates and truth values are no features.
+    A column `label` or `labels` holds class indices. Columns of texts, dates and truth values are no features. Where a
+    column `features` of a Parquet file holds lists of numbers, these are the rows, unless columns are named.
 
     Args:
         path: File that ends in ``.csv``, with a line of names at its head, or in ``.parquet``.
@@ -202,8 +207,8 @@ def read_feature_table(path: str | os.PathLike[str], *, feature_names: Sequence[
     Raises:
         MissingFileError: If there is no such file.
         DataFileError: If it cannot be read, has no column of numbers, lacks one that is named, or has one that lacks
-            values, mixes numbers and texts or has decimal commas; if columns have no names, or one name; or if labels
-            are no class indices.
+            values, mixes numbers and texts or has decimal commas; if columns have no names, or one name; if lists are
+            not of one length; or if labels are no class indices.
         MissingExtraError: If pyarrow, which Parquet needs, is not installed.
 
     Warns:
@@ -226,11 +231,48 @@ def read_feature_table(path: str | os.PathLike[str], *, feature_names: Sequence[
     """
     path = existing_file(path, content="features")
     table = _csv_columns(path, None) if _ending(path) == ".csv" else _parquet_columns(path, None)
-    read = _csv_numbers if _ending(path) == ".csv" else _parquet_numbers
+    read = _csv_numbers if _ending(path) == ".csv" else parquet_numbers
+    return feature_table(path, table, read, feature_names=feature_names)
+
+
+def feature_table(
+    path: str | os.PathLike[str],
+    columns: Mapping[str, Any],
+    read: "Callable[[str | os.PathLike[str], str, Any], npt.NDArray[Any] | str]",
+    *,
+    feature_names: Sequence[str] | None = None,
+) -> FeatureTable:
+    """Return the features and labels among the columns of a table, or of a part of one: the rules are in one place.
+
+    Args:
+        path: Where they come from, for messages.
+        columns: Columns by name, as `read` takes them.
+        read: Returns a column as numbers, or, if it holds none, what it holds: `parquet_numbers`, say.
+        feature_names: As for `read_feature_table`, and errors and warnings, too.
+
+    """
+    table = dict(columns)
     label = label_column(path, table)
-    labels = None if label is None else read(path, label, table.pop(label))
-    if isinstance(labels, str):
+    values = None if label is None else read(path, label, table.pop(label))
+    if isinstance(values, str):
         raise DataFileError(f"{path}: `{label}` must hold the number of each row's class, counted from 0.")
+    labels = None if values is None else label_indices(values, path=path)
+    if feature_names is None and _ROWS in table and _is_of_lists(table[_ROWS]):
+        rows = _stacked(table.pop(_ROWS), path)
+        if table:
+            _warn_of_left_out(path, [*table], f"as `{_ROWS}` holds whole rows")
+        return FeatureTable(rows, labels, None)
+    rows, names = _columns_of_numbers(path, table, read, feature_names)
+    return FeatureTable(rows, labels, names)
+
+
+def _columns_of_numbers(
+    path: str | os.PathLike[str],
+    table: Mapping[str, Any],
+    read: "Callable[[str | os.PathLike[str], str, Any], npt.NDArray[Any] | str]",
+    feature_names: Sequence[str] | None,
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the columns of numbers as a matrix, and their names."""
     if feature_names is not None:
         missing = [name for name in feature_names if name not in table]
         if missing:
@@ -238,13 +280,16 @@ def read_feature_table(path: str | os.PathLike[str], *, feature_names: Sequence[
                 f"{path} lacks {_columns_text(missing)} of the {len(feature_names)} that the detector was fitted on. "
                 f"Add what is missing, made as for the fit."
             )
-    columns = {name: read(path, name, table[name]) for name in (table if feature_names is None else feature_names)}
-    numbers = {name: values for name, values in columns.items() if not isinstance(values, str)}
-    others = {name: kind for name, kind in columns.items() if isinstance(kind, str)}
+    found = {name: read(path, name, table[name]) for name in (table if feature_names is None else feature_names)}
+    numbers = {name: column for name, column in found.items() if not isinstance(column, str)}
+    others = {name: kind for name, kind in found.items() if isinstance(kind, str)}
     if feature_names is not None and others:
         raise DataFileError(f"{path} must hold numbers in {_columns_text(others)}, as for the fit.")
     if not numbers:
-        raise DataFileError(f"{path} holds no column of numbers: features are columns of numbers, one row a sample.")
+        raise DataFileError(
+            f"{path} holds no column of numbers: features are columns of numbers, one row a sample, or a column "
+            f"`{_ROWS}` of lists of them."
+        )
     if any(not name.strip() or name.startswith("__index_level_") for name in numbers):
         raise DataFileError(
             f"{path}: a column of numbers has no name, as the index of pandas has none. Write the table without it: "
@@ -252,14 +297,13 @@ def read_feature_table(path: str | os.PathLike[str], *, feature_names: Sequence[
         )
     dtype = np.result_type(*numbers.values())
     features = np.stack([*numbers.values()], axis=1).astype(dtype if dtype.kind == "f" else np.float64, copy=False)
-    found = None if labels is None else label_indices(labels, path=path)
     if others:
         shown = [f"{name} ({kind})" for name, kind in others.items()]
         _warn_of_left_out(path, shown, "which hold no numbers")
     elif feature_names is not None and len(table) > len(feature_names):
-        further = [name for name in table if name not in columns]
+        further = [name for name in table if name not in found]
         _warn_of_left_out(path, further, "which the detector was not fitted on")
-    return FeatureTable(torch.from_numpy(features), found, tuple(numbers))
+    return torch.from_numpy(features), tuple(numbers)
 
 
 def _columns_text(names: Iterable[str]) -> str:
@@ -269,17 +313,17 @@ def _columns_text(names: Iterable[str]) -> str:
     return f"the column{'s' if len(names) > 1 else ''} {', '.join(names[:_NAMED])}{more}"
 
 
-def _warn_of_left_out(path: Path, names: Sequence[str], reason: str) -> None:
+def _warn_of_left_out(path: str | os.PathLike[str], names: Sequence[str], reason: str) -> None:
     more = ", ..." if len(names) > _NAMED else ""
     warnings.warn(
         f"{path}: {len(names)} column{'s' if len(names) > 1 else ''} left out, {reason}: "
         f"{', '.join(names[:_NAMED])}{more}.",
         ColumnWarning,
-        stacklevel=3,
+        stacklevel=5,
     )
 
 
-def _csv_numbers(path: Path, name: str, values: Sequence[object]) -> "npt.NDArray[Any] | str":
+def _csv_numbers(path: str | os.PathLike[str], name: str, values: Sequence[object]) -> "npt.NDArray[Any] | str":
     """Return a column of a CSV file as float64, or what it holds if none of it is a number."""
     try:
         return np.asarray([float(str(value)) for value in values])
@@ -297,7 +341,7 @@ def _csv_numbers(path: Path, name: str, values: Sequence[object]) -> "npt.NDArra
     return "true or false" if all(str(value).lower() in _TRUTHS for value in values) else "text"
 
 
-def _require_decimal_points(path: Path, name: str, values: Iterable[object]) -> None:
+def _require_decimal_points(path: str | os.PathLike[str], name: str, values: Iterable[object]) -> None:
     """Raise if all of the values, and one at least, are numbers with a comma."""
     first = None
     for value in values:
@@ -319,8 +363,13 @@ def _is_number(value: object) -> bool:
     return True
 
 
-def _parquet_numbers(path: Path, name: str, column: Any) -> "npt.NDArray[Any] | str":  # noqa: ANN401  # of pyarrow
-    """Return a column of a Parquet file as numbers, or its type if that is none of numbers."""
+def parquet_numbers(path: str | os.PathLike[str], name: str, column: Any) -> "npt.NDArray[Any] | str":  # noqa: ANN401  # of pyarrow
+    """Return a column of a Parquet file as numbers, or its type if that is none of numbers.
+
+    Raises:
+        DataFileError: If it lacks values, or holds decimal commas.
+
+    """
     import pyarrow as pa
 
     kind = column.type
@@ -335,6 +384,39 @@ def _parquet_numbers(path: Path, name: str, column: Any) -> "npt.NDArray[Any] | 
         )
     numbers: npt.NDArray[Any] = (column.cast(pa.float64()) if pa.types.is_decimal(kind) else column).to_numpy()
     return numbers
+
+
+def _is_of_lists(column: Any) -> bool:  # noqa: ANN401  # of pyarrow, or a list of CSV
+    """Return whether a column holds lists of numbers."""
+    kind = getattr(column, "type", None)
+    if kind is None:
+        return False
+    import pyarrow as pa
+
+    kind = getattr(kind, "storage_type", kind)  # tensors, as Ray Data writes them
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
+
+
+def _stacked(column: Any, path: str | os.PathLike[str]) -> Tensor:  # noqa: ANN401  # of pyarrow
+    """Return a column of lists of one length as a matrix."""
+    import pyarrow as pa
+
+    whole = pa.concat_arrays(column.chunks) if column.num_chunks else column.combine_chunks()
+    if isinstance(whole.type, pa.BaseExtensionType):
+        whole = whole.storage
+    values = whole.flatten()
+    if whole.null_count or values.null_count:
+        raise DataFileError(
+            f"{path}: `{_ROWS}` has no value in some places. Fill them in, as in training, or leave the rows out."
+        )
+    lengths = sorted(set(np.unique(whole.value_lengths().to_numpy(zero_copy_only=False)).tolist()))
+    if len(lengths) != 1 or lengths == [0] or not pa.types.is_floating(values.type):
+        raise DataFileError(
+            f"{path}: `{_ROWS}` must be lists of floating-point numbers of one length, got {values.type} of lengths "
+            f"{', '.join(map(str, lengths[:_NAMED])) or 'unknown, as there are no rows'}."
+        )
+    return torch.from_numpy(values.to_numpy(zero_copy_only=False).copy()).reshape(len(whole), -1)
 
 
 def _csv_columns(path: Path, wanted: Sequence[str] | None) -> dict[str, Sequence[object]]:

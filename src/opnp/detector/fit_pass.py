@@ -260,6 +260,21 @@ class FitSum:
             answers=AnswerSum.from_tensors(tensors),
         )
 
+    def carried(self) -> dict[str, Tensor]:
+        """Return all of this sum as tensors by name, the sample as well, for `with_carried`."""
+        kept = {} if self.kept is None else {"kept.hashes": self.kept.hashes, "kept.rows": self.kept.rows}
+        return self.to_tensors() | kept
+
+    def with_carried(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Return this sum with what `carried` gave.
+
+        Raises:
+            KeyError: If a tensor is missing.
+
+        """
+        kept = None if self.kept is None else KeptRows(tensors["kept.hashes"], tensors["kept.rows"])
+        return self.with_tensors(tensors, kept)
+
     @property
     def seen(self) -> int:
         """Number of samples: those in the sums, and those kept out of them."""
@@ -314,9 +329,9 @@ class FitSum:
 class Checkpoint:
     """Where and how often a pass over cached features is written down.
 
-    The file is written whole or not at all. A run that finds it goes on from it, if data, head, settings, block size,
-    ranks and threads are the same; otherwise it is refused. What comes of the pass is the same, bit for bit, as if it
-    had never been interrupted. Each rank of several has a file of its own, ``FILE.rank0`` and so on.
+    The file is written whole or not at all. A run that finds it goes on from it, if data, columns, head, settings,
+    block size, ranks and threads are the same; otherwise it is refused. What comes of the pass is the same, bit for
+    bit, as if it had never been interrupted. Each rank of several has a file of its own, ``FILE.rank0`` and so on.
 
     Attributes:
         path: The file.
@@ -532,7 +547,7 @@ def summed_blocks(
                 checkpoint.file(ranks),
                 kind=_KIND,
                 format_version=FORMAT_VERSION,
-                tensors=_carried(total),
+                tensors=total.carried(),
                 metadata={"run": run, "blocks": done},
             )
     return total
@@ -592,17 +607,13 @@ def _predicted(features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | 
     return predicted
 
 
-def _carried(total: FitSum) -> dict[str, Tensor]:
-    """Return all that a pass carries along, by name."""
-    kept = {} if total.kept is None else {"kept.hashes": total.kept.hashes, "kept.rows": total.kept.rows}
-    return total.to_tensors() | kept
-
-
 def _run(blocks: FeatureBlocks, zeros: FitSum, ranks: Ranks) -> dict[str, object]:
     """Return what makes this pass the same as another, by name, as JSON values."""
     source = blocks.source
+    names = feature_names_of(source)
     return {
         "batch size": blocks.size,
+        "columns": None if names is None else [*names],
         "data": source.digest(),
         "device": blocks.weight.device.type,
         "head": head_digest(zeros.weight, zeros.bias),
@@ -649,12 +660,11 @@ def _resumed(
             f"{path} is a checkpoint of another run ({told}). Finish that run as it was begun, or remove the file to "
             f"start over."
         )
-    layouts = [{name: (each.shape, each.dtype) for name, each in some.items()} for some in (tensors, _carried(zeros))]
+    layouts = [{name: (each.shape, each.dtype) for name, each in some.items()} for some in (tensors, zeros.carried())]
     if layouts[0] != layouts[1]:
         raise CheckpointError(f"{path} holds other sums than those of this run. Remove it to start over.")
     moved = {name: tensor.to(blocks.weight.device, copy=True) for name, tensor in tensors.items()}
-    kept = None if zeros.kept is None else KeptRows(moved["kept.hashes"], moved["kept.rows"])
-    total = zeros.with_tensors(moved, kept)
+    total = zeros.with_carried(moved)
     if done > len(blocks) or total.seen < 1:
         raise CheckpointError(f"{path} speaks of other data than there are. Remove it to start over.")
     return total, done

@@ -694,6 +694,11 @@ class OPNP:
         return self._fitted().origin
 
     @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, where the detector remembers a model that has some; else None."""
+        return None if self.origin is None else self.origin.class_names
+
+    @property
     def feature_names(self) -> tuple[str, ...] | None:
         """Names of the features, where the fit was by a table; None where they have none.
 

@@ -24,10 +24,12 @@ from opnp.adapters import mlflow as own
 from opnp.adapters import model_from_name, model_origin
 from opnp.artifact import read_artifact
 from opnp.data import Preprocessing
+from opnp.detector.fit_pass import FitSum
 from opnp.errors import (
     ArtifactError,
     DataFileError,
     HeadMismatchError,
+    InputTypeError,
     MissingExtraError,
     NonFiniteError,
     NotCalibratedError,
@@ -139,6 +141,42 @@ def test_arrays_and_data_frames_get_the_answers_of_the_detector(detector: OPNP, 
         model.predict(np.full((1, 6), np.nan, np.float32))
 
 
+def test_columns_of_a_fit_by_a_table_are_taken_by_name(tmp_path: Path) -> None:
+    import mlflow
+    import pandas as pd
+
+    draw = torch.Generator().manual_seed(0)
+    weight, rows = (torch.randn(size, 6, generator=draw) for size in (3, 300))
+    total = FitSum.of([(rows[:200], None)], weight, None, OPNP().settings)
+    named = OPNP().fit_sum(total, feature_names=tuple("fedcba")).calibrate_features(rows[200:])
+    frame = pd.DataFrame(ROWS.astype(np.float64), columns=[*"fedcba"])
+    own.save_detector(named, tmp_path / "saved", example=frame[[*"abcdef"]])
+    model = mlflow.pyfunc.load_model(str(tmp_path / "saved"))
+    assert model.metadata.get_input_schema().input_names() == [*"fedcba"]
+    expected = table(named, frame.to_numpy())
+    for given in (frame, frame[[*"abcdef"]], frame.assign(id=1.0)):
+        answers = model.predict(given)
+        assert {name: answers[name].tolist() for name in COLUMNS} == expected
+    for given in (frame.drop(columns="c"), frame.to_numpy()):
+        with pytest.raises(mlflow.MlflowException, match="missing inputs"):
+            model.predict(given)
+    with pytest.raises(InputTypeError, match="6 columns of the detector's fit by their names, got DataFrame without"):
+        own.save_detector(named, tmp_path / "other", example=frame.drop(columns="c"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"batchsize": 2}, "must hold `takes`, `device` or `batch_size`, got 'batchsize'"),
+        ({"batch_size": 0}, "`batch_size` in `model_config` must be a positive number of inputs, got 0"),
+        ({"takes": "images"}, "`takes` in `model_config` must be"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        own._load_pyfunc(str(tmp_path), config)
+
+
 def test_signature_example_card_and_requirements_are_there(detector: OPNP, logged: Any) -> None:
     import mlflow
 
@@ -176,6 +214,7 @@ def test_the_detector_comes_back_from_the_registry_or_a_folder(detector: OPNP, l
     import mlflow
 
     own.save_detector(fitted(torch.float64), tmp_path / "saved", requirements=["opnp"])
+    assert (detector.class_names, fitted().class_names) == (NAMES, None)
     back = [own.load(logged.model_uri), own.load("models:/judge/1"), own.load(tmp_path / "saved")]
     assert [each.origin is None for each in back] == [False, False, True]
     for each in back[:2]:

@@ -51,7 +51,7 @@ def remembering(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_features_leave_as_the_verdicts_of_the_detector(detector: OPNP) -> None:
     batch = {"features": ROWS[:9].numpy(), "id": np.arange(9)}
-    found = Scorer(detector, members=True)(batch)
+    found = Scorer(detector, is_explained=True)(batch)
     expected, why = detector.verdict_features(ROWS[:9]), detector.explain_features(ROWS[:9])
     for name, values in expected._asdict().items():
         np.testing.assert_array_equal(found[name], values.numpy())
@@ -72,6 +72,26 @@ def test_features_come_as_lists_or_as_columns(detector: OPNP, kind: str) -> None
     found = scorer({"features": lists} if kind == "lists" else columns | {"id": np.arange(5)})
     np.testing.assert_array_equal(found["score"], detector.score_features(ROWS[:5]).numpy())
     assert ("id" in found) == (kind == "columns")
+
+
+def test_columns_are_those_of_the_fit_by_name_or_refused() -> None:
+    names = ("c", "a", "f", "b", "e", "d")
+    total = FitSum.of([(ROWS, None)], WEIGHT, None, OPNP().settings)
+    named = OPNP().fit_sum(total, feature_names=names)
+    batch = {name: ROWS[:5, place].numpy() for place, name in enumerate(names)}
+    expected = named.score_features(ROWS[:5]).numpy()
+    in_order = {name: batch[name] for name in sorted(names)} | {"id": np.arange(5)}
+    for scorer in (Scorer(named), Scorer(named, columns=names)):
+        found = scorer(dict(in_order))
+        np.testing.assert_array_equal(found["score"], expected)
+        assert sorted(found) == ["id", "predicted_class", "score"]
+    np.testing.assert_array_equal(Scorer(named)({"features": ROWS[:5].numpy()})["score"], expected)
+    with pytest.raises(OptionError, match="got another order, `a`, `b`, `c`"):
+        Scorer(named, columns=sorted(names))
+    with pytest.raises(OptionError, match="got others, `x`"):
+        Scorer(named, columns=["x"])
+    with pytest.raises(InputTypeError, match="lacks `f`"):
+        Scorer(named)({name: values for name, values in batch.items() if name != "f"})
 
 
 def test_a_detector_that_is_not_calibrated_gives_class_and_score() -> None:
@@ -123,6 +143,14 @@ def test_what_makes_inputs_can_be_given(remembering: Path, monkeypatch: pytest.M
     batch = {"image": class_images(3, seed=3)[0].numpy()}
     found = Scorer(remembering, "tinynets:net", transform=INPUTS)(dict(batch))
     np.testing.assert_array_equal(found["score"], Scorer(remembering)(batch)["score"])
+
+
+def test_half_precision_becomes_arrays() -> None:
+    rows, labels = ROWS[:3].bfloat16(), torch.tensor([2, 0, 1])
+    found = ray.feature_batch(rows, labels)
+    np.testing.assert_array_equal(found["features"], rows.float().numpy())
+    assert found["label"].tolist() == [2, 0, 1]
+    assert [*ray.feature_batch(ROWS[:3].half(), None)] == ["features"]
 
 
 @pytest.mark.parametrize("bias", [None, torch.arange(4.0)])

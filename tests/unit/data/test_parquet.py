@@ -1,5 +1,7 @@
 """Features in Parquet files: ranges over row groups and files, rows as lists or columns, and what is refused."""
 
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from opnp.data import FeatureSource, read_features
-from opnp.data.parquet import ParquetFeatures, is_parquet
+from opnp.data import FeatureSource, open_features, read_features
+from opnp.data.parquet import ParquetFeatures, is_parquet, parquet_dataset
 from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError
 
 ROWS = np.random.default_rng(0).random((20, 3)).astype(np.float32)
@@ -43,6 +45,42 @@ def test_files_of_a_folder_are_one_source_in_the_order_of_their_names(tmp_path: 
         source.read(3, 21)
 
 
+def test_files_of_other_columns_or_types_are_refused(tmp_path: Path) -> None:
+    written(tmp_path / "0.parquet", part(slice(7)))
+    reordered = dict(reversed(part(slice(7, 20)).items()))
+    written(tmp_path / "1.parquet", reordered)
+    assert torch.equal(ParquetFeatures(tmp_path).read(0, 20)[0], torch.from_numpy(ROWS))
+    without = {name: values for name, values in reordered.items() if name != "b"}
+    changes = ((without, "`b` is missing in"), (reordered | {"d": ROWS[7:, 0]}, "`d` is float in .* and missing in"))
+    for columns, message in (*changes, (reordered | {"b": ROWS[7:, 1].astype(float)}, "`b` is double in .* float in")):
+        written(tmp_path / "1.parquet", columns)
+        with pytest.raises(DataFileError, match=f"^{tmp_path}: files must have the same columns .*{message}"):
+            ParquetFeatures(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(EmptyDataError, match="holds no Parquet file"):
+        ParquetFeatures(tmp_path / "none")
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    plain: dict[str, Any] = {
+        "compression": "none",
+        "use_dictionary": False,
+        "row_group_size": 10,
+        "write_statistics": False,
+    }
+    parquet.write_table(pa.table({"a": ROWS[:, 0]}), path, write_page_checksum=True, **plain)
+    content = bytearray(path.read_bytes())
+    content[content.index(ROWS[15, 0].tobytes())] ^= 1
+    path.write_bytes(content)
+    source = ParquetFeatures(path)
+    assert torch.equal(source.read(0, 10)[0], torch.from_numpy(ROWS[:10, :1]))
+    with pytest.raises(DataFileError, match=r"rows\.parquet cannot be read as Parquet"):
+        source.read(10, 20)
+    with pytest.raises(OSError, match="CRC"):
+        parquet_dataset(str(path)).to_table()
+
+
 def test_one_file_is_read_as_a_table_is(tmp_path: Path) -> None:
     path = written(tmp_path / "mixed.parquet", COLUMNS | {"d": np.arange(20), "half": ROWS[:, 0].astype(np.float16)})
     expected, (features, labels) = read_features(path), ParquetFeatures(path).read(0, 20)
@@ -55,12 +93,43 @@ def test_one_file_is_read_as_a_table_is(tmp_path: Path) -> None:
 
 def test_columns_are_taken_by_the_names_of_the_fit(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.parquet", COLUMNS)
-    with pytest.warns(ColumnWarning, match="1 column left out: b"):
+    with pytest.warns(ColumnWarning, match="1 column left out, which the detector was not fitted on: b"):
         source = ParquetFeatures(path, feature_names=("c", "a"))
     assert source.feature_names == ("c", "a")
     assert torch.equal(source.read(0, 20)[0], torch.from_numpy(ROWS[:, [2, 0]]))
-    with pytest.raises(DataFileError, match="no column of numbers called `z`"):
+    with pytest.raises(DataFileError, match="lacks the column `z` of the 2 that the detector was fitted on"):
         ParquetFeatures(path, feature_names=("a", "z"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "message"),
+    [
+        ({"features": ROWS[:, 0], "a": ROWS[:, 1]}, None, None),
+        ({"features": list(ROWS)}, None, None),
+        ({"features": list(ROWS), "id": np.arange(20)}, None, "1 column left out, as `features` holds whole rows: id"),
+        ({"features": [["x"]] * 20, "a": ROWS[:, 1]}, None, r"hold no numbers: features \(list<element: string>\)"),
+        ({"features": list(ROWS), "a": ROWS[:, 1]}, ["a"], "was not fitted on: features"),
+        ({"features": list(ROWS)}, ["a"], "lacks the column `a`"),
+        ({"a": ROWS[:, 0], "b": ["1,5", "2,5"] * 10}, None, "`b` holds numbers with a comma, such as '1,5'"),
+        ({"a": ROWS[:, 0], "label": ["x"] * 20}, None, "`label` must hold the number of each row's class"),
+        ({"a": ROWS[:, 0], "when": [True] * 20}, None, r"which hold no numbers: when \(bool\)"),
+    ],
+)
+def test_one_file_gives_the_answers_of_a_table(
+    tmp_path: Path, columns: dict[str, Any], names: list[str] | None, message: str | None
+) -> None:
+    path, told = written(tmp_path / "rows.parquet", columns), list[Any]()
+    for opened in (open_features, ParquetFeatures):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                source = opened(path, feature_names=names)
+                told.append((source.read(0, 20)[0].tolist(), source.feature_names))
+            except DataFileError as error:
+                told.append(str(error))
+        text = " ".join([*(str(each.message) for each in caught), *(each for each in told if isinstance(each, str))])
+        assert re.search(message, text) if message else not text
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("kind", ["list", "fixed", "double"])
@@ -77,10 +146,10 @@ def test_a_column_of_lists_holds_whole_rows(tmp_path: Path, kind: str) -> None:
     ("columns", "message"),
     [
         ({"a": [1.0, None]}, "`a` has no value in 1 of 2 rows"),
-        ({"a": ["x", "y"]}, "holds no features"),
+        ({"a": ["x", "y"]}, "holds no column of numbers"),
         ({" ": [1.0, 2.0]}, "has no name"),
         ({"features": [[1.0], [1.0, 2.0, 3.0]]}, "of one length"),
-        ({"features": [[1.0], None]}, "a value in each place"),
+        ({"features": [[1.0], None]}, "no value in some places"),
         ({"features": [[1], [2]]}, "floating-point"),
     ],
 )

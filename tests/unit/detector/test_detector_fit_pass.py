@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors import safe_open
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from benchmarks.random_shards import write_random_shards
 from opnp import OPNP, Checkpoint, Ratios, ReAct, Settings
 from opnp.artifact import read_artifact, write_artifact
 from opnp.data import FeatureShardWriter, feature_part, open_features, write_features
+from opnp.data.parquet import ParquetFeatures
 from opnp.detector import fit_pass
 from opnp.detector.fit_pass import FORMAT_VERSION, FitSum
 from opnp.distributed import Ranks
@@ -315,6 +318,17 @@ def of_version(version: int) -> Callable[[Path], None]:
     return lambda path: write_artifact(
         path, kind="fit checkpoint", format_version=version, tensors={}, metadata={"run": {}}
     )
+
+
+def test_a_pass_over_the_columns_of_a_table_in_another_order_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path, names = tmp_path / "rows.parquet", [f"f{place}" for place in range(FEATURES)]
+    parquet.write_table(pa.table(dict(zip(names, features(100).numpy().T, strict=True))), path)
+    for opened in (open_features, ParquetFeatures):
+        fit(checkpoint, features=opened(path))
+        with pytest.raises(CheckpointError, match=r"\(columns: \['f0', .* there, \['f11', .* here\)"):
+            fit(checkpoint, features=opened(path, feature_names=names[::-1]))
+        assert fit(checkpoint, features=opened(path)).is_fitted
+        checkpoint.remove()
 
 
 @pytest.mark.parametrize(
