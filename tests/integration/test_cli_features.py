@@ -285,6 +285,10 @@ def test_calibration_by_class_is_that_of_the_library(opnp: Opnp, form: Form) -> 
     assert [int(row["calibration_samples"]) for row in rows] == [group.samples for group in judging]
 
 
+def test_calibration_by_class_needs_held_out_samples(opnp: Opnp) -> None:
+    assert "give them with `--validation`" in refused(opnp, *TRAIN.split(), "--calibrate-by", "predicted")
+
+
 def test_discoveries_are_those_of_the_whole_file(opnp: Opnp) -> None:
     done(opnp, *KNOWN.split())
     made, features = library_detector(FUSION), features_of("test")

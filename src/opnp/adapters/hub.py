@@ -105,6 +105,7 @@ def from_pretrained(
         token: A token that may read; None for that of `hf auth login`.
 
     Raises:
+        OptionError: If a folder is given a revision.
         MissingFileError: If there is no such folder or repository, it holds no detector, or the hub is not reached and
             the cache does not have it.
         ArtifactError: If the file is no detector, or is damaged.
@@ -122,7 +123,9 @@ def from_pretrained(
 
     """
     folder, text = Path(repo_or_folder), os.fspath(repo_or_folder)
-    if folder.is_dir():
+    if text and folder.is_dir():
+        if revision is not None:
+            raise OptionError(f"`revision` is one of a repository of the hub, and {text} is a folder: leave it out.")
         if not (folder / _FILE).is_file():
             raise MissingFileError(f"{text} holds no `{_FILE}`, but {_listed(each.name for each in folder.iterdir())}.")
         return OPNP.load(folder / _FILE, model)

@@ -144,7 +144,6 @@ def fit(
     ratios. Several processes fit together: `torchrun --nproc-per-node 2 -m opnp fit ...`; so do the workers of a
     cluster, with --ray.
     """
-    from opnp.core.conformal import minimum_samples
     from opnp.detector import Checkpoint
     from opnp.distributed import launched, together
 
@@ -156,7 +155,7 @@ def fit(
         of_features={"--checkpoint": checkpoint},
         of_model={"--data": data, **given_options(options, but=("--batch-size", "--device"))},
     )
-    minimum_samples(keep=keep)
+    _require_calibration(validation, keep=keep, by=calibrate_by)
     detector = kind.detector()
     position = None if checkpoint is None else Checkpoint(checkpoint, every=checkpoint_every)
     run: Callable[..., dict[str, object]]
@@ -195,6 +194,15 @@ def fit(
                     detector, folder, model=model or str(features), settings_text=settings_text(detector.settings)
                 )
                 tell_report(Path(folder), report, is_quiet=json)
+
+
+def _require_calibration(validation: Path | None, *, keep: float, by: CalibratedBy | None) -> None:
+    """Raise if the share to keep is none, or groups are asked for and there are no samples to make them of."""
+    from opnp.core.conformal import minimum_samples
+
+    minimum_samples(keep=keep)
+    if by is not None and validation is None:
+        raise OptionError("`--calibrate-by` groups held-out samples: give them with `--validation`.")
 
 
 def _fit_features(

@@ -119,10 +119,16 @@ class FeaturePart:
         return self.whole.digest()
 
 
-def feature_names_of(source: object) -> tuple[str, ...] | None:
-    """Return the names of a source's features, its attribute `feature_names`; None where it has none, as a tensor."""
-    names = getattr(source, "feature_names", None)
-    return None if names is None else tuple(names)
+def feature_names_of(features: object) -> tuple[str, ...] | None:
+    """Return the names of features: `feature_names` of a source, `columns` of a data frame; None where there are none.
+
+    Example:
+        >>> feature_names_of(torch.rand(3, 2)) is None
+        True
+
+    """
+    names = getattr(features, "feature_names", getattr(features, "columns", None))
+    return tuple(names) if names is not None and all(isinstance(name, str) for name in names) else None
 
 
 def feature_part(source: FeatureSource, start: int, stop: int) -> FeaturePart:

@@ -53,6 +53,7 @@ __all__ = [
     "added_up",
     "counted",
     "feature_blocks",
+    "require_same_names",
     "shown",
     "summed_blocks",
 ]
@@ -506,19 +507,31 @@ def feature_blocks(
         )
     else:
         source = features
-    found = feature_names_of(source)
-    if feature_names is not None and found is not None and found != feature_names:
-        is_order = sorted(found) == sorted(feature_names)
-        raise OptionError(
-            f"`{name}` has {'the columns of the fit in another order' if is_order else 'other columns than the fit'}: "
-            f"read it by the names of the fit, `open_features(path, feature_names=detector.feature_names)`."
-        )
+    require_same_names(features, feature_names, name=name)
     if source.width != weight.shape[1]:
         raise ShapeError(_width_message((source.rows, source.width), weight, name=name))
     if source.rows == 0 and not is_part:
         raise EmptyDataError(f"`{name}` has no rows: at least one sample is needed.")
     block_edges(0, size=size)
     return FeatureBlocks(source, weight, name=name, size=size, is_inside=is_inside)
+
+
+def require_same_names(features: object, names: tuple[str, ...] | None, *, name: str) -> None:
+    """Raise unless features with names have those of the fit, in its order.
+
+    Raises:
+        OptionError: If not.
+
+    """
+    found = feature_names_of(features)
+    if names is None or found is None or found == names:
+        return
+    what = "the columns of the fit in another order" if sorted(found) == sorted(names) else "other columns than the fit"
+    is_frame = hasattr(features, "columns")
+    call = (
+        "frame[[*detector.feature_names]]" if is_frame else "open_features(path, feature_names=detector.feature_names)"
+    )
+    raise OptionError(f"`{name}` has {what}: take them by the names of the fit, `{call}`.")
 
 
 def summed_blocks(

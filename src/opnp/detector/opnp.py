@@ -34,6 +34,7 @@ from opnp.detector.fit_pass import (
     added_up,
     counted,
     feature_blocks,
+    require_same_names,
     shown,
     summed_blocks,
 )
@@ -1080,6 +1081,7 @@ class OPNP:
         return calibration
 
     def _checked(self, features: Array) -> tuple[Tensor, bool]:
+        require_same_names(features, self._fitted().feature_names, name="features")
         features = as_tensor(features)
         is_single = isinstance(features, Tensor) and features.ndim == 1
         rows = features[None] if is_single else features

@@ -115,6 +115,10 @@ def test_what_cannot_be_had_is_told_in_a_sentence(
         with pytest.raises(MissingFileError, match=text) as caught:
             from_pretrained(name)
         assert "\n" not in str(caught.value)
+    with pytest.raises(MissingFileError, match="is no folder on this machine"):
+        from_pretrained("")
+    with pytest.raises(OptionError, match="`revision` is one of a repository"):
+        from_pretrained(tmp_path, revision="v1")
     with pytest.raises(ArtifactError):
         from_pretrained("org/broken")
     with pytest.raises(HeadMismatchError):
