@@ -87,8 +87,8 @@ class Scorer:
             a table. None for the column `features`, or, in a batch without one, for ``detector.feature_names``.
 
     Raises:
-        OptionError: If the detector belongs to no model, and a batch has no features; or if `columns` are others than
-            those of the fit, or in another order.
+        OptionError: If the detector belongs to no model, and a batch has no features; if `columns` are others than those
+            of the fit, or in another order; or if other columns of a batch have the names of verdicts.
         InputTypeError: If a batch has no column that can be read, or lacks one of the features.
         DataFileError: If an image or a text of a batch cannot be read.
 
@@ -141,7 +141,13 @@ class Scorer:
             transform = self._transform = self._transform or self._opened(None, None)
             inputs, taken = _inputs(batch, transform)
             rows = self.detector.features(inputs).to(self.detector.sensitivity.weight.device)
-        return {name: values for name, values in batch.items() if name not in taken} | self.answers(rows)
+        others, found = {name: values for name, values in batch.items() if name not in taken}, self.answers(rows)
+        if both := sorted(others.keys() & found.keys()):
+            raise OptionError(
+                f"The batch has columns with the names of verdicts, {', '.join(both)}: rename them, such as by "
+                f"`dataset.rename_columns({{{both[0]!r}: {'old_' + both[0]!r}}})`."
+            )
+        return others | found
 
     def answers(self, features: Tensor) -> BatchOfArrays:
         """Return the columns of verdicts on features, shape ``(batch, features)``."""

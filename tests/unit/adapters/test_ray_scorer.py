@@ -181,3 +181,9 @@ def test_neither_a_head_nor_a_model_is_refused() -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.raises(OptionError, match="got neither"):
         ray.fit(None)  # type: ignore[arg-type]  # not looked at
+
+
+def test_columns_that_verdicts_would_replace_are_refused() -> None:
+    scorer = Scorer(OPNP().fit_features(ROWS, weight=WEIGHT, bias=None))
+    with pytest.raises(OptionError, match=r"names of verdicts, score: rename .*\{'score': 'old_score'\}"):
+        scorer({"features": ROWS[:2].numpy(), "score": np.zeros(2)})
