@@ -87,8 +87,8 @@ class Scorer:
             a table. None for the column `features`, or, in a batch without one, for ``detector.feature_names``.
 
     Raises:
-        OptionError: If the detector belongs to no model, and a batch has no features; if `columns` are others than those
-            of the fit, or in another order; or if other columns of a batch have the names of verdicts.
+        OptionError: If the detector belongs to no model, and a batch has no features; if `columns` are others than
+            those of the fit, or in another order; or if other columns of a batch have the names of verdicts.
         InputTypeError: If a batch has no column that can be read, or lacks one of the features.
         DataFileError: If an image or a text of a batch cannot be read.
 
