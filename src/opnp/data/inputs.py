@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import current_process
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any, Protocol
@@ -283,7 +284,10 @@ def usual_workers() -> int:
     """Return how many processes read images where nobody says: one a core, at most 8; ranks of one machine share them.
 
     Fewer, down to 0, where the memory that batches come through is small: containers have 64 MB where nobody says more.
+    0 in a daemonic process, which may start none.
     """
+    if current_process().daemon:
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _USUAL_WORKERS)  # as torchrun sets it
     shared = Path("/dev/shm")  # noqa: S108  # looked at, not written to

@@ -266,6 +266,12 @@ def test_usual_workers_are_the_cores_that_are_free_where_memory_is_shared(
     assert usual_workers() == expected
 
 
+def test_a_daemonic_process_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    _machine(monkeypatch, cores=4, shared=1 << 40)
+    monkeypatch.setattr(inputs_module, "current_process", lambda: SimpleNamespace(daemon=True))
+    assert usual_workers() == 0
+
+
 def test_many_images_are_read_by_usual_workers_where_nobody_says(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _machine(monkeypatch, cores=3, shared=1 << 40)
     images = open_inputs(tree, PLAIN)
