@@ -195,7 +195,7 @@ class InputSet(Dataset[object]):
             batch_size: Inputs a batch.
             rows: Which inputs; None for all.
             workers: Processes that read and prepare inputs ahead of time; 0 to do so here; None for `usual_workers()`
-                with images of more than two batches, else 0. The batches are the same.
+                with images to decode of more than two batches, else 0. The batches are the same.
             is_pinned: Whether batches lie in page-locked memory, for a CUDA device.
 
         Raises:
@@ -206,7 +206,8 @@ class InputSet(Dataset[object]):
         if self._reasons:
             chosen = [row for row in chosen if row not in self._reasons]
         batches = InputBatches(self, chosen, batch_size, workers=workers or 0, is_pinned=is_pinned)
-        if workers is None and self.source.kind == "image" and len(batches) > _FEW_BATCHES:
+        is_decoded = isinstance(self.source, ImageArrays)
+        if workers is None and self.source.kind == "image" and not is_decoded and len(batches) > _FEW_BATCHES:
             return replace(batches, workers=usual_workers())
         return batches
 

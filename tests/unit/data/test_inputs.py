@@ -279,3 +279,5 @@ def test_many_images_are_read_by_usual_workers_where_nobody_says(tree: Path, mon
     assert images.batches(1, workers=None).workers == usual_workers() == 3
     assert images.batches(len(images), workers=None).workers == 0
     assert images.batches(1).workers == images.batches(1, workers=0).workers == 0
+    arrays = open_inputs(write_tensors(tree.parent / "some.safetensors", pixels(7)), PLAIN)
+    assert arrays.batches(1, workers=None).workers == 0
