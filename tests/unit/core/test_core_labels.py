@@ -141,6 +141,7 @@ def test_the_test_against_chance_is_the_binomial_one(count: int, classes: int, s
         (answers(0, 500, sure=9.0), "chance for 10 classes; with the classes in another order it would be 500"),
         (answers(150, 350, sure=9.0), "is 100% sure on average; with the classes in another order it would be 350"),
         (answers(350, 150, sure=9.0), None),
+        (answers(300, 200, sure=9.0), None),  # too sure, and no other order of the classes explains it
         (answers(150, 350), None),
         (answers(0, 5), None),
         (AnswerSum.zeros(10), None),
