@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from opnp.data.images import IMAGE_ENDINGS, decoded_image
+from opnp.data.images import IMAGE_ENDINGS, decoded_image, is_content
 from opnp.data.samples import SampleKind, require_pillow
 from opnp.errors import DataFileError, EmptyDataError, require_installed
 
@@ -105,7 +105,7 @@ class ImagesAtAddress:
 
 
 def _is_image(path: PurePosixPath) -> bool:
-    return path.suffix.lower() in IMAGE_ENDINGS and not any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in IMAGE_ENDINGS and all(map(is_content, path.parts))
 
 
 @lru_cache(maxsize=8)

@@ -37,7 +37,7 @@ from opnp.files import existing_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_ENDINGS", "FileList", "ImageArrays", "ImageFolder", "decoded_image", "image_formats"]
+__all__ = ["IMAGE_ENDINGS", "FileList", "ImageArrays", "ImageFolder", "decoded_image", "image_formats", "is_content"]
 
 IMAGE_ENDINGS = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pbm", ".pgm"),
@@ -201,7 +201,7 @@ class ImageFolder:
 
 def _by_class(path: Path) -> dict[str, tuple[Path, ...]]:
     """Return the images by name of the subfolder, at any depth in it."""
-    entries = sorted(entry for entry in path.iterdir() if _is_content(entry.name))
+    entries = sorted(entry for entry in path.iterdir() if is_content(entry.name))
     folders = [entry for entry in entries if entry.is_dir()]
     has_endings = any(folder.suffix for folder in folders)
     lost = next((each for each in entries if _is_lost_folder(each, has_endings=has_endings)), None)
@@ -219,7 +219,7 @@ def _walked(start: Path, seen: set[str]) -> Iterator[Path]:
     for place, subfolders, names in os.walk(start, followlinks=True):
         yield from (file for file in (Path(place, name) for name in names) if _is_image(file))
         entered = []
-        for name in sorted(filter(_is_content, subfolders)):
+        for name in sorted(filter(is_content, subfolders)):
             real = os.path.realpath(Path(place, name))
             if real not in seen:
                 seen.add(real)
@@ -227,14 +227,14 @@ def _walked(start: Path, seen: set[str]) -> Iterator[Path]:
         subfolders[:] = entered
 
 
-def _is_content(name: str) -> bool:
+def is_content(name: str) -> bool:
     """Return whether a file or folder of this name belongs to what the owner put there."""
     return not name.startswith(".") and name not in _LEFT_OVERS
 
 
 def _is_image(file: Path) -> bool:
     """Return whether a path has the name of an image and is a file, or a link to what is not there."""
-    if file.suffix.lower() not in IMAGE_ENDINGS or not _is_content(file.name):
+    if file.suffix.lower() not in IMAGE_ENDINGS or not is_content(file.name):
         return False
     return file.is_file() or (file.is_symlink() and not file.exists())
 

@@ -12,8 +12,9 @@ from tests.unit.bench.image_world import INPUTS, write_broken_tree
 
 def test_images_at_an_address_are_those_of_the_folder(tmp_path: Path) -> None:
     write_broken_tree(tmp_path, {2})
-    (tmp_path / ".hidden").mkdir()
-    (tmp_path / ".hidden" / "a.png").write_bytes(b"")
+    for passed_over in (".hidden", "@eaDir", "__MACOSX"):
+        (tmp_path / passed_over).mkdir()
+        (tmp_path / passed_over / "a.png").write_bytes(b"")
     expected = open_inputs(tmp_path, INPUTS, is_labelled=False)
     found = InputSet(ImagesAtAddress.of(f"file://{tmp_path}/"), INPUTS)
     assert list(found.names) == list(expected.names)
