@@ -10,10 +10,10 @@ CHOSEN ?= not long and not slow
 DATA ?= ../shared/data
 WORK := build/records
 RECORDS := docs/records
-RUN := OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m
 
 VENV := .venv
 BIN := $(VENV)/bin
+RUN := OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m
 # What is installed, what of it shows that it is, its size, and the mark that it is whole. The demo needs less.
 EXTRAS := all,dev
 SHOWN_BY := pytest
