@@ -1,6 +1,7 @@
 """What `make demo` and `make venv` install, with a stand-in for Python that writes down what pip is asked for."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,3 +77,20 @@ def test_an_environment_that_is_half_made_is_made_anew(folder: Path) -> None:
     (folder / ".venv" / ".complete").unlink()
     assert "starting over" in made(folder, "demo")[0]
     assert not (folder / ".venv" / "installed" / "pytest.py").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_every_target_names_only_what_is_defined() -> None:
+    """A variable that is read before its line is empty, and the command that uses it calls another program."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z-]+):.*## ", text, flags=re.MULTILINE)
+    assert {"records", "results", "paper", "bench", "test"} <= set(targets)
+    run = subprocess.run(
+        ["make", "--warn-undefined-variables", "--dry-run", *targets],  # noqa: S607  # whichever is installed
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stderr == ""
