@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +37,13 @@ class Split:
     validation: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     ood: Mapping[str, Tensor]
+
+    def double(self) -> "Split":
+        """Return the split with inputs in float64."""
+        train, validation, test = (
+            (inputs.double(), labels) for inputs, labels in (self.train, self.validation, self.test)
+        )
+        return Split(train, validation, test, {name: inputs.double() for name, inputs in self.ood.items()})
 
     @property
     def counts(self) -> dict[str, int]:
@@ -163,13 +171,12 @@ def compared(model: nn.Module, split: Split, *, seed: int) -> list[Result]:
 def trained(
     split: Split, *, classes: int, width: int, epochs: int, batch: int, rate: float, dropout: float, seed: int
 ) -> nn.Sequential:
-    """Return a perceptron with one hidden layer; the global random state is left as it was."""
+    """Return a perceptron with one hidden layer, in the dtype of the inputs; the random state is left as it was."""
     inputs, labels = split.train
+    linear = partial(nn.Linear, dtype=inputs.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = nn.Sequential(
-            nn.Linear(inputs.shape[1], width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, classes)
-        )
+        model = nn.Sequential(linear(inputs.shape[1], width), nn.ReLU(), nn.Dropout(dropout), linear(width, classes))
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-2)
         steps = epochs * -(-len(inputs) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)

@@ -3,7 +3,8 @@
     python -m studies.other_features FOLDER --text clinc150.json
 
 The classifiers are those of the examples. Each seed gives a folder of its own, in the layout that ``opnp bench`` reads;
-``test`` holds all held-out ID inputs, which the benchmark splits anew.
+``test`` holds all held-out ID inputs, which the benchmark splits anew. They are trained in float64, features and head
+stored in float16, so that every machine stores the same: which rows a fit keeps out of its sums hangs on every bit.
 """
 
 import argparse
@@ -30,10 +31,10 @@ def write_feature_folder(folder: Path, model: nn.Module, split: Split) -> None:
     sets |= {f"ood_{name}": (inputs, None) for name, inputs in split.ood.items()}
     for name, (inputs, labels) in sets.items():
         with head_stream(model, inputs.split(_ROWS)) as stream:
-            features = torch.cat([batch for batch, _, _ in stream.batches])
+            features = torch.cat([batch for batch, _, _ in stream.batches]).half()
             head = stream.head.module
         write_features(folder / f"{name}.safetensors", features, labels=labels)
-    write_head(folder / "head.safetensors", head.weight, bias=head.bias)
+    write_head(folder / "head.safetensors", head.weight.half(), bias=None if head.bias is None else head.bias.half())
 
 
 def main() -> None:
@@ -44,10 +45,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="number of classifiers of each kind")
     options = parser.parse_args()
     sentences, intents = clinc150_intents.intents(options.text)
+    sentences = sentences.double()
     for seed in range(options.seeds):
         model = clinc150_intents.classifier(sentences, classes=intents, seed=seed)
         write_feature_folder(options.out / f"clinc150_seed{seed}", model, sentences)
         rows, classes = tabular_digits.rows(seed=seed)
+        rows = rows.double()
         model = tabular_digits.classifier(rows, classes=classes, seed=seed)
         write_feature_folder(options.out / f"digits_seed{seed}", model, rows)
 

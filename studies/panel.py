@@ -44,11 +44,9 @@ from opnp.core.fusion import tail_reason
 from opnp.core.moments import directions
 from opnp.detector.fit_pass import FitSum
 from opnp.errors import SignedFeaturesWarning
+from opnp.values.bench import PRODUCT as FUSED
 
-__all__ = ["FUSED", "Judged", "fusions", "judged", "judging_rows", "main"]
-
-FUSED = "OPNP()"
-"""Name of the fusion as it is used, beside those of the single settings."""
+__all__ = ["Judged", "fusions", "judged", "judging_rows", "main"]
 
 _SHARE_SET_ASIDE, _MOST_SET_ASIDE = 3, 2000
 _ROWS = 1024
@@ -163,7 +161,6 @@ def _singles(training: Tensor, weight: Tensor, bias: Tensor | None, sets: Scores
         *(shape(q) for shape in (ASHS, SCALE) for q in (0.65, 0.85, 0.9, 0.95)),
     )
     ratios = (*(Ratios(w_min=share) for share in (0.3, 0.5, 0.8)), Ratios(w_max=0.005))
-    state = None
     for shaping in shapings:
         state = _fitted(OPNP(shaping=shaping, precision="float64"), training, weight, bias)
         name = f"{type(shaping).__name__} {shaping.quantile:g}".replace("ASHS", "ASH-S")
@@ -244,9 +241,10 @@ def fusions() -> dict[str, tuple[str, ...]]:
     found = {FUSED: PANEL, "six": _SIX, "six and norm": (*_SIX, "norm"), "panel without a pruned head": _BASE}
     found |= {f"panel with the {name}": (*_BASE, name) for name in _PRUNED}
     found |= {f"six, norm and the {name}": (*_SIX, "norm", name) for name in _PRUNED}
-    found |= {f"OPNP() without {name}": tuple(each for each in PANEL if each != name) for name in PANEL}
+    found |= {f"{name} alone": (name,) for name in PANEL}
+    found |= {f"{FUSED} without {name}": tuple(each for each in PANEL if each != name) for name in PANEL}
     extra = ("energy", "scale", "ash_s", "nci", "relative_mahalanobis", "opnp_gen")
-    return found | {f"OPNP() and {name}": (*panel, name) for name in extra}
+    return found | {f"{FUSED} and {name}": (*panel, name) for name in extra}
 
 
 def left_out(regrets: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> dict[str, object]:

@@ -20,10 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opnp.core import PANEL
 from opnp.values.bench import MethodRow
-from studies.result_tables import NOTABLE, member_regrets
-from studies.results_page import Records
+from studies.result_tables import NOTABLE
+from studies.results_page import Records, best_single
 from studies.robustness_tables import failure_means, side_regrets
 
 __all__ = ["figures", "main", "quoted", "unquoted"]
@@ -48,16 +47,10 @@ def figures(records: Records) -> dict[str, float]:
     }
     for prefix, record in {"": panel, "other: ": records.panel_other}.items():
         rows = record["rows"]
-        singles = (row for row in rows.values() if row["kind"] == "single")
-        best = min(singles, key=lambda row: float(row["mean_regret"]))
+        _, best = best_single(rows)
         found |= _of_rows({f"{prefix}{name}": row for name, row in (rows | {"best single": best}).items()})
         for what, each in record["left_out"].items():
             found |= {f"{prefix}{what} left out {key} regret": each[key] for key in ("mean", "worst")}
-    for name in PANEL:
-        for model, (auroc, regret) in (by_model := member_regrets(panel, records.bench, name)).items():
-            found |= {f"{name} alone AUROC on {model}": auroc, f"{name} alone regret on {model}": regret}
-        regrets = [regret for _, regret in by_model.values()]
-        found |= {f"{name} alone mean regret": statistics.fmean(regrets), f"{name} alone worst regret": max(regrets)}
     return found | _of_bench(records) | _of_spread(records.spread) | _of_robustness(records.robustness)
 
 

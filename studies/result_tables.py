@@ -3,9 +3,9 @@
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from opnp.bench.methods import member_label, published_settings
+from opnp.bench.methods import published_settings
 from opnp.core import PANEL
 from opnp.values.bench import BenchRecord, MethodRow, ModelResult
 from opnp.values.figures import DetectionFigures
@@ -14,8 +14,8 @@ from opnp.values.sweep import SweepPoint, SweepRecord, SweptModel
 __all__ = [
     "NOTABLE",
     "combination_table",
+    "combinations",
     "left_out_table",
-    "member_regrets",
     "method_table",
     "other_table",
     "panel_table",
@@ -83,22 +83,11 @@ def left_out_table(record: Values) -> str:
     )
 
 
-def short_table(record: Values, bench: BenchRecord) -> str:
-    """Return the fusion, its members by themselves, the energy and the best single setting of each model as a table.
-
-    Args:
-        record: The record of the panel: fusion, energy and the best single setting of each model.
-        bench: The record of the benchmark, which has the members by themselves.
-
-    """
+def short_table(record: Values) -> str:
+    """Return the fusion, its members by themselves, the energy and the best single setting of each model as a table."""
     rows, best, models = record["rows"], record["best_single"], list(record["best_single"])
-    lines = [_short_row("**`OPNP()`**", rows["OPNP()"]["auroc"], *_regret(rows["OPNP()"]))]
-    for member in PANEL:
-        found = member_regrets(record, bench, member)
-        aurocs, regrets = ([pair[place] for pair in found.values()] for place in (0, 1))
-        mean, worst = f"{statistics.fmean(regrets):.2f}", f"{max(regrets):.2f}"
-        lines.append(_short_row(member, dict(zip(models, aurocs, strict=True)), mean, worst))
-    lines.append(_short_row("energy", rows["Energy"]["auroc"], *_regret(rows["Energy"])))
+    shown = {"**`OPNP()`**": "OPNP()"} | {name: f"{name} alone" for name in PANEL} | {"energy": "Energy"}
+    lines = [_short_row(title, rows[name]["auroc"], *_regret(rows[name])) for title, name in shown.items()]
     lines.append(_short_row("best of 26", {model: best[model]["auroc"] for model in models}, "0.00", "0.00"))
     numbers = [str(place) for place in range(1, len(models) + 1)]
     legend = "; ".join(f"{number}\N{NO-BREAK SPACE}{model}" for number, model in zip(numbers, models, strict=True))
@@ -111,25 +100,8 @@ def short_table(record: Values, bench: BenchRecord) -> str:
     )
 
 
-def member_regrets(record: Values, bench: BenchRecord, member: str) -> dict[str, tuple[float, float]]:
-    """Return AUROC and regret of a member by itself, by model: from the benchmark, against the best single setting."""
-    by_name = {model.model: model for model in bench.models}
-    found = {}
-    for model, best in record["best_single"].items():
-        auroc = _percent_auroc(by_name[model].row(member_label(member)))
-        found[model] = auroc, max(0.0, best["auroc"] - auroc)
-    return found
-
-
 def _short_row(name: str, aurocs: Mapping[str, float], mean: str, worst: str) -> list[str]:
     return [name, *(f"{auroc:.1f}" for auroc in aurocs.values()), mean, worst]
-
-
-def _percent_auroc(row: MethodRow) -> float:
-    if row.mean is None:
-        message = f"{row.method} did not run: {row.reason}"
-        raise ValueError(message)
-    return 100 * row.mean.auroc
 
 
 def _regret(row: Values) -> tuple[str, str]:
@@ -157,21 +129,35 @@ def pair(figures: DetectionFigures | None) -> str:
     return "" if figures is None else f"{100 * figures.fpr95:.2f} / {100 * figures.auroc:.2f}"
 
 
-def combination_table(record: BenchRecord) -> str:
-    """Return what pruning adds to each baseline that it combines with: the difference in mean AUROC, by model."""
-    rows: dict[str, list[str]] = {}
-    for place, model in enumerate(record.models):
+class Combination(NamedTuple):
+    """A baseline alone, and what the pruned head changes: mean AUROC in percent, and points."""
+
+    alone: float
+    change: float
+
+
+def combinations(record: BenchRecord) -> dict[str, dict[str, Combination]]:
+    """Return what pruning adds to each baseline that it combines with, by name of the baseline and model."""
+    found: dict[str, dict[str, Combination]] = {}
+    for model in record.models:
         by_name = {row.method: row for row in model.methods if row.status == "ok"}
-        for row in by_name.values():
-            if row.group != "combination":
-                continue
+        for row in (row for row in by_name.values() if row.group == "combination"):
             name = row.method.split(" + ")[0]
             alone = (by_name.get(f"{name} (pytorch-ood)") or by_name[name]).mean
             if row.mean is not None and alone is not None:
-                cells = rows.setdefault(name, [""] * len(record.models))
-                cells[place] = f"{100 * alone.auroc:.2f} {100 * (row.mean.auroc - alone.auroc):+.2f}"
+                both = Combination(100 * alone.auroc, 100 * (row.mean.auroc - alone.auroc))
+                found.setdefault(name, {})[model.model] = both
+    return found
+
+
+def combination_table(record: BenchRecord) -> str:
+    """Return what pruning adds to each baseline that it combines with: the difference in mean AUROC, by model."""
     names = [model.model for model in record.models]
-    return table(["method", *names], ([name, *cells] for name, cells in rows.items()))
+    rows = []
+    for baseline, by_model in combinations(record).items():
+        found = [by_model.get(name) for name in names]
+        rows.append([baseline, *("" if each is None else f"{each.alone:.2f} {each.change:+.2f}" for each in found)])
+    return table(["method", *names], rows)
 
 
 def other_table(record: BenchRecord, kind: str) -> str:

@@ -43,10 +43,10 @@ from opnp.core.kept_rows import row_hashes
 from opnp.detector.fit_pass import FitSum
 from opnp.errors import MemberWarning
 from opnp.fitted import FittedState
+from opnp.values.bench import PRODUCT as FUSED
 
-__all__ = ["FUSED", "held_out", "main", "with_classes"]
+__all__ = ["held_out", "main", "with_classes"]
 
-FUSED = "OPNP()"
 SHARES = {0.01: 5, 0.1: 5, 1.0: 1}
 """Shares of the training samples, with the number of draws of each."""
 _FEWEST = 10

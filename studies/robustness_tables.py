@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from opnp.core import PANEL
+from opnp.values.bench import PRODUCT as FUSED
 from studies.result_tables import Values, table
 
 __all__ = [
@@ -20,11 +21,10 @@ __all__ = [
     "training_table",
 ]
 
-_FUSED = "OPNP()"
 _BESIDE = ("fDBD", "ViM", "SCALE 0.85", "GEN", "Mahalanobis++", "ReAct 0.95", "MSP", "Energy")
 """The single settings that stand beside the fusion: those of its members, MSP and the energy."""
 
-_SCORES = (_FUSED, "MSP", "MaxLogit", "Energy", *PANEL)
+_SCORES = (FUSED, "MSP", "MaxLogit", "Energy", *PANEL)
 _COLUMNS = {
     "AUROC, near": ("near", "auroc"),
     "AUROC, far": ("far", "auroc"),
@@ -39,10 +39,10 @@ def spread_table(record: Values) -> str:
     rows = []
     for model, each in record["models"].items():
         best = _best_single(each["methods"], "all", "auroc")
-        for name in dict.fromkeys((_FUSED, best, "Energy")):
+        for name in dict.fromkeys((FUSED, best, "Energy")):
             figures = each["methods"][name]["all"]
             shown = [_deviating(figures[figure]) for figure in ("auroc", "fpr95", "fpr95_ood_positive")]
-            rows.append([model if name == _FUSED else "", f"{name}, the best of 26" if name == best else name, *shown])
+            rows.append([model if name == FUSED else "", f"{name}, the best of 26" if name == best else name, *shown])
     return table(["model", "method", "AUROC", "FPR95, ID positive", "FPR95, OOD positive"], rows)
 
 
@@ -55,7 +55,7 @@ def sides_table(record: Values) -> str:
     for model, each in record["models"].items():
         cells = [model]
         for side in ("near", "far"):
-            names = [_FUSED, _best_single(each["methods"], side, "auroc"), "Energy"] if each[side] else []
+            names = [FUSED, _best_single(each["methods"], side, "auroc"), "Energy"] if each[side] else []
             found = [_deviating(each["methods"][name][side]["auroc"]) for name in names]
             cells += [found[0], f"{found[1]} {names[1]}", found[2]] if found else ["", "", ""]
         rows.append(cells)
@@ -81,13 +81,13 @@ def side_regrets_table(record: Values) -> str:
     """Return mean and worst regret by side and figure."""
     rows = [
         [name, *(f"{statistics.fmean(each):.2f} / {max(each):.2f}" for each in side_regrets(record, name).values())]
-        for name in (_FUSED, *_BESIDE)
+        for name in (FUSED, *_BESIDE)
     ]
     return table(["method, mean / worst regret", *_COLUMNS], rows)
 
 
 def _best_single(methods: Mapping[str, Values], side: str, figure: str) -> str:
-    return max((name for name in methods if name != _FUSED), key=lambda name: _worth(methods, name, side, figure))
+    return max((name for name in methods if name != FUSED), key=lambda name: _worth(methods, name, side, figure))
 
 
 def _worth(methods: Mapping[str, Values], name: str, side: str, figure: str) -> float:

@@ -4,6 +4,7 @@ import ast
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from opnp.bench.features import read_feature_folder
@@ -36,6 +37,9 @@ def test_the_regrets_are_those_of_the_record(tmp_path: Path, model: str) -> None
     scores[model]["MSP"]["test"] = scores[model]["MSP"]["test"] + 0.01
     assert independent_regret.gap_from_record(found, rows) > independent_regret.POINTS
     assert independent_regret.gap_from_features(scores, DATA / "features") > independent_regret.ROUNDING
+    found["OPNP()"][model] = scores[model]["MSP"]["test"][0] = np.nan
+    assert not independent_regret.gap_from_record(found, rows) <= independent_regret.POINTS
+    assert not independent_regret.gap_from_features(scores, DATA / "features") <= independent_regret.ROUNDING
 
 
 def test_the_program_is_short_and_shares_nothing_with_the_library() -> None:

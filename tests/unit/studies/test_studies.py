@@ -1,5 +1,8 @@
 """The studies on small features: what they read, judge and count."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,11 @@ from torch import Tensor
 from opnp.bench.features import ModelData
 from opnp.bench.records import ScoreBlock, write_scores
 from opnp.core import auroc, energy_score, msp_score
+from opnp.data import file_digest
 from studies import panel, robustness, spread
 from tests.unit.bench.bench_world import FEATURES, read_world, write_world
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +121,24 @@ def logits_of(world: ModelData) -> Tensor:
     bias = world.head.bias
     assert bias is not None
     return torch.nn.functional.linear(world.test.features.double(), world.head.weight.double(), bias.double())
+
+
+@pytest.mark.slow
+def test_features_of_the_table_are_the_same_whatever_instructions_a_machine_has(tmp_path: Path) -> None:
+    """In float32 their last bits differ, and so do the rows that a fit keeps out of its sums."""
+
+    def digests(name: str, **environment: str) -> list[str]:
+        code = (
+            "import sys; from pathlib import Path\n"
+            "from examples import tabular_digits as table; from studies.other_features import write_feature_folder\n"
+            "rows, classes = table.rows(seed=0); rows = rows.double()\n"
+            "write_feature_folder(Path(sys.argv[1]), table.classifier(rows, classes=classes, seed=0), rows)\n"
+        )
+        subprocess.run(  # ourselves
+            [sys.executable, "-c", code, str(tmp_path / name)], check=True, env=os.environ | environment, cwd=ROOT
+        )
+        return [file_digest(path) for path in sorted((tmp_path / name).iterdir())]
+
+    found = digests("here")
+    assert len(found) == 5
+    assert found == digests("plain", ATEN_CPU_CAPABILITY="default", MKL_ENABLE_INSTRUCTIONS="SSE4_2")
