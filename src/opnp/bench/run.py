@@ -37,9 +37,9 @@ from opnp.bench.records import (
     package_versions,
     require_own_results,
     require_parquet,
+    start_results,
     stored_record,
     write_pictures,
-    write_record,
     write_scores,
 )
 from opnp.bench.tables import results_markdown
@@ -58,7 +58,7 @@ __all__ = ["BENCH_FILES", "Measurement", "ModelRun", "measured", "require_bench"
 Value = TypeVar("Value")
 
 BENCH_FILES = (RESULTS_FILE, "results.md", "timings.json", PICTURES_FILE, "scores.parquet")
-"""What `run_bench` writes."""
+"""What `run_bench` writes, the record first."""
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -164,24 +164,17 @@ def run_bench(
         models=tuple(run.planned(chosen[run.model.name]) for run in runs),
         remark=remark,
     )
-    if is_resumed and (kept := _kept(out, start)) is not None:
+    kept = stored_record(out, BenchRecord, files=BENCH_FILES) if is_resumed else None
+    if kept is not None and _asked(kept) == _asked(start):
         return kept
     record = replace(start, models=tuple(run.result(chosen[run.model.name], progress) for run in runs))
     timings = {run.model.name: run.timings for run in runs}
+    start_results(out, record, files=BENCH_FILES)
     write_pictures(out, [each for run in runs for each in run.pictures])
     write_atomically(out / "results.md", results_markdown(record).encode())
     write_atomically(out / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
     write_scores(out / "scores.parquet", [block for run in runs for block in run.scores])
-    write_record(out / RESULTS_FILE, record)  # the last, so that where it is there is all of them
     return record
-
-
-def _kept(out: Path, start: BenchRecord) -> BenchRecord | None:
-    """Return the record that a folder holds if it is the one that a start leads to, and what goes with it is there."""
-    if not all((out / name).is_file() for name in BENCH_FILES):
-        return None
-    record = stored_record(out / RESULTS_FILE, BenchRecord)
-    return record if record is not None and _asked(record) == _asked(start) else None
 
 
 def _asked(record: BenchRecord) -> tuple[object, ...]:
