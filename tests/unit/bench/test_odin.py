@@ -13,7 +13,7 @@ from opnp.adapters import odin_scores
 from opnp.bench.features import ModelData, read_feature_folder, split_test
 from opnp.bench.methods import Method, available_methods, chosen_methods
 from opnp.bench.odin import OdinAbout, OdinScores, cache_odin, read_odin, write_odin
-from opnp.bench.run import ModelRun
+from opnp.bench.run import ModelRun, run_bench
 from opnp.data import write_features
 from opnp.errors import DataFileError
 from opnp.values.bench import MethodRow
@@ -92,6 +92,18 @@ def test_without_scores_the_row_says_why(tmp_path: Path) -> None:
     stored(tmp_path, reason="pytorch-ood raised RuntimeError: no gradient")
     row, _ = row_of(tmp_path)
     assert (row.status, row.reason) == ("failed", "pytorch-ood raised RuntimeError: no gradient")
+
+
+def test_a_row_that_is_not_what_is_stored_runs_again_when_resumed(tmp_path: Path) -> None:
+    world, out = write_world(tmp_path / "net"), tmp_path / "out"
+    for reason, package in (("no gradient", "a 1"), ("", "a 1"), ("", "a 2"), ("no images", "a 2")):
+        odin = stored(world, reason=reason)
+        write_odin(world, OdinScores(replace(odin.about, computed_with=package), odin.scores))
+        row = run_bench(world, out, methods=["odin"], is_resumed=True).models[0].row(NAME)
+        assert (row.reason, row.settings["computed_with"]) == (reason, package)
+        before = (out / "results.json").stat().st_mtime_ns
+        run_bench(world, out, methods=["odin"], is_resumed=True)
+        assert (out / "results.json").stat().st_mtime_ns == before  # kept
 
 
 def test_scores_of_other_features_are_not_shown(tmp_path: Path) -> None:
