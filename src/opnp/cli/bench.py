@@ -195,7 +195,7 @@ def _print_cached(report: "CacheReport") -> None:
         rows,
     )
     if report.odin is not None and report.odin.about.reason:
-        typer.echo(f"ODIN has no scores: {report.odin.about.reason}", err=True)
+        typer.echo(f"ODIN did not score every set: {report.odin.about.reason}", err=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- bench

@@ -1,13 +1,14 @@
 """ODIN's scores beside features: stored whole, shown where they belong to the features, and never else."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from msgspec.structs import replace
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from opnp.adapters import odin_scores
 from opnp.bench.features import ModelData, read_feature_folder, split_test
@@ -161,6 +162,32 @@ def test_scores_are_computed_once_and_for_what_is_asked(tmp_path: Path) -> None:
     assert torch.equal(again.scores["test"], odin_scores(other, loaders["test"], std=INPUTS.std))
     rescaled = cache_odin(other, {}, tmp_path, std=(1.0,) * 3, samples=SAMPLES, features_sha256=digests)
     assert rescaled.scores == {}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no gradient")])
+def test_the_scores_of_sets_that_are_done_outlast_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    sets = image_sets(write_images(tmp_path / "images"))
+    loaders = {name: sets[name].batches(60) for name in SAMPLES}
+    digests, computed = {"test": "aa", "ood_noise": "bb"}, []
+
+    def scored(_: nn.Module, loader: object, **__: object) -> Tensor:
+        computed.append(loader)
+        if len(computed) == 2:
+            raise error
+        return torch.ones(SAMPLES["test" if loader is loaders["test"] else "ood_noise"], dtype=torch.float64)
+
+    monkeypatch.setattr("opnp.bench.odin.odin_scores", scored)
+    with suppress(KeyboardInterrupt):
+        cache_odin(tiny_model(), loaders, tmp_path, std=INPUTS.std, samples=SAMPLES, features_sha256=digests)
+    cut = read_odin(tmp_path)
+    assert cut is not None
+    assert set(cut.scores) == {"test"}
+    assert bool(cut.about.reason) == isinstance(error, RuntimeError)
+    whole = cache_odin(tiny_model(), loaders, tmp_path, std=INPUTS.std, samples=SAMPLES, features_sha256=digests)
+    assert (whole.about.reason, set(whole.scores)) == ("", {*SAMPLES})
+    assert computed == [loaders["test"], loaders["ood_noise"], loaders["ood_noise"]]
 
 
 @pytest.mark.parametrize(
