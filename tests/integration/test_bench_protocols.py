@@ -173,6 +173,10 @@ def test_a_dry_run_tells_everything_and_runs_nothing(opnp: Opnp, here: Path, fil
     several = done(opnp, "bench", "--models", "models.txt", *DATA, "--out", "out", "--dry-run").out
     assert all(f"timm:{name}" in several for name in NETS)
     assert "Missing: 0 of 6." in several
+    one = (*DATA, "--model", f"timm:{NETS[0]}", "--weights", "none.pt", "--out", "out", "--dry-run")
+    assert "Missing: 1 of 4." in done(opnp, "bench", *one).out
+    assert "got 'enrgy'" in refused(opnp, "bench", *one, "--methods", "enrgy")
+    assert "`validation_samples` must be at least 1" in refused(opnp, "bench", *one, "--validation-samples", "0")
 
 
 def test_the_paper_says_what_it_needs(opnp: Opnp, tmp_path: Path) -> None:
@@ -183,6 +187,14 @@ def test_the_paper_says_what_it_needs(opnp: Opnp, tmp_path: Path) -> None:
     assert all(content == paper.sources[path] for path, content in paper.places())
     message = refused(opnp, *command)
     assert "imagenet/train: ImageNet-1k" in message
+
+
+def test_a_near_set_of_one_model_is_named_by_the_model_as_it_is_given(opnp: Opnp, here: Path) -> None:
+    options = ("--image-size", "8", "--mean", "0.5,0.4,0.3", "--std", "0.25,0.2,0.1", "--methods", "energy")
+    command = ("bench", "--model", "tinynets:net", *DATA, *options, "--out", "out", "--json")
+    [model] = json.loads(done(opnp, *command, "--near", "tinynets:net:noise").out)["models"]
+    assert model["nearness"] == {"noise": "near"}
+    assert "models: tinynets:net." in refused(opnp, *command, "--near", "tinynets:other:noise")
 
 
 def test_a_model_that_fails_keeps_no_other_from_its_results(opnp: Opnp, here: Path) -> None:
