@@ -189,6 +189,18 @@ def test_the_paper_says_what_it_needs(opnp: Opnp, tmp_path: Path) -> None:
     assert "imagenet/train: ImageNet-1k" in message
 
 
+def test_the_page_is_of_the_models_that_this_run_judged(opnp: Opnp, here: Path) -> None:
+    options = ("--image-size", "8", "--mean", "0.5,0.4,0.3", "--std", "0.25,0.2,0.1", "--methods", "energy")
+    several = (*DATA, *options, "--out", "out", "--model", "tinynets:other")
+    done(opnp, "bench", *several, "--model", "tinynets:net")
+    page = ("--seed", "1", "--report", "page.html")  # beside the record of another seed, which does not go with it
+    outcome = opnp("bench", *several, "--model", "tinynets:broken", *page)
+    assert "1 of 2 models did not run" in outcome.err
+    text = (here / "page.html").read_text(encoding="utf-8")
+    assert "tinynets-other" in text
+    assert "tinynets-net" not in text
+
+
 def test_a_near_set_of_one_model_is_named_by_the_model_as_it_is_given(opnp: Opnp, here: Path) -> None:
     options = ("--image-size", "8", "--mean", "0.5,0.4,0.3", "--std", "0.25,0.2,0.1", "--methods", "energy")
     command = ("bench", "--model", "tinynets:net", *DATA, *options, "--out", "out", "--json")

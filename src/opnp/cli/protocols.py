@@ -124,7 +124,8 @@ class ProtocolRun:
             typer.echo(record.to_json())
         else:
             self._print(record)
-        tell_report(self.out, self.report, is_quiet=self.is_quiet)
+        judged = [model.name for model in protocol.models if model.name not in failed]
+        tell_report(self.out, self.report, is_quiet=self.is_quiet, models=judged)
         if failed:
             raise ModelRunError(f"{_failures(failed, protocol)} The others are in {self.out}.")
 
