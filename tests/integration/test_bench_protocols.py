@@ -173,6 +173,10 @@ def test_a_dry_run_tells_everything_and_runs_nothing(opnp: Opnp, here: Path, fil
     several = done(opnp, "bench", "--models", "models.txt", *DATA, "--out", "out", "--dry-run").out
     assert all(f"timm:{name}" in several for name in NETS)
     assert "Missing: 0 of 6." in several
+    one = (*DATA, "--model", f"timm:{NETS[0]}", "--weights", "none.pt", "--out", "out", "--dry-run")
+    assert "Missing: 1 of 4." in done(opnp, "bench", *one).out
+    assert "got 'enrgy'" in refused(opnp, "bench", *one, "--methods", "enrgy")
+    assert "`validation_samples` must be at least 1" in refused(opnp, "bench", *one, "--validation-samples", "0")
 
 
 def test_the_paper_says_what_it_needs(opnp: Opnp, tmp_path: Path) -> None:
@@ -183,6 +187,26 @@ def test_the_paper_says_what_it_needs(opnp: Opnp, tmp_path: Path) -> None:
     assert all(content == paper.sources[path] for path, content in paper.places())
     message = refused(opnp, *command)
     assert "imagenet/train: ImageNet-1k" in message
+
+
+def test_the_page_is_of_the_models_that_this_run_judged(opnp: Opnp, here: Path) -> None:
+    options = ("--image-size", "8", "--mean", "0.5,0.4,0.3", "--std", "0.25,0.2,0.1", "--methods", "energy")
+    several = (*DATA, *options, "--out", "out", "--model", "tinynets:other")
+    done(opnp, "bench", *several, "--model", "tinynets:net")
+    page = ("--seed", "1", "--report", "page.html")  # beside the record of another seed, which does not go with it
+    outcome = opnp("bench", *several, "--model", "tinynets:broken", *page)
+    assert "1 of 2 models did not run" in outcome.err
+    text = (here / "page.html").read_text(encoding="utf-8")
+    assert "tinynets-other" in text
+    assert "tinynets-net" not in text
+
+
+def test_a_near_set_of_one_model_is_named_by_the_model_as_it_is_given(opnp: Opnp, here: Path) -> None:
+    options = ("--image-size", "8", "--mean", "0.5,0.4,0.3", "--std", "0.25,0.2,0.1", "--methods", "energy")
+    command = ("bench", "--model", "tinynets:net", *DATA, *options, "--out", "out", "--json")
+    [model] = json.loads(done(opnp, *command, "--near", "tinynets:net:noise").out)["models"]
+    assert model["nearness"] == {"noise": "near"}
+    assert "models: tinynets:net." in refused(opnp, *command, "--near", "tinynets:other:noise")
 
 
 def test_a_model_that_fails_keeps_no_other_from_its_results(opnp: Opnp, here: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_model_that_odin_fails_on_is_cached_all_the_same(
 
     monkeypatch.setattr("opnp.bench.odin.odin_scores", failing)
     outcome = done(opnp, *MODEL, *OPTIONS, *SETS, "--out", "out")
-    assert "ODIN has no scores: ODIN raised RuntimeError: no gradient here\n" in outcome.err
+    assert "ODIN did not score every set: ODIN raised RuntimeError: no gradient here\n" in outcome.err
     shown = opnp("bench", "--features", "out", "--out", "results", "--methods", "energy,odin")
     assert "ODIN temperature=1000 eps=0.0014 did not run: ODIN raised RuntimeError: no gradient here" in shown.err
     assert "/some/place" not in (here / "results" / "results.json").read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from .protocols import missing_places as missing_places
 from .protocols import protocol_of_models as protocol_of_models
 from .protocols import read_protocol as read_protocol
 from .protocols import require_places as require_places
+from .protocols import require_protocol as require_protocol
 from .protocols import require_protocol_folder as require_protocol_folder
 from .protocols import spread_inputs as spread_inputs
 from .protocols import write_summary as write_summary

@@ -39,7 +39,7 @@ class OdinAbout(Value, frozen=True):
         eps: Step of the perturbation, for pixels in [0, 1].
         norm_std: What the channels of the inputs were divided by.
         computed_with: Package and version.
-        reason: Why there are no scores; empty where there are.
+        reason: Why there are none of some sets; empty where nothing failed.
         features_sha256: Digest of the file of features that each set's scores stand beside, by name of the set.
 
     """
@@ -67,7 +67,7 @@ class OdinScores:
     """What ODIN said of some sets.
 
     Attributes:
-        about: What the scores were computed from, or why there are none.
+        about: What the scores were computed from, or why some are missing.
         scores: Larger = more OOD, shape ``(samples,)``, float64, by name of the set: ``test`` or ``ood_*``.
 
     """
@@ -97,6 +97,8 @@ def cache_odin(
 ) -> OdinScores:
     """Return ODIN's scores after writing them to a folder of features; those that are there already are kept.
 
+    They are written after each set, so that what is cut short goes on from the sets that are done.
+
     Args:
         model: The model; it comes back as it was.
         loaders: Batches of images by name of the set. Each must have features in the folder.
@@ -109,7 +111,7 @@ def cache_odin(
         halving: How batches are run that need more memory than there is; None to refuse them.
 
     Returns:
-        The scores of all sets that have any, or why there are none: a model that ODIN fails on is no error.
+        The scores of all sets that have any, and why others have none: a model that ODIN fails on is no error.
 
     """
     if std is None:
@@ -127,17 +129,25 @@ def cache_odin(
         if name in scores:
             continue
         try:
-            scores[name] = odin_scores(model, loader, std=std, device=device, halving=halving)
-            _require_scores(scores[name], samples[name], name)
+            found = odin_scores(model, loader, std=std, device=device, halving=halving)
+            _require_scores(found, samples[name], name)
         except Exception as error:  # noqa: BLE001  # model and pytorch-ood may fail as they like: that is the result
             first_line = str(error).partition("\n")[0]
             is_ours = isinstance(error, OpnpError)
             reason = first_line if is_ours else f"ODIN raised {type(error).__name__}: {first_line}"
-            odin = OdinScores(msgspec.structs.replace(about, reason=reason))
+            about = msgspec.structs.replace(about, reason=reason)
             break
-    else:
-        digests = {name: features_sha256[name] for name in scores}
-        odin = OdinScores(msgspec.structs.replace(about, features_sha256=digests), scores)
+        scores[name] = found
+        _stored(folder, about, scores, features_sha256)
+    return _stored(folder, about, scores, features_sha256)
+
+
+def _stored(
+    folder: Path, about: OdinAbout, scores: Mapping[str, Tensor], features_sha256: Mapping[str, str]
+) -> OdinScores:
+    """Return scores with the digests of the features that they stand beside, after writing them."""
+    digests = {name: features_sha256[name] for name in scores}
+    odin = OdinScores(msgspec.structs.replace(about, features_sha256=digests), dict(scores))
     write_odin(folder, odin)
     return odin
 

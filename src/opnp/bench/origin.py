@@ -144,7 +144,7 @@ class FeatureSource(Value, frozen=True):
     Attributes:
         model: What turned images into features.
         head: Name of the head within the model.
-        head_sha256: Digest of the file of the head.
+        head_sha256: Digest of the file of the head; empty before there is one, and so before there are any features.
         sets: What the files of features were made from, by name: ``train``, ``test``, ``validation_ood`` and ``ood_*``.
 
     """
@@ -234,6 +234,8 @@ class CacheFolder:
                 )
             return cls(path, model, None)
         source = FeatureSource.read(path)
+        if not source.head_sha256:
+            return cls(path, model, None)
         differing = model.differences(source.model)
         if not differing and not _is_file(path / _HEAD, source.head_sha256):
             differing = ["head_sha256"]
@@ -244,7 +246,8 @@ class CacheFolder:
                 f"{path} holds features of another origin ({', '.join(_TITLES[name] for name in differing)}): remove "
                 f"it, or choose another folder.",
             )
-        for name in (SOURCE_FILE, ODIN_FILE, *(f"{each}.safetensors" for each in source.sets), _HEAD):
+        # The record goes last, and comes first: a folder of features without it is refused.
+        for name in (ODIN_FILE, *(f"{each}.safetensors" for each in source.sets), _HEAD, SOURCE_FILE):
             (path / name).unlink(missing_ok=True)
         return cls(path, model, None)
 
@@ -280,8 +283,10 @@ class CacheFolder:
         """Write a set, and the head with the first one."""
         self.path.mkdir(parents=True, exist_ok=True)
         if self.source is None:
+            begun = FeatureSource(self.model, head.name, head_sha256="", sets={})
+            begun.write(self.path)
             write_head(self.path / _HEAD, head.weight, bias=head.bias)
-            self.source = FeatureSource(self.model, head.name, file_digest(self.path / _HEAD), {})
+            self.source = replace(begun, head_sha256=file_digest(self.path / _HEAD))
             self.source.write(self.path)
         file = self.path / f"{name}.safetensors"
         write_features(file, features.features, labels=features.labels)

@@ -9,7 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from opnp.adapters import folder_name
+from opnp.bench.origin import require_set_names
 from opnp.bench.records import require_own_results
+from opnp.bench.run import require_bench
+from opnp.bench.sweep import chosen_curves
 from opnp.bench.tables import leaderboard_csv, results_markdown
 from opnp.data import InputSet, SampleKind
 from opnp.data.inputs import InputSource
@@ -28,6 +31,7 @@ __all__ = [
     "protocol_of_models",
     "read_protocol",
     "require_places",
+    "require_protocol",
     "require_protocol_folder",
     "spread_inputs",
     "write_summary",
@@ -118,20 +122,33 @@ def protocol_of_models(
         models: Names, as ``--model`` takes them, each with its file of weights, or an empty text.
         sets: Paths by name of the set, as `opnp cache` calls them: ``train``, ``test``, ``ood_*`` and perhaps
             ``validation_ood``.
-        near: Names of the OOD sets that are near, for every model or as ``model:set`` for one.
+        near: Names of the OOD sets that are near, for every model or as ``model:set`` for one, by its name as it is
+            given or as its folder has it.
         methods: As for `run_bench`.
         validation_samples: As for `run_bench`.
 
     Raises:
-        OptionError: If a model occurs twice.
+        OptionError: If a model occurs twice, or a near set is no OOD set, or of no model.
+
+    Example:
+        >>> sets = {"train": Path("train"), "test": Path("test"), "ood_dtd": Path("dtd")}
+        >>> models = [("timm:resnet18", ""), ("timm:resnet34", "")]
+        >>> [model.near for model in protocol_of_models(models, sets=sets, near=["timm:resnet34:dtd"]).models]
+        [(), ('dtd',)]
 
     """
     paths = {name: str(path) for name, path in sets.items()}
     ood = {name.removeprefix("ood_"): path for name, path in paths.items() if name.startswith("ood_")}
+    sides = [(each, *each.rpartition(":")[::2]) for each in near]
+    known = {"", *(name for model, _ in models for name in (model, folder_name(model)))}
+    if unknown := [each for each, of, name in sides if of not in known or name not in ood]:
+        raise OptionError(
+            f"`near` must name OOD sets that are there, or MODEL:SET, got {', '.join(unknown)}. There are: "
+            f"{', '.join(sorted(ood))}; models: {', '.join(dict.fromkeys(model for model, _ in models))}."
+        )
 
     def with_data(model: str, weights: str) -> ProtocolModel:
         name = folder_name(model)
-        sides = [each.rpartition(":") for each in near]
         return ProtocolModel(
             name=name,
             model=model,
@@ -139,7 +156,7 @@ def protocol_of_models(
             train=paths["train"],
             test=paths["test"],
             ood=ood,
-            near=tuple(each for of, _, each in sides if of in ("", name)),
+            near=tuple(each for _, of, each in sides if of in ("", model, name)),
             validation_ood=paths.get("validation_ood", ""),
         )
 
@@ -241,6 +258,25 @@ def require_places(protocol: Protocol, root: str | os.PathLike[str]) -> None:
     if missing := missing_places(protocol, root):
         lines = "".join(f"\n  {each.path}: {each.content}" for each in missing)
         raise MissingFileError(f"{protocol.title}: {len(missing)} of what it needs are not there:{lines}")
+
+
+def require_protocol(protocol: Protocol, out: str | os.PathLike[str]) -> None:
+    """Raise what would keep a model from being judged and is known before any is opened.
+
+    Args:
+        protocol: The protocol.
+        out: Folder of the results; it need not exist.
+
+    Raises:
+        DataFileError: If the folder of a model holds one of the names to write and no record of opnp.
+        OptionError: If a method, a curve, or the name of a set is none.
+        MissingExtraError: If a package that a chosen method needs is not installed.
+
+    """
+    chosen_curves(protocol.curves or None)
+    for model in protocol.models:
+        require_set_names(model.sets)
+        require_bench(Path(out) / model.name, protocol.methods)
 
 
 def require_protocol_folder(out: str | os.PathLike[str]) -> Path:

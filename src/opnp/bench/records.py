@@ -29,6 +29,7 @@ __all__ = [
     "record_fit",
     "require_own_results",
     "require_parquet",
+    "start_results",
     "stored_record",
     "write_pictures",
     "write_record",
@@ -88,12 +89,24 @@ def _is_record(path: Path) -> bool:
     return isinstance(found, dict) and "record_version" in found
 
 
-def stored_record(path: Path, kind: type[_AnyRecord]) -> _AnyRecord | None:
-    """Return the record of a kind that a file holds; None where it is not there, or cannot be read."""
+def stored_record(folder: Path, kind: type[_AnyRecord], *, files: Sequence[str]) -> _AnyRecord | None:
+    """Return the record that a folder holds as the first of some files; None if it is unreadable, or one is missing."""
+    if not all((folder / name).is_file() for name in files):
+        return None
     try:
-        return kind.from_json(path.read_text(encoding="utf-8"))
+        return kind.from_json((folder / files[0]).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, DataFileError):
         return None
+
+
+def start_results(folder: Path, record: Record, *, files: Sequence[str]) -> None:
+    """Write a record as the first of some files, and remove the others that an earlier run left.
+
+    So all of them are there only where all are of one run, and the folder is known as opnp's from the first one on.
+    """
+    for name in files[1:]:
+        (folder / name).resolve().unlink(missing_ok=True)  # a link stays, as it does when it is written to
+    write_record(folder / files[0], record)
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -37,9 +37,9 @@ from opnp.bench.records import (
     package_versions,
     require_own_results,
     require_parquet,
+    start_results,
     stored_record,
     write_pictures,
-    write_record,
     write_scores,
 )
 from opnp.bench.tables import results_markdown
@@ -48,6 +48,7 @@ from opnp.detector import Ratios
 from opnp.detector.fit_pass import Progress, shown
 from opnp.errors import NonFiniteError, OpnpError
 from opnp.files import write_atomically
+from opnp.model import is_out_of_memory
 from opnp.values.bench import PRODUCT, TUNED, BenchRecord, MethodRow, ModelResult, PublishedFigures, Split
 from opnp.values.figures import ClassifierFigures
 from opnp.values.files import PICTURES_FILE, RESULTS_FILE
@@ -58,7 +59,10 @@ __all__ = ["BENCH_FILES", "Measurement", "ModelRun", "measured", "require_bench"
 Value = TypeVar("Value")
 
 BENCH_FILES = (RESULTS_FILE, "results.md", "timings.json", PICTURES_FILE, "scores.parquet")
-"""What `run_bench` writes."""
+"""What `run_bench` writes, the record first."""
+
+_SHORTAGE = "Memory ran out: "
+"""How the reason of a row begins that may run another time, or elsewhere."""
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -104,7 +108,9 @@ def run_bench(
         inputs: What the features of one model were made of, by set, for a gallery of images; None for no gallery.
         published: What others published of the model, to stand beside its rows; for one model alone.
         remark: What whoever reads the figures must know of them.
-        is_resumed: Whether results of these data and settings that `out` holds already are kept.
+        is_resumed: Whether results of these data and settings that `out` holds already are kept. All are computed again
+            where a method ran out of memory, or ODIN's row is not what is stored of ODIN now. Else rows that failed
+            are kept as well, as they would fail again.
         progress: Wrapper of iterables that shows progress, one step a method.
 
     Returns:
@@ -164,24 +170,19 @@ def run_bench(
         models=tuple(run.planned(chosen[run.model.name]) for run in runs),
         remark=remark,
     )
-    if is_resumed and (kept := _kept(out, start)) is not None:
-        return kept
+    kept = stored_record(out, BenchRecord, files=BENCH_FILES) if is_resumed else None
+    if kept is not None and _asked(kept) == _asked(start):
+        pairs = zip(runs, kept.models, strict=True)
+        if all(run.is_final(chosen[each.model], each) for run, each in pairs):
+            return kept
     record = replace(start, models=tuple(run.result(chosen[run.model.name], progress) for run in runs))
     timings = {run.model.name: run.timings for run in runs}
+    start_results(out, record, files=BENCH_FILES)
     write_pictures(out, [each for run in runs for each in run.pictures])
     write_atomically(out / "results.md", results_markdown(record).encode())
     write_atomically(out / "timings.json", (json.dumps(timings, indent=1) + "\n").encode())
     write_scores(out / "scores.parquet", [block for run in runs for block in run.scores])
-    write_record(out / RESULTS_FILE, record)  # the last, so that where it is there is all of them
     return record
-
-
-def _kept(out: Path, start: BenchRecord) -> BenchRecord | None:
-    """Return the record that a folder holds if it is the one that a start leads to, and what goes with it is there."""
-    if not all((out / name).is_file() for name in BENCH_FILES):
-        return None
-    record = stored_record(out / RESULTS_FILE, BenchRecord)
-    return record if record is not None and _asked(record) == _asked(start) else None
 
 
 def _asked(record: BenchRecord) -> tuple[object, ...]:
@@ -271,6 +272,21 @@ class ModelRun:
         rows = tuple(self._row(method) for method in shown(methods, progress))
         return replace(self.planned(methods), methods=rows)
 
+    def is_final(self, methods: Sequence[Method], result: ModelResult) -> bool:
+        """Return whether the methods would leave these rows again: none for want of memory, ODIN's as it is stored."""
+        for method, row in zip(methods, result.methods, strict=True):
+            if row.reason.startswith(_SHORTAGE):
+                return False
+            if method.is_stored:
+                try:
+                    method.fit(self.model, self.split)
+                    reason = ""
+                except OpnpError as error:
+                    reason = str(error)
+                if (row.reason, row.settings) != (reason, method.settings):
+                    return False
+        return True
+
     def _row(self, method: Method) -> MethodRow:
         row = replace(method.planned, before=self._classifier_before(method.split))
         with warnings.catch_warnings(record=True) as caught, torch.random.fork_rng(devices=[]):
@@ -281,7 +297,8 @@ class ModelRun:
             except OpnpError as error:
                 row = replace(row, reason=str(error))
             except Exception as error:  # noqa: BLE001  # a foreign method may fail as it likes: that is its result
-                row = replace(row, reason=f"{method.source} raised {type(error).__name__}: {error}")
+                shortage = _SHORTAGE if is_out_of_memory(error) else ""
+                row = replace(row, reason=f"{shortage}{method.source} raised {type(error).__name__}: {error}")
         return replace(row, notes=tuple(sorted({str(each.message) for each in caught})))
 
     def _judged(self, method: Method, row: MethodRow) -> MethodRow:

@@ -18,7 +18,7 @@ from torch import Tensor
 from opnp.artifact import tensors_digest
 from opnp.bench.features import ModelData, read_models, require_seed
 from opnp.bench.figures import CALIBRATION_BINS, classifier_figures, head_logits
-from opnp.bench.records import own_result_folder, package_versions, stored_record, write_record
+from opnp.bench.records import own_result_folder, package_versions, start_results, stored_record
 from opnp.bench.tables import sweep_markdown
 from opnp.core import SCORE_NAMES, NeuronReading, Scope, score_logits
 from opnp.core.checks import require_finite
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 SWEEP_FILES = (SWEEP_FILE, "sweep.md")
-"""What `run_sweep` writes."""
+"""What `run_sweep` writes, the record first."""
 
 BASE_RATIOS = Ratios(w_min=0.3, o_min=0.1)
 """Ratios that the other settings are varied at.
@@ -163,14 +163,14 @@ def run_sweep(
         curves=tuple(curve.about for curve in chosen),
         models=(),
     )
-    if is_resumed and (kept := stored_record(out / SWEEP_FILE, SweepRecord)) is not None:
+    if is_resumed and (kept := stored_record(out, SweepRecord, files=SWEEP_FILES)) is not None:
         known = [replace(each, **model.facts(near)) for each, model in zip(kept.models, models, strict=False)]
         is_of_these = len(kept.models) == len(models) and kept == replace(kept, models=tuple(known))
         if is_of_these and replace(kept, models=()) == start:
             return kept
     record = replace(start, models=tuple(map(swept, models)))
+    start_results(out, record, files=SWEEP_FILES)
     write_atomically(out / "sweep.md", sweep_markdown(record).encode())
-    write_record(out / SWEEP_FILE, record)
     return record
 
 

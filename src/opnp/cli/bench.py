@@ -195,7 +195,7 @@ def _print_cached(report: "CacheReport") -> None:
         rows,
     )
     if report.odin is not None and report.odin.about.reason:
-        typer.echo(f"ODIN has no scores: {report.odin.about.reason}", err=True)
+        typer.echo(f"ODIN did not score every set: {report.odin.about.reason}", err=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- bench
@@ -273,7 +273,9 @@ def bench(
     require_out_folder(out)
     chosen = None if methods is None else listed(methods)
     ratios, is_near = pruned.over(PRUNED_RATIOS), listed([near or ""])
-    names = [*((each, "") for each in model or ()), *([] if models is None else listed_models(models))]
+    weights = "" if options.weights_file is None else str(options.weights_file)
+    names = [*((each, weights) for each in model or ()), *([] if models is None else listed_models(models))]
+    is_one = len(names) == 1 and models is None
     data = {"--id": inside, "--train": train, "--ood": ood, "--val-ood": val_ood}
     root, plan, places, inputs = data_root or Path(), None, None, None
     if protocol is not None:
@@ -286,14 +288,14 @@ def bench(
     if names:
         places = ood_paths(ood)
         paths = _bench_paths(root, inside, train, places, val_ood)
-        if len(names) > 1 or models is not None or dry_run:
-            if options.weights_file is not None:
-                raise OptionError("`--weights` is for one model: name those of several in `--models FILE`.")
-            plan = protocol_of_models(
-                names, sets=paths, near=is_near, methods=chosen, validation_samples=validation_samples
-            )
-            root = Path()
-    if plan is not None:
+        if weights and not is_one:
+            raise OptionError("`--weights` is for one model: name those of several in `--models FILE`.")
+        plan = protocol_of_models(
+            names, sets=paths, near=is_near, methods=chosen, validation_samples=validation_samples
+        )
+        root = Path()
+        is_near = [*plan.models[0].near]
+    if plan is not None and (dry_run or not is_one):
         run = ProtocolRun(
             protocol=plan, root=root, out=out, options=options, pruned=ratios, seed=seed, is_quiet=json, report=report
         )

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -580,12 +580,12 @@ def require_report(path: Path | None, *, made: Path | None = None) -> None:
         require_out_file(path)
 
 
-def tell_report(folder: Path, path: Path | None, *, is_quiet: bool) -> None:
-    """Write the report of a folder of results, if one is asked for, and say where it is."""
+def tell_report(folder: Path, path: Path | None, *, is_quiet: bool, models: Collection[str] | None = None) -> None:
+    """Write the report of a folder of results, or of some models in it, if one is asked for, and say where it is."""
     if path is None:
         return
     from opnp.report import write_report
 
-    write_report(folder, path)
+    write_report(folder, path, models=models)
     if not is_quiet:
         typer.echo(f"Report: {path}")

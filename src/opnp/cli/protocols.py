@@ -53,9 +53,15 @@ class ProtocolRun:
     report: Path | None
 
     def told(self) -> None:
-        """Print every model, data set and setting, and what is missing; nothing is run."""
-        from opnp.bench import missing_places
+        """Print every model, data set and setting, and what is missing; nothing is run.
 
+        Raises:
+            OpnpError: If what the protocol says cannot be run, whatever the data.
+
+        """
+        from opnp.bench import missing_places, require_protocol
+
+        require_protocol(self.protocol, self.out)
         protocol, missing = self.protocol, missing_places(self.protocol, self.root)
         if self.is_quiet:
             lacking = {str(each.path): each.content for each in missing}
@@ -98,13 +104,11 @@ class ProtocolRun:
             OpnpError: If nothing can be run; or, after all that could be run and was written, if a model failed.
 
         """
-        from opnp.bench import require_bench, require_places, require_protocol_folder, write_summary
-        from opnp.bench.sweep import chosen_curves
+        from opnp.bench import require_places, require_protocol, require_protocol_folder, write_summary
 
         protocol, failed, records = self.protocol, {}, []
         require_places(protocol, self.root)
-        chosen_curves(protocol.curves or None)
-        require_bench(require_protocol_folder(self.out) / protocol.models[0].name, protocol.methods)
+        require_protocol(protocol, require_protocol_folder(self.out))
         for number, model in enumerate(protocol.models, 1):
             if not self.is_quiet:
                 typer.echo(f"{model.name}, {number} of {len(protocol.models)}:", err=True)
@@ -120,7 +124,8 @@ class ProtocolRun:
             typer.echo(record.to_json())
         else:
             self._print(record)
-        tell_report(self.out, self.report, is_quiet=self.is_quiet)
+        judged = [model.name for model in protocol.models if model.name not in failed]
+        tell_report(self.out, self.report, is_quiet=self.is_quiet, models=judged)
         if failed:
             raise ModelRunError(f"{_failures(failed, protocol)} The others are in {self.out}.")
 

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
@@ -28,7 +29,11 @@ _TEMPLATES = "templates"
 
 
 def write_report(
-    results_folder: str | os.PathLike[str], out_html: str | os.PathLike[str], *, keep: float = 0.95
+    results_folder: str | os.PathLike[str],
+    out_html: str | os.PathLike[str],
+    *,
+    keep: float = 0.95,
+    models: Collection[str] | None = None,
 ) -> Path:
     """Write what a results folder holds as one HTML file that needs no network; return its path.
 
@@ -36,6 +41,7 @@ def write_report(
         results_folder: Folder of `opnp bench`, `opnp sweep`, `opnp fit` or `opnp demo`.
         out_html: File to write; an existing one is replaced. The same results give the same bytes.
         keep: Share of ID to keep at the thresholds that are shown first, in [0.5, 0.999].
+        models: Of a folder of benchmarks, one a model, the names of the folders to read; None for all.
 
     Returns:
         The path of the file.
@@ -51,7 +57,7 @@ def write_report(
     path = Path(out_html)
     if path.is_dir():
         raise DataFileError(f"{path} is a folder: name a file for the report, such as {path / 'report.html'}.")
-    results = read_results(results_folder)
+    results = read_results(results_folder, models=models)
     with fitting_records(results_folder):
         html = _page_html(page_content(results, keep=keep)).encode()
     write_atomically(path, html)

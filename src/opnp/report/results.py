@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -204,11 +204,12 @@ class Results:
         return self.models[0].model if len(self.models) == 1 else None
 
 
-def read_results(folder: str | os.PathLike[str]) -> Results:
+def read_results(folder: str | os.PathLike[str], *, models: Collection[str] | None = None) -> Results:
     """Return what a folder of `opnp bench`, `opnp sweep`, `opnp fit` or `opnp demo` holds.
 
     Args:
         folder: The folder; or one of folders of benchmarks, one a model, which are read as one.
+        models: Of a folder of benchmarks, the names of the folders to read; None for all.
 
     Returns:
         Its records. Scores are not read yet.
@@ -222,7 +223,8 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder of results.")
     if not any((folder / name).is_file() for name in RECORD_FILES):
-        found = [read_results(each.parent) for each in sorted(folder.glob(f"*/{RESULTS_FILE}"))]
+        places = [each.parent for each in sorted(folder.glob(f"*/{RESULTS_FILE}"))]
+        found = [read_results(place) for place in places if models is None or place.name in models]
         if parts := tuple(each for each in found if each.bench is not None):
             return _joined(folder, parts)
         raise DataFileError(

@@ -32,7 +32,7 @@ class ProtocolModel(Value, frozen=True, kw_only=True, omit_defaults=True):
         image_size: As ``--image-size``; None for the model's own.
         resize: As ``--resize``.
         mean: As ``--mean``; empty for the model's own.
-        std: As ``--std``.
+        std: As ``--std``; one value for each of `mean`.
         most: How many inputs of a set are taken at most, evenly spread over it, by name of the set: ``train``,
             ``test``, ``ood_*`` or ``validation_ood``; all of a set that is not named.
         published: Figures that others published of this model on these sets.
@@ -86,7 +86,7 @@ class Protocol(Record, frozen=True, kw_only=True):
 
     Raises:
         OptionError: If there is no model, two have one name, a name cannot be a folder's, a model has no OOD set, or a
-            near one is none of them.
+            near one is none of them; if `mean` and `std` differ in length, or `validation_samples` is below 1.
 
     Example:
         >>> net = ProtocolModel(name="net", model="timm:resnet18", train="train", test="val", ood={"dtd": "dtd"})
@@ -127,6 +127,13 @@ class Protocol(Record, frozen=True, kw_only=True):
                 raise OptionError(f"`most` of {model.name} must name sets of it, got {', '.join(unknown)}.")
             if wrong := [name for name in model.near if name not in model.ood]:
                 raise OptionError(f"`near` of {model.name} must name OOD sets of it, got {', '.join(wrong)}.")
+            if len(model.mean) != len(model.std):
+                raise OptionError(
+                    f"`mean` and `std` of {model.name} must have as many values as each other, got {len(model.mean)} "
+                    f"and {len(model.std)}: give both, or none for the model's own."
+                )
+        if self.validation_samples is not None and self.validation_samples < 1:
+            raise OptionError(f"`validation_samples` must be at least 1, got {self.validation_samples}.")
 
     def places(self) -> Iterator[tuple[str, str]]:
         """Yield each path that the protocol needs, once, with what it is to hold."""

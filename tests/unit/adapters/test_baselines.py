@@ -1,9 +1,11 @@
 """The detectors of pytorch-ood, fed by this project, answer what their papers say: slow and obvious versions."""
 
 import copy
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -197,6 +199,21 @@ def test_logits_are_those_that_the_score_was_read_off(name: str) -> None:
         torch.testing.assert_close(output.logits, logits_of(QUERY))
     else:
         assert name in ("KNN", "ViM", "Mahalanobis", "RMD", "fDBD", "NCI", "NNGuide", "SHE")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [0.0, 0.85, 0.9, 0.95, 0.99, 1.0])
+def test_the_threshold_of_react_is_the_percentile_to_the_bit_from_one_copy(share: float, dtype: torch.dtype) -> None:
+    features = torch.rand(3001, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    before = features.clone()
+    method = PytorchOodBaseline("ReAct", weight=torch.ones(2, 64), bias=None, settings={"percentile": share})
+    tracemalloc.start()
+    method.fit(features)
+    copied = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert method._detector.threshold == np.percentile(features.double().numpy(), 100 * share)
+    assert torch.equal(features, before)
+    assert copied < features.nbytes  # of NumPy's: what torch takes is not traced
 
 
 def test_confident_samples_do_not_tie() -> None:

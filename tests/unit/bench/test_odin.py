@@ -1,19 +1,20 @@
 """ODIN's scores beside features: stored whole, shown where they belong to the features, and never else."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from msgspec.structs import replace
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from opnp.adapters import odin_scores
 from opnp.bench.features import ModelData, read_feature_folder, split_test
 from opnp.bench.methods import Method, available_methods, chosen_methods
 from opnp.bench.odin import OdinAbout, OdinScores, cache_odin, read_odin, write_odin
-from opnp.bench.run import ModelRun
+from opnp.bench.run import ModelRun, run_bench
 from opnp.data import write_features
 from opnp.errors import DataFileError
 from opnp.values.bench import MethodRow
@@ -94,6 +95,18 @@ def test_without_scores_the_row_says_why(tmp_path: Path) -> None:
     assert (row.status, row.reason) == ("failed", "pytorch-ood raised RuntimeError: no gradient")
 
 
+def test_a_row_that_is_not_what_is_stored_runs_again_when_resumed(tmp_path: Path) -> None:
+    world, out = write_world(tmp_path / "net"), tmp_path / "out"
+    for reason, package in (("no gradient", "a 1"), ("", "a 1"), ("", "a 2"), ("no images", "a 2")):
+        odin = stored(world, reason=reason)
+        write_odin(world, OdinScores(replace(odin.about, computed_with=package), odin.scores))
+        row = run_bench(world, out, methods=["odin"], is_resumed=True).models[0].row(NAME)
+        assert (row.reason, row.settings["computed_with"]) == (reason, package)
+        before = (out / "results.json").stat().st_mtime_ns
+        run_bench(world, out, methods=["odin"], is_resumed=True)
+        assert (out / "results.json").stat().st_mtime_ns == before  # kept
+
+
 def test_scores_of_other_features_are_not_shown(tmp_path: Path) -> None:
     stored(write_world(tmp_path))
     write_features(tmp_path / "test.safetensors", world_features(240, seed=9)[0])
@@ -149,6 +162,32 @@ def test_scores_are_computed_once_and_for_what_is_asked(tmp_path: Path) -> None:
     assert torch.equal(again.scores["test"], odin_scores(other, loaders["test"], std=INPUTS.std))
     rescaled = cache_odin(other, {}, tmp_path, std=(1.0,) * 3, samples=SAMPLES, features_sha256=digests)
     assert rescaled.scores == {}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no gradient")])
+def test_the_scores_of_sets_that_are_done_outlast_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    sets = image_sets(write_images(tmp_path / "images"))
+    loaders = {name: sets[name].batches(60) for name in SAMPLES}
+    digests, computed = {"test": "aa", "ood_noise": "bb"}, []
+
+    def scored(_: nn.Module, loader: object, **__: object) -> Tensor:
+        computed.append(loader)
+        if len(computed) == 2:
+            raise error
+        return torch.ones(SAMPLES["test" if loader is loaders["test"] else "ood_noise"], dtype=torch.float64)
+
+    monkeypatch.setattr("opnp.bench.odin.odin_scores", scored)
+    with suppress(KeyboardInterrupt):
+        cache_odin(tiny_model(), loaders, tmp_path, std=INPUTS.std, samples=SAMPLES, features_sha256=digests)
+    cut = read_odin(tmp_path)
+    assert cut is not None
+    assert set(cut.scores) == {"test"}
+    assert bool(cut.about.reason) == isinstance(error, RuntimeError)
+    whole = cache_odin(tiny_model(), loaders, tmp_path, std=INPUTS.std, samples=SAMPLES, features_sha256=digests)
+    assert (whole.about.reason, set(whole.scores)) == ("", {*SAMPLES})
+    assert computed == [loaders["test"], loaders["ood_noise"], loaders["ood_noise"]]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,34 @@ def test_what_was_cut_short_is_not_taken_for_whole(
     assert not (tmp_path / "out" / "test.safetensors").exists()
     assert "test" not in FeatureSource.read(tmp_path / "out").sets
     assert cached(tiny_model(), now, tmp_path / "out").computed == ("test",)
+
+
+@pytest.mark.parametrize("at", range(10))
+def test_a_first_set_that_was_cut_short_at_any_step_is_computed_again(
+    tmp_path: Path, sets: dict[str, InputSet], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    test = {"test": sets["test"]}
+    cached(tiny_model(seed=1), test, tmp_path / "replaced")
+    expected = cached(tiny_model(), test, tmp_path / "whole", is_odin_wanted=False)
+
+    def cut(step: Callable[..., Any]) -> Callable[..., Any]:
+        def stepped(*arguments: Any, **options: Any) -> Any:
+            if next(is_cut, False):
+                raise KeyboardInterrupt
+            return step(*arguments, **options)
+
+        return stepped
+
+    for out in ("new", "replaced"):
+        is_cut = iter([*[False] * at, True])
+        with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+            patched.setattr(Path, "replace", cut(Path.replace))
+            patched.setattr(Path, "unlink", cut(Path.unlink))
+            cached(tiny_model(), test, tmp_path / out, is_odin_wanted=False, is_replacing=True)
+        report = cached(tiny_model(), test, tmp_path / out, is_odin_wanted=False, is_replacing=out == "replaced")
+        assert report.source == expected.source
+        for file in (tmp_path / "whole").iterdir():
+            assert file.read_bytes() == (tmp_path / out / file.name).read_bytes(), file.name
 
 
 def test_options_are_checked_before_anything_is_removed(tmp_path: Path, sets: dict[str, InputSet]) -> None:

@@ -14,6 +14,7 @@ from opnp.bench import (
     protocol_of_models,
     read_protocol,
     require_places,
+    require_protocol,
     require_protocol_folder,
     spread_inputs,
 )
@@ -76,6 +77,7 @@ def test_places_are_looked_for_below_the_root(tmp_path: Path) -> None:
         ((replace(NET, ood={}),), "`ood` of net must name at least one"),
         ((replace(NET, most={"ood_dtx": 3}),), "`most` of net must name sets of it, got ood_dtx"),
         ((replace(NET, near=("dtx",)),), "`near` of net must name OOD sets of it, got dtx"),
+        ((replace(NET, mean=(0.5,)),), "as many values as each other, got 1 and 0"),
     ],
 )
 def test_models_that_cannot_be_told_apart_or_judged_are_refused(
@@ -85,7 +87,9 @@ def test_models_that_cannot_be_told_apart_or_judged_are_refused(
         Protocol(title="wrong", models=models)
 
 
-@pytest.mark.parametrize("change", [{"models": 3}, {"title": None}, {"more": 1}, {"record_version": 2}])
+@pytest.mark.parametrize(
+    "change", [{"models": 3}, {"title": None}, {"more": 1}, {"record_version": 2}, {"validation_samples": 0}]
+)
 def test_a_file_that_is_no_protocol_is_refused_by_name(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(json.loads(Protocol(title="One", models=(NET,)).to_json()) | change), encoding="utf-8")
@@ -96,9 +100,39 @@ def test_a_file_that_is_no_protocol_is_refused_by_name(tmp_path: Path, change: d
 def test_models_on_the_same_data_have_their_own_near_sets() -> None:
     sets = {"train": Path("a"), "test": Path("b"), "ood_x": Path("c"), "ood_y": Path("d"), "validation_ood": Path("e")}
     names = [("timm:one", ""), ("timm:two", "two.pt")]
-    one, two = protocol_of_models(names, sets=sets, near=["x", "timm-two:y"]).models
-    assert (one.near, two.near) == (("x",), ("x", "y"))
+    for near in (["x", "timm-two:y"], ["x", "timm:two:y"]):
+        one, two = protocol_of_models(names, sets=sets, near=near).models
+        assert (one.near, two.near) == (("x",), ("x", "y"))
     assert (one.sets, one.weights, two.weights) == ({name: str(path) for name, path in sets.items()}, "", "two.pt")
+
+
+@pytest.mark.parametrize("near", ["three:x", "timm:x", "timm:one:z", "z"])
+def test_a_near_set_of_no_model_is_refused(near: str) -> None:
+    sets = {"train": Path("a"), "test": Path("b"), "ood_x": Path("c"), "ood_y": Path("d")}
+    with pytest.raises(OptionError, match=rf"got {near}\. There are: x, y; models: timm:one, timm:two\."):
+        protocol_of_models([("timm:one", ""), ("timm:two", "")], sets=sets, near=["x", near])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ("enrgy",)}, "`methods` must be .*, got 'enrgy'"),
+        ({"curves": ("nope",)}, "`curves` must be .*, got 'nope'"),
+        ({"models": (replace(NET, ood={"my set": "dtd"}),)}, "got 'ood_my set'"),
+    ],
+)
+def test_names_that_are_none_are_refused_before_anything_runs(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        require_protocol(replace(Protocol(title="One", models=(NET,)), **change), tmp_path)
+
+
+def test_results_that_others_wrote_for_the_second_model_are_seen_before_the_first_runs(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.json").write_text("[0.9]", encoding="utf-8")
+    with pytest.raises(DataFileError, match=r"other holds results\.json, which opnp did not write"):
+        require_protocol(Protocol(title="Two", models=(NET, replace(NET, name="other"))), tmp_path)
 
 
 def test_a_part_of_a_set_is_spread_over_it_and_is_another_set(tmp_path: Path) -> None:

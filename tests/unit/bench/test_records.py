@@ -1,5 +1,6 @@
-"""Folders of results: opnp writes over its own alone; and the record of a fit."""
+"""Folders of results: opnp writes over its own alone, and keeps what is of one run; and the record of a fit."""
 
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ import torch
 from msgspec.structs import asdict
 
 from opnp import OPNP, PANEL, Ratios, Settings
+from opnp.bench import run_bench, run_sweep
 from opnp.bench.records import record_fit, require_own_results
+from opnp.bench.run import BENCH_FILES
+from opnp.bench.sweep import SWEEP_FILES
 from opnp.errors import DataFileError, MemberWarning, NonFiniteError
 from opnp.values.files import PICTURES_FILE, RECORD_FILES
 from opnp.values.fit import FitRecord
 from opnp.values.pictures import PictureRecord
+from tests.unit.bench.bench_world import write_world
 
 FILES = ("results.json", "sweep.json", "results.md")
 
@@ -51,6 +56,38 @@ def test_a_file_of_others_with_the_name_of_a_record(tmp_path: Path, name: str, c
     require_own_results(tmp_path / "new", files=[name])
     with pytest.raises(DataFileError, match="is a file: name a folder"):
         require_own_results(tmp_path / name, files=[name])
+
+
+@pytest.mark.parametrize(
+    ("run", "chosen", "files"),
+    [(run_bench, {"methods": ["energy-rest"]}, BENCH_FILES), (run_sweep, {"curves": ["samples"]}, SWEEP_FILES)],
+)
+def test_what_a_killed_run_left_is_not_kept_by_the_run_before_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., object],
+    chosen: dict[str, Any],
+    files: list[str],
+) -> None:
+    world, move = write_world(tmp_path / "net"), Path.replace
+    run(world, tmp_path / "whole", seed=0, **chosen)
+    for at in range(len(files)):
+        out = tmp_path / str(at)
+        for _ in range(2):  # into a new folder, and over results
+            is_last = iter([*[False] * at, True])
+
+            def moved(part: Path, target: Path, is_last: Iterator[bool] = is_last) -> Path:
+                if next(is_last):
+                    raise KeyboardInterrupt
+                return move(part, target)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(Path, "replace", moved)
+                with pytest.raises(KeyboardInterrupt):
+                    run(world, out, seed=1, **chosen)
+            run(world, out, seed=0, is_resumed=True, **chosen)
+            for name in {*files} - {"timings.json"}:
+                assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), f"{name} after {at} files"
 
 
 def rows_and_weight() -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,16 +21,17 @@ from opnp import (
     energy_score,
     fpr_at_tpr,
 )
+from opnp.adapters import PytorchOodBaseline
 from opnp.bench.features import IdSplit, ModelData, split_test
 from opnp.bench.figures import classifier_figures, detection_figures
 from opnp.bench.methods import FittedMethod, Method, Part, available_methods, chosen_methods
-from opnp.bench.run import ModelRun, measured
+from opnp.bench.run import ModelRun, measured, run_bench
 from opnp.core import NeuronReading, expected_calibration_error, gen_score
 from opnp.data import FeatureSet
 from opnp.errors import CalibrationError, EmptyDataError, OpnpWarning
 from opnp.values.bench import TUNED, MethodRow
 from opnp.values.pictures import GallerySet
-from tests.unit.bench.bench_world import read_world, world_features
+from tests.unit.bench.bench_world import read_world, world_features, write_world
 
 METHODS = {each.name: each for each in available_methods(classes=4, features=16, samples=240)}
 
@@ -88,6 +89,7 @@ def raising(error: Exception) -> Any:
     [
         (raising(RuntimeError("matrix is singular")), "theirs raised RuntimeError: matrix is singular"),
         (raising(EmptyDataError("too few samples")), "too few samples"),
+        (raising(MemoryError("2 GiB")), "Memory ran out: theirs raised MemoryError: 2 GiB"),
         (lambda *_: constant(float("nan")), "240 of 240 scores on test are NaN."),
     ],
 )
@@ -96,6 +98,28 @@ def test_what_fails_is_a_row_that_says_why(model: ModelData, fit: Any, reason: s
     assert (row.status, row.reason) == ("failed", reason)
     assert (row.detection, row.mean, row.after) == (None, None, None)
     assert row.settings == {"asked": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"),
+    [
+        (ValueError("No correct predictions"), True),
+        (EmptyDataError("too few samples"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), False),
+    ],
+)
+def test_a_row_that_had_too_little_memory_runs_again_when_resumed_and_no_other_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, is_kept: bool
+) -> None:
+    world = write_world(tmp_path / "net")
+    asked: dict[str, Any] = {"methods": ["she"], "is_resumed": True}
+    with monkeypatch.context() as patched:
+        patched.setattr(PytorchOodBaseline, "fit", staticmethod(raising(error)))
+        failed = run_bench(world, tmp_path / "out", **asked)
+    assert failed.models[0].row("SHE").status == "failed"
+    again = run_bench(world, tmp_path / "out", **asked)
+    assert again.models[0].row("SHE").status == ("failed" if is_kept else "ok")
 
 
 @pytest.mark.parametrize("value", [0.0, float("inf")])
