@@ -190,8 +190,8 @@ def _combinations(record: BenchRecord) -> str:
         pairs=len(found),
         helped=sum(change >= NOTABLE for change in found.values()),
         hurt=sum(change <= -NOTABLE for change in found.values()),
-        most=f"{most:.2f} ({high[0]} on {high[1]})",
-        least=f"{-least:.2f} ({low[0]} on {low[1]})",
+        most=f"{most:+.2f} for {high[0]} on {high[1]}",
+        least=f"{least:+.2f} for {low[0]} on {low[1]}",
     )
 
 
@@ -344,9 +344,8 @@ that is not set aside; the others by all of them.
 _COMBINATIONS = """
 ## Baselines on a pruned head
 
-Mean AUROC alone, and what the head pruned by rho_w_min = 0.3 changes: {helped} of {pairs} pairs of a baseline and a
-model gain a tenth of a point or more and {hurt} lose as much. The most that one gains is {most}, the most that one
-loses {least}.
+Mean AUROC alone, and what the head pruned by rho_w_min = 0.3 changes. Of {pairs} pairs of a baseline and a model
+{helped} gain a tenth of a point or more, and {hurt} lose as much. The ends: {most}, and {least}.
 """
 
 _OTHERS = """
