@@ -46,7 +46,7 @@ def test_another_record_gives_other_figures(known: dict[str, float]) -> None:
 def test_what_the_pages_say_beside_their_figures_holds(known: dict[str, float]) -> None:
     sayings = {
         "the fusion loses less than any single setting": ("OPNP() mean regret", "best single mean regret"),
-        "on what had no part in the choice one is ahead": (
+        "elsewhere one setting is ahead": (
             "other: best single mean regret",
             "other: OPNP() mean regret",
         ),
