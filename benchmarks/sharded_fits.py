@@ -22,17 +22,15 @@ def sharded_fits(*, repeats: int) -> Iterator[Outcome]:
     """Yield memory on a sixteenth and an eighth of ImageNet-1k's features, and the time of two ranks."""
     with tempfile.TemporaryDirectory() as folder:
         sixteenth, eighth = (_shards(Path(folder) / str(share), _IMAGENET // share) for share in (16, 8))
-        peaks = [_taken(files, ranks=1)["peak"] for files in (sixteenth, eighth)]
-        if all(peak is not None for peak in peaks):
-            small, large = (peak / 1e9 for peak in peaks)
+        runs = [[_taken(files, ranks=1) for files in (sixteenth, eighth)] for _ in range(repeats)]
+        if all(run["peak"] is not None for pair in runs for run in pair):
             shape = f"C {_CLASSES}, D {_FEATURES}, float16 shards"
-            yield Outcome(f"anonymous memory of a fit on 1/8 of ImageNet-1k, {shape}", (large,), 1.0, unit=" GB")
-            yield Outcome("the same on 1/8 against on 1/16", (large / small,), 1.1)
-        values = []
-        for _ in range(repeats):
-            one, two = (_taken(sixteenth, ranks=ranks)["seconds"] for ranks in (1, 2))
-            values.append(two / one)
-        yield Outcome("two gloo processes of one thread against one, start-up apart", tuple(values), 0.65)
+            peaks = tuple(large["peak"] / 1e9 for _, large in runs)
+            yield Outcome(f"anonymous memory of a fit on 1/8 of ImageNet-1k, {shape}", peaks, 1.0, unit=" GB")
+            ratios = tuple(large["peak"] / small["peak"] for small, large in runs)
+            yield Outcome("the same on 1/8 against on 1/16", ratios, 1.1)
+        values = tuple(_taken(sixteenth, ranks=2)["seconds"] / one["seconds"] for one, _ in runs)
+        yield Outcome("two gloo processes of one thread against one, start-up apart", values, 0.65)
 
 
 def _shards(folder: Path, rows: int) -> tuple[Path, Path]:
