@@ -122,17 +122,33 @@ def score_on_cluster(
 
 
 def _read_back(place: str, inputs: InputSet | None, rows: int) -> tuple[dict[str, Any], dict[str, object]]:
-    """Return the columns of a score table that a summary needs, and how many inputs could not be read; tell which."""
+    """Return the columns of a score table that a summary needs, and how many inputs could not be read; tell which.
+
+    Raises:
+        DataFileError: If rows are missing that could be read, or are there twice.
+        EmptyDataError: If no input can be read.
+
+    """
     found: Any = parquet_dataset(place) if is_parquet(place) else None
-    if inputs is not None and (found is None or found.count_rows() == 0):
+    is_empty = found is None or found.count_rows() == 0
+    table: Any = None if is_empty else found.to_table(columns=["index", *_SUMMED_UP]).sort_by("index")
+    index = np.arange(0) if table is None else table["index"].to_numpy()
+    lost = np.setdiff1d(np.arange(rows), index)
+    if doubled := len(index) + len(lost) - rows:
+        raise DataFileError(
+            f"{place} holds rows twice ({doubled}): another run wrote there meanwhile. Give `--out` its own folder."
+        )
+    if any(inputs is None or not _reason(inputs, row) for row in lost.tolist()):
+        raise DataFileError(
+            f"{place}: {len(lost)} of {rows} rows are missing where this process looks, so that workers wrote to "
+            f"disks of their own. Give `--out` a new folder on a disk that all machines share, or an address such as "
+            f"s3://bucket/scores."
+        )
+    if inputs is not None and table is None:
         raise EmptyDataError(f"{inputs.source.path} holds nothing to work on: none of {rows} inputs could be read.")
-    table = found.to_table(columns=["index", *_SUMMED_UP]).sort_by("index")
     columns = {name: table[name].to_numpy(zero_copy_only=False) for name in _SUMMED_UP}
     if inputs is None:
         return columns, {}
-    is_lost = np.ones(rows, dtype=bool)
-    is_lost[table["index"].to_numpy()] = False
-    lost = np.flatnonzero(is_lost)
     if len(lost):
         told = [(inputs.names[row], _reason(inputs, row)) for row in lost[: _SHOWN + 1].tolist()]
         told += [("", "")] * (len(lost) - len(told))
@@ -141,11 +157,12 @@ def _read_back(place: str, inputs: InputSet | None, rows: int) -> tuple[dict[str
 
 
 def _reason(inputs: InputSet, row: int) -> str:
+    """Return why an input cannot be read; nothing of one that can."""
     try:
         inputs.read(row)
     except DataFileError as error:
         return str(error)
-    return "a worker could not read it"
+    return ""
 
 
 class _FeatureVerdicts:
