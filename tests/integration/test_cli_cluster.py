@@ -1,16 +1,23 @@
 """What a process and its workers with `--ray` make sure of, without a cluster: a whole table of the same files."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
+from PIL import Image
 from pyarrow import parquet
 
-from opnp.cli.cluster import _read_back
+from opnp import OPNP
+from opnp.adapters.toolkits import bytes_of
+from opnp.cli.cluster import _FeatureVerdicts, _InputVerdicts, _listing, _read_back, _TrainingFeatures, _TrainingInputs
+from opnp.cli.options import HeadOptions
 from opnp.data import open_inputs
+from opnp.data.parquet import ParquetFeatures
 from opnp.errors import DataFileError, EmptyDataError
-from tests.unit.bench.image_world import INPUTS, class_images
+from tests.unit.bench.image_world import INPUTS, class_images, tiny_model, write_module
 from tests.unit.data.image_files import save_image
 
 
@@ -52,3 +59,44 @@ def test_a_table_whose_rows_lie_on_several_disks_is_refused(
         path.write_bytes(b"no image")
     with pytest.raises(EmptyDataError, match="none of 4 inputs could be read"):
         _read_back(str(tmp_path / "none"), open_inputs(images, INPUTS), 4)
+
+
+def test_a_worker_that_lists_other_files_than_its_driver_is_stopped(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, weight = torch.rand(300, 4), torch.eye(4)[:3]
+    content = bytes_of(OPNP().fit_features(rows, weight=weight, bias=None))
+    place = tmp_path / "features"
+    place.mkdir()
+
+    def write(name: str, start: int, stop: int) -> None:
+        parquet.write_table(pa.table({"features": [*rows[start:stop].numpy()]}), place / f"{name}.parquet")
+
+    write("b", 0, 200)
+    write("c", 200, 300)
+    listing = _listing(ParquetFeatures(place))
+    made = _FeatureVerdicts(content, str(place), listing=listing, is_explained=False)
+    assert [part.num_rows for part in made(100, 300)] == [200]
+    assert [len(part["features"]) for part in _TrainingFeatures(str(place), listing)(0, 300)] == [300]
+    write("b", 0, 100)
+    write("c", 100, 300)  # as many rows in all
+    with pytest.raises(DataFileError, match="features changed while it was read"):
+        _FeatureVerdicts(content, str(place), listing=listing, is_explained=False)
+    with pytest.raises(DataFileError, match="features changed while it was read"):
+        _TrainingFeatures(str(place), listing)
+
+    monkeypatch.chdir(write_module(tmp_path))
+    inputs = INPUTS.batch([INPUTS(Image.fromarray(each.numpy())) for each in class_images(80, seed=0)[0]])
+    content = bytes_of(OPNP().fit(tiny_model(), [inputs]))
+    name, options = "tinynets:net", HeadOptions(image_size=8, mean="0.5,0.4,0.3", std="0.25,0.2,0.1")
+    verdicts = partial(
+        _InputVerdicts, content, Path("d"), name=name, options=options, is_forced=False, data=str(images)
+    )
+    listing = _listing(open_inputs(images, INPUTS))
+    assert [part.num_rows for part in verdicts(listing=listing, is_explained=False)(0, 4)] == [3]
+    assert [len(part["features"]) for part in _TrainingInputs(name, options, str(images), listing, None)(0, 4)] == [3]
+    (images / "3.png").rename(images / "a name that is not UTF-8 \udcff.png")  # as many in all
+    with pytest.raises(DataFileError, match="images changed while it was read"):
+        verdicts(listing=listing, is_explained=False)
+    with pytest.raises(DataFileError, match="images changed while it was read"):
+        _TrainingInputs(name, options, str(images), listing, None)

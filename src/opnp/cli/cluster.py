@@ -3,6 +3,7 @@
 Blocks of features and batches of inputs are those of one process, so that answers are the same bits whoever gives them.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -94,7 +95,9 @@ def score_on_cluster(
             feature_blocks(
                 source, detector.sensitivity.weight, feature_names=names
             )  # raises if they are of another head
-            make: Any = partial(_FeatureVerdicts, content, _address(features), is_explained=is_explained)
+            make: Any = partial(
+                _FeatureVerdicts, content, _address(features), listing=_listing(source), is_explained=is_explained
+            )
             rows, size = source.rows, BATCH_ROWS
         elif data is not None:
             whole = _address(data)
@@ -108,6 +111,7 @@ def score_on_cluster(
                 options=options,
                 is_forced=is_forced,
                 data=whole,
+                listing=_listing(inputs),
                 is_explained=is_explained,
             )
             rows, size = len(inputs), options.inputs_a_batch
@@ -168,9 +172,10 @@ def _reason(inputs: InputSet, row: int) -> str:
 class _FeatureVerdicts:
     """Verdicts on ranges of cached features, in a worker."""
 
-    def __init__(self, content: bytes, place: str, *, is_explained: bool) -> None:
+    def __init__(self, content: bytes, place: str, *, listing: str, is_explained: bool) -> None:
         self.scorer = Scorer(detector_from(content), is_explained=is_explained)
         self.source = _source(place, self.scorer.detector.feature_names)
+        _require_listing(self.source, listing, place)
 
     def __call__(self, start: int, stop: int) -> Iterator[Any]:
         weight = self.scorer.detector.sensitivity.weight
@@ -190,11 +195,13 @@ class _InputVerdicts:
         options: RunOptions,
         is_forced: bool,
         data: str,
+        listing: str,
         is_explained: bool,
     ) -> None:
         self.scorer = Scorer(detector_from(content), is_explained=is_explained)
         self.opened = OpenedModel.of_detector(self.scorer.detector, file, name, options, is_forced=is_forced)
         self.inputs = _inputs(self.opened, data, is_labelled=False)
+        _require_listing(self.inputs, listing, data)
 
     def __call__(self, start: int, stop: int) -> Iterator[Any]:
         # A set of its own: what a pass could not read is left out of the batches of the next one.
@@ -284,7 +291,7 @@ def fit_features(
         if held_out is not None:
             flagged_rank(held_out.rows, keep=keep)  # raises if these are too few, before the pass
         size = _rows_of_a_task(source.rows, BATCH_ROWS)
-        found = rows_dataset(partial(_TrainingFeatures, place), source.rows, size=size)
+        found = rows_dataset(partial(_TrainingFeatures, place, _listing(source)), source.rows, size=size)
         total = summed(found, classifier.weight, classifier.bias, detector.settings)
     detector.fit_sum(total, feature_names=names)
     if held_out is not None:
@@ -322,7 +329,7 @@ def fit_model(
         layer = find_head(opened.model, inputs, head=head, logits=logits, device=opened.device)
     with cluster(address, is_quiet=is_quiet), plain_errors():
         size = _rows_of_a_task(len(training), options.inputs_a_batch)
-        make = partial(_TrainingInputs, model, options, whole, head)
+        make = partial(_TrainingInputs, model, options, whole, _listing(training), head)
         found = rows_dataset(make, len(training), size=size, device=options.device)
         total = summed(found, layer.weight, layer.bias, detector.settings)
     detector.fit_sum(total, head_name=layer.name, axes=axes_of(inputs))
@@ -341,8 +348,9 @@ def fit_model(
 class _TrainingFeatures:
     """Cached features and their labels by range, in a worker."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, listing: str) -> None:
         self.source = _source(place)
+        _require_listing(self.source, listing, place)
 
     def __call__(self, start: int, stop: int) -> Iterator[BatchOfArrays]:
         for first in range(start, stop, BATCH_ROWS):
@@ -352,11 +360,11 @@ class _TrainingFeatures:
 class _TrainingInputs:
     """Features of a model and labels by range, in a worker."""
 
-    def __init__(self, name: str, options: HeadOptions, data: str, head: str | None) -> None:
+    def __init__(self, name: str, options: HeadOptions, data: str, listing: str, head: str | None) -> None:
         self.opened, self.options, self.head = OpenedModel.of(name, options), options, head
-        self.inputs = with_known_order(
-            _inputs(self.opened, data, is_labelled=True), self.opened, head=head, logits=options.logits_place
-        )
+        inputs = _inputs(self.opened, data, is_labelled=True)
+        _require_listing(inputs, listing, data)
+        self.inputs = with_known_order(inputs, self.opened, head=head, logits=options.logits_place)
 
     def __call__(self, start: int, stop: int) -> Iterator[BatchOfArrays]:
         inputs = InputSet(self.inputs.source, self.inputs.transform, is_strict=self.inputs.is_strict)
@@ -405,6 +413,27 @@ def _source(place: str, names: Sequence[str] | None = None) -> FeatureSource:
     if "://" in place:
         raise DataFileError(f"{place} must be a Parquet file, or a folder of such: other files are read from a disk.")
     return open_features(place, feature_names=names)
+
+
+def _listing(source: FeatureSource | InputSet) -> str:
+    """Return the SHA-256 of what gives rows their numbers: names of inputs, or files and how many rows each has."""
+    if isinstance(source, InputSet):
+        listed = [*source.names]
+    else:
+        listed = [str(source.rows)]
+        if isinstance(source, ParquetFeatures):
+            found = parquet_dataset(source.place).get_fragments()
+            listed += sorted(f"{file.path}\0{file.count_rows()}" for file in found)
+    return hashlib.sha256("\0".join(listed).encode(errors="surrogatepass")).hexdigest()
+
+
+def _require_listing(source: FeatureSource | InputSet, expected: str, place: str) -> None:
+    """Raise unless a worker numbers the rows as the process that gave it ranges of them."""
+    if _listing(source) != expected:
+        raise DataFileError(
+            f"{place} changed while it was read, or machines see other files there: let nothing write to it, and start "
+            f"again."
+        )
 
 
 def _of_worker(options: _Options) -> _Options:
