@@ -71,9 +71,9 @@ class Scorer:
     """A detector's verdicts on batches, as a callable class for `Dataset.map_batches`: one model a worker.
 
     A batch holds `features`, shape ``(batch, features)``, or what a model takes: `image`, uint8 of shape
-    ``(height, width, 3)`` each, as `ray.data.read_images` gives it; `bytes`, files of images; or `text`. In the place
-    of these columns come `predicted_class`, `class_name` where names are known, and `score`; of a calibrated detector
-    `p_value` and `is_ood`. Other columns stay.
+    ``(height, width, 3)`` each, as ``ray.data.read_images(..., mode="RGB")`` gives it; `bytes`, files of images; or
+    `text`. In the place of these columns come `predicted_class`, `class_name` where names are known, and `score`; of a
+    calibrated detector `p_value` and `is_ood`. Other columns stay.
 
     Args:
         detector: The detector, or its file, which every worker must be able to read.
@@ -225,6 +225,13 @@ def _sample(name: str, value: Any) -> object:  # noqa: ANN401  # whatever stands
     if name == "image":
         from PIL import Image
 
+        is_array = isinstance(value, np.ndarray)
+        if not (is_array and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3):
+            got = f"{value.dtype} of shape {value.shape}" if is_array else type(value).__name__
+            raise InputTypeError(
+                f"`image` must hold arrays of uint8 of shape (height, width, 3), got {got}: use "
+                f"`ray.data.read_images(..., mode='RGB')`."
+            )
         return Image.fromarray(np.ascontiguousarray(value))
     return decoded_image(bytes(value)) if name == "bytes" else checked_text(value)
 

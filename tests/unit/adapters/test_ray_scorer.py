@@ -138,6 +138,24 @@ def test_what_cannot_be_scored_is_named(detector: OPNP, remembering: Path, monke
         Scorer(detector, model="tinynets:net")
 
 
+@pytest.mark.parametrize(
+    ("pixels", "got"),
+    [
+        (np.zeros((2, 8, 8, 4), dtype=np.uint8), r"uint8 of shape \(8, 8, 4\)"),  # CMYK, or RGBA
+        (np.zeros((2, 8, 8), dtype=np.uint8), r"uint8 of shape \(8, 8\)"),  # a palette's, or grey
+        (np.zeros((2, 8, 8, 1), dtype=np.uint8), r"uint8 of shape \(8, 8, 1\)"),
+        (np.zeros((2, 8, 8, 3)), "float64"),
+        (np.array(["a.png"], dtype=object), "got str"),
+    ],
+)
+def test_pixels_that_may_be_of_another_mode_are_refused(
+    remembering: Path, monkeypatch: pytest.MonkeyPatch, pixels: Any, got: str
+) -> None:
+    monkeypatch.chdir(remembering.parent)
+    with pytest.raises(InputTypeError, match=rf"{got}.*read_images\(\.\.\., mode='RGB'\)"):
+        Scorer(remembering)({"image": pixels})
+
+
 def test_what_makes_inputs_can_be_given(remembering: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(remembering.parent)
     batch = {"image": class_images(3, seed=3)[0].numpy()}
