@@ -547,14 +547,21 @@ def cluster(address: str, *, is_quiet: bool = True) -> Iterator[None]:
     A cluster that this process has joined already is used as it is.
 
     Args:
-        address: ``local``, or the address of a cluster, such as ``ray://host:10001`` or ``auto``.
+        address: ``local``; ``auto``, of a process on a node of a cluster or of a job; or the address of a cluster,
+            such as ``host:6379``.
         is_quiet: Whether to show no progress; it is shown on a terminal alone.
 
     Raises:
         MissingExtraError: If Ray is not installed.
-        OptionError: If there is no such cluster.
+        OptionError: If there is no such cluster, or the address is one of Ray Client.
 
     """
+    if address.startswith("ray://"):
+        raise OptionError(
+            f"`--ray` must be `local`, or the address of a cluster that this machine is a node of, got {address!r}: "
+            f"Ray Data does not run through Ray Client. Start the command on a node of the cluster, or by `ray job "
+            f"submit`, with `--ray auto`."
+        )
     require_installed("`--ray` needs", "ray", extra="ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
     os.environ.setdefault(

@@ -96,8 +96,8 @@ RayAddress = Annotated[
     running_option(
         "--ray",
         metavar="ADDRESS",
-        help="Work on a cluster of Ray: its address, or local for the cores of this machine. Every worker must reach "
-        "the data.",
+        help="Work on a cluster of Ray: auto on one of its nodes, or local for the cores of this machine. Every worker "
+        "must reach the data.",
     ),
 ]
 RankTimeout = Annotated[

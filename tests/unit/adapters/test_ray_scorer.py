@@ -205,3 +205,9 @@ def test_columns_that_verdicts_would_replace_are_refused() -> None:
     scorer = Scorer(OPNP().fit_features(ROWS, weight=WEIGHT, bias=None))
     with pytest.raises(OptionError, match=r"names of verdicts, score: rename .*\{'score': 'old_score'\}"):
         scorer({"features": ROWS[:2].numpy(), "score": np.zeros(2)})
+
+
+def test_an_address_of_ray_client_is_refused() -> None:
+    refused = pytest.raises(OptionError, match=r"'ray://host:10001': .* or by `ray job submit`, with `--ray auto`")
+    with refused, ray.cluster("ray://host:10001"):
+        pass
