@@ -17,7 +17,7 @@ from opnp import OPNP
 from opnp.adapters.ray import BatchOfArrays, Scorer, cluster, fit
 from opnp.data import read_features, read_head
 from opnp.detector.storage import read_detector
-from opnp.errors import NonFiniteError, OptionError
+from opnp.errors import EmptyDataError, NonFiniteError, OptionError
 from tests.in_process import Opnp, done, refused, run_opnp
 from tests.integration.cli_world import line, write_cached
 from tests.unit.bench.image_world import INPUTS, OPTIONS, class_images, tiny_model
@@ -203,6 +203,8 @@ def test_a_fit_runs_a_model_on_images(place: Path) -> None:
         detector = fit(ray.data.from_items(rows), model="mortal:Mortal", transform=INPUTS)
         with pytest.raises(OptionError, match="'cuda:1' and no GPU among them"):  # and not: none on this machine
             fit(ray.data.from_items(rows[:2]), model="mortal:Mortal", transform=INPUTS, device="cuda:1")
+        with pytest.raises(EmptyDataError, match="holds no rows"):
+            fit(ray.data.from_items(rows[:2]).limit(0), model="mortal:Mortal", transform=INPUTS)
     mine, others = expected._fitted(), detector._fitted()
     assert mine.panel is not None
     assert others.panel is not None

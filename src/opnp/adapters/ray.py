@@ -35,7 +35,7 @@ from opnp.data.images import decoded_image
 from opnp.data.texts import checked_text
 from opnp.detector import OPNP, Settings
 from opnp.detector.fit_pass import FitSum
-from opnp.errors import InputTypeError, OptionError, WorkerError, require_installed
+from opnp.errors import EmptyDataError, InputTypeError, OptionError, WorkerError, require_installed
 from opnp.model import InputAxes, LogitsSelector, axes_of, find_head, head_stream
 
 if TYPE_CHECKING:
@@ -204,12 +204,26 @@ def _shown(names: Sequence[str]) -> str:
 def _matrix(batch: Mapping[str, NDArray[Any]], columns: Sequence[str] = ()) -> Tensor:
     """Return the features of a batch: columns of numbers, or, where none are named, one column of rows."""
     if columns:
-        values = np.stack([batch[name] for name in columns], axis=1)
+        values = np.stack([_numbers(batch, name) for name in columns], axis=1)
         return as_tensor(values if values.dtype.kind == "f" else values.astype(np.float64))
-    values = batch["features"]
-    return checked_matrix(
-        as_tensor(np.stack([*values]) if values.dtype == object else values), name="features", axes="(batch, features)"
-    )
+    return checked_matrix(as_tensor(_numbers(batch, "features")), name="features", axes="(batch, features)")
+
+
+def _numbers(batch: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    """Return a column as an array of numbers, where it holds objects too: rows, or numbers such as decimals."""
+    values = batch[name]
+    try:
+        found = np.stack([*values]) if values.dtype == object else values
+        found = found.astype(np.float64) if found.dtype == object else found
+    except (TypeError, ValueError) as error:
+        raise InputTypeError(
+            f"The column `{name}` must hold numbers, or rows of them of one length ({error})."
+        ) from error
+    if found.dtype.kind not in "biuf":
+        raise InputTypeError(
+            f"The column `{name}` must hold numbers, or rows of them of one length, got {found.dtype}."
+        )
+    return found
 
 
 def _inputs(batch: Mapping[str, NDArray[Any]], transform: Transform) -> tuple[ModelInputs, tuple[str, ...]]:
@@ -409,7 +423,11 @@ def fit(
                 logits=logits,
             )
             own = make(device=None)  # this process may have no such device
-            inputs, _ = _inputs(dataset.take_batch(2, batch_format="numpy"), own.transform)
+            few = dataset.limit(2).iter_batches(batch_size=2, batch_format="numpy", prefetch_batches=0)
+            first = next(iter(few), None)
+            if first is None:
+                raise EmptyDataError("The data set holds no rows: at least one sample is needed.")
+            inputs, _ = _inputs(first, own.transform)
             head = find_head(own.model, inputs, head=head_layer, logits=logits)
             weight, bias, place = head.weight, head.bias, (head.name, axes_of(inputs))
             make = partial(make, device=worker_device(device))

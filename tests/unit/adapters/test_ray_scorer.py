@@ -94,6 +94,20 @@ def test_columns_are_those_of_the_fit_by_name_or_refused() -> None:
         Scorer(named)({name: values for name, values in batch.items() if name != "f"})
 
 
+@pytest.mark.parametrize(
+    ("column", "why"),
+    [(["a", "b"], "got <U1"), ([[1.0, 2.0], [3.0]], "must have the same shape"), ([object(), object()], "float")],
+)
+def test_a_column_of_no_numbers_is_named(detector: OPNP, column: list[Any], why: str) -> None:
+    values = np.empty(2, dtype=object)
+    values[:] = column
+    numbers = {f"c{place}": ROWS[:2, place].numpy() for place in range(6)}
+    with pytest.raises(InputTypeError, match=f"`c3` must hold numbers.*{why}"):
+        Scorer(detector, columns=[*numbers])(numbers | {"c3": values})
+    with pytest.raises(InputTypeError, match=f"`features` must hold numbers.*{why}"):
+        Scorer(detector)({"features": values})
+
+
 def test_a_detector_that_is_not_calibrated_gives_class_and_score() -> None:
     found = Scorer(OPNP().fit_features(ROWS, weight=WEIGHT, bias=None))({"features": ROWS[:2].numpy()})
     assert sorted(found) == ["predicted_class", "score"]
