@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from pyarrow import dataset, parquet
 
+import opnp as package
 from opnp import OPNP
-from opnp.adapters.ray import BatchOfArrays, Scorer, cluster, fit
+from opnp.adapters.ray import BatchOfArrays, Scorer, cluster, fit, rows_dataset, summed
 from opnp.data import read_features, read_head
 from opnp.detector.storage import read_detector
-from opnp.errors import EmptyDataError, NonFiniteError, OptionError
+from opnp.errors import EmptyDataError, NonFiniteError, OpnpWarning, OptionError
 from tests.in_process import Opnp, done, refused, run_opnp
 from tests.integration.cli_world import line, write_cached
 from tests.unit.bench.image_world import INPUTS, OPTIONS, class_images, tiny_model
@@ -71,7 +72,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         patch.setenv("RAY_worker_niceness", "0")  # else they wait for whatever else runs
-        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{Path(__file__).parents[2]}")  # of the workers
+        mine = (folder, Path(__file__).parents[2], Path(package.__file__).parents[1])
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, mine)))  # of the workers
         patch.syspath_prepend(folder)
         ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
         yield folder
@@ -194,6 +196,19 @@ def test_a_fit_of_many_partitions_is_that_of_one_process_whoever_dies(place: Pat
     assert 0 < detector.id_accuracy["training"] < 1
 
 
+def test_partitions_in_flight_are_of_the_cores_of_now(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert place.is_dir()  # on a cluster that has one core, and ten later
+    head, cores = torch.eye(3, 32), iter([1, 1, *[10] * 6])
+    block = ray.put(pa.table({"features": [*made_rows(np.arange(50))]}))
+    waits: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("opnp.adapters.ray._partitions", lambda *_: [[(None, block)]] * 8)
+        patch.setattr(ray, "cluster_resources", lambda: {"CPU": next(cores)})
+        patch.setattr(ray, "wait", lambda refs: waits.append(len(refs)))
+        assert summed(None, head, None, OPNP().settings).seen == 400  # type: ignore[arg-type]  # not looked at
+    assert not waits
+
+
 def test_a_fit_runs_a_model_on_images(place: Path) -> None:
     images, labels = class_images(200, seed=0)
     model = tiny_model()
@@ -201,10 +216,13 @@ def test_a_fit_runs_a_model_on_images(place: Path) -> None:
     rows = [{"image": image.numpy(), "label": int(label)} for image, label in zip(images, labels, strict=True)]
     with cluster("local"):
         detector = fit(ray.data.from_items(rows), model="mortal:Mortal", transform=INPUTS)
-        with pytest.raises(OptionError, match="'cuda:1' and no GPU among them"):  # and not: none on this machine
-            fit(ray.data.from_items(rows[:2]), model="mortal:Mortal", transform=INPUTS, device="cuda:1")
         with pytest.raises(EmptyDataError, match="holds no rows"):
             fit(ray.data.from_items(rows[:2]).limit(0), model="mortal:Mortal", transform=INPUTS)
+    refused = pytest.raises(OptionError, match="'cuda:1' and no GPU among them")
+    with refused, cluster("local", device="cuda:1"):  # and not: none on this machine
+        pass
+    with cluster("auto", device="cuda:1"), pytest.warns(OpnpWarning, match="'cuda:1': tasks wait until one is started"):
+        rows_dataset(lambda: lambda _start, _stop: [], 8, size=4, device="cuda:1")  # which may start one on demand
     mine, others = expected._fitted(), detector._fitted()
     assert mine.panel is not None
     assert others.panel is not None

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import uuid
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from opnp.data.images import decoded_image
 from opnp.data.texts import checked_text
 from opnp.detector import OPNP, Settings
 from opnp.detector.fit_pass import FitSum
-from opnp.errors import EmptyDataError, InputTypeError, OptionError, WorkerError, require_installed
+from opnp.errors import EmptyDataError, InputTypeError, OpnpWarning, OptionError, WorkerError, require_installed
 from opnp.model import InputAxes, LogitsSelector, axes_of, find_head, head_stream
 
 if TYPE_CHECKING:
@@ -263,8 +264,8 @@ def rows_dataset(
         size: Rows of a range, at most.
         device: Where the worker computes; of a CUDA device each has one of its own.
 
-    Raises:
-        OptionError: If it is a CUDA device, and no worker has a GPU.
+    Warns:
+        OpnpWarning: If it is a CUDA device, and no worker has a GPU yet.
 
     """
     import ray
@@ -281,19 +282,25 @@ def _mapped(
 
     As tasks, not actors: workers are used again, and no pool of actors holds the cores that reading and writing need.
     """
-    import ray
-
     needs: dict[str, Any] = {}
     if worker_device(device) == "cuda":
         needs = {"num_gpus": 1, "max_calls": 0}
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # as below
-        if resources.get("GPU", 0) < 1:  # tasks would wait for one for ever
-            raise OptionError(
-                f"`device` must be one that workers of the cluster have, got {device!r} and no GPU among them: leave "
-                f"it out, or start a worker with a GPU."
+        if _resources("GPU") < 1:
+            warnings.warn(
+                f"No worker of the cluster has a GPU now, for device {device!r}: tasks wait until one is started.",
+                OpnpWarning,
+                stacklevel=3,
             )
     given = {"make": make, "run": uuid.uuid4().hex}
     return dataset.map_batches(task, fn_kwargs=given, batch_size=batch_size, batch_format="numpy", **needs)
+
+
+def _resources(name: str) -> float:
+    """Return how many of these the cluster has now; one that starts machines on demand may have more later."""
+    import ray
+
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray left its types out
+    return found.get(name, 0)
 
 
 def _ranges_of(batch: BatchOfArrays, *, make: Callable[[], Callable[..., Any]], run: str) -> Iterator[Any]:
@@ -398,11 +405,14 @@ def fit(
         The fitted detector. `calibrate_features`, or `attach` and `calibrate`, make verdicts of its scores.
 
     Raises:
-        OptionError: If neither a head nor a model is given, or both are; or no worker has the device.
+        OptionError: If neither a head nor a model is given, or both are.
         ShapeError: If features and head do not fit together.
         NonFiniteError: If features or head are not finite.
         EmptyDataError: If there are no rows, or too few to fuse scores by.
         WorkerError: If workers died more often than Ray starts a task again.
+
+    Warns:
+        OpnpWarning: If workers need a GPU, and none has one yet.
 
     """
     require_installed("`opnp.adapters.ray` needs", "ray", extra="ray")
@@ -462,8 +472,6 @@ def summed(
     added: Any = ray.remote(_added)
     tree: list[tuple[int, Any]] = []
     running: deque[Any] = deque()
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray left its types out
-    most = 2 * max(1, int(resources.get("CPU", 1)))
     for blocks in _partitions(dataset, partition_bytes):
         spans, refs = zip(*blocks, strict=True)
         total, height = partition.remote(head, spans, *refs), 0
@@ -471,6 +479,7 @@ def summed(
         while tree and tree[-1][0] == height:
             total, height = added.remote(head, tree.pop()[1], total), height + 1
         tree.append((height, total))
+        most = 2 * max(1, int(_resources("CPU")))  # of now: a cluster grows
         if len(running) > most:  # so that no more blocks are asked for than are worked on
             ray.wait([running.popleft()])
     while len(tree) > 1:
@@ -559,7 +568,7 @@ def _received(empty: FitSum, arrays: Mapping[str, Any]) -> FitSum:
 
 # ------------------------------------------------------------------------------------------------------------- cluster
 @contextmanager
-def cluster(address: str, *, is_quiet: bool = True) -> Iterator[None]:
+def cluster(address: str, *, is_quiet: bool = True, device: str | None = None) -> Iterator[None]:
     """Join a cluster of Ray, or start one on this machine, for the time of the block; order is kept meanwhile.
 
     A cluster that this process has joined already is used as it is.
@@ -568,10 +577,12 @@ def cluster(address: str, *, is_quiet: bool = True) -> Iterator[None]:
         address: ``local``; ``auto``, of a process on a node of a cluster or of a job; or the address of a cluster,
             such as ``host:6379``.
         is_quiet: Whether to show no progress; it is shown on a terminal alone.
+        device: Where workers shall compute.
 
     Raises:
         MissingExtraError: If Ray is not installed.
-        OptionError: If there is no such cluster, or the address is one of Ray Client.
+        OptionError: If there is no such cluster; if the address is one of Ray Client; or if workers shall compute on a
+            GPU, and this machine alone is the cluster, and has none. Another cluster may start one on demand.
 
     """
     if address.startswith("ray://"):
@@ -607,6 +618,11 @@ def cluster(address: str, *, is_quiet: bool = True) -> Iterator[None]:
     context.enable_progress_bars = not is_quiet and sys.stderr.isatty()
     log.setLevel(logging.CRITICAL)  # what went wrong is raised
     try:
+        if address == "local" and worker_device(device) == "cuda" and _resources("GPU") < 1:
+            raise OptionError(
+                f"`device` must be one that workers of the cluster have, got {device!r} and no GPU among them: leave "
+                f"it out, or use a machine with a GPU."
+            )
         yield
     finally:
         context.execution_options.preserve_order, context.enable_progress_bars = before[:2]

@@ -86,7 +86,7 @@ def score_on_cluster(
     _require_empty(place, out)
     content = bytes_of(detector)
     inputs = None
-    with cluster(address, is_quiet=is_quiet), plain_errors():
+    with cluster(address, is_quiet=is_quiet, device=options.device), plain_errors():
         if features is None and data is not None and is_parquet(_address(data)):
             features, data = data, None
         if features is not None:
@@ -327,7 +327,7 @@ def fit_model(
         first = training.first_batch()
         inputs = first[0] if isinstance(first, tuple) else first
         layer = find_head(opened.model, inputs, head=head, logits=logits, device=opened.device)
-    with cluster(address, is_quiet=is_quiet), plain_errors():
+    with cluster(address, is_quiet=is_quiet, device=options.device), plain_errors():
         size = _rows_of_a_task(len(training), options.inputs_a_batch)
         make = partial(_TrainingInputs, model, options, whole, _listing(training), head)
         found = rows_dataset(make, len(training), size=size, device=options.device)
