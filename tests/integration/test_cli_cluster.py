@@ -1,4 +1,4 @@
-"""What a process and its workers with `--ray` make sure of, without a cluster: a whole table of the same files."""
+"""What a process and its workers with `--ray` make sure of, without a cluster: one whole table, of the same files."""
 
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,12 @@ from pyarrow import parquet
 from opnp import OPNP
 from opnp.adapters.toolkits import bytes_of
 from opnp.cli.cluster import _FeatureVerdicts, _InputVerdicts, _listing, _read_back, _TrainingFeatures, _TrainingInputs
-from opnp.cli.options import HeadOptions
+from opnp.cli.options import HeadOptions, RunOptions
 from opnp.data import open_inputs
 from opnp.data.parquet import ParquetFeatures
 from opnp.errors import DataFileError, EmptyDataError
-from tests.unit.bench.image_world import INPUTS, class_images, tiny_model, write_module
+from tests.in_process import Opnp, done
+from tests.unit.bench.image_world import INPUTS, OPTIONS, class_images, tiny_model, write_module
 from tests.unit.data.image_files import save_image
 
 
@@ -95,8 +96,34 @@ def test_a_worker_that_lists_other_files_than_its_driver_is_stopped(
     listing = _listing(open_inputs(images, INPUTS))
     assert [part.num_rows for part in verdicts(listing=listing, is_explained=False)(0, 4)] == [3]
     assert [len(part["features"]) for part in _TrainingInputs(name, options, str(images), listing, None)(0, 4)] == [3]
-    (images / "3.png").rename(images / "a name that is not UTF-8 \udcff.png")  # as many in all
+    (images / "3.png").rename(images / "new.png")  # as many in all
     with pytest.raises(DataFileError, match="images changed while it was read"):
         verdicts(listing=listing, is_explained=False)
     with pytest.raises(DataFileError, match="images changed while it was read"):
         _TrainingInputs(name, options, str(images), listing, None)
+
+
+def test_rows_of_a_worker_are_those_of_one_process(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, opnp: Opnp
+) -> None:
+    monkeypatch.chdir(write_module(tmp_path))
+    for row, image in enumerate(class_images(80, seed=0)[0]):
+        save_image(tmp_path / "train" / f"{row % 4} \udcff" / f"{row}.png", image)
+    (images / "1.png").rename(images / "\udcff.png")
+    data, file = tmp_path / "train", tmp_path / "d.st"
+    fit = ("fit", "--model", "tinynets:net", *OPTIONS, "--data", data, "--validation", data, "--out", file)
+    done(opnp, *fit, "--calibrate-by", "predicted")
+    done(opnp, "score", file, images, "--explain", "--out", tmp_path / "one.parquet")
+    (found,) = _InputVerdicts(
+        bytes_of(OPNP.load(file)),
+        file,
+        name=None,
+        options=RunOptions(),
+        is_forced=False,
+        data=str(images),
+        listing=_listing(open_inputs(images, INPUTS)),
+        is_explained=True,
+    )(0, 4)
+    assert found.equals(parquet.read_table(tmp_path / "one.parquet"))
+    assert {"calibration_group", "class_name"} < {*found.column_names}
+    assert found["name"].to_pylist() == ["0.png", "2.png", r"\xff.png"]

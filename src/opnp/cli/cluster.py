@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import typer
+from torch import Tensor
 
 from opnp.adapters.ray import (
     BatchOfArrays,
-    Scorer,
     cluster,
     feature_batch,
     plain_errors,
@@ -28,6 +28,7 @@ from opnp.adapters.ray import (
 from opnp.adapters.toolkits import bytes_of, detector_from
 from opnp.cli.options import HeadOptions, RunOptions, require_out_folder, warn_unless_held_out
 from opnp.cli.running import OpenedModel, model_errors, with_known_order
+from opnp.cli.score import answers_of, score_columns
 from opnp.data import (
     FeatureSource,
     InputSet,
@@ -39,8 +40,10 @@ from opnp.data import (
 )
 from opnp.data.addresses import ImagesAtAddress, opened_place
 from opnp.data.parquet import ParquetFeatures, is_parquet, parquet_dataset
+from opnp.data.tables import score_table
 from opnp.detector import OPNP
 from opnp.detector.fit_pass import BATCH_ROWS, feature_blocks
+from opnp.distributed import Ranks
 from opnp.errors import DataFileError, EmptyDataError, OptionError
 from opnp.model import BatchHalving, axes_of, find_head, head_stream
 from opnp.values.settings import CalibratedBy
@@ -173,14 +176,14 @@ class _FeatureVerdicts:
     """Verdicts on ranges of cached features, in a worker."""
 
     def __init__(self, content: bytes, place: str, *, listing: str, is_explained: bool) -> None:
-        self.scorer = Scorer(detector_from(content), is_explained=is_explained)
-        self.source = _source(place, self.scorer.detector.feature_names)
+        self.detector, self.is_explained = detector_from(content), is_explained
+        self.source = _source(place, self.detector.feature_names)
         _require_listing(self.source, listing, place)
 
     def __call__(self, start: int, stop: int) -> Iterator[Any]:
-        weight = self.scorer.detector.sensitivity.weight
-        blocks = feature_blocks(feature_part(self.source, start, stop), weight, is_inside=False)
-        yield _table(self.scorer, map(self.scorer.answers, blocks), np.arange(start, stop))
+        part = feature_part(self.source, start, stop)
+        blocks = feature_blocks(part, self.detector.sensitivity.weight, is_inside=False)
+        yield _table(self.detector, blocks, {"index": [*range(start, stop)]}, is_explained=self.is_explained)
 
 
 class _InputVerdicts:
@@ -198,50 +201,31 @@ class _InputVerdicts:
         listing: str,
         is_explained: bool,
     ) -> None:
-        self.scorer = Scorer(detector_from(content), is_explained=is_explained)
-        self.opened = OpenedModel.of_detector(self.scorer.detector, file, name, options, is_forced=is_forced)
+        self.detector, self.is_explained = detector_from(content), is_explained
+        self.opened = OpenedModel.of_detector(self.detector, file, name, options, is_forced=is_forced)
         self.inputs = _inputs(self.opened, data, is_labelled=False)
         _require_listing(self.inputs, listing, data)
 
     def __call__(self, start: int, stop: int) -> Iterator[Any]:
         # A set of its own: what a pass could not read is left out of the batches of the next one.
         inputs = InputSet(self.inputs.source, self.inputs.transform, is_strict=self.inputs.is_strict)
-        detector, parts = self.scorer.detector, list[BatchOfArrays]()
+        place, blocks = self.detector.sensitivity.weight.device, list[Tensor]()
         with model_errors(self.opened.model, inputs.source.path):
             try:
-                with detector.feature_batches(self.opened.batches(inputs, rows=range(start, stop))) as found:
-                    place = detector.sensitivity.weight.device
-                    parts += [self.scorer.answers(rows.to(place)) for rows in found]
+                with self.detector.feature_batches(self.opened.batches(inputs, rows=range(start, stop))) as found:
+                    blocks += [rows.to(place) for rows in found]
             except EmptyDataError:  # other ranges may have some that can be read
                 return
-        readable = inputs.readable.numpy()
-        index = readable[(readable >= start) & (readable < stop)]
-        yield _table(self.scorer, parts, index, names=[inputs.names[row] for row in index.tolist()])
+        readable = inputs.readable
+        index = readable[(readable >= start) & (readable < stop)].tolist()
+        first = {"index": index, "name": [inputs.names[row] for row in index]}
+        yield _table(self.detector, blocks, first, is_explained=self.is_explained)
 
 
-def _table(
-    scorer: Scorer,
-    parts: Iterable[BatchOfArrays],
-    index: Any,  # noqa: ANN401  # an array
-    names: Sequence[str] | None = None,
-) -> Any:  # noqa: ANN401  # a table of Arrow
-    """Return the rows of a score file, with the columns of one that one process writes."""
-    import pyarrow as pa
-
-    found, detector = [*parts], scorer.detector
-    columns = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-    told = ["predicted_class", "class_name", "score", "p_value", "is_ood"]
-    head = {name: columns.pop(name) for name in told if name in columns}
-    if detector.is_calibrated:
-        groups = [detector.calibration_group_of(label) for label in range(len(detector.sensitivity.weight))]
-        labels = head["predicted_class"]
-        head["calibration_samples"] = np.array([group.samples for group in groups])[labels]
-        if detector.calibrated_by is not None:
-            head["calibration_group"] = np.array([group.name for group in groups], dtype=object)[labels]
-    else:
-        head |= dict.fromkeys(("p_value", "is_ood", "calibration_samples"), pa.nulls(len(index)))
-    first = {"index": index} | ({} if names is None else {"name": names})
-    return pa.table({name: pa.array(values) for name, values in (first | head | columns).items()})
+def _table(detector: OPNP, blocks: Iterable[Tensor], first: dict[str, list[object]], *, is_explained: bool) -> Any:  # noqa: ANN401  # a table of Arrow
+    """Return rows of a score file, with the columns of one that one process writes."""
+    answers = answers_of(detector, blocks, is_explained=is_explained)
+    return score_table(score_columns(detector, answers, first, Ranks()))
 
 
 def add_column(out: Path, name: str, values: Sequence[object]) -> None:

@@ -135,7 +135,6 @@ def score(
             table, facts["unreadable"] = _of_inputs(
                 loaded, opened, data, ranks, is_explained=explain, is_quiet=is_quiet
             )
-        table = _with_names(_with_calibration(table, loaded), loaded.class_names)
         facts |= _add_discoveries(table, fdr, is_quiet=not ranks.is_first)
         with together(ranks):
             if ranks.is_first and out is not None:
@@ -272,8 +271,8 @@ def _of_features(detector: "OPNP", path: Path, ranks: "Ranks", *, is_explained: 
     with together(ranks):
         part = feature_part(source, *ranks.part(source.rows))
         blocks = feature_blocks(part, detector.sensitivity.weight, is_part=True, is_inside=False)
-        own = _columns(detector, shown(blocks, progress_bar("scoring", is_quiet=is_quiet)), is_explained=is_explained)
-    return {"index": [*range(source.rows)], **_joined(own, ranks)}
+        own = answers_of(detector, shown(blocks, progress_bar("scoring", is_quiet=is_quiet)), is_explained=is_explained)
+    return score_columns(detector, own, {"index": [*range(source.rows)]}, ranks)
 
 
 def _of_inputs(
@@ -290,13 +289,14 @@ def _of_inputs(
         inputs = opened.inputs(data, is_labelled=False)
     require_equal(str(len(inputs)), ranks, what="inputs in number")
     start, stop = ranks.part(len(inputs))
-    own, index = _columns(detector, [], is_explained=is_explained), torch.empty(0, dtype=torch.int64, device="cpu")
+    own = answers_of(detector, [], is_explained=is_explained)
+    index = torch.empty(0, dtype=torch.int64, device="cpu")
     with together(ranks), model_errors(opened.model, data):
         batches = shown(opened.batches(inputs, rows=range(start, stop)), progress_bar("scoring", is_quiet=is_quiet))
         place = detector.sensitivity.weight.device
         try:
             with detector.feature_batches(batches) as found:
-                own = _columns(detector, (rows.to(place) for rows in found), is_explained=is_explained)
+                own = answers_of(detector, (rows.to(place) for rows in found), is_explained=is_explained)
         except EmptyDataError:  # other ranks may have some that can be read
             if ranks.is_alone:
                 raise
@@ -305,12 +305,12 @@ def _of_inputs(
     rows: list[int] = torch.cat(gathered(index, ranks)).tolist()
     if not rows:
         raise EmptyDataError(f"{data} holds nothing to work on: none of {len(inputs)} inputs could be read.")
-    table: Table = {"index": [*rows], "name": [inputs.names[row] for row in rows], **_joined(own, ranks)}
-    return table, unreadable_of_all(inputs, ranks)
+    first: Table = {"index": [*rows], "name": [inputs.names[row] for row in rows]}
+    return score_columns(detector, own, first, ranks), unreadable_of_all(inputs, ranks)
 
 
-def _columns(detector: "OPNP", blocks: "Iterable[Tensor]", *, is_explained: bool) -> "dict[str, Tensor]":
-    """Return the columns of a score file for blocks of features."""
+def answers_of(detector: "OPNP", blocks: "Iterable[Tensor]", *, is_explained: bool) -> "dict[str, Tensor]":
+    """Return what a detector answers on blocks of features, by column of a score file."""
     import torch
 
     names = _COLUMNS if detector.is_calibrated else ("predicted_class", "score")
@@ -335,15 +335,19 @@ def _columns(detector: "OPNP", blocks: "Iterable[Tensor]", *, is_explained: bool
     }
 
 
-def _joined(own: "dict[str, Tensor]", ranks: "Ranks") -> "Table":
-    """Return the columns of all ranks in the order of the rows; None in those that the detector has no values for."""
+def score_columns(detector: "OPNP", answers: "Mapping[str, Tensor]", first: "Table", ranks: "Ranks") -> "Table":
+    """Return all columns of a score file: the first ones, and what all ranks answer in the order of the rows.
+
+    Values are None in columns that the detector has none for.
+    """
     import torch
 
     from opnp.distributed import gathered
 
-    columns = {name: torch.cat(gathered(values, ranks)).tolist() for name, values in own.items()}
+    columns = {name: torch.cat(gathered(values, ranks)).tolist() for name, values in answers.items()}
     rows = len(columns["score"])
-    return {name: columns.get(name, [None] * rows) for name in dict.fromkeys((*_COLUMNS, *columns))}
+    table = first | {name: columns.get(name, [None] * rows) for name in dict.fromkeys((*_COLUMNS, *columns))}
+    return _with_names(_with_calibration(table, detector), detector.class_names)
 
 
 def _with_calibration(table: "Table", detector: "OPNP") -> "Table":

@@ -29,6 +29,7 @@ __all__ = [
     "read_feature_table",
     "read_score_table",
     "require_score_file",
+    "score_table",
     "write_score_table",
 ]
 
@@ -93,13 +94,18 @@ def _as_csv(columns: Mapping[str, Sequence[object]]) -> bytes:
 
 
 def _as_parquet(columns: Mapping[str, Sequence[object]]) -> bytes:
-    import pyarrow as pa  # an extra: loaded only where it is used
-    from pyarrow import parquet  # as above
+    from pyarrow import parquet  # an extra: loaded only where it is used
 
     content = io.BytesIO()
-    table = pa.table({name: list(map(_valid, values)) for name, values in columns.items()})
-    parquet.write_table(table, content, write_page_checksum=True)
+    parquet.write_table(score_table(columns), content, write_page_checksum=True)
     return content.getvalue()
+
+
+def score_table(columns: Mapping[str, Sequence[object]]) -> Any:  # noqa: ANN401  # of a package without types
+    """Return the columns of a score file as a table of Arrow."""
+    import pyarrow as pa  # an extra, as above
+
+    return pa.table({name: list(map(_valid, values)) for name, values in columns.items()})
 
 
 def _valid(value: object) -> object:
