@@ -94,6 +94,17 @@ def test_a_stream_that_drifts_in_the_second_file(opnp: Opnp, answer: Answer, opt
         assert opnp("monitor", *f"{given}{more}".split()).code == code
 
 
+@BOTH
+def test_a_folder_is_its_parquet_files_in_the_order_of_their_names(answer: Answer, options: str) -> None:
+    parts = Path("parts")
+    parts.mkdir()
+    for start in (200, 0, 100):
+        write_scores(parts / f"{start:06}.parquet", fitted(), inputs(400, seed=2)[start : start + 100])
+    write_scores(Path("whole.csv"), fitted(), inputs(400, seed=2)[:300])
+    assert answer(f"parts {options}") == answer(f"whole.csv {options}")
+    assert answer(f"parts drifted.parquet {options}")["alarm_file"] == "drifted.parquet"
+
+
 def test_the_exit_code_stands_where_nobody_reads_the_text() -> None:
     """``opnp monitor ... --fail-on-alarm | head -1`` once left with 1 under ``set -o pipefail``."""
     reader, writer = os.pipe()

@@ -28,7 +28,10 @@ follow many others like them are no news to it: in a stream full of them this sh
 
 
 def monitor(
-    files: Annotated[list[Path], typer.Argument(help="Score files of `opnp score`, in the order of the stream.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Score files of `opnp score`, or its folders with --ray, in the order of the stream."),
+    ],
     *,
     detector: Annotated[
         Path | None,
@@ -65,6 +68,7 @@ def monitor(
     from opnp.data.tables import read_score_table
     from opnp.monitor.stream import CountedScores, locked_state
 
+    files = [part for path in files for part in sorted(path.glob("*.parquet")) or [path]]  # a file has none within
     tables = [read_score_table(path) for path in files]
     samples: int | str
     if detector is not None:
