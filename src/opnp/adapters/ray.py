@@ -63,6 +63,7 @@ _PARTITION_BYTES = 1 << 28
 _NAMED = 5
 """Columns that a message names."""
 _OF_OPNP = re.compile(r"^opnp\.errors\.(\w+): (.*)$", flags=re.MULTILINE)
+_RAISED = re.compile(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit): .*$", flags=re.MULTILINE)
 _MADE: dict[str, Any] = {}
 """What this worker has made of the run that it is in: one model, one detector."""
 
@@ -650,5 +651,6 @@ def plain_errors() -> Iterator[None]:
         if found:
             name, message = found[-1]
             raise getattr(errors, name)(message) from None
-        told = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        told = _RAISED.findall(str(error)) or lines  # below what was raised Ray advises on its settings
         raise WorkerError(f"A task of Ray failed: {told[-1]:.300}") from error

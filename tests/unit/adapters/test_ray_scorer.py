@@ -13,7 +13,7 @@ from opnp import OPNP
 from opnp.adapters import model_origin, ray
 from opnp.adapters.ray import Scorer
 from opnp.detector.fit_pass import FitSum
-from opnp.errors import DataFileError, InputTypeError, OptionError, ShapeError
+from opnp.errors import DataFileError, InputTypeError, OptionError, ShapeError, WorkerError
 from opnp.model import InputAxes
 from tests.unit.bench.image_world import INPUTS, class_images, tiny_model, write_module
 
@@ -225,3 +225,12 @@ def test_an_address_of_ray_client_is_refused() -> None:
     refused = pytest.raises(OptionError, match=r"'ray://host:10001': .* or by `ray job submit`, with `--ray auto`")
     with refused, ray.cluster("ray://host:10001"):
         pass
+
+
+def test_what_a_task_raised_is_told_and_not_what_ray_advises() -> None:
+    exceptions = pytest.importorskip("ray.exceptions", reason="Ray is not installed")
+    lines = 'File "a.py", line 1', "ValueError: no such colour", "Failed to apply: 1/1 attempts", "To change: see `x`."
+    with pytest.raises(WorkerError, match=r"failed: ValueError: no such colour$"), ray.plain_errors():
+        raise exceptions.RayError("\n".join(lines))
+    with pytest.raises(WorkerError, match=r"failed: The worker died\.$"), ray.plain_errors():
+        raise exceptions.RayError("ray::task()\n  The worker died.\n")
