@@ -18,7 +18,11 @@ __all__ = ["ParquetFeatures", "is_parquet", "parquet_dataset"]
 
 
 def is_parquet(place: str | os.PathLike[str]) -> bool:
-    """Return whether a path or an address names a Parquet file, or a folder in which there is one.
+    """Return whether a path or an address names a Parquet file, or a folder right in which there is one.
+
+    Raises:
+        DataFileError: If Arrow opens no such address.
+        MissingExtraError: If an address is to be looked at, and pyarrow is not installed.
 
     Example:
         >>> is_parquet("s3://bucket/features.parquet"), is_parquet("images.csv")
@@ -34,7 +38,7 @@ def is_parquet(place: str | os.PathLike[str]) -> bool:
     from pyarrow import fs
 
     filesystem, path = opened_place(text)
-    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return any(each.path.lower().endswith(".parquet") for each in found)
 
 
@@ -92,8 +96,11 @@ class ParquetFeatures:
         import pyarrow as pa
 
         self.place = os.fspath(place)
+        filesystem, path = opened_place(self.place)
         try:
-            files = sorted(parquet_dataset(self.place).get_fragments(), key=lambda fragment: fragment.path)
+            files = sorted(
+                parquet_dataset(path, filesystem=filesystem).get_fragments(), key=lambda fragment: fragment.path
+            )
             self._groups = [group for file in files for group in file.split_by_row_group()]
             lengths = [sum(part.num_rows for part in group.row_groups) for group in self._groups]
         except (OSError, ValueError, pa.ArrowException) as error:

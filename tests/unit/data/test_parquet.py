@@ -12,6 +12,7 @@ import torch
 from pyarrow import parquet
 
 from opnp.data import FeatureSource, open_features, read_features
+from opnp.data.addresses import ImagesAtAddress
 from opnp.data.parquet import ParquetFeatures, is_parquet, parquet_dataset
 from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError
 
@@ -167,6 +168,14 @@ def test_files_without_rows_and_what_is_no_parquet_are_refused(tmp_path: Path) -
             ParquetFeatures(tmp_path / name)
 
 
+def test_addresses_that_cannot_be_opened_are_told_which_can() -> None:
+    for opened in (is_parquet, ParquetFeatures, ImagesAtAddress.of):
+        with pytest.raises(DataFileError, match=r"^http://h/x cannot be opened .* begins with s3://, gs://, "):
+            opened("http://h/x")
+        with pytest.raises(DataFileError, match=r"write `s3://bucket/folder\?scheme=http&endpoint_override=host:9000`"):
+            opened("s3://b/f?endpoint_override=http:/localhost:9000")
+
+
 def test_another_content_has_another_digest(tmp_path: Path) -> None:
     digests = {ParquetFeatures(written(tmp_path / "a.parquet", {"a": [number]})).digest() for number in (1.0, 2.0, 1.0)}
     assert len(digests) == 2
@@ -174,5 +183,6 @@ def test_another_content_has_another_digest(tmp_path: Path) -> None:
 
 def test_parquet_is_told_by_its_name_or_by_what_a_folder_holds(tmp_path: Path) -> None:
     written(tmp_path / "rows" / "0.parquet", {"a": [1.0]})
-    found = [is_parquet(place) for place in (tmp_path / "rows", f"file://{tmp_path}/rows", tmp_path, "a.PARQUET")]
-    assert found == [True, True, False, True]
+    for folder, is_one in ((tmp_path / "rows", True), (tmp_path, False)):  # one that lies deeper does not count
+        assert [is_parquet(folder), is_parquet(f"file://{folder}")] == [is_one, is_one]
+    assert is_parquet("a.PARQUET")
