@@ -14,6 +14,7 @@ from pyarrow import parquet
 from opnp.data import FeatureSource, open_features, read_features
 from opnp.data.addresses import ImagesAtAddress
 from opnp.data.parquet import ParquetFeatures, is_parquet, parquet_dataset
+from opnp.data.tables import feature_table
 from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError
 
 ROWS = np.random.default_rng(0).random((20, 3)).astype(np.float32)
@@ -44,6 +45,28 @@ def test_files_of_a_folder_are_one_source_in_the_order_of_their_names(tmp_path: 
         assert labels.tolist() == list(range(start, stop))
     with pytest.raises(OptionError, match="Rows must lie in 0 to 20"):
         source.read(3, 21)
+
+
+def test_a_row_group_is_decoded_in_batches_and_each_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(path: Any, columns: Any, *rest: Any, **options: Any) -> Any:
+        decoded.append(len(next(iter(columns.values()))))
+        return feature_table(path, columns, *rest, **options)
+
+    decoded = list[int]()
+    monkeypatch.setattr("opnp.data.parquet._BATCH", 3)
+    monkeypatch.setattr("opnp.data.parquet.feature_table", counted)
+    source = ParquetFeatures(written(tmp_path / "rows.parquet", COLUMNS, group=20))
+    decoded.clear()
+    for start, stop in ((0, 2), (1, 7), (11, 12), (13, 20)):
+        features, labels = source.read(start, stop)
+        assert labels is not None
+        assert torch.equal(features, torch.from_numpy(ROWS[start:stop]))
+        assert labels.tolist() == list(range(start, stop))
+    assert decoded == [3] * 6 + [2]
+    assert torch.equal(source.read(4, 5)[0], torch.from_numpy(ROWS[4:5]))
+    source = ParquetFeatures(written(tmp_path / "lists.parquet", {"features": [[1.0]] * 3 + [[1.0] * 2]}))
+    with pytest.raises(DataFileError, match="of one length, got lengths 1, 2"):
+        source.read(0, 4)
 
 
 def test_files_of_other_columns_or_types_are_refused(tmp_path: Path) -> None:
