@@ -105,7 +105,7 @@ def from_pretrained(
         token: A token that may read; None for that of `hf auth login`.
 
     Raises:
-        OptionError: If a folder is given a revision.
+        OptionError: If a folder is given a revision, or a repository two.
         MissingFileError: If there is no such folder or repository, it holds no detector, or the hub is not reached and
             the cache does not have it.
         ArtifactError: If the file is no detector, or is damaged.
@@ -138,6 +138,8 @@ def from_pretrained(
 def _downloaded(api: "HfApi", name: str, revision: str | None) -> str:
     """Return the place of the detector in the cache of the hub."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    if named and revision is not None:
+        raise OptionError(f"`revision` is {revision!r}, and {text} names one, too: give one of them.")
 
     try:
         try:
@@ -151,11 +153,13 @@ def _downloaded(api: "HfApi", name: str, revision: str | None) -> str:
         raise
     except Exception as error:
         raise MissingFileError(
-            f"{name} is no folder on this machine, and no repository of the hub that can be had: {failure_text(error)}."
+            f"{asked} is no folder on this machine, and no repository of the hub that can be had: "
+            f"{failure_text(error)}."
         ) from error
 
 
 def _require_own_readme(api: "HfApi", name: str, revision: str | None) -> None:
+        asked = name if revision is None else f"{name}@{revision}"
     """Raise if a repository has a README.md that no detector brought."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_had_is_told_in_a_sentence(
     cases = {
         "org/model": r"org/model on the hub holds no `detector\.safetensors`, but a\.json, .*h\.json and 2 more\.",
         "org/absent": r"org/absent is no folder .*: there is none of this name that everybody may read",
-        "org/judge@v9": r"org/judge is no folder .*RevisionNotFoundError",
+        "org/judge@v9": r"org/judge@v9 is no folder .*: it has no branch, tag or commit of this name\.",
         "judge": r"judge is no folder on this machine, nor the name of a repository such as org/name",
     }
     for name, text in cases.items():
@@ -144,6 +144,8 @@ def test_what_cannot_be_written_is_told_in_a_sentence(
     hub: Hub, detector: OPNP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(NotFittedError):
+    with pytest.raises(OptionError, match="`revision` is 'v2', and org/judge@v1 names one, too"):
+        from_pretrained("org/judge@v1", revision="v2")
         push_to_hub(OPNP(), "org/judge")
     assert hub.asked == []
     with pytest.raises(OptionError, match=r"written to 'closed/judge': the hub answers 403, .*`hf auth login`"):
