@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from opnp.core import benjamini_hochberg, conformal_p_value
@@ -21,12 +21,13 @@ def slow_discoveries(p_values: list[Fraction], fdr: Fraction) -> list[bool]:
     return [any(p <= bound for bound in bounds) for p in p_values]
 
 
-@given(ranks=RANKS, fdr=FDRS, seed=st.integers(0, 9))
+@given(ranks=RANKS, fdr=FDRS, seed=st.integers(0, 9), dtype=st.sampled_from((torch.float64, torch.float32)))
+@example(ranks=[(99, 0.065), (1, 1.0)], fdr="0.14", seed=0, dtype=torch.float32)  # 7/100, which rounds up
 def test_discoveries_are_those_of_the_slow_version_in_any_order(
-    ranks: list[tuple[int, float]], fdr: str, seed: int
+    ranks: list[tuple[int, float]], fdr: str, seed: int, dtype: torch.dtype
 ) -> None:
     p_values = [Fraction(1 + int(place * (samples + 1) * 0.999), samples + 1) for samples, place in ranks]
-    values = torch.tensor([float(p) for p in p_values], dtype=torch.float64)
+    values = torch.tensor([float(p) for p in p_values], dtype=dtype)
     found = benjamini_hochberg(values, fdr=float(fdr))
     assert found.tolist() == slow_discoveries(p_values, Fraction(fdr))
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))

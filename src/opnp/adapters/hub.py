@@ -3,7 +3,9 @@
 Nothing of huggingface_hub is imported until a function here is called: ``from opnp.adapters.hub import push_to_hub``.
 """
 
+import hashlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from opnp.adapters.hub_cache import failure_text, is_hub_name
+from opnp.adapters.origin import origin_without_folders
 from opnp.detector import OPNP
 from opnp.errors import MissingFileError, OptionError, require_installed
 
@@ -21,9 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["from_pretrained", "push_to_hub"]
 
 _FILE, _CARD = "detector.safetensors", "README.md"
-_LIBRARY = "library_name: opnp"
-_FRONT = f"---\n{_LIBRARY}\ntags:\n- out-of-distribution-detection\n---\n\n"
+_FRONT = "---\nlibrary_name: opnp\ntags:\n- out-of-distribution-detection\n"
 """What the hub reads of a card."""
+_DIGEST = re.compile(rb"^opnp_card_sha256: ([0-9a-f]{64})\n", flags=re.MULTILINE)
+"""The last line of it: the digest of all other lines of the card, by which a change of anyone's is seen."""
 
 _REFUSED = (401, 403)
 _UNREACHED = {"ConnectionError", "TransportError", "Timeout"}
@@ -45,8 +49,8 @@ def push_to_hub(
     """Write a detector and its card into a repository of the hub, and return the address of the commit.
 
     The repository is made where there is none. It may be that of the model: `detector.safetensors` lies beside what is
-    there. With the detector go the head of the model and sums of the training features; no data and no paths that are
-    absolute.
+    there. With the detector go the head of the model and sums of the training features; no data, and of a file of
+    weights or a folder of the model its name alone: both are looked for beside the detector.
 
     Args:
         detector: A fitted detector.
@@ -56,11 +60,12 @@ def push_to_hub(
         revision: Branch to write to, which must exist; None for ``main``.
         message: First line of the commit.
         keep_readme: Whether the `README.md` of the repository stays; else the card of the detector becomes it. One that
-            is no card of opnp is never replaced.
+            is not a card as opnp wrote it is never replaced.
 
     Raises:
         NotFittedError: If nothing was fitted.
-        OptionError: If the repository has a `README.md` of its own, may not be written to, or the hub is not reached.
+        OptionError: If the repository has a `README.md` of its own or an edited card, may not be written to, or the hub
+            is not reached.
         MissingExtraError: If huggingface_hub is not installed.
 
     """
@@ -70,11 +75,12 @@ def push_to_hub(
     with TemporaryDirectory() as folder:
         file = Path(folder) / _FILE
         detector.save(file)
+        if detector.origin is not None:
+            OPNP.load(file).remember(origin_without_folders(detector.origin)).save(file)
         operations = [CommitOperationAdd(_FILE, str(file))]
         if not keep_readme:
             inputs = None if detector.origin is None else detector.origin.inputs
-            card = f"{_FRONT}{detector.model_card(inputs=inputs)}"
-            operations.append(CommitOperationAdd(_CARD, card.encode()))
+            operations.append(CommitOperationAdd(_CARD, _signed(detector.model_card(inputs=inputs))))
         try:
             name = api.create_repo(repo, private=private, exist_ok=True).repo_id
             if not keep_readme:
@@ -105,7 +111,7 @@ def from_pretrained(
         token: A token that may read; None for that of `hf auth login`.
 
     Raises:
-        OptionError: If a folder is given a revision.
+        OptionError: If a folder is given a revision, or a repository two.
         MissingFileError: If there is no such folder or repository, it holds no detector, or the hub is not reached and
             the cache does not have it.
         ArtifactError: If the file is no detector, or is damaged.
@@ -132,6 +138,8 @@ def from_pretrained(
     if not is_hub_name(text):
         raise MissingFileError(f"{text} is no folder on this machine, nor the name of a repository such as org/name.")
     name, _, named = text.partition("@")
+    if named and revision is not None:
+        raise OptionError(f"`revision` is {revision!r}, and {text} names one, too: give one of them.")
     return OPNP.load(_downloaded(_api(token), name, revision or named or None), model)
 
 
@@ -150,25 +158,34 @@ def _downloaded(api: "HfApi", name: str, revision: str | None) -> str:
     except MissingFileError:
         raise
     except Exception as error:
+        asked = name if revision is None else f"{name}@{revision}"
         raise MissingFileError(
-            f"{name} is no folder on this machine, and no repository of the hub that can be had: {failure_text(error)}."
+            f"{asked} is no folder on this machine, and no repository of the hub that can be had: "
+            f"{failure_text(error)}."
         ) from error
 
 
+def _signed(card: str) -> bytes:
+    """Return a card as the hub takes it, with the digest that `_require_own_readme` looks for."""
+    front, rest = _FRONT.encode(), f"---\n\n{card}".encode()
+    return front + f"opnp_card_sha256: {hashlib.sha256(front + rest).hexdigest()}\n".encode() + rest
+
+
 def _require_own_readme(api: "HfApi", name: str, revision: str | None) -> None:
-    """Raise if a repository has a README.md that no detector brought."""
+    """Raise if a repository has a README.md that no detector brought, or that was edited since."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        present = Path(api.hf_hub_download(name, _CARD, revision=revision)).read_text(encoding="utf-8")
+        present = Path(api.hf_hub_download(name, _CARD, revision=revision)).read_bytes()
     except LocalEntryNotFoundError:  # whether there is one is not known
         raise
     except EntryNotFoundError:
         return
-    if _LIBRARY not in present.splitlines():
+    found = _DIGEST.search(present)
+    if found is None or found[1].decode() != hashlib.sha256(_DIGEST.sub(b"", present, count=1)).hexdigest():
         raise OptionError(
-            f"{name} has a `{_CARD}` of its own, which the card of the detector would replace: give "
-            f"`keep_readme=True`, or another repository."
+            f"{name} has a `{_CARD}` of its own, or a card that was edited, which the card of the detector would "
+            f"replace: give `keep_readme=True` or another repository, or delete it there first."
         )
 
 

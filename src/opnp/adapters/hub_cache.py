@@ -12,7 +12,7 @@ __all__ = ["cached_folder", "did_you_mean", "failure_text", "is_hub_name"]
 
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _UNREACHED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled")
-_UNKNOWN = ("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError")
+_UNKNOWN = ("RepositoryNotFoundError", "GatedRepoError")
 """Errors of huggingface_hub, by name: it is imported only where a name asks for it."""
 _MOST = 200
 
@@ -77,6 +77,8 @@ def failure_text(error: BaseException) -> str:
     kind = type(error).__name__
     if kind in _UNREACHED or (isinstance(error, URLError) and not isinstance(error, HTTPError)):
         return "it is not in the cache on this machine, and the network cannot be reached"
+    if kind == "RevisionNotFoundError":
+        return "it has no branch, tag or commit of this name"
     if kind in _UNKNOWN:
         return f"there is none of this name that everybody may read ({kind}); `hf auth login` opens those that you may"
     text = " ".join(str(error).split())

@@ -47,6 +47,8 @@ Takes = Literal["features", "inputs"]
 _FILE, _CARD = "detector.safetensors", "README.md"
 _COLUMNS = {"image": "content", "text": "text"}
 """The column of inputs by their kind; Spark's reader of binary files calls it so, too."""
+_EXTRAS = {"hf": "hf", "sentence-transformers": "sentences"}
+"""What brings the packages that a model of this prefix needs; `vision` for all others, which take images."""
 
 
 def log_detector(
@@ -77,8 +79,8 @@ def log_detector(
             logged, too.
         example: What is written down as an example: features, in the order of the fit or a DataFrame by its names, or
             a list of files as bytes or of texts; None for a row of zeros, and of inputs for none.
-        requirements: What pip must install to load it; None for this version of opnp and of torch. Nothing is looked
-            up.
+        requirements: What pip must install to load it; None for this version of opnp and of torch, and for inputs the
+            extra of the model. Nothing is looked up.
         registered_name: Name in the model registry to register it under.
 
     Returns:
@@ -301,7 +303,8 @@ def _options(
         example = rows if names is None else pd.DataFrame(rows, columns=[*names])
     elif example is not None:
         example = pd.DataFrame({_COLUMNS[_origin(detector).kind]: example})
-    own = (f"opnp[mlflow]=={__version__}", f"torch=={torch.__version__.partition('+')[0]}")
+    extra = "" if takes == "features" else f",{_EXTRAS.get(_origin(detector).model.partition(':')[0], 'vision')}"
+    own = (f"opnp[mlflow{extra}]=={__version__}", f"torch=={torch.__version__.partition('+')[0]}")
     return {
         "loader_module": __name__,
         "data_path": str(folder),

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from opnp.adapters.hub_cache import is_hub_name
@@ -25,6 +26,7 @@ __all__ = [
     "json_facts",
     "model_origin",
     "model_tensors",
+    "origin_without_folders",
     "remembered_model",
     "require_same_inputs",
     "require_same_model",
@@ -159,6 +161,24 @@ def stored_model(origin: ModelOrigin, detector: Path) -> str:
     if kind in _HERE and (is_here or not _can_be_of_hub(kind, place)):
         return f"{kind}:{_found(place, detector, option=f'--model {kind}:{_HERE[kind]}')}"
     return name
+
+
+def origin_without_folders(origin: ModelOrigin) -> ModelOrigin:
+    """Return what a detector remembers with the bare names of files and folders, which are looked for beside it.
+
+    Example:
+        >>> origin = ModelOrigin("onnx:../me/net.onnx", "../../me/w.safetensors", "0" * 64, "image", {})
+        >>> bare = origin_without_folders(origin)
+        >>> bare.model, bare.weights
+        ('onnx:net.onnx', 'w.safetensors')
+
+    """
+    kind, _, place = origin.model.partition(":")
+    name, weights = origin.model, origin.weights
+    if kind in _HERE and not _can_be_of_hub(kind, place):
+        bare = Path(place).name or place
+        name = f"{kind}:{'./' if _can_be_of_hub(kind, bare) else ''}{bare}"
+    return replace(origin, model=name, weights=None if weights is None else Path(weights).name)
 
 
 def stored_weights(origin: ModelOrigin, detector: Path) -> Path | None:

@@ -42,7 +42,7 @@ ALONE = -1
 """What `pool_limits` says of a class with a group of its own."""
 
 _ROUNDING = 2.0**-50
-"""More than a p-value and its bound are off by as floats, relatively: equal fractions count as equal."""
+"""More than a p-value and its bound are off by in float64, relatively: equal fractions count as equal."""
 
 
 def at_least_count(scores: Tensor, calibration: Tensor) -> Tensor:
@@ -220,7 +220,8 @@ def benjamini_hochberg(p_values: Tensor, *, fdr: float) -> Tensor:
     n + 1 >= m / (fdr k): `discovery_samples`.
 
     Args:
-        p_values: Conformal p-values of the whole batch, shape ``(batch,)``, in [0, 1].
+        p_values: Conformal p-values of the whole batch, shape ``(batch,)``, in [0, 1]. In a narrower dtype than float64
+            one that is off its bound by no more than the rounding of the dtype counts as equal to it.
         fdr: Level of the false discovery rate, in (0, 1), taken as the decimal it is written as.
 
     Returns:
@@ -248,8 +249,9 @@ def benjamini_hochberg(p_values: Tensor, *, fdr: float) -> Tensor:
     if not 0 <= float(values.min()) <= float(values.max()) <= 1:
         raise OptionError(f"`p_values` must lie in [0, 1], got {float(values.min()):g} to {float(values.max()):g}.")
     ordered, inputs = values.sort().values, len(values)
+    rounding = _ROUNDING + (torch.finfo(p_values.dtype).eps / 2 if p_values.is_floating_point() else 0)
     bounds = level * torch.arange(1, inputs + 1, device=values.device).double() / inputs
-    return values <= torch.where(ordered <= bounds * (1 + _ROUNDING), ordered, -1.0).amax()
+    return values <= torch.where(ordered <= bounds * (1 + rounding), ordered, -1.0).amax()
 
 
 def discovery_samples(discoveries: int, *, tested: int, fdr: float) -> int:

@@ -1,6 +1,7 @@
 """Images at an address that Arrow knows, such as ``s3://bucket/folder``, as samples without labels."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["ImagesAtAddress", "opened_place"]
+
+_KINDS = "s3://, gs://, abfs://, hdfs:// or file://"
+_OWN_SERVER = "s3://bucket/folder?scheme=http&endpoint_override=host:9000"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -57,8 +61,8 @@ class ImagesAtAddress:
         import pyarrow as pa
         from pyarrow import fs
 
+        filesystem, folder = opened_place(address)
         try:
-            filesystem, folder = opened_place(address)
             found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = str(error).partition("\n")[0]
@@ -112,12 +116,27 @@ def _is_image(path: PurePosixPath) -> bool:
 def opened_place(place: str) -> tuple[Any, str]:
     """Return the file system of Arrow of a path or an address, and the path in it, which does not end in a slash.
 
+    A server of one's own that speaks S3 is ``s3://bucket/folder?scheme=http&endpoint_override=host:9000``.
+
+    Raises:
+        DataFileError: If Arrow opens no such address.
+
     Example:
         >>> opened_place("file:///data/folder/")[1], opened_place("/data")[1]
         ('/data/folder', '/data')
 
     """
+    import pyarrow as pa
     from pyarrow import fs
 
-    filesystem, path = (fs.LocalFileSystem(), place) if "://" not in place else fs.FileSystem.from_uri(place)
+    if re.search(r"endpoint_override=https?:/(?!/)", place):  # a path holds no two slashes in a row
+        raise DataFileError(f"{place} names a server in a way that no path can hold: write `{_OWN_SERVER}`.")
+    try:
+        filesystem, path = (fs.LocalFileSystem(), place) if "://" not in place else fs.FileSystem.from_uri(place)
+    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataFileError(
+            f"{place} cannot be opened ({type(error).__name__}: {reason}): give a path, or an address that begins with "
+            f"{_KINDS}."
+        ) from error
     return filesystem, path.rstrip("/")

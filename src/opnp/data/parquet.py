@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -16,9 +17,18 @@ from opnp.errors import DataFileError, EmptyDataError, OptionError, require_inst
 
 __all__ = ["ParquetFeatures", "is_parquet", "parquet_dataset"]
 
+_BATCH = 8192
+"""Rows that are decoded at a time."""
+_BUFFER = 1 << 20
+"""Bytes of a column that are read at a time."""
+
 
 def is_parquet(place: str | os.PathLike[str]) -> bool:
-    """Return whether a path or an address names a Parquet file, or a folder in which there is one.
+    """Return whether a path or an address names a Parquet file, or a folder right in which there is one.
+
+    Raises:
+        DataFileError: If Arrow opens no such address.
+        MissingExtraError: If an address is to be looked at, and pyarrow is not installed.
 
     Example:
         >>> is_parquet("s3://bucket/features.parquet"), is_parquet("images.csv")
@@ -34,7 +44,7 @@ def is_parquet(place: str | os.PathLike[str]) -> bool:
     from pyarrow import fs
 
     filesystem, path = opened_place(text)
-    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return any(each.path.lower().endswith(".parquet") for each in found)
 
 
@@ -50,7 +60,8 @@ def parquet_dataset(place: str, *, filesystem: Any = None) -> Any:  # noqa: ANN4
 class ParquetFeatures:
     """Features of one Parquet file, or of all in a folder in the order of their paths: a `FeatureSource`.
 
-    What is a feature is said by the rules of `read_feature_table`. The row group that was read last is held.
+    What is a feature is said by the rules of `read_feature_table`. A row group is decoded in batches, of which the last
+    is held: ranges in ascending order decode each row once, and one that goes back begins its row group anew.
 
     Args:
         place: A path, or an address that Arrow knows, such as ``s3://bucket/folder``.
@@ -87,13 +98,16 @@ class ParquetFeatures:
     """
 
     def __init__(self, place: str | os.PathLike[str], *, feature_names: Sequence[str] | None = None) -> None:
-        """Read what the files say of themselves, and the first row group."""
+        """Read what the files say of themselves, and the first rows."""
         require_installed("Parquet needs", "pyarrow", extra="bench")
         import pyarrow as pa
 
         self.place = os.fspath(place)
+        filesystem, path = opened_place(self.place)
         try:
-            files = sorted(parquet_dataset(self.place).get_fragments(), key=lambda fragment: fragment.path)
+            files = sorted(
+                parquet_dataset(path, filesystem=filesystem).get_fragments(), key=lambda fragment: fragment.path
+            )
             self._groups = [group for file in files for group in file.split_by_row_group()]
             lengths = [sum(part.num_rows for part in group.row_groups) for group in self._groups]
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -103,15 +117,16 @@ class ParquetFeatures:
             ) from error
         self._schema = _common_schema(files, self.place)
         self._edges = list(pairwise(accumulate(lengths, initial=0)))
-        self._held: tuple[int, Tensor, Tensor | None] | None = None
+        self._held: tuple[int, _Rows, Iterator[_Rows]] | None = None
         self._wanted = feature_names
         self._columns: list[str] | None = None
         self.feature_names: tuple[str, ...] | None = None
         self.rows, self.first_row = sum(lengths), 0
         if self.rows == 0:
             raise EmptyDataError(f"{self.place} holds no rows: at least one sample is needed.")
-        features, labels = self.read(0, 1)
-        self.width, self.is_labelled = features.shape[1], labels is not None
+        self.width = 0
+        self.is_labelled = self.read(0, 1)[1] is not None
+        self._held = None  # with all columns
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Return rows `start` to `stop` (not included), shape ``(rows, features)``, and their labels or None.
@@ -123,10 +138,10 @@ class ParquetFeatures:
         """
         if not 0 <= start < stop <= self.rows:
             raise OptionError(f"Rows must lie in 0 to {self.rows}, got {start} to {stop}.")
-        touched = [index for index, (first, last) in enumerate(self._edges) if first < stop and start < last]
-        parts = [self._range(index, start, stop) for index in touched]
-        labels = [targets for _, targets in parts if targets is not None]
-        return torch.cat([features for features, _ in parts]), torch.cat(labels) if labels else None
+        touched = [index for index, (first, last) in enumerate(self._edges) if max(start, first) < min(stop, last)]
+        parts = [part for index in touched for part in self._range(index, start, stop)]
+        labels = [part.labels for part in parts if part.labels is not None]
+        return torch.cat([part.features for part in parts]), torch.cat(labels) if labels else None
 
     def digest(self) -> str:
         """Return the SHA-256 over the content of all files."""
@@ -137,31 +152,81 @@ class ParquetFeatures:
                     digest.update(content)
         return digest.hexdigest()
 
-    def _range(self, index: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """Return the rows of a row group that lie in a range of the whole."""
-        if self._held is None or self._held[0] != index:
-            self._held = None
-            self._held = (index, *self._group(index))
-        _, features, labels = self._held
+    def _range(self, index: int, start: int, stop: int) -> "list[_Rows]":
+        """Return the parts of a row group that lie in a range of the whole, read on from what was read last."""
         first, last = self._edges[index]
-        rows = slice(max(start, first) - first, min(stop, last) - first)
-        return features[rows], None if labels is None else labels[rows]
+        begin, end = max(start, first), min(stop, last)
+        held, self._held = self._held, None  # nothing is held after an error
+        if held is None or held[0] != index or begin < held[1].first:
+            batches = self._batches(index)
+            held = index, next(batches), batches
+        parts = [held[1]]
+        while parts[-1].stop < end:
+            parts.append(next(held[2]))
+            parts = [part for part in parts if begin < part.stop]
+        self._held = index, parts[-1], held[2]
+        return [part.between(begin, end) for part in parts]
 
-    def _group(self, index: int) -> tuple[Tensor, Tensor | None]:
+    def _batches(self, index: int) -> "Iterator[_Rows]":
+        first = self._edges[index][0]
+        for table in self._tables(index):
+            features, labels = self._part(self._groups[index].path, table)
+            yield _Rows(first, features, labels)
+            first += len(features)
+
+    def _tables(self, index: int) -> Iterator[Any]:
+        """Yield the rows of a row group, a batch after the other, each decoded when it is asked for."""
         import pyarrow as pa
+        from pyarrow import parquet
 
-        place, is_first = self._groups[index].path, self._columns is None
+        group, columns = self._groups[index], self._columns
         try:
-            table = self._groups[index].to_table(schema=self._schema, columns=self._columns)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise DataFileError(f"{place} cannot be read as Parquet ({type(error).__name__}: {error}).") from error
+            with parquet.ParquetFile(
+                group.path,
+                filesystem=group.filesystem,
+                page_checksum_verification=True,
+                buffer_size=_BUFFER,
+                pre_buffer=False,  # else the whole of a row group is, as it lies in the file
+            ) as file:
+                groups = [each.id for each in group.row_groups]
+                for batch in file.iter_batches(_BATCH, row_groups=groups, columns=columns):
+                    yield pa.Table.from_batches([batch]).select(columns or self._schema.names)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise DataFileError(f"{group.path} cannot be read as Parquet ({type(error).__name__}: {error}).") from error
+
+    def _part(self, place: str, table: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401  # of pyarrow
+        is_first = self._columns is None
         columns = dict(zip(table.column_names, table.columns, strict=True))
         wanted = self._wanted if is_first else self.feature_names
         features, labels, self.feature_names = feature_table(place, columns, parquet_numbers, feature_names=wanted)
         if is_first:  # what is left out is told once, and read no more
             label = label_column(place, columns)
             self._columns = [*(self.feature_names or ["features"]), *([] if label is None else [label])]
+            self.width = features.shape[1]
+        elif features.shape[1] != self.width:
+            raise DataFileError(
+                f"{place}: `features` must be lists of floating-point numbers of one length, got lengths {self.width}, "
+                f"{features.shape[1]}."
+            )
         return features, labels
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Rows:
+    """Rows that follow each other, and the number of the first among all."""
+
+    first: int
+    features: Tensor
+    labels: Tensor | None
+
+    @property
+    def stop(self) -> int:
+        return self.first + len(self.features)
+
+    def between(self, begin: int, end: int) -> "_Rows":
+        rows = slice(max(begin - self.first, 0), end - self.first)
+        labels = None if self.labels is None else self.labels[rows]
+        return _Rows(max(begin, self.first), self.features[rows], labels)
 
 
 def _common_schema(files: Sequence[Any], place: str) -> Any:  # noqa: ANN401  # as below

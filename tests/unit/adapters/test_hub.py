@@ -1,12 +1,14 @@
 """Detectors on the Hugging Face Hub, against a stand-in of it on this machine."""
 
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 
 import huggingface_hub.constants
 import huggingface_hub.errors
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from opnp import OPNP
@@ -19,6 +21,7 @@ from opnp.errors import (
     NotFittedError,
     OptionError,
 )
+from opnp.values.origin import ModelOrigin
 from tests.unit.adapters.hub_server import Hub, hub_server
 
 
@@ -93,10 +96,32 @@ def test_a_readme_that_no_detector_brought_stays(hub: Hub, detector: OPNP, monke
     assert sorted(hub.repos["org/model"]) == ["README.md", "model.safetensors"]
     push_to_hub(detector, "org/model", keep_readme=True)
     assert hub.repos["org/model"]["README.md"] == b"# Mine"
-    push_to_hub(detector, "org/judge")
-    hub.repos["org/judge"]["README.md"] += b"\nedited\n"
-    push_to_hub(detector, "org/judge")
-    assert hub.repos["org/judge"]["README.md"].decode().endswith(detector.model_card())
+    for _ in range(2):  # the card of the first is replaced
+        push_to_hub(detector, "org/judge")
+    card = hub.repos["org/judge"].pop("README.md")
+    assert card.decode().endswith(detector.model_card())
+    for edited in (card + b"\nedited\n", card.replace(b"tags:", b"license: mit\ntags:")):
+        hub.repos["org/judge"]["README.md"] = edited
+        with pytest.raises(OptionError, match="or a card that was edited"):
+            push_to_hub(detector, "org/judge")
+        assert hub.repos["org/judge"]["README.md"] == edited
+
+
+@pytest.mark.parametrize(
+    ("model", "bare"),
+    [
+        ("hf:./../alice/vit", "hf:vit"),
+        ("sentence-transformers:../alice/mini", "sentence-transformers:./mini"),
+        ("hf:org/name", "hf:org/name"),
+        ("hf:.", "hf:."),
+        ("timm:resnet18", "timm:resnet18"),
+    ],
+)
+def test_no_folders_of_this_machine_are_published(hub: Hub, detector: OPNP, model: str, bare: str) -> None:
+    origin = ModelOrigin(model, "../../alice/net.safetensors", "0" * 64, "image", {})
+    push_to_hub(copy(detector).remember(origin), "org/judge")
+    assert b"alice" not in b"".join(hub.repos["org/judge"].values())
+    assert from_pretrained("org/judge").origin == replace(origin, model=bare, weights="net.safetensors")
 
 
 def test_what_cannot_be_had_is_told_in_a_sentence(
@@ -108,7 +133,7 @@ def test_what_cannot_be_had_is_told_in_a_sentence(
     cases = {
         "org/model": r"org/model on the hub holds no `detector\.safetensors`, but a\.json, .*h\.json and 2 more\.",
         "org/absent": r"org/absent is no folder .*: there is none of this name that everybody may read",
-        "org/judge@v9": r"org/judge is no folder .*RevisionNotFoundError",
+        "org/judge@v9": r"org/judge@v9 is no folder .*: it has no branch, tag or commit of this name\.",
         "judge": r"judge is no folder on this machine, nor the name of a repository such as org/name",
     }
     for name, text in cases.items():
@@ -119,6 +144,8 @@ def test_what_cannot_be_had_is_told_in_a_sentence(
         from_pretrained("")
     with pytest.raises(OptionError, match="`revision` is one of a repository"):
         from_pretrained(tmp_path, revision="v1")
+    with pytest.raises(OptionError, match="`revision` is 'v2', and org/judge@v1 names one, too"):
+        from_pretrained("org/judge@v1", revision="v2")
     with pytest.raises(ArtifactError):
         from_pretrained("org/broken")
     with pytest.raises(HeadMismatchError):

@@ -191,6 +191,22 @@ def test_signature_example_card_and_requirements_are_there(detector: OPNP, logge
     assert requirements[0].startswith("mlflow")
 
 
+@pytest.mark.parametrize(
+    ("prefix", "extra"),
+    [
+        ("timm", "vision"),
+        ("torchvision", "vision"),
+        ("mine", "vision"),
+        ("hf", "hf"),
+        ("sentence-transformers", "sentences"),
+    ],
+)
+def test_inputs_require_the_extra_of_the_model(prefix: str, extra: str, tmp_path: Path) -> None:
+    of_model = fitted().remember(ModelOrigin(f"{prefix}:net", None, "0" * 64, "image", {}))
+    made = own._options(of_model, tmp_path, takes="inputs", example=None, requirements=None)
+    assert made["pip_requirements"][0] == f"opnp[mlflow,{extra}]=={__version__}"
+
+
 def is_pickle(content: bytes) -> bool:
     """Return whether a file begins as a pickle, or an archive that may hold one, does."""
     return content.startswith((b"PK", b"\x1f\x8b", b"BZh")) or (content[:1] == b"\x80" and content[1] < 10)

@@ -12,7 +12,9 @@ import torch
 from pyarrow import parquet
 
 from opnp.data import FeatureSource, open_features, read_features
+from opnp.data.addresses import ImagesAtAddress
 from opnp.data.parquet import ParquetFeatures, is_parquet, parquet_dataset
+from opnp.data.tables import feature_table
 from opnp.errors import ColumnWarning, DataFileError, EmptyDataError, OptionError
 
 ROWS = np.random.default_rng(0).random((20, 3)).astype(np.float32)
@@ -43,6 +45,28 @@ def test_files_of_a_folder_are_one_source_in_the_order_of_their_names(tmp_path: 
         assert labels.tolist() == list(range(start, stop))
     with pytest.raises(OptionError, match="Rows must lie in 0 to 20"):
         source.read(3, 21)
+
+
+def test_a_row_group_is_decoded_in_batches_and_each_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(path: Any, columns: Any, *rest: Any, **options: Any) -> Any:
+        decoded.append(len(next(iter(columns.values()))))
+        return feature_table(path, columns, *rest, **options)
+
+    decoded = list[int]()
+    monkeypatch.setattr("opnp.data.parquet._BATCH", 3)
+    monkeypatch.setattr("opnp.data.parquet.feature_table", counted)
+    source = ParquetFeatures(written(tmp_path / "rows.parquet", COLUMNS, group=20))
+    decoded.clear()
+    for start, stop in ((0, 2), (1, 7), (11, 12), (13, 20)):
+        features, labels = source.read(start, stop)
+        assert labels is not None
+        assert torch.equal(features, torch.from_numpy(ROWS[start:stop]))
+        assert labels.tolist() == list(range(start, stop))
+    assert decoded == [3] * 6 + [2]
+    assert torch.equal(source.read(4, 5)[0], torch.from_numpy(ROWS[4:5]))
+    source = ParquetFeatures(written(tmp_path / "lists.parquet", {"features": [[1.0]] * 3 + [[1.0] * 2]}))
+    with pytest.raises(DataFileError, match="of one length, got lengths 1, 2"):
+        source.read(0, 4)
 
 
 def test_files_of_other_columns_or_types_are_refused(tmp_path: Path) -> None:
@@ -167,6 +191,14 @@ def test_files_without_rows_and_what_is_no_parquet_are_refused(tmp_path: Path) -
             ParquetFeatures(tmp_path / name)
 
 
+def test_addresses_that_cannot_be_opened_are_told_which_can() -> None:
+    for opened in (is_parquet, ParquetFeatures, ImagesAtAddress.of):
+        with pytest.raises(DataFileError, match=r"^http://h/x cannot be opened .* begins with s3://, gs://, "):
+            opened("http://h/x")
+        with pytest.raises(DataFileError, match=r"write `s3://bucket/folder\?scheme=http&endpoint_override=host:9000`"):
+            opened("s3://b/f?endpoint_override=http:/localhost:9000")
+
+
 def test_another_content_has_another_digest(tmp_path: Path) -> None:
     digests = {ParquetFeatures(written(tmp_path / "a.parquet", {"a": [number]})).digest() for number in (1.0, 2.0, 1.0)}
     assert len(digests) == 2
@@ -174,5 +206,6 @@ def test_another_content_has_another_digest(tmp_path: Path) -> None:
 
 def test_parquet_is_told_by_its_name_or_by_what_a_folder_holds(tmp_path: Path) -> None:
     written(tmp_path / "rows" / "0.parquet", {"a": [1.0]})
-    found = [is_parquet(place) for place in (tmp_path / "rows", f"file://{tmp_path}/rows", tmp_path, "a.PARQUET")]
-    assert found == [True, True, False, True]
+    for folder, is_one in ((tmp_path / "rows", True), (tmp_path, False)):  # one that lies deeper does not count
+        assert [is_parquet(folder), is_parquet(f"file://{folder}")] == [is_one, is_one]
+    assert is_parquet("a.PARQUET")

@@ -159,6 +159,7 @@ def test_a_folder_may_hold_a_sweep_pictures_or_a_fit_alone(tmp_path: Path) -> No
     assert "flags inputs that score above 3" in texts["fit"]
     assert "vim is left out: it has no room" in texts["fit"]
     assert "9.9" in texts["fit"]
+    assert "each range by itself with a probability of" in texts["fit"]
 
 
 def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
