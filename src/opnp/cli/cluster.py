@@ -19,6 +19,7 @@ from torch import Tensor
 from opnp.adapters.ray import (
     BatchOfArrays,
     cluster,
+    cluster_cores,
     feature_batch,
     plain_errors,
     rows_dataset,
@@ -53,8 +54,10 @@ _Options = TypeVar("_Options", bound=RunOptions)
 __all__ = ["fit_features", "fit_model", "score_on_cluster"]
 
 _BLOCKS = 8
-"""Blocks of features, or batches of inputs, of a task, at most."""
+"""Blocks of features, or batches of inputs, of a task of a fit, at most. Its sums add up alike on every cluster."""
 _FEWEST_TASKS = 16
+_BLOCKS_SCORED, _TASKS_A_CORE = 16, 8
+"""The same of a task that scores, and the tasks of a core, at least: between two it waits a tenth of a second."""
 _SHOWN = 5
 _SUMMED_UP = ("score", "p_value", "is_ood", "calibration_samples")
 """Columns of a score table that its summary and discoveries come from."""
@@ -118,7 +121,8 @@ def score_on_cluster(
                 is_explained=is_explained,
             )
             rows, size = len(inputs), options.inputs_a_batch
-        found = rows_dataset(make, rows, size=_rows_of_a_task(rows, size), device=options.device)
+        size = _rows_of_a_task(rows, size, most=_BLOCKS_SCORED, tasks=_TASKS_A_CORE * cluster_cores())
+        found = rows_dataset(make, rows, size=size, device=options.device)
         try:
             found.write_parquet(place, write_page_checksum=True)
         except BaseException:  # a part of the rows is no table
@@ -140,7 +144,7 @@ def _read_back(place: str, inputs: InputSet | None, rows: int) -> tuple[dict[str
     is_empty = found is None or found.count_rows() == 0
     table: Any = None if is_empty else found.to_table(columns=["index", *_SUMMED_UP]).sort_by("index")
     index = np.arange(0) if table is None else table["index"].to_numpy()
-    lost = np.setdiff1d(np.arange(rows), index)
+    lost = np.flatnonzero(np.bincount(index, minlength=rows)[:rows] == 0)
     if doubled := len(index) + len(lost) - rows:
         raise DataFileError(
             f"{place} holds rows twice ({doubled}): another run wrote there meanwhile. Give `--out` its own folder."
@@ -430,10 +434,10 @@ def _of_driver(options: _Options) -> _Options:
     return replace(options, device=None)
 
 
-def _rows_of_a_task(rows: int, block: int) -> int:
+def _rows_of_a_task(rows: int, block: int, *, most: int = _BLOCKS, tasks: int = _FEWEST_TASKS) -> int:
     """Return rows that are whole blocks, so that no block is cut; of few rows a task has few."""
     blocks = -(-rows // block)
-    return block * max(1, min(_BLOCKS, -(-blocks // _FEWEST_TASKS)))
+    return block * max(1, min(most, -(-blocks // tasks)))
 
 
 def _require_empty(place: str, out: Path) -> None:

@@ -352,13 +352,14 @@ def score_columns(detector: "OPNP", answers: "Mapping[str, Tensor]", first: "Tab
 
 def _with_calibration(table: "Table", detector: "OPNP") -> "Table":
     """Return a score table with how many calibration samples judged each row, and by class the group that did."""
-    labels = [int(str(label)) for label in table["predicted_class"]]
+    labels = table["predicted_class"]
     if not detector.is_calibrated:
         return _after(table, "is_ood", {_CALIBRATION: [None] * len(labels)})
-    groups = {label: detector.calibration_group_of(label) for label in set(labels)}
-    columns: Table = {_CALIBRATION: [groups[label].samples for label in labels]}
+    groups = {label: detector.calibration_group_of(int(str(label))) for label in set(labels)}
+    samples, names = ({label: getattr(each, what) for label, each in groups.items()} for what in ("samples", "name"))
+    columns: Table = {_CALIBRATION: [*map(samples.__getitem__, labels)]}
     if detector.calibrated_by is not None:
-        columns["calibration_group"] = [groups[label].name for label in labels]
+        columns["calibration_group"] = [*map(names.__getitem__, labels)]
     return _after(table, "is_ood", columns)
 
 

@@ -105,12 +105,14 @@ def score_table(columns: Mapping[str, Sequence[object]]) -> Any:  # noqa: ANN401
     """Return the columns of a score file as a table of Arrow."""
     import pyarrow as pa  # an extra, as above
 
-    return pa.table({name: list(map(_valid, values)) for name, values in columns.items()})
+    return pa.table({name: _valid(values) for name, values in columns.items()})
 
 
-def _valid(value: object) -> object:
-    """Return a value, a text with escapes for what is no valid Unicode."""
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+def _valid(values: Sequence[object]) -> Sequence[object]:
+    """Return the values of a column, of texts with escapes for what is no valid Unicode; the first one tells."""
+    if not (values and isinstance(values[0], str)):
+        return values
+    return [each.encode(errors="backslashreplace").decode() if isinstance(each, str) else each for each in values]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

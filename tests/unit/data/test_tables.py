@@ -50,11 +50,11 @@ def test_what_was_written_comes_back(tmp_path: Path, ending: str) -> None:
 
 def test_the_files_are_plain_ones(tmp_path: Path) -> None:
     for ending in ("csv", "parquet"):
-        write_score_table(tmp_path / f"s.{ending}", {"name": ["a,b", "\udcff"], "score": [0.1, 2.0], "x": [None, True]})
+        write_score_table(tmp_path / f"s.{ending}", {"name": ["a,b", "\udcff"], "score": [0.1, 2.0], "x": ["y", None]})
         write_score_table(tmp_path / f"empty.{ending}", {"name": [], "score": []})
-    assert (tmp_path / "s.csv").read_bytes() == b'name,score,x\n"a,b",0.1,\n\\udcff,2.0,True\n'
+    assert (tmp_path / "s.csv").read_bytes() == b'name,score,x\n"a,b",0.1,y\n\\udcff,2.0,\n'
     assert (tmp_path / "empty.csv").read_bytes() == b"name,score\n"
-    expected = {"name": ["a,b", "\\udcff"], "score": [0.1, 2.0], "x": [None, True]}
+    expected = {"name": ["a,b", "\\udcff"], "score": [0.1, 2.0], "x": ["y", None]}
     assert parquet.read_table(tmp_path / "s.parquet").to_pydict() == expected
     assert parquet.read_table(tmp_path / "empty.parquet").column_names == ["name", "score"]
 
