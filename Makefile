@@ -111,8 +111,8 @@ records: venv  ## Make the records of docs/records anew (DATA=../shared/data)
 	@$(MAKE) --no-print-directory results
 
 bench: venv  ## Measure time and memory against floors and rivals, with bounds; write docs/explanation/performance.md
-	@$(BIN)/python -m benchmarks --features $(DATA)/features --out $(RECORDS)/benchmarks.json
-	@$(BIN)/python -m benchmarks.page $(RECORDS)/benchmarks.json docs/explanation/performance.md
+	@$(BIN)/python -m benchmarks --features $(DATA)/features --out $(RECORDS)/benchmarks.json; status=$$?; \
+	$(BIN)/python -m benchmarks.page $(RECORDS)/benchmarks.json docs/explanation/performance.md; exit $$status
 
 embeddings: venv  ## Measure the fusion on embeddings of length 1 for docs/how-to/embeddings.md, a minute
 	@$(RUN) studies.embeddings $(DATA)/features/minilm_clinc150_mlp $(DATA)/features/magika_v3_3 \

@@ -24,8 +24,11 @@ from opnp.data.inputs import usual_workers
 __all__ = ["folder_scores"]
 
 _BATCH = 64
-_SHORT = 128
-"""Images of the short run, whose time is taken off that of the long one: what is left is no start-up."""
+_SHORT = 256
+"""Images of the short run, whose time is taken off that of the long one: what is left is no start-up.
+
+More than two batches, for which `opnp` starts no process by default: what starts one would not be apart.
+"""
 _WORKERS = (0, 1, 2, 4)
 
 

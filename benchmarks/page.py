@@ -90,6 +90,7 @@ def performance_page(record: Mapping[str, Any]) -> str:
 def _row(outcome: Mapping[str, Any]) -> str:
     unit, values = outcome["unit"], outcome["values"]
     bound = "" if outcome["bound"] is None else f"{outcome['kind']} {outcome['bound']:g}{unit}"
+    bound += "" if outcome["is_met"] else ", **missed**"
     spread = f"{min(values):.3g} to {max(values):.3g}"
     return f"| {outcome['name']} | {outcome['median']:.3g}{unit} | {spread} | {bound} |"
 
