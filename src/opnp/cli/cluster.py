@@ -410,8 +410,7 @@ def _listing(source: FeatureSource | InputSet) -> str:
     else:
         listed = [str(source.rows)]
         if isinstance(source, ParquetFeatures):
-            found = parquet_dataset(source.place).get_fragments()
-            listed += sorted(f"{file.path}\0{file.count_rows()}" for file in found)
+            listed += [f"{path}\0{count}" for path, count in source.row_groups]
     return hashlib.sha256("\0".join(listed).encode(errors="surrogatepass")).hexdigest()
 
 

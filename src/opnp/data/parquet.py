@@ -72,6 +72,7 @@ class ParquetFeatures:
         width: Number of features of a row.
         is_labelled: Whether there is a label for each row.
         first_row: Number of the first row: 0.
+        row_groups: Path and number of rows of each row group, in the order of the rows.
         feature_names: Names of the features, where they are columns of numbers; else None.
 
     Raises:
@@ -115,6 +116,7 @@ class ParquetFeatures:
             raise DataFileError(
                 f"{self.place} cannot be read as Parquet ({type(error).__name__}: {reason})."
             ) from error
+        self.row_groups = [(group.path, rows) for group, rows in zip(self._groups, lengths, strict=True)]
         self._schema = _common_schema(files, self.place)
         self._edges = list(pairwise(accumulate(lengths, initial=0)))
         self._held: tuple[int, _Rows, Iterator[_Rows]] | None = None
